@@ -1,0 +1,34 @@
+"""The one record that task data are turned into: a question about a picture, and what counts as right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row of a task's split.
+
+    Attributes:
+        sample_id: unique within the task's split and the same on every machine.
+        question: the whole instruction as the model sees it (the card's prompt template already applied).
+        answer: the text to train on.
+        references: the texts that the metric compares a prediction with, at least one.
+        images: functions that open the sample's pictures (RGB), called when the pixels are needed and not before;
+            they raise `DmoleError` naming the file when it is missing or does not open.
+        details: what the metric needs beyond the references (options, box, size), JSON values only.
+        sources: identities of the source items the sample was made of, e.g. `mnist:1234`; splits share none.
+    """
+
+    sample_id: str
+    question: str
+    answer: str
+    references: tuple[str, ...]
+    images: tuple[Callable[[], Image], ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
