@@ -1,0 +1,72 @@
+"""Grounding: is the box named in an answer the right one, by intersection over union (scores one task's answers)?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+UNIT_SCALE = 100.0
+NEEDS_DETAILS: tuple[str, ...] = ("box", "width", "height")
+
+# Left, top, right, bottom.
+Box = tuple[float, float, float, float]
+
+THRESHOLD = 0.5
+_NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
+BRACKETED_BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
+# Fractions of the image sum to less than this (a box over the whole image to 2); larger numbers are thousandths.
+LEAST_SUM_OF_THOUSANDTHS = 4.0
+
+
+def score(
+    predictions: Sequence[str], *, references: Sequence[Sequence[str]], details: Sequence[Mapping[str, Any]]
+) -> list[float]:
+    """Score every answer 1.0 when its box overlaps the right one with an IoU of at least 0.5, else 0.0 (Acc@0.5).
+
+    Args:
+        predictions: the model's answers.
+        references: not looked at.
+        details: per sample `box` (left, top, right, bottom in pixels), `width` and `height` of the image in pixels.
+
+    Source: the RefCOCO and SK-VG scoring of the method's public evaluation code.
+    """
+    return [float(overlap >= THRESHOLD) for overlap in ious(predictions, details=details)]
+
+
+def ious(predictions: Sequence[str], *, details: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return every answer's intersection over union with the right box, 0.0 where the answer names no box."""
+    return [_iou_of_answer(prediction, detail) for prediction, detail in zip(predictions, details, strict=True)]
+
+
+def read_box(answer: str, *, width: float, height: float) -> Box | None:
+    """Return the first `[x1, y1, x2, y2]` or `[[x1, y1, x2, y2]]` of an answer in pixels, or None.
+
+    Four numbers that sum to 4 or more are thousandths of the image's width and height, else fractions of them.
+    Brackets that hold anything else are passed over.
+    """
+    found = BRACKETED_BOX.search(answer)
+    if found is None:
+        return None
+    left, top, right, bottom = (float(number) for number in found.groups())
+    unit = 1000.0 if left + top + right + bottom >= LEAST_SUM_OF_THOUSANDTHS else 1.0
+    return left / unit * width, top / unit * height, right / unit * width, bottom / unit * height
+
+
+def _iou_of_answer(prediction: str, detail: Mapping[str, Any]) -> float:
+    box = read_box(prediction, width=detail["width"], height=detail["height"])
+    return 0.0 if box is None else _iou(box, detail["box"])
+
+
+def _iou(first: Sequence[float], second: Sequence[float]) -> float:
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    # Also where a box runs backwards (right of its right edge): it overlaps nothing.
+    if width <= 0 or height <= 0:
+        return 0.0
+    intersection = width * height
+    return intersection / (_area(first) + _area(second) - intersection)
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
