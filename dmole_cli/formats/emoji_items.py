@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from dmole_cli.errors import DmoleError
+from dmole_cli.formats._packages import package_folder
 
 VARIATION_SELECTOR = 0xFE0F
 ZERO_WIDTH_JOINER = 0x200D
@@ -116,21 +115,6 @@ def grounding_split(char: str) -> str:
     """Say which split of the grounding task an emoji belongs to: 6, 2 and 2 tenths of the motifs."""
     tenth = (item_hash(char) // 2) % 10
     return "train" if tenth < 6 else "validation" if tenth < 8 else "test"
-
-
-def package_folder(package: str) -> Path:
-    """Find an installed package's folder without importing it.
-
-    Raises:
-        DmoleError: the package is not installed.
-    """
-    try:
-        spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise DmoleError(f"the data package '{package}' is not installed", "pip install 'dmole[stream]'")
-    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def english_names() -> dict[tuple[int, ...], tuple[str, tuple[str, ...], str]]:

@@ -1,0 +1,51 @@
+"""The tasks: one TOML card each, read here and turned into samples; what a card may say stands in `card.py`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dmole_cli.errors import DmoleError
+from dmole_cli.sample import Sample
+from dmole_cli.tasks.card import QUESTION, SPLITS, TaskCard, format_module, load_card, task_names
+from dmole_cli.tasks.check import CheckReport, Problem, check_rows
+
+__all__ = ["SPLITS", "CheckReport", "Problem", "TaskCard", "check_card", "load_card", "samples", "task_names"]
+
+
+def samples(card: TaskCard, split: str, *, data_root: Path | None = None) -> list[Sample]:
+    """Give the rows of one split, the prompt template applied; no picture is opened yet.
+
+    Args:
+        card: the task.
+        split: `train`, `validation` or `test`.
+        data_root: the folder that relative data paths start at; by default the card's own.
+
+    Raises:
+        DmoleError: a data package or file is missing, a record is unreadable, or the split has no row.
+    """
+    if split not in SPLITS:
+        raise DmoleError(f"unknown split '{split}'", f"splits: {', '.join(SPLITS)}")
+    rows = format_module(card.format).load(card, split, data_root=data_root)
+    if not rows:
+        noun = "training rows" if split == "train" else f"{split} rows"
+        raise DmoleError(f"task {card.name} has no {noun}", f"look at [data] and [sizes] of {card.path}")
+    return [replace(row, question=card.prompt.replace(QUESTION, row.question)) for row in rows]
+
+
+def check_card(card: TaskCard, *, data_root: Path | None = None, images: int = 64) -> CheckReport:
+    """Open the task's data as a run would and report what is wrong, before hours are spent.
+
+    Args:
+        card: the task.
+        data_root: as for `samples`.
+        images: how many pictures to open in each split, evenly spread; 0 opens all of them.
+    """
+    rows: dict[str, list[Sample]] = {}
+    problems: list[Problem] = []
+    for split in SPLITS:
+        try:
+            rows[split] = samples(card, split, data_root=data_root)
+        except DmoleError as error:
+            problems.append(Problem(split=split, kind="split", count=1, first=(error.message,)))
+    return check_rows(card, rows, problems=problems, images=images)
