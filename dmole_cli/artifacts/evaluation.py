@@ -1,0 +1,67 @@
+"""`evaluations/<method>/<stage>/<task>.parquet`: a row per test sample, stage 0 being the pretrained backbone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.tables import header_of_table, read_table, write_table
+
+SCHEMA, VERSION = "dmole.evaluation", 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One test sample and what the model said.
+
+    Attributes:
+        sample_id: of the task's test split.
+        question: the instruction as the model saw it.
+        prediction: the generated answer.
+        references: what the metric compared it with.
+        score: the metric's value for this sample (0..1; CIDEr 0..10).
+        active: experts that were active, nearest first.
+        losses: reconstruction error under each router of the stage, in stream order.
+        details: JSON of what the metric needs beyond the references, so that an old file can be scored again.
+    """
+
+    sample_id: str
+    question: str
+    prediction: str
+    references: list[str]
+    score: float
+    active: list[str]
+    losses: list[float]
+    details: str
+
+
+def write_evaluation(path: Path, rows: list[Answer], header: Header) -> None:
+    """Write the rows in the order of the test split."""
+    import pyarrow as pa
+
+    text, real = pa.string(), pa.float64()
+    schema = pa.schema(
+        [
+            ("sample_id", text),
+            ("question", text),
+            ("prediction", text),
+            ("references", pa.list_(text)),
+            ("score", real),
+            ("active", pa.list_(text)),
+            ("losses", pa.list_(real)),
+            ("details", text),
+        ]
+    )
+    write_table(path, [asdict(row) for row in rows], schema, header)
+
+
+def read_evaluation(path: Path, *, hint: str) -> tuple[list[Answer], Header]:
+    """Read (rows, header)."""
+    table, header = read_table(path, schema=SCHEMA, version=VERSION, hint=hint)
+    return [Answer(**row) for row in table.to_pylist()], header
+
+
+def evaluation_header(path: Path) -> Header | None:
+    """Read the header alone."""
+    return header_of_table(path, schema=SCHEMA, version=VERSION)

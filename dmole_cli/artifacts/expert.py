@@ -1,0 +1,68 @@
+"""`experts/<task>.safetensors`: the tensors that one task added, nothing else.
+
+`<site>.lora_A.weight` [rank, in], `<site>.lora_B.weight` [out, rank]; rank, alpha and digests stand in the header.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.tensors import header_of_tensors, read_tensors, write_tensors
+from dmole_cli.errors import DmoleError
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA, VERSION = "dmole.expert", 1
+A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
+
+
+@dataclass(frozen=True)
+class ExpertFile:
+    """One task's expert as it stands on disk.
+
+    Attributes:
+        sites: site -> (A [rank, in], B [out, rank]).
+        scale: alpha / rank, what B A x is multiplied with.
+        facts: `rank`, `alpha`, `parameters`, `method` and what the method wants to remember.
+        header: provenance.
+    """
+
+    sites: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    scale: float
+    facts: dict[str, Any]
+    header: Header
+
+    @property
+    def parameters(self) -> int:
+        """Stored numbers."""
+        return sum(a.numel() + b.numel() for a, b in self.sites.values())
+
+
+def write_expert(path: Path, expert: ExpertFile) -> None:
+    """Write an expert; its own tensors are all there is in the file."""
+    tensors = {f"{site}{A_SUFFIX}": a for site, (a, _) in expert.sites.items()}
+    tensors |= {f"{site}{B_SUFFIX}": b for site, (_, b) in expert.sites.items()}
+    write_tensors(path, tensors, expert.header, {**expert.facts, "scale": expert.scale, "parameters": expert.parameters})
+
+
+def read_expert(path: Path, *, hint: str) -> ExpertFile:
+    """Read an expert.
+
+    Raises:
+        DmoleError: missing, damaged, of another schema, or a site has only one of its two matrices.
+    """
+    tensors, header, facts = read_tensors(path, schema=SCHEMA, version=VERSION, hint=hint)
+    names = [key.removesuffix(A_SUFFIX) for key in tensors if key.endswith(A_SUFFIX)]
+    if sorted(tensors) != sorted([n + A_SUFFIX for n in names] + [n + B_SUFFIX for n in names]):
+        raise DmoleError(f"{path} holds tensors that are not pairs of lora_A and lora_B", hint)
+    sites = {name: (tensors[name + A_SUFFIX], tensors[name + B_SUFFIX]) for name in names}
+    return ExpertFile(sites=sites, scale=facts.pop("scale"), facts=facts, header=header)
+
+
+def expert_header(path: Path) -> tuple[Header, dict[str, Any]] | None:
+    """Read (header, facts) alone."""
+    return header_of_tensors(path, schema=SCHEMA, version=VERSION)

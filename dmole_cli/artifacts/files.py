@@ -1,0 +1,59 @@
+"""Writing so that a file is either complete under its name or not there at all, and digests of what is there."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dmole_cli.errors import DmoleError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` when the body ends well, delete it otherwise.
+
+    Raises:
+        DmoleError: the disk is full, or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> DmoleError:
+    """Turn an operating system's refusal into a message with the way out."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DmoleError(f"no space left to write {path}", "free some disk space and run the same command again")
+    return DmoleError(f"cannot write {path}: {error.strerror or error}", "check the folder's permissions or pass another --run")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON document, two spaces of indent, key order kept."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def digest_of_file(path: Path) -> str:
+    """sha256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of a JSON value in canonical form, hexadecimal."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,48 @@
+"""Which artifact of which task lies where in a run directory; `ls` of it is a progress bar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+D_MOLE = "d-mole"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of one run directory."""
+
+    root: Path
+
+    def profile(self, task: str) -> Path:
+        """Layer sensitivity of a task."""
+        return self.root / "profiles" / f"{task}.parquet"
+
+    def allocation(self, task: str) -> Path:
+        """Placement of a task's experts."""
+        return self.root / "allocations" / f"{task}.json"
+
+    def features(self, task: str, split: str = "train") -> Path:
+        """Routing features of a task's samples; the training split has the plain name."""
+        return self.root / "features" / (f"{task}.parquet" if split == "train" else f"{task}.{split}.parquet")
+
+    def router(self, task: str) -> Path:
+        """Autoencoder and threshold of a task."""
+        return self.root / "routers" / f"{task}.safetensors"
+
+    def expert(self, task: str, method: str = D_MOLE) -> Path:
+        """Tensors trained at a task's stage; methods other than the main one have a folder of their own."""
+        folder = self.root / "experts"
+        return (folder if method == D_MOLE else folder / method) / f"{task}.safetensors"
+
+    def evaluation(self, method: str, stage: int, task: str) -> Path:
+        """A row per test sample of a task after a stage (0 = the pretrained backbone)."""
+        return self.root / "evaluations" / method / str(stage) / f"{task}.parquet"
+
+    def generations(self, task: str) -> Path:
+        """Answers already generated for a task's test samples, by content key."""
+        return self.root / "generations" / f"{task}.parquet"
+
+    def cost(self, stage: str, task: str) -> Path:
+        """Seconds a stage took: beside the artifacts, never inside them, because time is not reproducible."""
+        return self.root / "costs" / stage / f"{task}.json"

@@ -1,0 +1,65 @@
+"""`profiles/<task>.parquet`: how strongly a task's loss pulls at each site, a row per site in forward order."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.tables import header_of_table, read_table, write_table
+
+SCHEMA, VERSION = "dmole.profile", 1
+
+
+@dataclass(frozen=True)
+class SiteProfile:
+    """Sensitivity of one site.
+
+    Attributes:
+        site: module path in the backbone.
+        modality: `vision` or `language`.
+        block: index of the block in its tower.
+        kind: last part of the path, e.g. `q_proj`.
+        in_features: width of the input.
+        out_features: width of the output.
+        parameters: of the site itself (weight and bias).
+        score: norm of the gradient accumulated over the batches, divided by their number.
+        norm_mean: mean of the per-batch norms.
+        norm_std: their population standard deviation.
+        batches: batches of equal weight that were measured.
+        samples: samples in them.
+    """
+
+    site: str
+    modality: str
+    block: int
+    kind: str
+    in_features: int
+    out_features: int
+    parameters: int
+    score: float
+    norm_mean: float
+    norm_std: float
+    batches: int
+    samples: int
+
+
+def write_profile(path: Path, rows: list[SiteProfile], header: Header) -> None:
+    """Write the rows in the order given."""
+    import pyarrow as pa
+
+    text, whole, real = pa.string(), pa.int64(), pa.float64()
+    kinds = {"site": text, "modality": text, "kind": text, "score": real, "norm_mean": real, "norm_std": real}
+    schema = pa.schema([(name, kinds.get(name, whole)) for name in SiteProfile.__dataclass_fields__])
+    write_table(path, [asdict(row) for row in rows], schema, header)
+
+
+def read_profile(path: Path, *, hint: str) -> tuple[list[SiteProfile], Header]:
+    """Read (rows, header)."""
+    table, header = read_table(path, schema=SCHEMA, version=VERSION, hint=hint)
+    return [SiteProfile(**row) for row in table.to_pylist()], header
+
+
+def profile_header(path: Path) -> Header | None:
+    """Read the header alone."""
+    return header_of_table(path, schema=SCHEMA, version=VERSION)

@@ -1,0 +1,127 @@
+"""The common header of every artifact: what it is, and what it was made from.
+
+No time stamp and no machine name goes in: the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dmole_cli.errors import DmoleError
+
+HEADER_KEY = "dmole"
+
+
+@dataclass(frozen=True)
+class Header:
+    """Provenance of one artifact.
+
+    Attributes:
+        schema: kind of file, e.g. `dmole.profile`.
+        schema_version: version of its layout.
+        backbone: fingerprint of the backbone, empty where none is involved.
+        seed: the seed used, None where nothing is random.
+        settings: every setting that shapes the content.
+        inputs: name -> sha256 of each file or data set read.
+        versions: library versions that made it (recorded, not compared).
+    """
+
+    schema: str
+    schema_version: int
+    backbone: str = ""
+    seed: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line of JSON, keys sorted."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The header as JSON values."""
+        return json.loads(self.to_json())
+
+
+def read_header(raw: Any, *, path: Path, schema: str, version: int) -> Header:
+    """Check and build a header from what stood in a file.
+
+    Raises:
+        DmoleError: no header, another kind of artifact, or another schema version.
+    """
+    if isinstance(raw, (str, bytes)):
+        raw = json.loads(raw)
+    if not isinstance(raw, Mapping) or "schema" not in raw:
+        raise DmoleError(f"{path} is not an artifact of dmole (it has no header)", f"expected a {schema} file")
+    if raw["schema"] != schema:
+        raise DmoleError(f"{path} is a {raw['schema']} file, not {schema}", "check the path")
+    if raw["schema_version"] != version:
+        raise DmoleError(
+            f"{path} has schema version {raw['schema_version']}, this dmole reads {version}",
+            "make the artifact again with --force, or use the dmole version that wrote it",
+        )
+    return Header(**{key: raw[key] for key in Header.__dataclass_fields__ if key in raw})
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of dmole and of the packages named."""
+    from importlib.metadata import version
+
+    from dmole_cli import __version__
+
+    return {"dmole": __version__, **{name: version(name) for name in packages}}
+
+
+def differences(made: Header, wanted: Header) -> list[str]:
+    """What differs between how an artifact was made and how it would be made now, in words; empty when nothing does."""
+    out = []
+    if made.backbone != wanted.backbone:
+        out.append("the backbone is another one")
+    if made.seed != wanted.seed:
+        out.append(f"seed {made.seed} -> {wanted.seed}")
+    old, new = json.loads(made.to_json())["settings"], json.loads(wanted.to_json())["settings"]
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            out.append(f"{key} {old.get(key)} -> {new.get(key)}")
+    for key in sorted(made.inputs.keys() | wanted.inputs.keys()):
+        if made.inputs.get(key) != wanted.inputs.get(key):
+            out.append(f"{key} has changed")
+    return out
+
+
+def up_to_date(path: Path, made: Header | None, wanted: Header, *, force: bool, command: str) -> bool:
+    """Say whether a stage may leave its output as it is.
+
+    Args:
+        path: the output.
+        made: its header, None where the file is not there.
+        wanted: the header a new run would write.
+        force: the user asked to make it again whatever it is.
+        command: the command that replaces it.
+
+    Raises:
+        DmoleError: the output is there but stale, and nobody said `--force`.
+    """
+    if made is None or force:
+        return False
+    changed = differences(made, wanted)
+    if not changed:
+        return True
+    raise DmoleError(f"{path} is stale: {'; '.join(changed)}", f"{command} --force makes it again")
+
+
+def same_backbone(header: Header, fingerprint: str, *, path: Path, command: str) -> None:
+    """Refuse an artifact that was made with another backbone.
+
+    Raises:
+        DmoleError: the fingerprints differ.
+    """
+    if header.backbone != fingerprint:
+        raise DmoleError(
+            f"{path} was made with another backbone ({header.backbone[:12]}, this one is {fingerprint[:12]})",
+            f"{command} --force makes it again, or pass another --run for this backbone",
+        )

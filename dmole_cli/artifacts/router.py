@@ -1,0 +1,54 @@
+"""`routers/<task>.safetensors`: a task's autoencoder; threshold, quantiles and feature layout in the header."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.tensors import header_of_tensors, read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA, VERSION = "dmole.router", 1
+
+
+@dataclass(frozen=True)
+class RouterFile:
+    """A router as it stands on disk.
+
+    Attributes:
+        tensors: `encoder.0.weight` [hidden, width], `encoder.0.bias`, `decoder.0.weight` [width, hidden], `decoder.0.bias`.
+        threshold: mean squared error below which a sample may belong to the task.
+        quantiles: of the held-out losses (min, 0.10 ... 0.99, max, mean, std).
+        layout: what the feature is made of, with widths, in order.
+        decoder: `sigmoid` or `linear`.
+        header: provenance.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    threshold: float
+    quantiles: dict[str, float]
+    layout: list[dict[str, Any]]
+    decoder: str
+    header: Header
+
+
+def write_router(path: Path, router: RouterFile) -> None:
+    """Write a router."""
+    facts = {key: getattr(router, key) for key in ("threshold", "quantiles", "layout", "decoder")}
+    write_tensors(path, router.tensors, router.header, facts)
+
+
+def read_router(path: Path, *, hint: str) -> RouterFile:
+    """Read a router."""
+    tensors, header, facts = read_tensors(path, schema=SCHEMA, version=VERSION, hint=hint)
+    return RouterFile(tensors=tensors, header=header, **facts)
+
+
+def router_header(path: Path) -> Header | None:
+    """Read the header alone."""
+    found = header_of_tensors(path, schema=SCHEMA, version=VERSION)
+    return found[0] if found else None
