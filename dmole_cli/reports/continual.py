@@ -1,0 +1,115 @@
+"""Continual-learning quantities: what a matrix of scores says of learning and forgetting across a stream of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+# A cell that was not evaluated is None; it is never filled.
+Cell = float | None
+# Rows: stages 0 (the pretrained backbone) to T. Columns: the T tasks in the order of the stream.
+Matrix = Sequence[Sequence[Cell]]
+
+# To be printed under every table: several of these names mean something else elsewhere.
+FORMULAS = {
+    "last": "last_i = R[T,i]; mean over all tasks",
+    "avg": "avg_i = (1/T) Σ_{s=1..T} R[s,i]; mean over all tasks, those not yet seen at stage s included",
+    "bwt": "bwt_i = R[T,i] - R[i,i]; mean over the first T-1 tasks",
+    "fwt": "fwt_i = R[i-1,i] - R[0,i]; mean over all tasks but the first",
+    "forgetting": "forgetting_i = max_{s≥i} R[s,i] - R[T,i]; mean over the first T-1 tasks",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ContinualScores:
+    """The quantities of `FORMULAS`, in the unit of the matrix.
+
+    Attributes:
+        last, avg, bwt, fwt, forgetting: a value per task in the order of the stream, None where a cell is missing.
+        mean: each quantity's mean over the tasks that its formula names, None where one of them is missing.
+    """
+
+    last: tuple[Cell, ...]
+    avg: tuple[Cell, ...]
+    bwt: tuple[Cell, ...]
+    fwt: tuple[Cell, ...]
+    forgetting: tuple[Cell, ...]
+    mean: dict[str, Cell]
+
+
+def continual_scores(matrix: Matrix, *, columns: Collection[int] | None = None) -> ContinualScores:
+    """Compute every quantity per task and its mean.
+
+    Args:
+        matrix: T + 1 rows of T scores, one row per stage from 0 (nothing trained yet).
+        columns: the tasks, counted from 0, that enter the means; all by default. Leave out those whose metric has
+            no upper bound (CIDEr) to see the mean without them. The values per task do not depend on it.
+
+    Raises:
+        ValueError: when the matrix does not have T + 1 rows of T cells, or a column does not exist.
+
+    Source: https://arxiv.org/abs/2506.11672 for Last and AVG, https://arxiv.org/abs/1706.08840 for the transfers.
+    """
+    tasks = len(matrix) - 1
+    if tasks < 1 or any(len(row) != tasks for row in matrix):
+        raise ValueError(f"a matrix of T + 1 rows and T columns is needed, not rows of {[len(row) for row in matrix]}")
+    chosen = set(range(tasks)) if columns is None else set(columns)
+    if not chosen <= set(range(tasks)):
+        raise ValueError(f"columns {sorted(chosen - set(range(tasks)))} do not exist in a matrix of {tasks} tasks")
+
+    by_task = {
+        name: tuple(function([row[task] for row in matrix], task + 1) for task in range(tasks))
+        for name, function in _QUANTITIES.items()
+    }
+    # The last task cannot have been forgotten yet, and nothing was learnt before the first.
+    counted = {"bwt": range(tasks - 1), "forgetting": range(tasks - 1), "fwt": range(1, tasks)}
+    mean = {
+        name: _mean([values[task] for task in counted.get(name, range(tasks)) if task in chosen])
+        for name, values in by_task.items()
+    }
+    return ContinualScores(**by_task, mean=mean)
+
+
+# One task's scores over the stages 0 to T, and the stage after which it was learnt -> a quantity.
+Column = Sequence[Cell]
+
+
+def _last(column: Column, learnt: int) -> Cell:
+    return column[-1]
+
+
+def _avg(column: Column, learnt: int) -> Cell:
+    return _mean(column[1:])
+
+
+def _bwt(column: Column, learnt: int) -> Cell:
+    return _difference(column[-1], column[learnt])
+
+
+def _fwt(column: Column, learnt: int) -> Cell:
+    return _difference(column[learnt - 1], column[0])
+
+
+def _forgetting(column: Column, learnt: int) -> Cell:
+    since = [cell for cell in column[learnt:] if cell is not None]
+    # The best score is unknown as soon as one stage's is.
+    return max(since) - since[-1] if len(since) == len(column) - learnt else None
+
+
+_QUANTITIES: dict[str, Callable[[Column, int], Cell]] = {
+    "last": _last,
+    "avg": _avg,
+    "bwt": _bwt,
+    "fwt": _fwt,
+    "forgetting": _forgetting,
+}
+
+
+def _difference(later: Cell, earlier: Cell) -> Cell:
+    return None if later is None or earlier is None else later - earlier
+
+
+def _mean(cells: Sequence[Cell]) -> Cell:
+    known = [cell for cell in cells if cell is not None]
+    return fmean(known) if known and len(known) == len(cells) else None
