@@ -125,7 +125,7 @@ HANDS = {
 WHO = ("man", "woman", "person")
 # Motifs whose picture of a "person" differs from that of a man or a woman by a few pixels (a hat hides the hair).
 WITHOUT_PERSON = frozenset(
-    [
+    {
         "bald",
         "beard",
         "cartwheeling",
@@ -149,7 +149,7 @@ WITHOUT_PERSON = frozenset(
         "white hair",
         "with veil",
         "with white cane",
-    ]
+    }
 )
 
 OPTIONS: Mapping[str, Any] = {"side": 72}

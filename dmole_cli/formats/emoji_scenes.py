@@ -113,24 +113,32 @@ def box_text(box: Box, *, width: int, height: int) -> str:
     return f"[{', '.join(map(str, scaled))}]"
 
 
-def expressions(scene: Sequence[Placed], *, side: int) -> Iterator[tuple[str, str, int]]:
-    """Yield (kind, expression, index of the object) for all that is true of exactly one object, by the margins."""
+def expressions(scene: Sequence[Placed], *, kind: str, side: int) -> Iterator[tuple[str, int]]:
+    """Yield (expression, index of the object) for all of one kind that is clearly true of exactly one object."""
     everything = range(len(scene))
-    for word, target in _by_size(scene, everything, words=("largest", "smallest")):
-        yield "size", f"the {word} object", target
-    for word, target in _by_side(scene, everything, words=("leftmost", "rightmost", "highest", "lowest")):
-        yield "place", f"the {word} object", target
-    for word, target in _by_corner(scene, side=side):
-        yield "place", f"the object nearest the {word} corner", target
+    if kind == "size":
+        for word, target in _by_size(scene, everything, words=("largest", "smallest")):
+            yield f"the {word} object", target
+    elif kind == "place":
+        for word, target in _by_side(scene, everything, words=("leftmost", "rightmost", "highest", "lowest")):
+            yield f"the {word} object", target
+        for word, target in _by_corner(scene, side=side):
+            yield f"the object nearest the {word} corner", target
+    else:
+        yield from _with_colour(scene, alone=kind == "colour")
+
+
+def _with_colour(scene: Sequence[Placed], *, alone: bool) -> Iterator[tuple[str, int]]:
+    """Yield what a colour says by itself, or together with size or side where two objects have it."""
     for colour in NAMED_COLOURS:
         members = _of_colour(scene, colour)
-        if len(members) == 1:
-            yield "colour", f"the {colour} object", members[0]
-        elif len(members) == 2:
+        if alone and len(members) == 1:
+            yield f"the {colour} object", members[0]
+        elif not alone and len(members) == 2:
             for word, target in _by_size(scene, members, words=("larger", "smaller")):
-                yield "both", f"the {word} {colour} object", target
+                yield f"the {word} {colour} object", target
             for word, target in _by_side(scene, members, words=("left", "right", "upper", "lower")):
-                yield "both", f"the {word} {colour} object", target
+                yield f"the {word} {colour} object", target
 
 
 def _of_colour(scene: Sequence[Placed], colour: str) -> list[int]:
@@ -188,7 +196,7 @@ def _draw_scene(
         scene = _place(chosen, kind=kind, side=side, random_source=random_source)
         if not scene:
             continue
-        possible = [(expression, target) for name, expression, target in expressions(scene, side=side) if name == kind]
+        possible = list(expressions(scene, kind=kind, side=side))
         if possible:
             return scene, *random_source.choice(possible)
 
@@ -214,15 +222,18 @@ def _place(chosen: Sequence[Motif], *, kind: str, side: int, random_source: rand
     if kind == "size":
         # Left to chance, a margin is rare: make one object big or small and the others middling.
         # More often small: with three big ones around it, placing fails more often.
-        odd = random_source.choices(((30, SIZES[1], SIZES[0], 21), (SIZES[0], 19, 27, 31)), weights=(1, 3))[0]
+        odd = random_source.choices(((30, SIZES[1], SIZES[0], 21), (SIZES[0], 19, 27, 31)), weights=(1, 2))[0]
         sizes = [random_source.randint(*odd[2:]) for _ in chosen]
         sizes[0] = random_source.randint(*odd[:2])
     scene: list[Placed] = []
-    for motif, size in zip(chosen, sizes, strict=True):
+    # The big ones first: afterwards there may be no room for them.
+    for size, motif in sorted(zip(sizes, chosen, strict=True), key=lambda pair: -pair[0]):
         scale = size / max(motif.width, motif.height)
         width, height = round(motif.width * scale), round(motif.height * scale)
         for _ in range(12):
-            left, top = random_source.randint(1, side - 1 - width), random_source.randint(1, side - 1 - height)
+            # random() and not randint(): a split takes half a million of these.
+            left = 1 + int(random_source.random() * (side - 1 - width))
+            top = 1 + int(random_source.random() * (side - 1 - height))
             box = (left, top, left + width, top + height)
             if not any(_touch(box, other.box) for other in scene):
                 scene.append(Placed(motif, box))
@@ -243,7 +254,7 @@ def _touch(first: Box, second: Box) -> bool:
 
 @cache
 def motifs_of(split: str) -> tuple[Motif, ...]:
-    """Measure the emoji of a split; thin, pale or nearly empty ones are left out, their boxes would be guesswork."""
+    """Measure the emoji of a split; thin, pale, parted or nearly empty ones are left out: their boxes are guesswork."""
     motifs = []
     for item in emoji_sets()["grounding"]:
         if grounding_split(item.char) != split:
@@ -251,7 +262,7 @@ def motifs_of(split: str) -> tuple[Motif, ...]:
         sprite = trimmed(open_sprite(item.path))
         shares, ink = _colour_shares(sprite)
         solid = ink >= 0.4 * sprite.width * sprite.height and min(sprite.size) >= 0.55 * max(sprite.size)
-        if solid and shares.get("white", 0) < 0.5:
+        if solid and not _in_pieces(sprite) and shares.get("white", 0) < 0.5:
             motifs.append(Motif(item_key(item.char), item.path, sprite.width, sprite.height, shares))
     return tuple(motifs)
 
@@ -264,6 +275,14 @@ def _by_named_colour(split: str) -> dict[str, list[Motif]]:
             if motif.shares.get(colour, 0) >= HAS_COLOUR:
                 groups[colour].append(motif)
     return {colour: members for colour, members in groups.items() if len(members) >= 2}
+
+
+def _in_pieces(sprite: Image.Image) -> bool:
+    """Tell whether an empty row or column parts the sprite, as in "=": it would pass for two objects."""
+    mask = sprite.getchannel("A").point(lambda alpha: 255 if alpha >= 128 else 0)
+    width, height = mask.size
+    rows = any(mask.crop((0, top, width, top + 1)).getbbox() is None for top in range(height))
+    return rows or any(mask.crop((left, 0, left + 1, height)).getbbox() is None for left in range(width))
 
 
 def _colour_shares(sprite: Image.Image) -> tuple[dict[str, float], int]:

@@ -27,8 +27,8 @@ OPTIONS: Mapping[str, Any] = {"train": "", "validation": "", "test": "", "images
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
     """Read one split's records; a split without a path has no rows.
 
-    The first question and its answer are the sample; a record with more turns is refused, because a row is scored by one
-    answer. `image` is a path, a list of paths, or absent; `references` (a list of texts) defaults to the answer.
+    A record is one question and one answer; more turns are refused, because a row is scored by one answer. `image` is
+    a path, a list of paths, or absent; `references` (a list of texts) defaults to the answer.
 
     Raises:
         DmoleError: the file is missing or unreadable, or a record is not usable; names the file and the record.

@@ -35,7 +35,8 @@ SPLIT_TENTHS = {"train": range(6), "validation": range(6, 7), "test": range(7, 1
 # Of the first 400 draws, the one that gives every continent the most blocks in its scarcest split (three or more).
 BLOCK_SALT = 19
 
-CONTINENTS = ("Africa", "Asia", "Europe", "North America", "South America", "Oceania", "Antarctica")
+# In lower case: the multiple-choice rule takes a first letter A to D for that option's, so "Africa" would choose A.
+CONTINENTS = ("africa", "asia", "europe", "north america", "south america", "oceania", "antarctica")
 SURFACES = ("land", "sea", "coast", "ice")
 QUESTIONS = {
     "surface": ("What does the picture show?", "What kind of area is this?"),
@@ -131,7 +132,7 @@ def _answers(*, land: float, ice: float, share: Mapping[str, float]) -> Iterator
     for name, part in share.items():
         # Greenland's ice cannot be told from Antarctica's, so white crops are asked of one continent only.
         clear = part >= 0.6 and part >= 0.95 * sum(share.values())
-        if clear and (name == "Antarctica" or ice <= 0.3):
+        if clear and (name == "antarctica" or ice <= 0.3):
             yield "continent", name
 
 
@@ -215,7 +216,7 @@ def _continents() -> dict[str, np.ndarray]:
         points = [((longitude + 180) * CELLS, (90 - latitude) * CELLS) for longitude, latitude in outline]
         draw.polygon(points, fill=number[continent])
     painted, land = np.array(canvas), _land()
-    painted[(90 - int(ANTARCTIC_LATITUDE)) * CELLS :] = number["Antarctica"]
+    painted[(90 - int(ANTARCTIC_LATITUDE)) * CELLS :] = number["antarctica"]
     return {name: (painted == value) & land for name, value in number.items()}
 
 
@@ -235,16 +236,16 @@ def _outlines() -> Iterator[tuple[str, Ring]]:
 
 def _assigned(country: Mapping[str, Any], ring: Ring) -> Iterator[tuple[str, Ring]]:
     """Say which continent a ring belongs to; Russia's are painted twice, whole and east of the Ural."""
-    region, subregion = country.get("region"), country.get("subregion")
+    region, subregion = str(country.get("region")).lower(), country.get("subregion")
     west = max(longitude for longitude, _ in ring) < ATLANTIC
-    if region == "Americas" or (region == "Europe" and west and country.get("name") == "France"):
-        southern = region == "Europe" or country.get("intermediateregion") == "South America"
-        yield ("South America" if southern else "North America"), ring
-    elif region in ("Africa", "Asia", "Europe", "Oceania"):
+    if region == "americas" or (region == "europe" and west and country.get("name") == "France"):
+        southern = region == "europe" or country.get("intermediateregion") == "South America"
+        yield ("south america" if southern else "north america"), ring
+    elif region in ("africa", "asia", "europe", "oceania"):
         # Russia's easternmost tip lies beyond the date line and has western longitudes.
-        yield ("Asia" if subregion == "Eastern Europe" and west else region), ring
+        yield ("asia" if subregion == "Eastern Europe" and west else region), ring
         if subregion == "Eastern Europe" and max(longitude for longitude, _ in ring) > URAL:
-            yield "Asia", [(max(longitude, URAL), latitude) for longitude, latitude in ring]
+            yield "asia", [(max(longitude, URAL), latitude) for longitude, latitude in ring]
 
 
 def _compose(crop: Crop, *, side: int) -> Image.Image:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from dmole_cli import catalog
 from dmole_cli.errors import DmoleError
 from dmole_cli.sample import Sample
-from dmole_cli.tasks.card import QUESTION, SPLITS, TaskCard, format_module, load_card, task_names
+from dmole_cli.tasks.card import QUESTION, SPLITS, TaskCard, load_card, task_names
 from dmole_cli.tasks.check import CheckReport, Problem, check_rows
 
 __all__ = ["SPLITS", "CheckReport", "Problem", "TaskCard", "check_card", "load_card", "samples", "task_names"]
@@ -26,7 +27,7 @@ def samples(card: TaskCard, split: str, *, data_root: Path | None = None) -> lis
     """
     if split not in SPLITS:
         raise DmoleError(f"unknown split '{split}'", f"splits: {', '.join(SPLITS)}")
-    rows = format_module(card.format).load(card, split, data_root=data_root)
+    rows = catalog.load("formats", card.format).load(card, split, data_root=data_root)
     if not rows:
         noun = "training rows" if split == "train" else f"{split} rows"
         raise DmoleError(f"task {card.name} has no {noun}", f"look at [data] and [sizes] of {card.path}")

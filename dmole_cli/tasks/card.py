@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, get_type_hints
 
+from dmole_cli import catalog
 from dmole_cli.errors import DmoleError
 
 CARD_FOLDER = Path(__file__).parent
-PACKAGE_FOLDER = CARD_FOLDER.parent
 QUESTION = "{question}"
 SPLITS = ("train", "validation", "test")
 
@@ -98,9 +96,9 @@ def task_names() -> list[str]:
     return sorted(path.stem for path in CARD_FOLDER.glob("*.toml"))
 
 
-def shelf_names(shelf: str) -> list[str]:
-    """List the file names of a package folder that a card may name, such as `formats` or `metrics`."""
-    return sorted(path.stem for path in (PACKAGE_FOLDER / shelf).glob("*.py") if not path.stem.startswith("_"))
+def format_names() -> list[str]:
+    """List the formats: the files of that shelf that declare `OPTIONS` (one only says which emoji serves what)."""
+    return [name for name in catalog.names("formats") if hasattr(catalog.load("formats", name), "OPTIONS")]
 
 
 def load_card(name_or_path: str | Path) -> TaskCard:
@@ -125,11 +123,6 @@ def load_card(name_or_path: str | Path) -> TaskCard:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise DmoleError(f"the task card {path} has {len(problems)} problem(s):{listed}", "mend these keys of the card")
     return TaskCard(**values, path=path)
-
-
-def format_module(name: str) -> ModuleType:
-    """Import a format by its file name: `load(card, split, *, data_root)` and its `OPTIONS` with their defaults."""
-    return importlib.import_module(f"dmole_cli.formats.{name}")
 
 
 def _card_path(text: str) -> Path:
@@ -190,11 +183,10 @@ def _read_value(kind: Any, value: Any, *, where: str, problems: list[str]) -> An
 
 def _read_options(name: str, data: Any, *, problems: list[str]) -> dict[str, Any]:
     """Complete the [data] table with the format's defaults; the default's type is the option's type."""
-    if name not in shelf_names("formats") or not hasattr(format_module(name), "OPTIONS"):
-        known = [other for other in shelf_names("formats") if hasattr(format_module(other), "OPTIONS")]
-        problems.append(f"unknown format '{name}' (known: {', '.join(known)})")
+    if name not in format_names():
+        problems.append(f"unknown format '{name}' (known: {', '.join(format_names())})")
         return {}
-    options: dict[str, Any] = dict(format_module(name).OPTIONS)
+    options: dict[str, Any] = dict(catalog.load("formats", name).OPTIONS)
     if not isinstance(data, dict):
         problems.append("'data' must be a table: [data]")
         return options
@@ -212,8 +204,8 @@ def _impossible(values: Mapping[str, Any]) -> list[str]:
     problems = []
     generation, recipe = values.get("generation", Generation()), values.get("recipe", Recipe())
     sizes = values.get("sizes", Sizes())
-    if values["metric"] not in shelf_names("metrics"):
-        problems.append(f"unknown metric '{values['metric']}' (known: {', '.join(shelf_names('metrics'))})")
+    if values["metric"] not in catalog.names("metrics"):
+        problems.append(f"unknown metric '{values['metric']}' (known: {', '.join(catalog.names('metrics'))})")
     if not 0 <= generation.min_new_tokens <= generation.max_new_tokens or generation.max_new_tokens < 1:
         problems.append("'generation' must have 0 <= min_new_tokens <= max_new_tokens and max_new_tokens >= 1")
     if recipe.epochs < 1 or recipe.batch_size < 1 or not recipe.learning_rate > 0:
