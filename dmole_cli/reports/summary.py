@@ -1,0 +1,255 @@
+"""Evaluation files -> one report per method: scores across tasks, not the scores of one task's answers (`metrics`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dmole_cli import catalog
+from dmole_cli.artifacts.evaluation import Answer, read_evaluation
+from dmole_cli.artifacts.expert import expert_header
+from dmole_cli.artifacts.layout import D_MOLE, Run
+from dmole_cli.errors import DmoleError
+from dmole_cli.reports.continual import FORMULAS, Cell, Matrix, continual_scores
+
+# Three methods are no walk through the stream, so their files are read differently: one has stage 0 alone, one a
+# single cell per task, one the last stage alone.
+ZERO_SHOT, FINETUNE, JOINT = "zero-shot", "finetune", "joint"
+
+# Metrics whose points may exceed `CEILING`, so that one task could outweigh all others in a mean.
+UNBOUNDED = frozenset({"cider"})
+CEILING = 100.0
+
+# In the order of the JSON report.
+QUANTITIES = ("last", "avg", "bwt", "forgetting", "fwt")
+
+
+@dataclass(frozen=True)
+class MethodReport:
+    """What a method's evaluation files say, in points (score x the metric's UNIT_SCALE; CIDEr 1.0 is 100 points).
+
+    Attributes:
+        method: its name.
+        tasks: the stream, in order.
+        metrics: task -> metric, None where the task was never evaluated; unseen tasks are in here too.
+        stages: those with at least one score, 0 (the pretrained backbone) to T.
+        matrix: R[stage][task], T + 1 rows of T cells, None where nothing was evaluated; never capped.
+        quantities: name (a key of `FORMULAS`) -> a value per task, computed from `matrix`.
+        mean: name -> mean over tasks with every cell of the matrix capped at `CEILING` first, CIDEr included.
+        mean_without_cider: name -> mean over the tasks whose metric has an upper bound.
+        routing: task -> share (0..1) of its test samples whose active experts include its own at stage T; None where
+            the method does not route or the stage is missing.
+        unseen: task outside the stream -> `zero_shot` (R[0]), `last` (R[T]) and `no_expert`, the share (0..1) of its
+            samples that activate no expert at stage T.
+        trainable_parameters: the most that any of the method's stages trained; None where no expert file is there.
+    """
+
+    method: str
+    tasks: tuple[str, ...]
+    metrics: Mapping[str, str | None]
+    stages: tuple[int, ...]
+    matrix: Matrix
+    quantities: Mapping[str, tuple[Cell, ...]]
+    mean: Mapping[str, Cell]
+    mean_without_cider: Mapping[str, Cell]
+    routing: Mapping[str, Cell]
+    unseen: Mapping[str, Mapping[str, Cell]]
+    trainable_parameters: int | None
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """One evaluation file, boiled down: points, and the shares of samples that reached their own or no expert."""
+
+    points: float
+    metric: str
+    own_expert: Cell
+    no_expert: Cell
+    backbone: str
+    path: Path
+
+
+# (stage, task) -> what was read.
+_Cells = Mapping[tuple[int, str], _Evaluated]
+
+
+def collect(run: Run, *, tasks: Sequence[str], methods: Sequence[str] | None = None) -> list[MethodReport]:
+    """Read `evaluations/<method>/<stage>/<task>.parquet` into one report per method.
+
+    Stage 0 is the pretrained backbone whatever the method, so a method that keeps no file of it shows zero-shot's.
+
+    Args:
+        run: the run directory.
+        tasks: the stream, in order; every other task that has files is reported as unseen.
+        methods: those to report, in this order, also where nothing is on disk; by default what is there, the main
+            method last.
+
+    Raises:
+        DmoleError: a file is damaged or names no metric, a task was scored with two metrics, or there are files of
+            two backbones, which no table may put side by side.
+    """
+    chosen = methods_on_disk(run) if methods is None else list(methods)
+    cells = {method: _read_cells(run, method) for method in {*chosen, ZERO_SHOT}}
+    metrics = _agreed_metrics([cell for found in cells.values() for cell in found.items()])
+    return [_report(run, method, tuple(tasks), cells, metrics) for method in chosen]
+
+
+def methods_on_disk(run: Run) -> list[str]:
+    """List the methods that have an evaluation folder: bounds first, the main method last, others by name between."""
+    folder = _evaluations(run)
+    found = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+    first = [method for method in (ZERO_SHOT, FINETUNE, JOINT) if method in found]
+    last = [method for method in (D_MOLE,) if method in found]
+    return [*first, *sorted(found - {*first, *last}), *last]
+
+
+def as_json(reports: Sequence[MethodReport]) -> list[dict[str, Any]]:
+    """Turn reports into JSON values, an object per method; what is missing is None (null)."""
+    return [
+        {
+            "method": report.method,
+            "stages": list(report.stages),
+            "tasks": {
+                task: {name: report.quantities[name][index] for name in QUANTITIES}
+                | {"metric": report.metrics.get(task)}
+                for index, task in enumerate(report.tasks)
+            },
+            "mean": {name: report.mean[name] for name in QUANTITIES},
+            "mean_without_cider": {name: report.mean_without_cider[name] for name in QUANTITIES},
+            "trainable_parameters": report.trainable_parameters,
+            "routing": dict(report.routing),
+            "unseen": {task: dict(values) for task, values in report.unseen.items()},
+        }
+        for report in reports
+    ]
+
+
+def _report(
+    run: Run, method: str, tasks: tuple[str, ...], cells: Mapping[str, _Cells], metrics: Mapping[str, str]
+) -> MethodReport:
+    own, last_stage = cells[method], len(tasks)
+    # A method trained anew for each task never sees the backbone as a stage of its own.
+    backbone = {} if method == FINETUNE else {key: cell for key, cell in cells[ZERO_SHOT].items() if key[0] == 0}
+    known: _Cells = {**backbone, **own}
+    matrix = _matrix(method, known, tasks)
+    quantities, mean = _quantities(method, matrix)
+    bounded = [column for column, task in enumerate(tasks) if metrics.get(task) not in UNBOUNDED]
+    outside = sorted({task for _, task in own} - set(tasks))
+    after = 0 if method == ZERO_SHOT else last_stage
+    return MethodReport(
+        method=method,
+        tasks=tasks,
+        metrics={task: metrics.get(task) for task in (*tasks, *outside)},
+        stages=tuple(sorted({stage for stage, task in known if task in tasks and stage <= last_stage})),
+        matrix=matrix,
+        quantities=quantities,
+        mean=mean,
+        mean_without_cider=_quantities(method, matrix, columns=bounded)[1],
+        routing={task: cell.own_expert if (cell := own.get((after, task))) else None for task in tasks},
+        unseen={task: _unseen(known.get((0, task)), own.get((after, task))) for task in outside},
+        trainable_parameters=_trainable_parameters(run, method),
+    )
+
+
+def _matrix(method: str, cells: _Cells, tasks: Sequence[str]) -> Matrix:
+    """R[stage][task]; the pretrained backbone stays the pretrained backbone at every stage."""
+    stages = range(len(tasks) + 1)
+    sources = [0 for _ in stages] if method == ZERO_SHOT else list(stages)
+    return [[cell.points if (cell := cells.get((stage, task))) else None for task in tasks] for stage in sources]
+
+
+def _quantities(
+    method: str, matrix: Matrix, *, columns: Sequence[int] | None = None
+) -> tuple[dict[str, tuple[Cell, ...]], dict[str, Cell]]:
+    """Quantities per task from the scores as they are, and their means over `columns` from the capped scores.
+
+    The cap belongs to the cells: a difference of two scores above it is 0 in the mean of BWT, as it must be when both
+    count as full marks, whereas capping a task's Last alone would leave its BWT on another scale than its Last.
+    """
+    if method == FINETUNE:
+        matrix = _only_diagonal(matrix)
+    capped = [[None if cell is None else min(cell, CEILING) for cell in row] for row in matrix]
+    scores, mean = continual_scores(matrix), continual_scores(capped, columns=columns).mean
+    # Each task alone has no later stage to forget it in and no earlier one to help it.
+    meant = {"last"} if method == FINETUNE else set(FORMULAS)
+    nothing: tuple[Cell, ...] = (None,) * len(scores.last)
+    by_task = {name: getattr(scores, name) if name in meant else nothing for name in FORMULAS}
+    return by_task, {name: mean[name] if name in meant else None for name in FORMULAS}
+
+
+def _only_diagonal(matrix: Matrix) -> Matrix:
+    """Put R[i,i] of every task into the last row, and nothing elsewhere."""
+    tasks = len(matrix) - 1
+    empty: list[Cell] = [None] * tasks
+    return [*([empty] * tasks), [matrix[task + 1][task] for task in range(tasks)]]
+
+
+def _unseen(before: _Evaluated | None, after: _Evaluated | None) -> dict[str, Cell]:
+    return {
+        "zero_shot": before.points if before else None,
+        "last": after.points if after else None,
+        "no_expert": after.no_expert if after else None,
+    }
+
+
+def _trainable_parameters(run: Run, method: str) -> int | None:
+    if method == ZERO_SHOT:
+        return 0
+    files = sorted(run.expert("task", method).parent.glob("*.safetensors"))
+    found = [header.facts["parameters"] for path in files if (header := expert_header(path))]
+    return max(found, default=None)
+
+
+def _evaluations(run: Run) -> Path:
+    return run.evaluation("method", 0, "task").parents[2]
+
+
+def _read_cells(run: Run, method: str) -> dict[tuple[int, str], _Evaluated]:
+    folders = [path for path in (_evaluations(run) / method).glob("*") if path.name.isdecimal()]
+    files = [file for folder in sorted(folders) for file in sorted(folder.glob("*.parquet"))]
+    return {(int(file.parent.name), file.stem): _read_cell(file) for file in files}
+
+
+def _read_cell(path: Path) -> _Evaluated:
+    command = f"dmole evaluate --method {path.parts[-3]} --stage {path.parts[-2]} --task {path.stem}"
+    rows, header = read_evaluation(path, hint=f"{command} --force makes it again")
+    metric = header.settings.get("metric")
+    if not isinstance(metric, str) or not rows:
+        problem = "holds no sample" if isinstance(metric, str) else "does not name its metric"
+        raise DmoleError(f"{path} {problem}", f"{command} --force makes it again")
+    own_expert, no_expert = _routed(rows, path.stem)
+    points = fmean(row.score for row in rows) * catalog.load("metrics", metric).UNIT_SCALE
+    return _Evaluated(points, metric, own_expert, no_expert, header.backbone, path)
+
+
+def _routed(rows: Sequence[Answer], task: str) -> tuple[Cell, Cell]:
+    """Shares of the samples that reached their own task's expert, and none; None where no router was asked."""
+    if not any(row.losses for row in rows):
+        return None, None
+    return fmean(task in row.active for row in rows), fmean(not row.active for row in rows)
+
+
+def _agreed_metrics(cells: Sequence[tuple[tuple[int, str], _Evaluated]]) -> dict[str, str]:
+    """Task -> metric, once it is sure that all files can stand in one table."""
+    first: dict[str, _Evaluated] = {}
+    for (_, task), cell in cells:
+        _same_backbone(cells[0][1], cell)
+        known = first.setdefault(task, cell)
+        if cell.metric != known.metric:
+            raise DmoleError(
+                f"{cell.path} was scored with {cell.metric}, {known.path} with {known.metric}",
+                f"dmole evaluate --task {task} --force scores both with the metric of the task's card",
+            )
+    return {task: cell.metric for task, cell in first.items()}
+
+
+def _same_backbone(first: _Evaluated, other: _Evaluated) -> None:
+    if first.backbone != other.backbone:
+        raise DmoleError(
+            f"{first.path} and {other.path} were made with two backbones "
+            f"({first.backbone[:12] or 'unnamed'} and {other.backbone[:12] or 'unnamed'})",
+            "evaluate again with --force, or pass another --run for the second backbone",
+        )

@@ -1,0 +1,319 @@
+"""Reports from real evaluation files, against values worked by hand."""
+
+import json
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dmole_cli.artifacts import evaluation, expert
+from dmole_cli.artifacts.evaluation import Answer, write_evaluation
+from dmole_cli.artifacts.expert import ExpertFile, write_expert
+from dmole_cli.artifacts.files import write_json
+from dmole_cli.artifacts.layout import D_MOLE, Run
+from dmole_cli.artifacts.provenance import Header
+from dmole_cli.errors import DmoleError
+from dmole_cli.reports.continual import FORMULAS
+from dmole_cli.reports.summary import MethodReport, as_json, collect, methods_on_disk
+from dmole_cli.reports.tables import (
+    MISSING,
+    cost_rows,
+    matrix_table,
+    overview_table,
+    points,
+    profiling_share,
+    report_table,
+    routing_table,
+)
+
+TASKS = ("shapes", "captions")
+METRICS = {"shapes": "exact_match", "captions": "cider", "counting": "exact_match"}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+def put(
+    run: Run,
+    method: str,
+    stage: int,
+    task: str,
+    scores: Sequence[float],
+    *,
+    active: Sequence[Sequence[str]] = (),
+    metric: str | None = None,
+    backbone: str = "b",
+) -> None:
+    """Write an evaluation file; samples are routed (have losses) where `active` says where they went."""
+    rows = [
+        Answer(
+            sample_id=str(index),
+            question="what?",
+            prediction="",
+            references=["x"],
+            score=score,
+            active=list(active[index]) if active else [],
+            losses=[0.5] * stage if active else [],
+            details="{}",
+        )
+        for index, score in enumerate(scores)
+    ]
+    settings = {"metric": metric or METRICS[task]}
+    header = Header(evaluation.SCHEMA, evaluation.VERSION, backbone=backbone, settings=settings)
+    write_evaluation(run.evaluation(method, stage, task), rows, header)
+
+
+def put_expert(run: Run, method: str, task: str, *, width: int) -> None:
+    header = Header(expert.SCHEMA, expert.VERSION, backbone="b")
+    sites = {"layer": (torch.zeros(2, width), torch.zeros(3, 2))}
+    write_expert(run.expert(task, method), ExpertFile(sites, 2.0, header))
+
+
+def fill(run: Run, method: str) -> None:
+    """Rows of points: (10, 80), (90, 130), (60, 150); the second task's metric is CIDEr."""
+    put(run, method, 0, "shapes", [0.1] * 10)
+    put(run, method, 0, "captions", [0.6, 1.0])
+    put(run, method, 1, "shapes", [1.0] * 9 + [0.0])
+    put(run, method, 1, "captions", [1.3, 1.3])
+    put(run, method, 2, "shapes", [1.0, 1.0, 1.0, 0.0, 0.0])
+    put(run, method, 2, "captions", [1.0, 2.0])
+
+
+def only(reports: list[MethodReport]) -> MethodReport:
+    (report,) = reports
+    return report
+
+
+def close(expected: object) -> object:
+    return pytest.approx(expected, nan_ok=False, abs=1e-9)
+
+
+def text_of(table: Table, *, width: int = 100) -> str:
+    console = Console(file=StringIO(), width=width, color_system=None)
+    console.print(table)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_scores_become_points_and_quantities(run: Run) -> None:
+    fill(run, "seq-ft")
+    report = only(collect(run, tasks=TASKS))
+    assert report.method == "seq-ft"
+    assert report.stages == (0, 1, 2)
+    assert [list(row) for row in report.matrix] == [close([10, 80]), close([90, 130]), close([60, 150])]
+    # CIDEr is shown as it is: Last 150, AVG (130 + 150) / 2.
+    assert report.quantities["last"] == close((60, 150))
+    assert report.quantities["avg"] == close((75, 140))
+    assert report.quantities["bwt"] == close((-30, 0))
+    assert report.quantities["forgetting"] == close((30, 0))
+    assert report.quantities["fwt"] == close((0, 50))
+
+
+def test_the_mean_caps_every_score_at_100_before_anything_is_computed(run: Run) -> None:
+    fill(run, "seq-ft")
+    report = only(collect(run, tasks=TASKS))
+    # Captions count as 80, 100, 100: Last (60 + 100) / 2, AVG (75 + 100) / 2, FWT 100 - 80.
+    assert report.mean == close({"last": 80, "avg": 87.5, "bwt": -30, "forgetting": 30, "fwt": 20})
+    # Only captions can have a FWT here, so without them there is none.
+    assert report.mean_without_cider == close({"last": 60, "avg": 75, "bwt": -30, "forgetting": 30, "fwt": None})
+
+
+def test_forgetting_above_the_cap_does_not_count_in_the_mean(run: Run) -> None:
+    tasks = ("captions", "shapes")
+    for stage, score in enumerate([0.5, 1.8, 1.2]):
+        put(run, "seq-ft", stage, "captions", [score])
+        put(run, "seq-ft", stage, "shapes", [0.5])
+    report = only(collect(run, tasks=tasks))
+    assert report.quantities["bwt"][0] == close(-60)
+    assert report.mean["bwt"] == close(0)
+    assert report.mean_without_cider["bwt"] is None
+
+
+def test_missing_cells_stay_missing_and_are_null_in_json(run: Run) -> None:
+    fill(run, "seq-ft")
+    run.evaluation("seq-ft", 2, "shapes").unlink()
+    (entry,) = json.loads(json.dumps(as_json(collect(run, tasks=TASKS)), allow_nan=False))
+    assert list(entry)[:3] == ["method", "stages", "tasks"]
+    assert entry["tasks"]["shapes"] == {
+        "last": None,
+        "avg": None,
+        "bwt": None,
+        "forgetting": None,
+        "fwt": close(0),
+        "metric": "exact_match",
+    }
+    assert entry["tasks"]["captions"]["last"] == close(150)
+    assert entry["mean"] == {"last": None, "avg": None, "bwt": None, "forgetting": None, "fwt": close(20)}
+    assert entry["trainable_parameters"] is None
+    assert entry["routing"] == {"shapes": None, "captions": None}
+
+
+def test_zero_shot_is_the_backbone_at_every_stage(run: Run) -> None:
+    put(run, "zero-shot", 0, "shapes", [0.25])
+    put(run, "zero-shot", 0, "captions", [0.5])
+    report = only(collect(run, tasks=TASKS))
+    assert report.stages == (0,)
+    assert report.quantities["last"] == report.quantities["avg"] == close((25, 50))
+    for name in ("bwt", "forgetting", "fwt"):
+        assert report.quantities[name] == close((0, 0))
+    assert report.mean == close({"last": 37.5, "avg": 37.5, "bwt": 0, "forgetting": 0, "fwt": 0})
+    assert report.trainable_parameters == 0
+
+
+def test_finetune_has_the_score_of_each_task_alone_and_nothing_else(run: Run) -> None:
+    put(run, "zero-shot", 0, "shapes", [0.25])
+    put(run, "finetune", 1, "shapes", [0.75])
+    put(run, "finetune", 2, "captions", [1.5])
+    report = collect(run, tasks=TASKS)[1]
+    assert report.method == "finetune"
+    assert report.stages == (1, 2)
+    assert report.quantities["last"] == close((75, 150))
+    assert report.mean == {"last": close(87.5), "avg": None, "bwt": None, "forgetting": None, "fwt": None}
+    for name in set(FORMULAS) - {"last"}:
+        assert report.quantities[name] == (None, None)
+
+
+def test_the_backbone_row_is_taken_from_zero_shot_where_a_method_keeps_none(run: Run) -> None:
+    fill(run, "seq-ft")
+    run.evaluation("seq-ft", 0, "captions").unlink()
+    put(run, "zero-shot", 0, "captions", [0.7])
+    report = collect(run, tasks=TASKS)[1]
+    assert report.matrix[0][1] == close(70)
+    assert report.quantities["fwt"][1] == close(60)
+
+
+def test_routing_and_never_trained_tasks(run: Run) -> None:
+    fill(run, D_MOLE)
+    put(run, D_MOLE, 2, "shapes", [1, 0, 1, 1], active=[["shapes"], ["captions", "shapes"], ["captions"], []])
+    put(run, D_MOLE, 0, "counting", [1, 0])
+    put(run, D_MOLE, 1, "counting", [0, 0])
+    put(run, D_MOLE, 2, "counting", [1, 1, 0, 1], active=[[], [], ["shapes"], []])
+    report = only(collect(run, tasks=TASKS))
+    assert report.routing == {"shapes": 0.5, "captions": None}
+    assert report.unseen == {"counting": {"zero_shot": 50, "last": 75, "no_expert": 0.75}}
+    assert report.tasks == TASKS
+    (entry,) = as_json([report])
+    assert "counting" not in entry["tasks"]
+    assert entry["unseen"]["counting"]["no_expert"] == 0.75
+
+
+def test_an_unrouted_method_has_no_share_without_expert(run: Run) -> None:
+    put(run, "zero-shot", 0, "counting", [1, 0])
+    put(run, "seq-ft", 2, "counting", [0, 0])
+    zero_shot, seq_ft = collect(run, tasks=TASKS)
+    assert zero_shot.unseen == {"counting": {"zero_shot": 50, "last": 50, "no_expert": None}}
+    assert seq_ft.unseen == {"counting": {"zero_shot": 50, "last": 0, "no_expert": None}}
+
+
+def test_order_of_methods(run: Run) -> None:
+    for method in (D_MOLE, "seq-ft", "ewc-lora", "joint", "finetune", "zero-shot"):
+        put(run, method, 0, "shapes", [1])
+    assert methods_on_disk(run) == ["zero-shot", "finetune", "joint", "ewc-lora", "seq-ft", D_MOLE]
+    assert [report.method for report in collect(run, tasks=TASKS, methods=["seq-ft", "joint"])] == ["seq-ft", "joint"]
+
+
+def test_nothing_on_disk(run: Run) -> None:
+    assert collect(run, tasks=TASKS) == []
+    (entry,) = as_json(collect(run, tasks=TASKS, methods=[D_MOLE]))
+    assert entry["stages"] == []
+    assert entry["tasks"]["shapes"]["metric"] is None
+    assert set(entry["mean"].values()) == {None}
+    assert "method" in text_of(overview_table([]))
+
+
+def test_trainable_parameters_are_the_most_of_any_stage(run: Run) -> None:
+    fill(run, D_MOLE)
+    put_expert(run, D_MOLE, "shapes", width=4)
+    put_expert(run, D_MOLE, "captions", width=5)
+    put_expert(run, "seq-ft", "shapes", width=100)
+    assert only(collect(run, tasks=TASKS)).trainable_parameters == 2 * 5 + 3 * 2
+
+
+def test_files_that_cannot_stand_in_one_table_are_refused(run: Run) -> None:
+    put(run, "seq-ft", 0, "shapes", [1])
+    put(run, "seq-ft", 1, "shapes", [1], metric="vqa_accuracy")
+    with pytest.raises(DmoleError, match=r"scored with vqa_accuracy.*with exact_match"):
+        collect(run, tasks=TASKS)
+    put(run, "seq-ft", 1, "shapes", [1], backbone="another")
+    with pytest.raises(DmoleError, match="two backbones"):
+        collect(run, tasks=TASKS)
+
+
+def test_a_file_without_rows_or_damaged_is_named(run: Run) -> None:
+    put(run, "seq-ft", 0, "shapes", [])
+    with pytest.raises(DmoleError, match=r"shapes\.parquet holds no sample") as error:
+        collect(run, tasks=TASKS)
+    assert "dmole evaluate --method seq-ft --stage 0 --task shapes --force" in error.value.hint
+    run.evaluation("seq-ft", 0, "shapes").write_bytes(b"PAR1")
+    with pytest.raises(DmoleError, match=r"shapes\.parquet cannot be read"):
+        collect(run, tasks=TASKS)
+
+
+def test_tables_show_numbers_formulas_and_gaps(run: Run) -> None:
+    put(run, "zero-shot", 0, "shapes", [0.123])
+    fill(run, "seq-ft")
+    put_expert(run, "seq-ft", "shapes", width=4000)
+    reports = collect(run, tasks=TASKS)
+    for quantity in FORMULAS:
+        shown = text_of(report_table(reports, quantity=quantity))
+        assert FORMULAS[quantity] in " ".join(shown.split())
+        assert points(reports[1].quantities[quantity][0]) in shown
+    last = text_of(report_table(reports, quantity="last"))
+    assert "12.3" in last and "150.0" in last and "80.0" in last and MISSING in last
+    assert "seq-ft 8,006" in last and "zero-shot 0" in last
+    overview = text_of(overview_table(reports))
+    assert "-30.0" in overview and "87.5" in overview and FORMULAS["avg"] in " ".join(overview.split())
+    matrix = text_of(matrix_table(reports[1]))
+    assert all(number in matrix for number in ("10.0", "90.0", "130.0", "1 shapes", "0 pretrained"))
+    with pytest.raises(DmoleError, match="unknown quantity"):
+        report_table(reports, quantity="best")
+
+
+def test_the_overview_of_five_tasks_fits_100_columns(run: Run) -> None:
+    tasks = ("easyvqa", "digits", "captions", "grounding", "satellite")
+    for method in ("zero-shot", "finetune", "seq-ft", D_MOLE):
+        for stage in range(6):
+            for index, task in enumerate(tasks):
+                score = 0.1 * index + 0.01 * stage if stage <= index else 0.0
+                put(run, method, stage, task, [score], metric="cider" if task == "captions" else "multiple_choice")
+    shown = text_of(overview_table(collect(run, tasks=tasks)), width=100)
+    assert "…" not in shown
+    assert all(task in shown for task in tasks)
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= 100
+
+
+def test_routing_table_shows_per_cent(run: Run) -> None:
+    fill(run, D_MOLE)
+    put(run, D_MOLE, 2, "shapes", [1, 0], active=[["shapes"], ["shapes"]])
+    put(run, D_MOLE, 2, "counting", [1, 0, 1, 1], active=[[], [], ["shapes"], []])
+    shown = text_of(routing_table(collect(run, tasks=TASKS)))
+    assert "100.0" in shown and "counting (never trained)" in shown and "75.0" in shown
+    assert "captions" not in shown
+
+
+def test_points_have_no_negative_zero() -> None:
+    assert [points(value) for value in (-0.04, 0.0, 12.25, None)] == ["0.0", "0.0", "12.2", MISSING]
+
+
+def test_costs_are_totalled_per_stage(run: Run) -> None:
+    assert cost_rows(run) == []
+    assert profiling_share(run) is None
+    for task, profiled, trained in (("shapes", 1.0, 40.0), ("captions", 0.5, 60.0)):
+        write_json(run.cost("profile", task), {"seconds": profiled, "whole_process": profiled + 2})
+        write_json(run.cost("train-task", task), {"seconds": trained})
+    profile, train = cost_rows(run)
+    assert (profile.stage, profile.seconds, profile.whole_process) == ("profile", 1.5, 5.5)
+    assert (train.tasks, train.whole_process) == ({"captions": 60.0, "shapes": 40.0}, None)
+    assert profiling_share(run) == close(0.015)
+    # A task that was profiled and not yet trained does not count.
+    write_json(run.cost("profile", "counting"), {"seconds": 100.0})
+    assert profiling_share(run) == close(0.015)
+    run.cost("profile", "shapes").write_text("[]")
+    with pytest.raises(DmoleError, match=r"shapes\.json does not hold"):
+        cost_rows(run)
