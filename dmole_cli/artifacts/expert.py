@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.tensors import header_of_tensors, read_tensors, write_tensors
@@ -27,13 +27,11 @@ class ExpertFile:
     Attributes:
         sites: site -> (A [rank, in], B [out, rank]).
         scale: alpha / rank, what B A x is multiplied with.
-        facts: `rank`, `alpha`, `parameters`, `method` and what the method wants to remember.
-        header: provenance.
+        header: provenance; its facts hold `scale`, `parameters`, `rank`, `alpha`.
     """
 
     sites: dict[str, tuple[torch.Tensor, torch.Tensor]]
     scale: float
-    facts: dict[str, Any]
     header: Header
 
     @property
@@ -46,7 +44,8 @@ def write_expert(path: Path, expert: ExpertFile) -> None:
     """Write an expert; its own tensors are all there is in the file."""
     tensors = {f"{site}{A_SUFFIX}": a for site, (a, _) in expert.sites.items()}
     tensors |= {f"{site}{B_SUFFIX}": b for site, (_, b) in expert.sites.items()}
-    write_tensors(path, tensors, expert.header, {**expert.facts, "scale": expert.scale, "parameters": expert.parameters})
+    facts = {**expert.header.facts, "scale": expert.scale, "parameters": expert.parameters}
+    write_tensors(path, tensors, replace(expert.header, facts=facts))
 
 
 def read_expert(path: Path, *, hint: str) -> ExpertFile:
@@ -55,14 +54,14 @@ def read_expert(path: Path, *, hint: str) -> ExpertFile:
     Raises:
         DmoleError: missing, damaged, of another schema, or a site has only one of its two matrices.
     """
-    tensors, header, facts = read_tensors(path, schema=SCHEMA, version=VERSION, hint=hint)
+    tensors, header = read_tensors(path, schema=SCHEMA, version=VERSION, hint=hint)
     names = [key.removesuffix(A_SUFFIX) for key in tensors if key.endswith(A_SUFFIX)]
     if sorted(tensors) != sorted([n + A_SUFFIX for n in names] + [n + B_SUFFIX for n in names]):
         raise DmoleError(f"{path} holds tensors that are not pairs of lora_A and lora_B", hint)
     sites = {name: (tensors[name + A_SUFFIX], tensors[name + B_SUFFIX]) for name in names}
-    return ExpertFile(sites=sites, scale=facts.pop("scale"), facts=facts, header=header)
+    return ExpertFile(sites=sites, scale=header.facts["scale"], header=header)
 
 
-def expert_header(path: Path) -> tuple[Header, dict[str, Any]] | None:
-    """Read (header, facts) alone."""
+def expert_header(path: Path) -> Header | None:
+    """Read the header alone."""
     return header_of_tensors(path, schema=SCHEMA, version=VERSION)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.errors import DmoleError
 
 HEADER_KEY = "dmole"
@@ -28,6 +29,7 @@ class Header:
         settings: every setting that shapes the content.
         inputs: name -> sha256 of each file or data set read.
         versions: library versions that made it (recorded, not compared).
+        facts: what was found while making it (recorded, not compared), JSON values.
     """
 
     schema: str
@@ -37,6 +39,7 @@ class Header:
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON, keys sorted."""
@@ -114,14 +117,15 @@ def up_to_date(path: Path, made: Header | None, wanted: Header, *, force: bool, 
     raise DmoleError(f"{path} is stale: {'; '.join(changed)}", f"{command} --force makes it again")
 
 
-def same_backbone(header: Header, fingerprint: str, *, path: Path, command: str) -> None:
-    """Refuse an artifact that was made with another backbone.
+def require_current(path: Path, header: Header, *, root: Path, command: str) -> None:
+    """Refuse an artifact whose own inputs have changed on disk since it was made.
+
+    Inputs that are files of the run directory are recorded under their path relative to it.
 
     Raises:
-        DmoleError: the fingerprints differ.
+        DmoleError: an input's digest is another one now; the message names both files and `command` mends it.
     """
-    if header.backbone != fingerprint:
-        raise DmoleError(
-            f"{path} was made with another backbone ({header.backbone[:12]}, this one is {fingerprint[:12]})",
-            f"{command} --force makes it again, or pass another --run for this backbone",
-        )
+    for name, digest in header.inputs.items():
+        source = root / name
+        if source.is_file() and digest_of_file(source) != digest:
+            raise DmoleError(f"{path} is stale: {source} has changed since it was made", f"{command} --force makes it again")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA, VERSION = "dmole.router", 1
+FACTS = ("threshold", "quantiles", "layout", "decoder")
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,16 @@ class RouterFile:
 
 def write_router(path: Path, router: RouterFile) -> None:
     """Write a router."""
-    facts = {key: getattr(router, key) for key in ("threshold", "quantiles", "layout", "decoder")}
-    write_tensors(path, router.tensors, router.header, facts)
+    facts = {key: getattr(router, key) for key in FACTS}
+    write_tensors(path, router.tensors, replace(router.header, facts=facts))
 
 
 def read_router(path: Path, *, hint: str) -> RouterFile:
     """Read a router."""
-    tensors, header, facts = read_tensors(path, schema=SCHEMA, version=VERSION, hint=hint)
-    return RouterFile(tensors=tensors, header=header, **facts)
+    tensors, header = read_tensors(path, schema=SCHEMA, version=VERSION, hint=hint)
+    return RouterFile(tensors=tensors, header=header, **{key: header.facts[key] for key in FACTS})
 
 
 def router_header(path: Path) -> Header | None:
     """Read the header alone."""
-    found = header_of_tensors(path, schema=SCHEMA, version=VERSION)
-    return found[0] if found else None
+    return header_of_tensors(path, schema=SCHEMA, version=VERSION)

@@ -1,0 +1,253 @@
+"""What the stages see of a backbone: its sites, its inputs, its routing features, its answers.
+
+Nothing here names a model family: the towers are asked of the model, the prompt is rendered by its chat template and the
+pictures are prepared by its processor. Samples are encoded one by one, so that how many rows of the vision tower belong
+to a sample is known, and padded by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dmole_cli.artifacts.files import digest_of_file
+from dmole_cli.backbones import embedded
+from dmole_cli.backbones.sites import tower_names
+from dmole_cli.errors import DmoleError
+from dmole_cli.sample import Sample
+
+IGNORED = -100
+WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+
+
+@dataclass
+class Encoded:
+    """One sample ready to be batched.
+
+    Attributes:
+        tokens: prompt tokens, then the answer's where training [length].
+        labels: the tokens with everything but the answer ignored [length]; None where there is no answer.
+        vision: the processor's picture tensors, first dimension = rows of the vision tower.
+        instruction: tokens of the instruction alone, no template, no picture [length].
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor | None
+    vision: dict[str, torch.Tensor]
+    instruction: torch.Tensor
+
+
+class Backbone:
+    """A frozen image-text-to-text model with its processor.
+
+    Attributes:
+        name: what the user called it.
+        fingerprint: sha256 over the files it was loaded from.
+        model: the model, no parameter of which ever takes gradients unless a stage asks for it.
+        processor: its processor.
+    """
+
+    def __init__(self, name: str, fingerprint: str, model: nn.Module, processor: Any) -> None:
+        self.name, self.fingerprint, self.model, self.processor = name, fingerprint, model, processor
+        self.model.eval().requires_grad_(False)
+        self.tokenizer = processor.tokenizer
+        self._towers = tower_names(model)
+        self.vision: nn.Module = model.get_submodule(self._towers["vision"])
+        self.language: nn.Module = model.get_submodule(self._towers["language"])
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model, shared ones once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def modality_of(self, site: str) -> str:
+        """The tower that a module path lies in, `vision` or `language`."""
+        return "vision" if site.startswith(self._towers["vision"] + ".") else "language"
+
+    # ------------------------------------------------------------------------------------------------ inputs
+
+    def encode(self, sample: Sample, *, with_answer: bool) -> Encoded:
+        """Tokens and picture tensors of one sample.
+
+        Raises:
+            DmoleError: a picture does not open (the sample's own error).
+        """
+        pictures = [opener() for opener in sample.images]
+        content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": sample.question}]
+        prompt = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        arguments = {"images": pictures} if pictures else {}
+        inputs = self.processor(text=[prompt], return_tensors="pt", add_special_tokens=False, **arguments)
+        tokens = inputs.pop("input_ids")[0]
+        inputs.pop("attention_mask", None)
+        labels = None
+        if with_answer:
+            answer = self.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
+            reply = torch.tensor([*answer, self.tokenizer.eos_token_id])
+            labels = torch.cat([torch.full_like(tokens, IGNORED), reply])
+            tokens = torch.cat([tokens, reply])
+        instruction = self.tokenizer(sample.question, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+        return Encoded(tokens, labels, dict(inputs), instruction)
+
+    def collate(self, samples: Sequence[Encoded], *, left: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Batch encoded samples.
+
+        Args:
+            samples: at least one.
+            left: pad on the left (generation) or on the right (training).
+
+        Returns:
+            The model's inputs (with `labels` where all samples have them), and modality -> sample index of each row.
+        """
+        inputs = {
+            "input_ids": pad([s.tokens for s in samples], self.tokenizer.pad_token_id, left=left),
+            "attention_mask": pad([torch.ones_like(s.tokens) for s in samples], 0, left=left),
+        }
+        if all(s.labels is not None for s in samples):
+            inputs["labels"] = pad([s.labels for s in samples if s.labels is not None], IGNORED, left=left)
+        for key in sorted({k for s in samples for k in s.vision}):
+            inputs[key] = torch.cat([s.vision[key] for s in samples if key in s.vision])
+        counts = torch.tensor([len(s.vision["pixel_values"]) if "pixel_values" in s.vision else 0 for s in samples])
+        rows = {"vision": torch.repeat_interleave(torch.arange(len(samples)), counts).to(self.device)}
+        return {k: v.to(self.device) for k, v in inputs.items()}, rows
+
+    # ------------------------------------------------------------------------------------------------ outputs
+
+    def answer_loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Mean next-token cross-entropy over the answer tokens of a batch (scalar).
+
+        Only the positions that predict an answer token pass through the output head: the same value as with all logits,
+        at a fraction of the memory.
+        """
+        labels = inputs["labels"]
+        hidden = self.model.model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False).last_hidden_state
+        keep = labels[:, 1:] != IGNORED
+        logits = self.model.get_output_embeddings()(hidden[:, :-1][keep])
+        return F.cross_entropy(logits.float(), labels[:, 1:][keep])
+
+    @torch.no_grad()
+    def features(self, samples: Sequence[Encoded]) -> torch.Tensor:
+        """Routing features [samples, width], L2-normalised (D-MoLE, arXiv 2506.11672, section 4.1).
+
+        [ max over vision tokens of the vision encoder's last hidden state ; max over the instruction's tokens of the
+        language model's last hidden state ]. Each sample's value depends on that sample alone: pictures are pooled per
+        sample, padding is masked out of the text, and no system prompt, picture token or answer is in it.
+        """
+        widths = self.feature_layout()
+        vision = torch.full((len(samples), widths[0]["width"]), float("-inf"))
+        pixels = [s.vision["pixel_values"] for s in samples if "pixel_values" in s.vision]
+        if pixels:
+            states = self.vision(pixel_values=torch.cat(pixels).to(self.device, self.dtype)).last_hidden_state.float().cpu()
+            start = 0
+            for i, sample in enumerate(samples):
+                count = len(sample.vision.get("pixel_values", ()))
+                if count:
+                    vision[i] = states[start : start + count].flatten(0, 1).amax(dim=0)
+                start += count
+        vision = vision.masked_fill(vision.isinf(), 0.0)
+        tokens = pad([s.instruction for s in samples], self.tokenizer.pad_token_id, left=False).to(self.device)
+        mask = pad([torch.ones_like(s.instruction) for s in samples], 0, left=False).to(self.device)
+        text = self.language(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state.float()
+        text = text.masked_fill(mask[..., None] == 0, float("-inf")).amax(dim=1).cpu()
+        return F.normalize(torch.cat([vision, text], dim=-1), dim=-1)
+
+    def feature_layout(self) -> list[dict[str, Any]]:
+        """What a feature is made of, in order, with widths."""
+        return [
+            {"part": "vision encoder, last hidden state, max over tokens", "width": self.vision.config.hidden_size},
+            {"part": "language model, last hidden state, max over instruction tokens", "width": self.language.config.hidden_size},
+        ]
+
+    @torch.no_grad()
+    def generate(self, inputs: dict[str, torch.Tensor], *, max_new_tokens: int, min_new_tokens: int) -> list[str]:
+        """Greedy answers of a left-padded batch, without special tokens and outer white space."""
+        out = self.model.generate(
+            **{k: v for k, v in inputs.items() if k != "labels"},
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens or None,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+        )
+        new = out[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def pad(rows: Sequence[torch.Tensor], value: int, *, left: bool) -> torch.Tensor:
+    """Stack one-dimensional tensors [length_i] to [rows, longest]."""
+    longest = max(len(row) for row in rows)
+    out = torch.full((len(rows), longest), value, dtype=rows[0].dtype)
+    for i, row in enumerate(rows):
+        if left:
+            out[i, longest - len(row) :] = row
+        else:
+            out[i, : len(row)] = row
+    return out
+
+
+def resolve(name: str) -> str:
+    """Turn `embedded` into the folder of the shipped model; leave everything else as it is."""
+    return str(embedded.FOLDER) if name == "embedded" else name
+
+
+def fingerprint_of(name: str) -> str:
+    """sha256 over names and digests of the files that make a backbone.
+
+    Raises:
+        DmoleError: a folder without a model in it.
+    """
+    folder = Path(resolve(name))
+    if not folder.is_dir():
+        return hashlib.sha256(f"hub:{name}".encode()).hexdigest()
+    files = sorted({f for pattern in WEIGHT_FILES for f in folder.glob(pattern)})
+    if not (folder / "config.json").exists() or not any(f.suffix == ".safetensors" for f in files):
+        raise _not_a_model(name, "it holds no config.json with safetensors weights")
+    return hashlib.sha256(json.dumps([[f.name, digest_of_file(f)] for f in files]).encode()).hexdigest()
+
+
+def load_backbone(name: str) -> Backbone:
+    """Load a backbone in float32 from a folder, a hub id, or `embedded`.
+
+    Raises:
+        DmoleError: there is no such model, or it is no image-text-to-text model.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    fingerprint = fingerprint_of(name)
+    path = resolve(name)
+    try:
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=False, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _not_a_model(name, str(error).strip().splitlines()[0]) from error
+    if getattr(processor, "tokenizer", None) is None:
+        raise _not_a_model(name, "its processor has no tokenizer")
+    return Backbone(name, fingerprint, model, processor)
+
+
+def _not_a_model(name: str, why: str) -> DmoleError:
+    return DmoleError(
+        f"backbone '{name}' cannot be loaded as an image-text-to-text model: {why}",
+        "pass --backbone a folder written by save_pretrained (with its processor), a hub id, or 'embedded'",
+    )

@@ -1,0 +1,86 @@
+"""`dmole allocate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dmole_cli.commands import console
+from dmole_cli.commands.options import (
+    DEFAULT_RUN,
+    BackboneOption,
+    ConfigOption,
+    ForceOption,
+    JsonOption,
+    RunOption,
+    TaskOption,
+    chosen_tasks,
+    open_session,
+)
+from dmole_cli.errors import DmoleError
+
+HELP = "Place a task's experts under a parameter budget: allocations/<task>.json."
+
+
+def _fraction(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise typer.BadParameter(f"{text!r} is not a share; write 25% or 0.25")
+    return value
+
+
+def allocate(
+    task: TaskOption = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="New parameters of a task: 2% of the backbone's, sites:50% of the sites, params:64k. [default: 2%]"),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of an expert. [default: 8]")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Numerator of an expert's scale, alpha / rank. [default: 16]")] = None,
+    vision_floor: Annotated[str | None, typer.Option(help="Least share of the budget for vision. [default: 25%]")] = None,
+    score: Annotated[str | None, typer.Option(help="Column of the profile to rank by: score or norm_mean. [default: score]")] = None,
+    curriculum: Annotated[
+        bool | None, typer.Option("--curriculum/--no-curriculum", help="Split the budget by difficulty, or by capacity.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Only this tower may get experts: vision or language.")] = None,
+    profile: Annotated[Path | None, typer.Option(help="A bare profile file, without a run directory (with --out).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write the placement of --profile.")] = None,
+    run: RunOption = DEFAULT_RUN,
+    config: ConfigOption = None,
+    backbone: BackboneOption = None,
+    json: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Stage 2."""
+    if (profile is None) != (out is None):
+        raise typer.BadParameter("--profile and --out go together")
+    if only not in (None, "vision", "language"):
+        raise typer.BadParameter(f"--only {only}: choose vision or language")
+    section = {
+        "budget": budget,
+        "rank": rank,
+        "alpha": alpha,
+        "vision_floor": _fraction(vision_floor),
+        "score": score,
+        "curriculum": curriculum,
+        "modalities": (only,) if only else None,
+    }
+    session = open_session(run=run, config=config, backbone=backbone, allocate=section)
+    from dmole_cli.stages.allocate import allocate_file, allocate_task
+
+    if profile is not None and out is not None:
+        outcomes = [allocate_file(profile, out, session.config.allocate, force=force)]
+    else:
+        names = chosen_tasks(session, task)
+        profiled = names if task else [name for name in names if session.run.profile(name).exists()]
+        if not profiled:
+            raise DmoleError(f"no task of the stream has a profile in {run}", "make them with: dmole profile")
+        outcomes = [allocate_task(session, name, force=force) for name in profiled]
+    console.report(outcomes, as_json=json, following="dmole train-router")

@@ -1,0 +1,57 @@
+"""Mounts the subcommands; the one place where a DmoleError becomes two lines on stderr and exit code 1."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from dmole_cli import __version__
+from dmole_cli.commands import allocate, evaluate, profile, tasks, train_router, train_task
+from dmole_cli.commands.console import fail, quiet
+from dmole_cli.errors import DmoleError
+
+app = typer.Typer(
+    help="Keep teaching a vision-language model new tasks without it forgetting the old ones (D-MoLE).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("tasks", help=tasks.HELP)(tasks.tasks)
+app.command("profile", help=profile.HELP)(profile.profile)
+app.command("allocate", help=allocate.HELP)(allocate.allocate)
+app.command("train-router", help=train_router.HELP)(train_router.train_router)
+app.command("train-task", help=train_task.HELP)(train_task.train_task)
+app.command("evaluate", help=evaluate.HELP)(evaluate.evaluate)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"dmole {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Each stage reads files and writes one: profile -> allocate -> train-router -> train-task -> evaluate."""
+
+
+def _interrupted(number: int, frame: object) -> None:
+    raise DmoleError("interrupted; nothing half-written was left", "start the same command again")
+
+
+def main() -> None:
+    """Entry point of `dmole`."""
+    quiet()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
+    try:
+        app()
+    except DmoleError as error:
+        fail(error)
+        sys.exit(1)

@@ -1,0 +1,78 @@
+"""Talk on stderr, data on stdout: outcomes, hints at the next command, progress bars, errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dmole_cli.errors import DmoleError
+
+if TYPE_CHECKING:
+    from dmole_cli.outcome import Outcome
+
+
+def say(text: str) -> None:
+    """One line of talk."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def data(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def fail(error: DmoleError) -> None:
+    """An error: what, where, what to do next."""
+    say(f"error: {error.message}")
+    if error.hint:
+        say(f"  -> {error.hint}")
+
+
+def quiet() -> None:
+    """Keep the libraries' warnings about themselves off the user's screen."""
+    import os
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Threads that spin while they wait slow each other down several times over when two jobs share a machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|transformers|multiprocessing")
+
+
+def tracker(enabled: bool):
+    """A progress bar on stderr for anything that takes long; nothing where stderr is no terminal."""
+
+    def track(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
+        if not enabled or not sys.stderr.isatty():
+            yield from items
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            yield from progress.track(items, total=total, description=description)
+
+    return track
+
+
+def report(outcomes: Sequence[Outcome], *, as_json: bool, following: str) -> None:
+    """What each outcome read and wrote, and the command that usually follows."""
+    if as_json:
+        data([outcome.as_dict() for outcome in outcomes])
+        return
+    for outcome in outcomes:
+        facts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in outcome.facts.items())
+        if outcome.written:
+            say(f"{outcome.stage} {outcome.task}: wrote {outcome.path}" + (f"  ({facts})" if facts else ""))
+            if outcome.reads:
+                say(f"  read {', '.join(outcome.reads)}")
+        else:
+            say(f"{outcome.stage} {outcome.task}: {outcome.path} is up to date, nothing to do (--force makes it again)")
+    if following:
+        say(f"next: {following}")

@@ -1,0 +1,97 @@
+"""`dmole evaluate`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dmole_cli.commands import console
+from dmole_cli.commands.options import (
+    DEFAULT_RUN,
+    BackboneOption,
+    ConfigOption,
+    DataRootOption,
+    ForceOption,
+    JsonOption,
+    RunOption,
+    open_session,
+)
+
+if TYPE_CHECKING:
+    from dmole_cli.session import Session
+
+HELP = "Score every task after every stage, and report Last, AVG, BWT and more."
+REPORTS = ("overview", "last", "avg", "bwt", "fwt", "forgetting", "matrix", "cost")
+
+
+def evaluate(
+    stage: Annotated[
+        list[str] | None, typer.Option("--stage", help="Stage to evaluate, 0 (pretrained) to T; repeatable; or 'all'. [default: all]")
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Task to evaluate on; repeatable. [default: all]")] = None,
+    method: Annotated[list[str] | None, typer.Option("--method", help="Method; repeatable. [default: d-mole]")] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(help=f"One of {', '.join(REPORTS)}. Alone it only reads what was evaluated; missing cells stay missing."),
+    ] = None,
+    routing: Annotated[
+        str | None, typer.Option(help="top-2, top-1, batch-vote, oracle or always-all. [default: top-2]")
+    ] = None,
+    threshold_scale: Annotated[float | None, typer.Option(help="Factor on every router's threshold. [default: 1.0]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples generated at once. [default: 64]")] = None,
+    run: RunOption = DEFAULT_RUN,
+    config: ConfigOption = None,
+    backbone: BackboneOption = None,
+    data_root: DataRootOption = None,
+    json: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Stage 5, and the reports."""
+    if report is not None and report not in REPORTS:
+        raise typer.BadParameter(f"--report {report}: choose one of {', '.join(REPORTS)}")
+    section = {"routing": routing, "threshold_scale": threshold_scale, "batch_size": batch_size}
+    session = open_session(run=run, config=config, backbone=backbone, data_root=data_root, evaluate=section)
+    if report is None or stage or task:
+        outcomes = _evaluate(session, stage, task, method or ["d-mole"], json, force)
+        shown = json and report is None
+        console.report(outcomes, as_json=shown, following="" if report else "dmole evaluate --report bwt")
+    if report is not None:
+        _report(session, report, method, as_json=json)
+
+
+def _evaluate(session: Session, stage: list[str] | None, task: list[str] | None, methods: list[str], json: bool, force: bool) -> list:
+    stages = None if not stage or "all" in stage else [_number(session, s) for s in stage]
+    for name in task or ():
+        session.card(name)
+        if name not in (*session.config.tasks, *session.config.unseen):
+            session.config.position(name)
+    from dmole_cli.stages.evaluate import evaluate as run_stage
+
+    track = console.tracker(not json)
+    outcomes = []
+    for method in methods:
+        outcomes += run_stage(session, method=method, stages=stages, tasks=task, force=force, track=track)
+    return outcomes
+
+
+def _number(session: Session, text: str) -> int:
+    last = len(session.config.tasks)
+    if not text.isdigit() or int(text) > last:
+        raise typer.BadParameter(f"--stage {text}: a number from 0 (pretrained) to {last}, or all")
+    return int(text)
+
+
+def _report(session: Session, name: str, methods: list[str] | None, *, as_json: bool) -> None:
+    from dmole_cli.reports import summary, tables
+
+    if name == "cost":
+        rows = summary.cost_rows(session.run)
+        console.data(rows) if as_json else tables.show(tables.cost_table(rows))
+        return
+    reports = summary.collect(session.run, tasks=session.config.tasks, methods=methods)
+    if as_json:
+        console.data(summary.as_json(reports))
+        return
+    for table in tables.for_report(reports, name):
+        tables.show(table)

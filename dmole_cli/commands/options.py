@@ -1,0 +1,73 @@
+"""Options that several subcommands share: name, type, default and sentence in one place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from dmole_cli.session import Session
+
+TaskOption = Annotated[
+    list[str] | None, typer.Option("--task", "-t", help="Task of the stream; repeat it for several. Default: all, in order.")
+]
+RunOption = Annotated[Path, typer.Option("--run", help="Run directory: every artifact lies in it.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Configuration. Default: dmole.toml of this folder, else the built-in stream.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice. Default: the configuration's (0).")]
+BackboneOption = Annotated[
+    str | None, typer.Option("--backbone", help="'embedded', a folder written by save_pretrained, or a hub id.")
+]
+DataRootOption = Annotated[Path | None, typer.Option("--data-root", help="Where relative data paths of task cards start.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Make it again even if it is there.")]
+DEFAULT_RUN = Path("dmole-run")
+
+
+def open_session(
+    *,
+    run: Path,
+    config: Path | None,
+    seed: int | None = None,
+    backbone: str | None = None,
+    data_root: Path | None = None,
+    **sections: dict[str, object],
+) -> Session:
+    """Configuration with the command line's options put in their place, and the run directory.
+
+    Args:
+        run: run directory; made when something is written.
+        config: path of a configuration, or None.
+        seed: overrides the configuration's.
+        backbone: overrides the configuration's.
+        data_root: overrides the configuration's.
+        sections: section of the configuration -> options of the command that belong to it (None = not given).
+    """
+    from dmole_cli.artifacts.layout import Run
+    from dmole_cli.config import override, read_config
+    from dmole_cli.session import Session
+
+    settings = read_config(config)
+    top = {"seed": seed, "backbone": backbone, "data_root": str(data_root) if data_root else None}
+    settings = override(settings, **top)
+    for name, options in sections.items():
+        settings = replace(settings, **{name: override(getattr(settings, name), **options)})
+    return Session(settings, Run(run))
+
+
+def chosen_tasks(session: Session, tasks: list[str] | None) -> list[str]:
+    """The tasks asked for in stream order, or the whole stream; names are checked before anything is read.
+
+    Raises:
+        DmoleError: a task is neither in the stream nor known, all unknown ones at once.
+    """
+    if not tasks:
+        return list(session.config.tasks)
+    for task in tasks:
+        session.card(task)
+        session.config.position(task)
+    return [task for task in session.config.tasks if task in tasks]

@@ -1,0 +1,50 @@
+"""`dmole profile`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dmole_cli.commands import console
+from dmole_cli.commands.options import (
+    DEFAULT_RUN,
+    BackboneOption,
+    ConfigOption,
+    DataRootOption,
+    ForceOption,
+    JsonOption,
+    RunOption,
+    SeedOption,
+    TaskOption,
+    chosen_tasks,
+    open_session,
+)
+
+HELP = "Measure how strongly a task pulls at each layer: profiles/<task>.parquet."
+
+
+def profile(
+    task: TaskOption = None,
+    portion: Annotated[float | None, typer.Option(help="Share of the training split to measure, 0..1. [default: 0.01]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples of a batch. [default: 8]")] = None,
+    sites: Annotated[
+        str | None, typer.Option(help="attention, linear, or a regular expression on module paths. [default: attention]")
+    ] = None,
+    run: RunOption = DEFAULT_RUN,
+    config: ConfigOption = None,
+    backbone: BackboneOption = None,
+    data_root: DataRootOption = None,
+    seed: SeedOption = None,
+    json: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Stage 1."""
+    section = {"portion": portion, "batch_size": batch_size, "sites": sites}
+    session = open_session(run=run, config=config, seed=seed, backbone=backbone, data_root=data_root, profile=section)
+    names = chosen_tasks(session, task)
+    from dmole_cli.stages.profile import profile as stage
+
+    track = console.tracker(not json)
+    outcomes = [stage(session, name, force=force, track=track) for name in names]
+    console.report(outcomes, as_json=json, following="dmole allocate --budget 2%")

@@ -1,0 +1,50 @@
+"""`dmole train-router`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dmole_cli.commands import console
+from dmole_cli.commands.options import (
+    DEFAULT_RUN,
+    BackboneOption,
+    ConfigOption,
+    DataRootOption,
+    ForceOption,
+    JsonOption,
+    RunOption,
+    SeedOption,
+    TaskOption,
+    chosen_tasks,
+    open_session,
+)
+
+HELP = "Train the autoencoder that recognises a task's inputs: routers/<task>.safetensors."
+
+
+def train_router(
+    task: TaskOption = None,
+    decoder: Annotated[str | None, typer.Option(help="Last layer of the autoencoder: sigmoid or linear. [default: sigmoid]")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs at most. [default: 1000]")] = None,
+    threshold_scale: Annotated[
+        float | None, typer.Option(help="Factor on the 0.99-quantile of the held-out losses. [default: 1.0]")
+    ] = None,
+    run: RunOption = DEFAULT_RUN,
+    config: ConfigOption = None,
+    backbone: BackboneOption = None,
+    data_root: DataRootOption = None,
+    seed: SeedOption = None,
+    json: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Stage 3."""
+    section = {"decoder": decoder, "epochs": epochs, "threshold_scale": threshold_scale}
+    session = open_session(run=run, config=config, seed=seed, backbone=backbone, data_root=data_root, router=section)
+    names = chosen_tasks(session, task)
+    from dmole_cli.stages.train_router import train_router as stage
+
+    track = console.tracker(not json)
+    outcomes = [stage(session, name, force=force, track=track) for name in names]
+    console.report(outcomes, as_json=json, following="dmole train-task")

@@ -1,0 +1,215 @@
+"""`dmole.toml`: the backbone, the ordered tasks and the settings; the order of tasks is written here and nowhere else."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from dmole_cli.errors import DmoleError
+
+DEFAULT_FILE = Path("dmole.toml")
+DEFAULT_TASKS = ("easyvqa", "digits", "emoji", "grounding", "satellite")
+DEFAULT_UNSEEN = ("counting",)
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """Stage `profile`.
+
+    Attributes:
+        portion: share of the training split that is measured (0..1].
+        batch_size: samples of a batch; every batch counts the same.
+        sites: `attention`, `linear`, or a regular expression on module paths.
+    """
+
+    portion: float = 0.01
+    batch_size: int = 8
+    sites: str = "attention"
+
+
+@dataclass(frozen=True)
+class AllocateSettings:
+    """Stage `allocate`.
+
+    Attributes:
+        budget: `2%` of the backbone's parameters, `sites:50%` of the sites, or `params:3.2M`.
+        rank: of an expert.
+        alpha: numerator of an expert's scale, alpha / rank.
+        vision_floor: least share of the budget for the vision encoder, 0..1.
+        score: column of the profile to rank by: `score` or `norm_mean`.
+        curriculum: split the budget by the modalities' difficulty; off = by their capacity.
+        modalities: towers that may get experts.
+    """
+
+    budget: str = "2%"
+    rank: int = 8
+    alpha: float = 16.0
+    vision_floor: float = 0.25
+    score: str = "score"
+    curriculum: bool = True
+    modalities: tuple[str, ...] = ("vision", "language")
+
+
+@dataclass(frozen=True)
+class RouterSettings:
+    """Stage `train-router`.
+
+    Attributes:
+        decoder: last layer of the autoencoder, `sigmoid` or `linear`.
+        hidden: width of its bottleneck.
+        epochs: at most.
+        batch_size: of its training.
+        patience: epochs without a better training loss before it stops.
+        held_out: share of the samples kept for the threshold.
+        quantile: of the held-out losses that becomes the threshold.
+        threshold_scale: factor on that quantile.
+    """
+
+    decoder: str = "sigmoid"
+    hidden: int = 128
+    epochs: int = 1000
+    batch_size: int = 1024
+    patience: int = 10
+    held_out: float = 0.1
+    quantile: float = 0.99
+    threshold_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Stage `train-task`; epochs, batch size and learning rate come from the task's card unless they are set here.
+
+    Attributes:
+        epochs: passes over the training split, 0 = the card's.
+        batch_size: samples of a step, 0 = the card's.
+        learning_rate: peak, 0 = the card's.
+        weight_decay: of AdamW.
+        warmup: share of the steps in which the rate rises.
+        clip: largest norm of the gradient.
+        dropout: on the input of the experts while training.
+        transfer: let the nearest earlier expert join, frozen, where its router accepts the sample.
+    """
+
+    epochs: int = 0
+    batch_size: int = 0
+    learning_rate: float = 0.0
+    weight_decay: float = 0.01
+    warmup: float = 0.03
+    clip: float = 1.0
+    dropout: float = 0.0
+    transfer: bool = True
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Stage `evaluate`.
+
+    Attributes:
+        batch_size: samples generated at once; no decision depends on it.
+        routing: `top-2`, `top-1`, `batch-vote`, `oracle` or `always-all`.
+        threshold_scale: factor on every router's stored threshold.
+    """
+
+    batch_size: int = 64
+    routing: str = "top-2"
+    threshold_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is made from.
+
+    Attributes:
+        backbone: `embedded`, a folder, or a hub id.
+        tasks: names or card paths, in the order in which they arrive.
+        unseen: tasks that are evaluated and never trained.
+        seed: of every random choice.
+        data_root: where relative data paths of cards start, None = beside the card.
+    """
+
+    backbone: str = "embedded"
+    tasks: tuple[str, ...] = DEFAULT_TASKS
+    unseen: tuple[str, ...] = DEFAULT_UNSEEN
+    seed: int = 0
+    data_root: str | None = None
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
+    allocate: AllocateSettings = field(default_factory=AllocateSettings)
+    router: RouterSettings = field(default_factory=RouterSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+
+    def position(self, task: str) -> int:
+        """Stage of a task, counted from 1.
+
+        Raises:
+            DmoleError: the task is not in the stream.
+        """
+        if task not in self.tasks:
+            raise DmoleError(
+                f"task '{task}' is not in the stream ({', '.join(self.tasks)})",
+                "add it to `tasks` in dmole.toml, or pass --tasks with the order you want",
+            )
+        return self.tasks.index(task) + 1
+
+    def earlier(self, task: str) -> tuple[str, ...]:
+        """Tasks that arrive before this one."""
+        return self.tasks[: self.position(task) - 1]
+
+
+def read_config(path: Path | None) -> Config:
+    """Read a configuration; without a path, `dmole.toml` of this folder, or the built-in stream where there is none.
+
+    Raises:
+        DmoleError: the file is missing, is not TOML, or holds unknown keys or values of the wrong type (all at once).
+    """
+    if path is None:
+        if not DEFAULT_FILE.exists():
+            return Config()
+        path = DEFAULT_FILE
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DmoleError(f"cannot read {path}: {error}", "pass --config the path of a TOML file") from error
+    problems: list[str] = []
+    config = _fill(Config(), table, "", problems)
+    if not problems and (not config.tasks or len(set(config.tasks)) < len(config.tasks)):
+        problems.append("tasks: name each task once, at least one")
+    if problems:
+        raise DmoleError(f"{path} has {len(problems)} problem(s):" + "".join(f"\n  - {p}" for p in problems), "mend these keys")
+    return config
+
+
+def _fill(default: Any, table: Mapping[str, Any], where: str, problems: list[str]) -> Any:
+    known = {f.name: getattr(default, f.name) for f in fields(default)}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{where}{key}"
+        if key not in known:
+            problems.append(f"{name}: unknown key (known: {', '.join(known)})")
+            continue
+        current = known[key]
+        if hasattr(current, "__dataclass_fields__"):
+            if isinstance(value, Mapping):
+                values[key] = _fill(current, value, f"{name}.", problems)
+            else:
+                problems.append(f"{name}: a table is expected")
+        elif isinstance(current, tuple):
+            if isinstance(value, list) and all(isinstance(v, str) for v in value):
+                values[key] = tuple(value)
+            else:
+                problems.append(f"{name}: a list of names is expected")
+        elif isinstance(current, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
+            values[key] = float(value)
+        elif type(value) is type(current) or (current is None and isinstance(value, str)):
+            values[key] = value
+        else:
+            problems.append(f"{name}: {type(current).__name__} expected, not {value!r}")
+    return replace(default, **values)
+
+
+def override(settings: Any, **options: Any) -> Any:
+    """Settings with every option that was given (is not None) put in its place."""
+    return replace(settings, **{key: value for key, value in options.items() if value is not None})

@@ -1,0 +1,42 @@
+"""Finetune: for each task one LoRA from the pretrained backbone, tested on that task alone; the upper bound.
+
+Paper: D-MoLE, arXiv 2506.11672, row "Finetune" (CoIN calls another quantity by this name: the diagonal of a sequence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dmole_cli.artifacts.layout import Run
+from dmole_cli.methods.contract import Cell, Routing, Stage, placement_settings, uniform_placement
+
+PAPER = "https://arxiv.org/abs/2506.11672"
+USES_ROUTERS = False
+place = uniform_placement
+settings = placement_settings
+
+
+def needs(run: Run, tasks: Sequence[str], task: str) -> list[Path]:
+    """No earlier artifact."""
+    return []
+
+
+def start(tasks: Sequence[str], task: str) -> str | None:
+    """From the pretrained backbone, each time."""
+    return None
+
+
+def joins(stage: Stage) -> list[tuple[str, ...]]:
+    """Nothing else is active."""
+    return [() for _ in stage.samples]
+
+
+def cells(tasks: Sequence[str], unseen: Sequence[str]) -> list[Cell]:
+    """Each task after its own training, nothing else."""
+    return [(stage, task) for stage, task in enumerate(tasks, start=1)]
+
+
+def active(routing: Routing) -> list[tuple[str, ...]]:
+    """The task's own adapter."""
+    return [(routing.task,) for _ in routing.losses]

@@ -1,0 +1,40 @@
+"""Seq-FT: one LoRA on all candidate sites is trained on through the whole sequence; the naive baseline.
+
+Paper: CoIN, arXiv 2403.08350, where it is the sequential fine-tuning row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dmole_cli.artifacts.layout import Run
+from dmole_cli.methods.contract import Routing, Stage, every_cell, placement_settings, uniform_placement
+
+PAPER = "https://arxiv.org/abs/2403.08350"
+USES_ROUTERS = False
+place = uniform_placement
+settings = placement_settings
+cells = every_cell
+
+
+def needs(run: Run, tasks: Sequence[str], task: str) -> list[Path]:
+    """The adapter after the task before."""
+    before = start(tasks, task)
+    return [run.expert(before, "seq-ft")] if before else []
+
+
+def start(tasks: Sequence[str], task: str) -> str | None:
+    """The task before: its adapter is trained on."""
+    position = list(tasks).index(task)
+    return tasks[position - 1] if position else None
+
+
+def joins(stage: Stage) -> list[tuple[str, ...]]:
+    """Nothing else is active."""
+    return [() for _ in stage.samples]
+
+
+def active(routing: Routing) -> list[tuple[str, ...]]:
+    """The adapter as it stands after the last trained task, for every sample."""
+    return [tuple(routing.tasks[-1:]) for _ in routing.losses]

@@ -1,0 +1,50 @@
+"""Zero-shot: the pretrained backbone on every task, nothing trained. Paper: D-MoLE, arXiv 2506.11672, row "Zero-shot"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dmole_cli.artifacts.layout import Run
+from dmole_cli.config import Config
+from dmole_cli.errors import DmoleError
+from dmole_cli.methods.contract import Cell, Routing, Stage
+
+PAPER = "https://arxiv.org/abs/2506.11672"
+USES_ROUTERS = False
+
+
+def place(stage: Stage) -> dict[str, int]:
+    """Nothing trains."""
+    raise DmoleError("method zero-shot trains nothing", "evaluate it: dmole evaluate --method zero-shot")
+
+
+def needs(run: Run, tasks: Sequence[str], task: str) -> list[Path]:
+    """No artifact."""
+    return []
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """No setting."""
+    return {}
+
+
+def start(tasks: Sequence[str], task: str) -> str | None:
+    """Nothing."""
+    return None
+
+
+def joins(stage: Stage) -> list[tuple[str, ...]]:
+    """Nothing is active."""
+    return [() for _ in stage.samples]
+
+
+def cells(tasks: Sequence[str], unseen: Sequence[str]) -> list[Cell]:
+    """Stage 0, every task."""
+    return [(0, task) for task in (*tasks, *unseen)]
+
+
+def active(routing: Routing) -> list[tuple[str, ...]]:
+    """No expert."""
+    return [() for _ in routing.losses]

@@ -1,0 +1,81 @@
+"""What the stages of one command share: the configuration, the run directory, the backbone (loaded once, when needed)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmole_cli.artifacts.files import digest_of_file
+from dmole_cli.artifacts.layout import Run
+from dmole_cli.config import Config
+from dmole_cli.errors import DmoleError
+from dmole_cli.sample import Sample
+from dmole_cli.tasks import TaskCard, load_card, samples
+
+if TYPE_CHECKING:
+    from dmole_cli.backbones.adapter import Backbone
+
+
+class Session:
+    """Shared state of one command; nothing here is written to disk."""
+
+    def __init__(self, config: Config, run: Run) -> None:
+        # A task may be listed as the path of a card; its name is the card's stem, and the only identity it has.
+        self._entries = {Path(entry).stem if entry.endswith(".toml") else entry: entry for entry in (*config.tasks, *config.unseen)}
+        names = tuple(self._entries)
+        self.config = replace(config, tasks=names[: len(config.tasks)], unseen=names[len(config.tasks) :])
+        self.run = run
+        self._cards: dict[str, TaskCard] = {}
+        self._samples: dict[tuple[str, str], list[Sample]] = {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the backbone's files; does not load the model."""
+        from dmole_cli.backbones.adapter import fingerprint_of
+
+        return fingerprint_of(self.config.backbone)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The loaded model."""
+        from dmole_cli.backbones.adapter import load_backbone
+
+        return load_backbone(self.config.backbone)
+
+    def card(self, task: str) -> TaskCard:
+        """The card of a task, by the name it has in the configuration."""
+        if task not in self._cards:
+            self._cards[task] = load_card(self._entries.get(task, task))
+        return self._cards[task]
+
+    def samples(self, task: str, split: str) -> list[Sample]:
+        """A split of a task; pictures are not opened yet."""
+        key = (task, split)
+        if key not in self._samples:
+            root = Path(self.config.data_root) if self.config.data_root else None
+            self._samples[key] = samples(self.card(task), split, data_root=root)
+        return self._samples[key]
+
+    def digests(self, *paths: Path) -> dict[str, str]:
+        """Digests of artifacts by their path relative to the run directory."""
+        return {str(path.relative_to(self.run.root)): digest_of_file(path) for path in paths}
+
+    def require_backbone(self, path: Path, fingerprint: str, command: str) -> None:
+        """Refuse an artifact of another backbone.
+
+        Raises:
+            DmoleError: the fingerprints differ.
+        """
+        if fingerprint != self.fingerprint:
+            raise DmoleError(
+                f"{path} was made with another backbone ({fingerprint[:12]}; '{self.config.backbone}' is {self.fingerprint[:12]})",
+                f"{command} --force makes it again, or pass another --run for this backbone",
+            )
+
+
+def command(stage: str, task: str, **options: object) -> str:
+    """The command line that makes an artifact, as a user would type it."""
+    extra = "".join(f" --{key.replace('_', '-')} {value}" for key, value in options.items())
+    return f"dmole {stage} --task {task}{extra}"

@@ -1,0 +1,1 @@
+"""What each subcommand does: read artifacts, compute, write one artifact."""

@@ -1,0 +1,119 @@
+"""Stage `allocate`: which sites get an expert of a task, under its budget (D-MoLE, arXiv 2506.11672, section 4.2)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dmole_cli.artifacts.allocation import SCHEMA, VERSION, allocation_header, write_allocation
+from dmole_cli.artifacts.files import digest_of_file
+from dmole_cli.artifacts.profile import SiteProfile, read_profile
+from dmole_cli.artifacts.provenance import Header, up_to_date
+from dmole_cli.config import AllocateSettings
+from dmole_cli.errors import DmoleError
+from dmole_cli.outcome import Outcome
+from dmole_cli.placement import SiteScore, allocate, parse_budget
+from dmole_cli.session import Session, command
+
+STATISTICS = ("score", "norm_mean")
+
+
+def allocate_task(session: Session, task: str, *, force: bool = False) -> Outcome:
+    """Place one task's experts; reads its profile, writes `allocations/<task>.json`.
+
+    Raises:
+        DmoleError: there is no profile, it is another backbone's, the budget cannot be, or the output is stale.
+    """
+    profile, path = session.run.profile(task), session.run.allocation(task)
+    rows, made = read_profile(profile, hint=f"make it with: {command('profile', task)}")
+    session.require_backbone(profile, made.backbone, command("profile", task))
+    key = str(profile.relative_to(session.run.root))
+    return place(
+        rows,
+        made,
+        task=task,
+        profile=(key, profile),
+        path=path,
+        settings=session.config.allocate,
+        force=force,
+        redo=command("allocate", task, budget=session.config.allocate.budget),
+    )
+
+
+def allocate_file(profile: Path, out: Path, settings: AllocateSettings, *, force: bool) -> Outcome:
+    """Place from a bare profile file, without a run directory."""
+    rows, made = read_profile(profile, hint="pass --profile the path of a file that `dmole profile` wrote")
+    redo = f"dmole allocate --profile {profile} --budget {settings.budget} --out {out}"
+    return place(
+        rows,
+        made,
+        task=profile.stem,
+        profile=(profile.name, profile),
+        path=out,
+        settings=settings,
+        force=force,
+        redo=redo,
+    )
+
+
+def place(
+    rows: list[SiteProfile],
+    made: Header,
+    *,
+    task: str,
+    profile: tuple[str, Path],
+    path: Path,
+    settings: AllocateSettings,
+    force: bool,
+    redo: str,
+) -> Outcome:
+    """Allocate over profiled sites and write the placement."""
+    if settings.score not in STATISTICS:
+        raise DmoleError(f"unknown --score '{settings.score}'", f"choose one of: {', '.join(STATISTICS)}")
+    header = Header(
+        SCHEMA,
+        VERSION,
+        backbone=made.backbone,
+        settings={**asdict(settings), "modalities": list(settings.modalities)},
+        inputs={profile[0]: digest_of_file(profile[1])},
+    )
+    reads = (str(profile[1]),)
+    if up_to_date(path, allocation_header(path), header, force=force, command=redo):
+        return Outcome("allocate", task, path, written=False, reads=reads)
+    budget = parse_budget(settings.budget)
+    backbone_parameters = int(made.facts["backbone_parameters"])
+    sites = [
+        SiteScore(row.site, row.modality, settings.rank * (row.in_features + row.out_features), getattr(row, settings.score))
+        for row in rows
+    ]
+    placed = allocate(
+        sites,
+        budget=budget,
+        backbone_parameters=backbone_parameters,
+        rank=settings.rank,
+        vision_floor=settings.vision_floor,
+        curriculum=settings.curriculum,
+        modalities=settings.modalities,
+    )
+    spent: dict[str, Any] = {
+        "sites": placed.sites,
+        "parameters": placed.parameters,
+        "fraction": placed.parameters / backbone_parameters,
+    }
+    document = {
+        "task": task,
+        "budget": settings.budget,
+        "rank": settings.rank,
+        "alpha": settings.alpha,
+        "spent": spent,
+        "modalities": {name: asdict(modality) for name, modality in placed.modalities.items()},
+        "sites": list(placed.chosen),
+    }
+    write_allocation(path, document, header)
+    facts = {
+        "sites": placed.sites,
+        "parameters": placed.parameters,
+        "vision_sites": placed.modalities["vision"].sites if "vision" in placed.modalities else 0,
+    }
+    return Outcome("allocate", task, path, written=True, reads=reads, facts=facts)

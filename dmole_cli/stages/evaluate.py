@@ -1,0 +1,257 @@
+"""Stage `evaluate`: after every stage, every task; a row per test sample, and no generation twice.
+
+An answer is a function of the backbone, the sample, the experts that are active for it and the generation settings. Answers
+are kept in the run directory under a key of exactly these, so that of the (T + 1) x T cells only the distinct keys are
+generated, whatever methods, stages and tasks are asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+
+from dmole_cli import catalog
+from dmole_cli.artifacts.evaluation import SCHEMA, VERSION, Answer, evaluation_header, write_evaluation
+from dmole_cli.artifacts.expert import expert_header, read_expert
+from dmole_cli.artifacts.files import digest_of, digest_of_file
+from dmole_cli.artifacts.generations import read_generations, write_generations
+from dmole_cli.artifacts.provenance import Header, differences, require_current, versions
+from dmole_cli.artifacts.router import RouterFile, read_router
+from dmole_cli.errors import DmoleError
+from dmole_cli.experts.autoencoder import from_tensors
+from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.methods.contract import Routing
+from dmole_cli.outcome import Outcome, Track, clocked, untracked
+from dmole_cli.sample import Sample
+from dmole_cli.session import Session, command
+from dmole_cli.tasks import TaskCard
+from dmole_cli.training.batches import data_digest, encoded_batches
+from dmole_cli.training.features import features_of
+
+Active = list[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation file to make: who answers what, with which experts."""
+
+    method: str
+    stage: int
+    path: Path
+    header: Header
+    active: Active
+    losses: list[list[float]]
+
+
+def evaluate(
+    session: Session,
+    *,
+    method: str = "d-mole",
+    stages: Sequence[int] | None = None,
+    tasks: Sequence[str] | None = None,
+    force: bool = False,
+    track: Track = untracked,
+) -> list[Outcome]:
+    """Evaluate a method on the cells of its matrix; writes `evaluations/<method>/<stage>/<task>.parquet`.
+
+    Args:
+        session: configuration, run directory, backbone.
+        method: a file of `methods/`.
+        stages: which stages, None = all (0 = the pretrained backbone).
+        tasks: which tasks, None = the stream and the unseen ones.
+        force: generate again what is there.
+        track: shows progress.
+
+    Raises:
+        DmoleError: an expert or a router is missing, stale or another backbone's; a test split cannot be read.
+    """
+    rules = catalog.load("methods", method)
+    wanted = [
+        (stage, task)
+        for stage, task in rules.cells(session.config.tasks, session.config.unseen)
+        if (stages is None or stage in stages) and (tasks is None or task in tasks)
+    ]
+    if not wanted:
+        raise DmoleError(f"method {method} has nothing to evaluate there", "see `dmole evaluate --help` for --stage and --task")
+    outcomes = []
+    for task in dict.fromkeys(task for _, task in wanted):
+        outcomes += _evaluate_task(session, rules, method, task, [s for s, t in wanted if t == task], force=force, track=track)
+    return outcomes
+
+
+def _evaluate_task(
+    session: Session, rules: ModuleType, method: str, task: str, stages: list[int], *, force: bool, track: Track
+) -> list[Outcome]:
+    samples, card = session.samples(task, "test"), session.card(task)
+    plans = {stage: _needed(session, rules, method, task, stage) for stage in stages}
+    headers = {stage: _header(session, card, samples, rules, method, stage, plans[stage]) for stage in stages}
+    todo = []
+    for stage in stages:
+        made = evaluation_header(session.run.evaluation(method, stage, task))
+        if made is None or force or differences(made, headers[stage]):
+            todo.append(stage)
+    outcomes = [
+        Outcome(f"evaluate {method}", task, session.run.evaluation(method, stage, task), written=False, facts={"at_stage": stage})
+        for stage in stages
+        if stage not in todo
+    ]
+    if not todo:
+        return outcomes
+    with clocked(session.run.cost(f"evaluate-{method}", task)):
+        table = _losses(session, samples, task, max(todo), track) if rules.USES_ROUTERS else None
+        cells = [_cell(session, rules, method, task, stage, samples, headers[stage], table) for stage in todo]
+        answers, generated = _answers(session, card, samples, cells, method, force=force, track=track)
+        metric = catalog.load("metrics", card.metric)
+        references, details = [list(s.references) for s in samples], [dict(s.details) for s in samples]
+        for cell in cells:
+            predictions = [answers[i, active] for i, active in enumerate(cell.active)]
+            scores = metric.score(predictions, references=references, details=details)
+            rows = [
+                Answer(s.sample_id, s.question, p, r, float(score), list(a), m, json.dumps(d, ensure_ascii=False))
+                for s, p, r, score, a, m, d in zip(
+                    samples, predictions, references, scores, cell.active, cell.losses, details, strict=True
+                )
+            ]
+            write_evaluation(cell.path, rows, cell.header)
+            points = metric.UNIT_SCALE * sum(scores) / len(scores)
+            facts = {"at_stage": cell.stage, card.metric: round(points, 2), "samples": len(samples), "generated": generated}
+            outcomes.append(Outcome(f"evaluate {method}", task, cell.path, written=True, facts=facts))
+    return outcomes
+
+
+def _needed(session: Session, rules: ModuleType, method: str, task: str, stage: int) -> list[Path]:
+    """Experts and routers that an evaluation after this stage may use; checks that they are there and current."""
+    if stage == 0:
+        return []
+    trained = session.config.tasks[:stage]
+    used = trained if rules.USES_ROUTERS else [a[0] for a in rules.active(_routing(session, trained, task, [[]], [])) if a]
+    paths = []
+    for name in used:
+        path = session.run.expert(name, method)
+        redo = command("train-task", name, method=method)
+        header = expert_header(path)
+        if header is None:
+            raise DmoleError(f"{path} is not there: stage {stage} of {method} has not been trained", f"make it with: {redo}")
+        session.require_backbone(path, header.backbone, redo)
+        require_current(path, header, root=session.run.root, command=redo)
+        paths.append(path)
+        if rules.USES_ROUTERS:
+            read_router(session.run.router(name), hint=f"make it with: {command('train-router', name)}")
+            paths.append(session.run.router(name))
+    return paths
+
+
+def _header(
+    session: Session, card: TaskCard, samples: Sequence[Sample], rules: ModuleType, method: str, stage: int, needed: list[Path]
+) -> Header:
+    settings = {"method": method, "stage": stage, "metric": card.metric, "generation": asdict(card.generation)}
+    if rules.USES_ROUTERS:
+        chosen = session.config.evaluate
+        settings |= {"routing": chosen.routing, "threshold_scale": chosen.threshold_scale}
+        if chosen.routing == "batch-vote":
+            settings["batch_size"] = chosen.batch_size
+    return Header(
+        SCHEMA,
+        VERSION,
+        backbone=session.fingerprint,
+        settings=settings,
+        inputs={f"data:{card.name}/test": data_digest(samples), **session.digests(*needed)},
+        versions=versions("torch", "transformers"),
+    )
+
+
+def _losses(session: Session, samples: Sequence[Sample], task: str, last: int, track: Track) -> dict[str, tuple[RouterFile, list[float]]]:
+    """Reconstruction losses of the samples under every router up to a stage: task -> (router, losses)."""
+    trained = session.config.tasks[:last]
+    if not trained:
+        return {}
+    path = session.run.features(task, "test")
+    features = features_of(session.backbone, samples, path, label=f"{task}/test", track=track)
+    table = {}
+    for name in trained:
+        redo = command("train-router", name)
+        router = read_router(session.run.router(name), hint=f"make it with: {redo}")
+        session.require_backbone(session.run.router(name), router.header.backbone, redo)
+        table[name] = (router, from_tensors(router.tensors, decoder=router.decoder).losses(features).tolist())
+    return table
+
+
+def _routing(session: Session, trained: Sequence[str], task: str, losses: list[list[float]], thresholds: list[float]) -> Routing:
+    chosen = session.config.evaluate
+    return Routing(trained, task, losses, thresholds, chosen.routing, chosen.batch_size)
+
+
+def _cell(
+    session: Session,
+    rules: ModuleType,
+    method: str,
+    task: str,
+    stage: int,
+    samples: Sequence[Sample],
+    header: Header,
+    table: dict[str, tuple[RouterFile, list[float]]] | None,
+) -> Cell:
+    trained = session.config.tasks[:stage]
+    columns = [table[name][1] for name in trained] if table else []
+    losses = [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in samples]
+    scale = session.config.evaluate.threshold_scale
+    thresholds = [table[name][0].threshold * scale for name in trained] if table else []
+    active = rules.active(_routing(session, trained, task, losses, thresholds)) if stage else [() for _ in samples]
+    return Cell(method, stage, session.run.evaluation(method, stage, task), header, active, losses)
+
+
+def _answers(
+    session: Session, card: TaskCard, samples: Sequence[Sample], cells: list[Cell], method: str, *, force: bool, track: Track
+) -> tuple[dict[tuple[int, tuple[str, ...]], str], int]:
+    """Answers by (sample index, experts), from the kept ones where they are there; and how many were generated."""
+    names = sorted({name for cell in cells for active in cell.active for name in active})
+    digests = {name: digest_of_file(session.run.expert(name, method)) for name in names}
+    common = [session.fingerprint, asdict(card.generation)]
+
+    def key(index: int, active: tuple[str, ...]) -> str:
+        sample = samples[index]
+        return digest_of([*common, sample.sample_id, sample.question, sample.sources, sorted(digests[n] for n in active)])
+
+    wanted = {(i, active): key(i, active) for cell in cells for i, active in enumerate(cell.active)}
+    path = session.run.generations(card.name)
+    kept = {} if force else read_generations(path)
+    # Two routes to the same set of experts (in another order) are one key, generated once.
+    missing = {k: pair for pair, k in wanted.items() if k not in kept}
+    if missing:
+        fresh = _generate(session, card, samples, list(missing.values()), method, track)
+        kept = {**read_generations(path), **dict(zip(missing, fresh, strict=True))}
+        write_generations(path, kept, session.fingerprint)
+    return {pair: kept[k] for pair, k in wanted.items()}, len(missing)
+
+
+def _generate(
+    session: Session, card: TaskCard, samples: Sequence[Sample], pairs: list[tuple[int, tuple[str, ...]]], method: str, track: Track
+) -> list[str]:
+    """Greedy answers of (sample index, experts) pairs, batched by experts and length of the question."""
+    backbone = session.backbone
+    order = sorted(range(len(pairs)), key=lambda p: (pairs[p][1], len(samples[pairs[p][0]].question), pairs[p][0]))
+    size = session.config.evaluate.batch_size
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    routed = RoutedExperts(backbone.model, backbone.modality_of)
+    for name in sorted({name for _, active in pairs for name in active}):
+        file = read_expert(session.run.expert(name, method), hint="")
+        routed.add(name, Expert(file.sites, file.scale))
+    out = [""] * len(pairs)
+    try:
+        rows_of = [[pairs[p][0] for p in batch] for batch in batches]
+        encoded = encoded_batches(backbone, samples, rows_of, with_answer=False)
+        for batch, rows in zip(batches, track(encoded, f"evaluate {card.name} ({method})", len(batches)), strict=True):
+            inputs, vision_rows = backbone.collate(rows, left=True)
+            sets = [pairs[p][1] for p in batch]
+            with routed.route(sets, rows=vision_rows, device=backbone.device, dtype=backbone.dtype):
+                texts = backbone.generate(
+                    inputs, max_new_tokens=card.generation.max_new_tokens, min_new_tokens=card.generation.min_new_tokens
+                )
+            for p, text in zip(batch, texts, strict=True):
+                out[p] = text
+    finally:
+        routed.close()
+    return out

@@ -1,0 +1,120 @@
+"""Stage `profile`: how strongly does a task's loss pull at each site of the pretrained backbone?
+
+score = || sum over batches b of grad L_b ||_2 / B, beside it mean and deviation of the per-batch norms || grad L_b ||_2; a
+bias adds its own norm to its weight's, as in the reference (D-MoLE, arXiv 2506.11672, section 4.2; a zero-cost proxy in the
+sense of arXiv 2101.08134). Only the candidate sites take gradients, so the backward pass ends at the lowest of them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from dmole_cli.artifacts.profile import SCHEMA, VERSION, SiteProfile, profile_header, write_profile
+from dmole_cli.artifacts.provenance import Header, up_to_date, versions
+from dmole_cli.backbones.adapter import Backbone, Encoded
+from dmole_cli.backbones.sites import Site, find_sites
+from dmole_cli.errors import DmoleError
+from dmole_cli.outcome import Outcome, Track, clocked, untracked
+from dmole_cli.session import Session, command
+from dmole_cli.training.batches import data_digest, encoded_batches, seed_for
+
+
+def profile(session: Session, task: str, *, force: bool = False, track: Track = untracked) -> Outcome:
+    """Measure one task; writes `profiles/<task>.parquet`.
+
+    Raises:
+        DmoleError: the task's data cannot be read, the output is stale, or a loss is not finite.
+    """
+    settings, config = session.config.profile, session.config
+    samples = session.samples(task, "train")
+    header = Header(
+        SCHEMA,
+        VERSION,
+        backbone=session.fingerprint,
+        seed=config.seed,
+        settings={"portion": settings.portion, "batch_size": settings.batch_size, "sites": settings.sites},
+        inputs={f"data:{task}/train": data_digest(samples)},
+        versions=versions("torch", "transformers"),
+    )
+    path, reads = session.run.profile(task), (f"task {task} (train)", f"backbone {config.backbone}")
+    if up_to_date(path, profile_header(path), header, force=force, command=command("profile", task)):
+        return Outcome("profile", task, path, written=False, reads=reads)
+    batches = subset(len(samples), settings.portion, settings.batch_size, seed=seed_for(config.seed, task, "profile"))
+    backbone = session.backbone
+    sites = find_sites(backbone.model, settings.sites)
+    with clocked(session.run.cost("profile", task)):
+        encoded = encoded_batches(backbone, samples, batches, with_answer=True)
+        rows = measure(backbone, sites, track(encoded, f"profile {task}", len(batches)))
+    write_profile(path, rows, replace(header, facts={"backbone_parameters": backbone.parameters}))
+    vision = sum(r.score for r in rows if r.modality == "vision")
+    total = sum(r.score for r in rows)
+    facts = {"sites": len(rows), "batches": len(batches), "vision_share": round(vision / total, 4) if total else None}
+    return Outcome("profile", task, path, written=True, reads=reads, facts=facts)
+
+
+def subset(count: int, portion: float, batch_size: int, *, seed: int) -> list[list[int]]:
+    """Draw a seeded subset of `portion` of the rows in batches of equal size; at least one batch.
+
+    Raises:
+        DmoleError: the portion is not in (0, 1], or the batch size is below 1.
+    """
+    if not 0 < portion <= 1 or batch_size < 1:
+        raise DmoleError(f"--portion {portion} with --batch-size {batch_size} cannot be", "use 0 < portion <= 1 and a batch size from 1")
+    wanted = max(1, round(count * portion))
+    size = min(batch_size, wanted)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: wanted - wanted % size]
+    return [rows.tolist() for rows in order.split(size)]
+
+
+def measure(backbone: Backbone, sites: list[Site], batches: Iterable[list[Encoded]]) -> list[SiteProfile]:
+    """Gradient norms of every site over encoded batches with answers; the backbone is left as it was."""
+    weights = {site.name: list(backbone.model.get_submodule(site.name).parameters(recurse=False)) for site in sites}
+    parameters = [p for group in weights.values() for p in group]
+    norms: dict[str, list[float]] = {site.name: [] for site in sites}
+    count = 0
+    for p in parameters:
+        p.requires_grad_(True)
+    try:
+        sums = {name: [torch.zeros_like(p, dtype=torch.float32) for p in group] for name, group in weights.items()}
+        for number, batch in enumerate(batches, start=1):
+            inputs, _ = backbone.collate(batch, left=False)
+            loss = backbone.answer_loss(inputs)
+            if not math.isfinite(loss.item()):
+                raise DmoleError(f"the loss of profiling batch {number} is {loss.item()}", "check the task's data with `dmole tasks --check`")
+            loss.backward()
+            count += len(batch)
+            for name, group in weights.items():
+                # A weight that the loss does not reach (a layer above the features in use) has no gradient: it pulls at nothing.
+                grads = [p.grad.float() if p.grad is not None else torch.zeros_like(p) for p in group]
+                norms[name].append(sum(g.norm().item() for g in grads))
+                for total, grad in zip(sums[name], grads, strict=True):
+                    total += grad
+            for p in parameters:
+                p.grad = None
+    finally:
+        for p in parameters:
+            p.requires_grad_(False)
+            p.grad = None
+    return [_row(site, sums[site.name], norms[site.name], count) for site in sites]
+
+
+def _row(site: Site, sums: list[torch.Tensor], norms: list[float], samples: int) -> SiteProfile:
+    return SiteProfile(
+        site=site.name,
+        modality=site.modality,
+        block=site.block,
+        kind=site.kind,
+        in_features=site.in_features,
+        out_features=site.out_features,
+        parameters=site.parameters,
+        score=sum(total.norm().item() for total in sums) / len(norms),
+        norm_mean=statistics.fmean(norms),
+        norm_std=statistics.pstdev(norms),
+        batches=len(norms),
+        samples=samples,
+    )

@@ -1,0 +1,164 @@
+"""Stage `train-task`: train one task's expert, and nothing else (D-MoLE, arXiv 2506.11672, section 4.3, and baselines)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from dmole_cli import catalog
+from dmole_cli.artifacts.allocation import read_allocation
+from dmole_cli.artifacts.expert import SCHEMA, VERSION, ExpertFile, expert_header, read_expert, write_expert
+from dmole_cli.artifacts.features import features_header
+from dmole_cli.artifacts.provenance import Header, require_current, up_to_date, versions
+from dmole_cli.artifacts.router import router_header
+from dmole_cli.backbones.adapter import Encoded
+from dmole_cli.errors import DmoleError
+from dmole_cli.experts.routed import Expert, RoutedExperts, new_expert
+from dmole_cli.methods.contract import Stage
+from dmole_cli.outcome import Outcome, Track, clocked, untracked
+from dmole_cli.session import Session, command
+from dmole_cli.tasks import TaskCard
+from dmole_cli.training.batches import data_digest, encoded_batches, seed_for, shuffled
+from dmole_cli.training.loop import site_shapes, train_expert
+
+# What to type to make each kind of artifact, by its folder in the run directory, and how to read its header.
+MAKERS = {"allocations": "allocate", "routers": "train-router", "features": "train-router", "experts": "train-task"}
+
+
+def train_task(
+    session: Session, task: str, *, method: str = "d-mole", force: bool = False, track: Track = untracked
+) -> Outcome:
+    """Train one task's expert with a method; writes `experts/<task>.safetensors` (other methods: in their folder).
+
+    Raises:
+        DmoleError: an input is missing, stale or another backbone's; the data cannot be read; the loss is not finite.
+    """
+    config, run = session.config, session.run
+    rules = catalog.load("methods", method)
+    if not config.tasks or task not in config.tasks:
+        config.position(task)
+    samples = session.samples(task, "train")
+    needed = rules.needs(run, config.tasks, task)
+    check_inputs(session, needed, method)
+    recipe = recipe_of(session, session.card(task))
+    header = Header(
+        SCHEMA,
+        VERSION,
+        backbone=session.fingerprint,
+        seed=config.seed,
+        settings={"method": method, **recipe, **rules.settings(config)},
+        inputs={f"data:{task}/train": data_digest(samples), **session.digests(*needed)},
+        versions=versions("torch", "transformers"),
+    )
+    path = run.expert(task, method)
+    reads = (f"task {task} (train)", f"backbone {config.backbone}", *(str(p) for p in needed))
+    redo = command("train-task", task, method=method)
+    if up_to_date(path, expert_header(path), header, force=force, command=redo):
+        return Outcome("train-task", task, path, written=False, reads=reads)
+    with clocked(run.cost(f"train-task-{method}", task)):
+        expert, losses = _train(session, task, method, rules, recipe, track)
+    write_expert(path, ExpertFile(expert.sites, expert.scale, header))
+    tail = losses[-10:]
+    facts = {
+        "parameters": sum(p.numel() for p in expert.parameters()),
+        "steps": len(losses),
+        "first_loss": round(losses[0], 4),
+        "last_loss": round(sum(tail) / len(tail), 4),
+    }
+    return Outcome("train-task", task, path, written=True, reads=reads, facts=facts)
+
+
+def recipe_of(session: Session, card: TaskCard) -> dict[str, float]:
+    """The training recipe: the settings where they are given, the card's values elsewhere."""
+    settings = asdict(session.config.train)
+    return {key: settings[key] or getattr(card.recipe, key, settings[key]) for key in settings if key != "transfer"}
+
+
+def check_inputs(session: Session, paths: Sequence[Path], method: str) -> None:
+    """Refuse inputs that are missing, stale, or of another backbone.
+
+    Raises:
+        DmoleError: names the artifact and the command that mends it.
+    """
+    for path in paths:
+        folder, name = path.relative_to(session.run.root).parts[0], path.stem
+        options = {"method": method} if folder == "experts" and method != "d-mole" else {}
+        redo = command(MAKERS[folder], name, **options)
+        if not path.exists():
+            raise DmoleError(f"{path} is not there", f"make it with: {redo}")
+        header = _header(path, folder, redo)
+        session.require_backbone(path, header.backbone, redo)
+        require_current(path, header, root=session.run.root, command=redo)
+
+
+def _header(path: Path, folder: str, redo: str) -> Header:
+    if folder == "allocations":
+        return read_allocation(path, hint=f"make it again with: {redo} --force")[1]
+    read = {"routers": router_header, "features": features_header, "experts": expert_header}[folder]
+    header = read(path)
+    assert header is not None  # it exists
+    return header
+
+
+def _train(
+    session: Session, task: str, method: str, rules: ModuleType, recipe: dict[str, float], track: Track
+) -> tuple[Expert, list[float]]:
+    config, run, backbone = session.config, session.run, session.backbone
+    samples = session.samples(task, "train")
+    stage = Stage(run, config, task, samples, backbone)
+    before = rules.start(config.tasks, task)
+    expert = _fresh(stage, rules) if before is None else _continued(run.expert(before, method))
+    joins: list[tuple[str, ...]] = rules.joins(stage)
+    earlier = {name: read_expert(run.expert(name, method), hint="") for name in sorted({n for row in joins for n in row})}
+    routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=float(recipe["dropout"]))
+    try:
+        for name, file in earlier.items():
+            routed.add(name, Expert(file.sites, file.scale))
+        routed.add(task, expert)
+        order = shuffled(
+            len(samples), int(recipe["batch_size"]), epochs=int(recipe["epochs"]), seed=seed_for(config.seed, task, "order")
+        )
+        encoded = encoded_batches(backbone, samples, order, with_answer=True)
+        losses = train_expert(
+            backbone,
+            routed,
+            expert,
+            _routed_batches(task, stage, joins, order, track(encoded, f"train {task} ({method})", len(order))),
+            steps=len(order),
+            learning_rate=recipe["learning_rate"],
+            settings=config.train,
+        )
+    finally:
+        routed.close()
+    return expert, losses
+
+
+def _routed_batches(
+    task: str, stage: Stage, joins: Sequence[tuple[str, ...]], order: Sequence[Sequence[int]], encoded: Iterable[list[Encoded]]
+) -> Iterator[tuple[list[str], list[tuple[str, ...]], list[Encoded]]]:
+    for rows, batch in zip(order, encoded, strict=True):
+        yield [stage.samples[i].sample_id for i in rows], [(task, *joins[i]) for i in rows], batch
+
+
+def _fresh(stage: Stage, rules: ModuleType) -> Expert:
+    placement: dict[str, int] = rules.place(stage)
+    widths = {}
+    for site in placement:
+        try:
+            module = stage.backbone.model.get_submodule(site)
+        except AttributeError as error:
+            raise DmoleError(f"the backbone has no module '{site}'", f"make the allocation again: dmole allocate --task {stage.task} --force") from error
+        widths[site] = (module.in_features, module.out_features)
+    generator = torch.Generator().manual_seed(seed_for(stage.config.seed, stage.task, "expert"))
+    scale = stage.config.allocate.alpha / stage.config.allocate.rank
+    return new_expert(site_shapes(placement, widths), scale=scale, generator=generator)
+
+
+def _continued(path: Path) -> Expert:
+    file = read_expert(path, hint="")
+    sites = {site: (a.clone().requires_grad_(), b.clone().requires_grad_()) for site, (a, b) in file.sites.items()}
+    return Expert(sites, file.scale, trainable=True)

@@ -1,0 +1,1 @@
+"""The one training loop, batching, features: what all methods share."""

@@ -1,0 +1,80 @@
+"""Seeded batches of encoded samples, prepared in a worker process while the model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dmole_cli.artifacts.files import digest_of
+from dmole_cli.backbones.adapter import Backbone, Encoded
+from dmole_cli.errors import DmoleError
+from dmole_cli.sample import Sample
+
+WORKER_FROM = 256  # samples from which a worker process pays for its start
+
+
+class _Samples(Dataset):
+    """Encodes on demand; an error travels as a value, because a worker would wrap it into a traceback."""
+
+    def __init__(self, backbone: Backbone, samples: Sequence[Sample], *, with_answer: bool) -> None:
+        self.backbone, self.samples, self.with_answer = backbone, samples, with_answer
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Encoded | DmoleError:
+        try:
+            return self.backbone.encode(self.samples[index], with_answer=self.with_answer)
+        except DmoleError as error:
+            return error
+
+
+def encoded_batches(
+    backbone: Backbone, samples: Sequence[Sample], batches: Sequence[Sequence[int]], *, with_answer: bool
+) -> Iterator[list[Encoded]]:
+    """Encode `samples[i] for i in batch` for every batch, in order.
+
+    Raises:
+        DmoleError: a sample cannot be read.
+    """
+    workers = 1 if sum(len(b) for b in batches) >= WORKER_FROM else 0
+    loader = DataLoader(
+        _Samples(backbone, samples, with_answer=with_answer),
+        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=list,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+    )
+    for batch in loader:
+        for row in batch:
+            if isinstance(row, DmoleError):
+                raise row
+        yield batch
+
+
+def in_order(count: int, batch_size: int) -> list[list[int]]:
+    """Indices 0..count-1 in batches."""
+    return [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
+
+
+def shuffled(count: int, batch_size: int, *, epochs: int, seed: int) -> list[list[int]]:
+    """Indices of `epochs` passes, each in its own seeded order, in batches; the last batch of a pass may be smaller."""
+    generator = torch.Generator().manual_seed(seed)
+    out: list[list[int]] = []
+    for _ in range(epochs):
+        order = torch.randperm(count, generator=generator)
+        out += [rows.tolist() for rows in order.split(batch_size)]
+    return out
+
+
+def seed_for(*parts: object) -> int:
+    """A seed that depends on all parts and on nothing else."""
+    return int(digest_of([str(p) for p in parts])[:15], 16)
+
+
+def data_digest(samples: Sequence[Sample]) -> str:
+    """Digest of a split's rows: ids, texts, references and sources."""
+    rows = [[s.sample_id, s.question, s.answer, s.references, s.details, s.sources] for s in samples]
+    return digest_of(rows)

@@ -1,0 +1,86 @@
+"""The one training loop: every method trains its expert here, on the same batches and the same schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+
+from dmole_cli.backbones.adapter import Backbone, Encoded
+from dmole_cli.config import TrainSettings
+from dmole_cli.errors import DmoleError
+from dmole_cli.experts.routed import Expert, RoutedExperts
+
+Penalty = Callable[[], torch.Tensor]
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Linear rise over the first `warmup` share of the steps, then a cosine to zero; `step` counts from 0."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def train_expert(
+    backbone: Backbone,
+    routed: RoutedExperts,
+    expert: Expert,
+    batches: Iterable[tuple[Sequence[str], Sequence[Sequence[str]], list[Encoded]]],
+    *,
+    steps: int,
+    learning_rate: float,
+    settings: TrainSettings,
+    penalty: Penalty | None = None,
+) -> list[float]:
+    """Train one expert in place; nothing else changes.
+
+    Args:
+        backbone: frozen.
+        routed: holds the expert, and the frozen ones that may join.
+        expert: the one that trains.
+        batches: (sample ids, names of each sample's active experts, encoded samples), `steps` of them.
+        steps: number of batches.
+        learning_rate: peak.
+        settings: weight decay, warm-up, clipping.
+        penalty: added to the loss of every step, if given.
+
+    Returns:
+        The loss on the answers, per step.
+
+    Raises:
+        DmoleError: a loss is not finite; the samples of the batch are named.
+    """
+    parameters = list(expert.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=settings.weight_decay)
+    losses = []
+    for step, (ids, sets, encoded) in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * learning_rate_factor(step, steps, settings.warmup)
+        inputs, rows = backbone.collate(encoded, left=False)
+        with routed.route(sets, rows=rows, device=backbone.device, dtype=backbone.dtype):
+            loss = backbone.answer_loss(inputs)
+            total = loss if penalty is None else loss + penalty()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise _not_finite(step, value, ids)
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+        optimizer.step()
+        losses.append(value)
+    return losses
+
+
+def _not_finite(step: int, value: float, ids: Sequence[str]) -> DmoleError:
+    shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+    return DmoleError(
+        f"the loss of step {step + 1} is {value}; nothing was written. Batch: {shown}",
+        "look at these samples with `dmole tasks --check`, or lower --learning-rate",
+    )
+
+
+def site_shapes(placement: Mapping[str, int], widths: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int, int]]:
+    """Site -> (rank, in, out) of a placement {site: rank}."""
+    return {site: (rank, *widths[site]) for site, rank in placement.items()}
