@@ -18,16 +18,17 @@ from dmole_cli.artifacts.layout import D_MOLE, Run
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.errors import DmoleError
 from dmole_cli.reports.continual import FORMULAS
-from dmole_cli.reports.summary import MethodReport, as_json, collect, methods_on_disk
+from dmole_cli.reports.summary import MethodReport, as_json, collect, cost_rows, methods_on_disk, profiling_share
 from dmole_cli.reports.tables import (
     MISSING,
-    cost_rows,
+    cost_table,
+    for_report,
     matrix_table,
     overview_table,
     points,
-    profiling_share,
     report_table,
     routing_table,
+    show,
 )
 
 TASKS = ("shapes", "captions")
@@ -301,19 +302,47 @@ def test_points_have_no_negative_zero() -> None:
     assert [points(value) for value in (-0.04, 0.0, 12.25, None)] == ["0.0", "0.0", "12.2", MISSING]
 
 
+def test_a_report_by_name(run: Run) -> None:
+    fill(run, "seq-ft")
+    reports = collect(run, tasks=TASKS)
+    assert len(for_report(reports, "overview")) == len(for_report(reports, "matrix")) == 1
+    put(run, "seq-ft", 2, "counting", [1])
+    overview, routing = for_report(collect(run, tasks=TASKS), "overview")
+    assert "BWT" in text_of(overview) and "never trained" in text_of(routing)
+    assert "Forgetting" in text_of(for_report(reports, "forgetting")[0])
+
+
+def test_a_pipe_gets_the_whole_width(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = tuple(f"a-task-with-a-long-name-{number}" for number in range(6))
+    for task in tasks:
+        put(run, "zero-shot", 0, task, [0.5], metric="exact_match")
+    show(overview_table(collect(run, tasks=tasks)))
+    shown = capsys.readouterr().out
+    assert all(task in shown for task in tasks)
+    assert "…" not in shown
+
+
 def test_costs_are_totalled_per_stage(run: Run) -> None:
     assert cost_rows(run) == []
     assert profiling_share(run) is None
     for task, profiled, trained in (("shapes", 1.0, 40.0), ("captions", 0.5, 60.0)):
         write_json(run.cost("profile", task), {"seconds": profiled, "whole_process": profiled + 2})
-        write_json(run.cost("train-task", task), {"seconds": trained})
-    profile, train = cost_rows(run)
-    assert (profile.stage, profile.seconds, profile.whole_process) == ("profile", 1.5, 5.5)
-    assert (train.tasks, train.whole_process) == ({"captions": 60.0, "shapes": 40.0}, None)
+        write_json(run.cost("train-task-d-mole", task), {"seconds": trained})
+    assert cost_rows(run) == [
+        {"stage": "profile", "tasks": {"captions": 0.5, "shapes": 1.0}, "seconds": 1.5, "whole_process": 5.5},
+        {
+            "stage": "train-task-d-mole",
+            "tasks": {"captions": 60.0, "shapes": 40.0},
+            "seconds": 100.0,
+            "whole_process": None,
+        },
+    ]
     assert profiling_share(run) == close(0.015)
     # A task that was profiled and not yet trained does not count.
     write_json(run.cost("profile", "counting"), {"seconds": 100.0})
     assert profiling_share(run) == close(0.015)
+    shown = text_of(cost_table(cost_rows(run)))
+    assert "101.5" in shown and "1.50 %" in shown and MISSING in shown
     run.cost("profile", "shapes").write_text("[]")
     with pytest.raises(DmoleError, match=r"shapes\.json does not hold"):
         cost_rows(run)

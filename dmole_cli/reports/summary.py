@@ -1,7 +1,11 @@
-"""Evaluation files -> one report per method: scores across tasks, not the scores of one task's answers (`metrics`)."""
+"""Evaluation files -> one report per method: scores across tasks, not the scores of one task's answers (`metrics`).
+
+Beside them, the seconds that the stages took. Everything here only reads.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +29,9 @@ CEILING = 100.0
 
 # In the order of the JSON report.
 QUANTITIES = ("last", "avg", "bwt", "forgetting", "fwt")
+
+# The stages whose costs are compared, by their folders' names.
+PROFILING, TRAINING = "profile", f"train-task-{D_MOLE}"
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,34 @@ def as_json(reports: Sequence[MethodReport]) -> list[dict[str, Any]]:
         }
         for report in reports
     ]
+
+
+def cost_rows(run: Run) -> list[dict[str, Any]]:
+    """Read `costs/<stage>/<task>.json` and total the seconds per stage, stages by name, as JSON values.
+
+    A row holds `stage`, `tasks` {task: seconds}, `seconds` (their sum) and `whole_process` (imports and loading
+    included; None where a task's file does not say).
+
+    Raises:
+        DmoleError: a file is not what a stage writes.
+    """
+    folder = run.cost("stage", "task").parents[1]
+    stages = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return [row for stage in stages if (row := _cost_row(stage))["tasks"]]
+
+
+def profiling_share(run: Run) -> float | None:
+    """Seconds of profiling over those of training, as a share (0.02 is 2 %); see `share_of_profiling`."""
+    return share_of_profiling(cost_rows(run))
+
+
+def share_of_profiling(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Profiling's seconds over training's, counting the tasks that have both; None where no task has."""
+    by_stage = {row["stage"]: row["tasks"] for row in rows}
+    profiled, trained = by_stage.get(PROFILING, {}), by_stage.get(TRAINING, {})
+    both = profiled.keys() & trained.keys()
+    training = sum(trained[task] for task in both)
+    return sum(profiled[task] for task in both) / training if training > 0 else None
 
 
 def _report(
@@ -253,3 +288,24 @@ def _same_backbone(first: _Evaluated, other: _Evaluated) -> None:
             f"({first.backbone[:12] or 'unnamed'} and {other.backbone[:12] or 'unnamed'})",
             "evaluate again with --force, or pass another --run for the second backbone",
         )
+
+
+def _cost_row(folder: Path) -> dict[str, Any]:
+    costs = {path.stem: _read_cost(path) for path in sorted(folder.glob("*.json"))}
+    whole = [whole for _, whole in costs.values() if whole is not None]
+    return {
+        "stage": folder.name,
+        "tasks": {task: seconds for task, (seconds, _) in costs.items()},
+        "seconds": sum(seconds for seconds, _ in costs.values()),
+        "whole_process": sum(whole) if len(whole) == len(costs) else None,
+    }
+
+
+def _read_cost(path: Path) -> tuple[float, float | None]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        whole = document.get("whole_process")
+        return float(document["seconds"]), None if whole is None else float(whole)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        message = f"{path} does not hold a stage's seconds: {error!r}"
+        raise DmoleError(message, "delete it; nothing but the report of costs reads it") from error

@@ -1,45 +1,47 @@
-"""Reports as tables for a terminal, the formulas under every one, and what the stages cost."""
+"""Reports as tables for a terminal, with the formulas of what they show under every one."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dmole_cli.artifacts.layout import Run
 from dmole_cli.errors import DmoleError
 from dmole_cli.reports.continual import FORMULAS, Cell
-from dmole_cli.reports.summary import CEILING, MethodReport
+from dmole_cli.reports.summary import CEILING, MethodReport, share_of_profiling
 
 MISSING = "–"
+# Columns of text that a file or a pipe gets: at least, and at most.
+NARROWEST, WIDEST = 100, 10_000
 TITLES = {"last": "Last", "avg": "AVG", "bwt": "BWT", "forgetting": "Forgetting", "fwt": "FWT"}
 UNITS = f"Points: 0 to 100, CIDEr x 100. The mean caps every score at {CEILING:.0f} first (only CIDEr can exceed it)."
 
-# Costs of these stages are compared; other methods' training stands under names of its own.
-PROFILE, TRAIN = "profile", "train-task"
 
+def for_report(reports: Sequence[MethodReport], name: str) -> list[Table]:
+    """Give the tables of a report: `overview`, `matrix` (one per method), or one quantity.
 
-@dataclass(frozen=True)
-class CostRow:
-    """Seconds that a stage took, by task and in all.
-
-    Attributes:
-        stage: folder name under `costs`.
-        tasks: task -> seconds of the stage's own work.
-        seconds: their sum.
-        whole_process: sum of the processes' seconds from start to end, imports and loading included; None where one of
-            the tasks' files does not say.
+    Raises:
+        DmoleError: no such report.
     """
+    if name == "overview":
+        routing = [routing_table(reports)] if any(_has_routing(report) for report in reports) else []
+        return [overview_table(reports), *routing]
+    if name == "matrix":
+        return [matrix_table(report) for report in reports]
+    return [report_table(reports, quantity=name)]
 
-    stage: str
-    tasks: dict[str, float]
-    seconds: float
-    whole_process: float | None
+
+def show(table: Table) -> None:
+    """Print a table on stdout; where that is no terminal, as wide as the table needs, so that nothing is cut."""
+    console = Console()
+    if not console.is_terminal:
+        needed = console.measure(table, options=console.options.update(width=WIDEST)).maximum
+        console = Console(width=max(NARROWEST, needed))
+    console.print(table)
 
 
 def report_table(reports: Sequence[MethodReport], *, quantity: str) -> Table:
@@ -105,50 +107,25 @@ def routing_table(reports: Sequence[MethodReport]) -> Table:
 
 
 def points(value: Cell) -> str:
-    """Write a score with one decimal, or the sign for a missing one; no "-0.0"."""
+    """Write a number with one decimal, or the sign for a missing one; no "-0.0"."""
     return MISSING if value is None else f"{round(value, 1) + 0.0:.1f}"
 
 
-def cost_rows(run: Run) -> list[CostRow]:
-    """Read `costs/<stage>/<task>.json` (`seconds`, perhaps `whole_process`) and total them per stage, stages by name.
-
-    Raises:
-        DmoleError: a file is not what a stage writes.
-    """
-    folder = run.cost("stage", "task").parents[1]
-    stages = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return [row for stage in stages if (row := _cost_row(stage)).tasks]
-
-
-def profiling_share(run: Run) -> float | None:
-    """Profiling's seconds over training's, counting the tasks that have both; None where there is none."""
-    by_stage = {row.stage: row.tasks for row in cost_rows(run)}
-    profiled, trained = by_stage.get(PROFILE, {}), by_stage.get(TRAIN, {})
-    both = profiled.keys() & trained.keys()
-    training = sum(trained[task] for task in both)
-    return sum(profiled[task] for task in both) / training if training > 0 else None
-
-
-def _cost_row(folder: Path) -> CostRow:
-    costs = {path.stem: _read_cost(path) for path in sorted(folder.glob("*.json"))}
-    whole = [whole for _, whole in costs.values() if whole is not None]
-    return CostRow(
-        stage=folder.name,
-        tasks={task: seconds for task, (seconds, _) in costs.items()},
-        seconds=sum(seconds for seconds, _ in costs.values()),
-        whole_process=sum(whole) if len(whole) == len(costs) else None,
-    )
-
-
-def _read_cost(path: Path) -> tuple[float, float | None]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        whole = document.get("whole_process")
-        return float(document["seconds"]), None if whole is None else float(whole)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DmoleError(
-            f"{path} does not hold a stage's seconds: {error!r}", "delete it; only cost tables need it"
-        ) from error
+def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Show the seconds of every stage (rows of `summary.cost_rows`), and what profiling adds to training."""
+    share = share_of_profiling(rows)
+    caption = "Seconds of the stage's own work, and of the whole process where it was noted."
+    if share is not None:
+        caption += f"\nProfiling took {100 * share:.2f} % of the seconds that training the same tasks took."
+    table = _table("Cost in seconds", caption)
+    table.add_column("stage")
+    tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
+    for title in (*tasks, "sum", "whole process"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        cells = [row["tasks"].get(task) for task in tasks]
+        table.add_row(row["stage"], *map(points, (*cells, row["seconds"], row["whole_process"])))
+    return table
 
 
 def _table(title: str, caption: str) -> Table:
@@ -183,6 +160,10 @@ def _score_cells(report: MethodReport, quantity: str) -> list[str]:
 def _caption(reports: Sequence[MethodReport], quantities: Sequence[str]) -> str:
     counts = [f"{report.method} {_count(report.trainable_parameters)}" for report in reports]
     return "\n".join([*(FORMULAS[name] for name in quantities), UNITS, f"Trainable parameters: {'; '.join(counts)}."])
+
+
+def _has_routing(report: MethodReport) -> bool:
+    return bool(report.unseen) or any(share is not None for share in report.routing.values())
 
 
 def _ends(report: MethodReport, column: int) -> tuple[Cell, Cell]:
