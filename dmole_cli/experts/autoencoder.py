@@ -49,12 +49,29 @@ def normalise(features: torch.Tensor) -> torch.Tensor:
     return F.normalize(features, dim=-1)
 
 
+@torch.no_grad()
+def start_at_mean(autoencoder: Autoencoder, features: torch.Tensor) -> None:
+    """Set the decoder's bias so that the untrained autoencoder reconstructs the mean of features [samples, width].
+
+    Entries of an L2-normalised feature are of the order of width^-1/2. A sigmoid that starts at 0.5 is driven so far down by
+    the first steps that its gradient vanishes, the loss stands still at that of an all-zero reconstruction and the patience
+    ends the training: every router then accepts every task. Started at the mean, the same recipe separates them.
+    """
+    mean = features.mean(dim=0)
+    linear = autoencoder.decoder[0]
+    assert isinstance(linear, nn.Linear)
+    saturating = isinstance(autoencoder.decoder[1], nn.Sigmoid)
+    linear.bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)) if saturating else mean)
+    linear.weight.mul_(0.1)
+
+
 def fit(autoencoder: Autoencoder, features: torch.Tensor, *, seed: int, epochs: int, batch_size: int, patience: int) -> int:
     """Train on features [samples, width]; gives the number of epochs run.
 
     MSE, Adam, learning rate 5e-3 on a cosine to 1e-3, stopped after `patience` epochs without a better training loss
     (the reference's recipe).
     """
+    start_at_mean(autoencoder, features)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(autoencoder.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, eta_min=1e-3)
