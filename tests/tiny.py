@@ -1,0 +1,216 @@
+"""The real thing made tiny: a random LLaVA-class backbone, a stream of small tasks on disk, the CLI as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SIDE, PATCH, WIDTH = 24, 12, 32
+IMAGE_TOKENS = (SIDE // PATCH) ** 2
+TEMPLATE = (
+    "{% for message in messages %}{{ '<' + message['role'] + '>' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+COLOURS = {"red": (220, 30, 30), "green": (30, 190, 60), "blue": (40, 60, 220), "yellow": (220, 220, 40)}
+TASKS, UNSEEN = ("colours", "halves"), "brightness"
+
+
+def build_backbone(folder: Path, *, seed: int = 0) -> Path:
+    """Write model and processor as `save_pretrained` does: 2 + 2 layers, 32 wide, 4 image tokens, a token a byte."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import (
+        CLIPImageProcessorPil,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+        SiglipVisionConfig,
+    )
+
+    special = ["<pad>", "<end>", "<user>", "<assistant>", "<image>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    parts = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate([*special, *alphabet])}, merges=[]))
+    parts.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    parts.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=parts, pad_token="<pad>", eos_token="<end>", additional_special_tokens=special[2:]
+    )
+    size = {"height": SIDE, "width": SIDE}
+    pictures = CLIPImageProcessorPil(
+        size=size, crop_size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
+    )
+    processor = LlavaProcessor(
+        pictures,
+        tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        chat_template=TEMPLATE,
+        image_token="<image>",
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=SIDE,
+        patch_size=PATCH,
+        vision_use_head=False,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        # Wide enough that answers differ from one picture and one expert to the next, which tests of routing live on.
+        initializer_range=0.3,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        image_seq_length=IMAGE_TOKENS,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def record(image: str | list[str] | None, question: str, answer: str) -> dict[str, Any]:
+    """One LLaVA record."""
+    turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+    return {"conversations": turns} | ({"image": image} if image else {})
+
+
+def write_records(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in records), encoding="utf-8")
+
+
+def write_task(folder: Path, name: str, *, train: int = 40, test: int = 10, card: str = "") -> Path:
+    """Write one task's pictures (PNG), its JSON lines and its card; gives the card's path.
+
+    `colours` names the colour of a plain picture, `halves` says which half of a striped one is white, `brightness` asks
+    light or dark: three questions and three kinds of picture, so that routers can tell them apart.
+    """
+    data = folder / name
+    (data / "pictures").mkdir(parents=True)
+    choose = random.Random(name)
+    for split, count in (("train", train), ("validation", 2), ("test", test)):
+        rows = []
+        for index in range(count):
+            file = f"{split}-{index}.png"
+            question, answer = _draw(name, data / "pictures" / file, choose)
+            rows.append(record(file, question, answer))
+        write_records(data / f"{split}.jsonl", rows)
+    path = folder / f"{name}.toml"
+    path.write_text(
+        f'title = "{name}"\nformat = "llava"\nprompt = "{{question}}"\nmetric = "exact_match"\n{card}\n'
+        "[generation]\nmax_new_tokens = 4\n"
+        "[recipe]\nepochs = 12\nbatch_size = 8\nlearning_rate = 0.01\n"
+        "[data]\n" + "".join(f'{split} = "{name}/{split}.jsonl"\n' for split in ("train", "validation", "test")) + ""
+        f'images = "{name}/pictures"\n',
+        encoding="utf-8",
+    )
+    return path
+
+
+def _draw(task: str, path: Path, choose: random.Random) -> tuple[str, str]:
+    from PIL import Image, ImageDraw
+
+    side = SIDE + choose.randrange(9)
+    if task == "colours":
+        answer = choose.choice(sorted(COLOURS))
+        colour = tuple(value + choose.randrange(-20, 21) for value in COLOURS[answer])
+        Image.new("RGB", (side, side), colour).save(path)
+        return "Colour?", answer[0]
+    if task == "halves":
+        answer = choose.choice(("left", "right"))
+        picture = Image.new("RGB", (side, side), (choose.randrange(40), 0, choose.randrange(40)))
+        half = (0, 0, side // 2, side) if answer == "left" else (side // 2, 0, side, side)
+        draw = ImageDraw.Draw(picture)
+        draw.rectangle(half, fill=(255, 255, 255))
+        draw.line((0, choose.randrange(side), side, choose.randrange(side)), fill=(250, 200, 0))
+        picture.save(path)
+        return "Which half is white, left or right?", answer[:1]
+    level = choose.randrange(256)
+    Image.new("L", (side, side), level).save(path)
+    return "Is it light or dark in here? 0 or 1", str(int(level > 127))
+
+
+def write_stream(folder: Path, *, seed: int = 0, settings: str = "") -> Path:
+    """Write backbone, three tasks (the last one never trained) and `dmole.toml`; gives the folder."""
+    build_backbone(folder / "backbone", seed=seed)
+    for name in (*TASKS, UNSEEN):
+        write_task(folder / "tasks", name)
+    listed = ", ".join(f'"tasks/{name}.toml"' for name in TASKS)
+    (folder / "dmole.toml").write_text(
+        f'backbone = "backbone"\ntasks = [{listed}]\nunseen = ["tasks/{UNSEEN}.toml"]\n'
+        '[profile]\nportion = 0.4\nbatch_size = 4\n[allocate]\nbudget = "4%"\nrank = 4\nalpha = 8.0\n'
+        f"[router]\nepochs = 60\n{settings}",
+        encoding="utf-8",
+    )
+    return folder
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process' environment with one thread, no network, and the package under test in front."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "HF_HUB_OFFLINE": "1",
+        **extra,
+    }
+
+
+def dmole(
+    *args: object, cwd: Path, env: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line tool as a user does, in its own process."""
+    return subprocess.run(
+        [sys.executable, "-m", "dmole_cli", *map(str, args)],
+        cwd=cwd,
+        env=environment(**(env or {})),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        **options,
+    )
+
+
+def succeed(*args: object, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run it and insist that it ends well."""
+    done = dmole(*args, cwd=cwd, **options)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder by its relative path; costs are left out, because time does not reproduce."""
+    found = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith("costs")}
