@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).parent
 
 def names(shelf: str) -> list[str]:
     """Names on a shelf (`methods`, `metrics`, `formats`); a file's underscores are typed as hyphens for methods."""
-    found = sorted(p.stem for p in (PACKAGE / shelf).glob("*.py") if not p.stem.startswith("_") and p.stem != "contract")
+    found = sorted(
+        p.stem for p in (PACKAGE / shelf).glob("*.py") if not p.stem.startswith("_") and p.stem != "contract"
+    )
     return [name.replace("_", "-") for name in found] if shelf == "methods" else found
 
 

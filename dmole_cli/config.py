@@ -178,7 +178,9 @@ def read_config(path: Path | None) -> Config:
     if not problems and (not config.tasks or len(set(config.tasks)) < len(config.tasks)):
         problems.append("tasks: name each task once, at least one")
     if problems:
-        raise DmoleError(f"{path} has {len(problems)} problem(s):" + "".join(f"\n  - {p}" for p in problems), "mend these keys")
+        raise DmoleError(
+            f"{path} has {len(problems)} problem(s):" + "".join(f"\n  - {p}" for p in problems), "mend these keys"
+        )
     return config
 
 

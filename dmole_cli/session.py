@@ -23,7 +23,9 @@ class Session:
 
     def __init__(self, config: Config, run: Run) -> None:
         # A task may be listed as the path of a card; its name is the card's stem, and the only identity it has.
-        self._entries = {Path(entry).stem if entry.endswith(".toml") else entry: entry for entry in (*config.tasks, *config.unseen)}
+        self._entries = {
+            Path(entry).stem if entry.endswith(".toml") else entry: entry for entry in (*config.tasks, *config.unseen)
+        }
         names = tuple(self._entries)
         self.config = replace(config, tasks=names[: len(config.tasks)], unseen=names[len(config.tasks) :])
         self.run = run
@@ -70,7 +72,8 @@ class Session:
         """
         if fingerprint != self.fingerprint:
             raise DmoleError(
-                f"{path} was made with another backbone ({fingerprint[:12]}; '{self.config.backbone}' is {self.fingerprint[:12]})",
+                f"{path} was made with another backbone ({fingerprint[:12]}; "
+                f"'{self.config.backbone}' is {self.fingerprint[:12]})",
                 f"{command} --force makes it again, or pass another --run for this backbone",
             )
 

@@ -38,7 +38,9 @@ def unwritable(path: Path, error: OSError) -> DmoleError:
     """Turn an operating system's refusal into a message with the way out."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DmoleError(f"no space left to write {path}", "free some disk space and run the same command again")
-    return DmoleError(f"cannot write {path}: {error.strerror or error}", "check the folder's permissions or pass another --run")
+    return DmoleError(
+        f"cannot write {path}: {error.strerror or error}", "check the folder's permissions or pass another --run"
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -128,4 +128,6 @@ def require_current(path: Path, header: Header, *, root: Path, command: str) -> 
     for name, digest in header.inputs.items():
         source = root / name
         if source.is_file() and digest_of_file(source) != digest:
-            raise DmoleError(f"{path} is stale: {source} has changed since it was made", f"{command} --force makes it again")
+            raise DmoleError(
+                f"{path} is stale: {source} has changed since it was made", f"{command} --force makes it again"
+            )

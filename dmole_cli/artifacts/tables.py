@@ -52,5 +52,7 @@ def header_of_table(path: Path, *, schema: str, version: int) -> Header | None:
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError) as error:
-        raise DmoleError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}", "delete it and run the stage again") from error
+        raise DmoleError(
+            f"{path} cannot be read as parquet: {str(error).splitlines()[0]}", "delete it and run the stage again"
+        ) from error
     return read_header(metadata.get(HEADER_KEY.encode()), path=path, schema=schema, version=version)

@@ -51,7 +51,9 @@ def header_of_tensors(path: Path, *, schema: str, version: int) -> Header | None
         with safe_open(path, "pt") as file:
             return _header(file.metadata(), path=path, schema=schema, version=version)
     except (SafetensorError, OSError) as error:
-        raise DmoleError(f"{path} cannot be read as safetensors: {error}", "delete it and run the stage again") from error
+        raise DmoleError(
+            f"{path} cannot be read as safetensors: {error}", "delete it and run the stage again"
+        ) from error
 
 
 def _header(metadata: Mapping[str, str] | None, *, path: Path, schema: str, version: int) -> Header:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from dmole_cli.artifacts.files import digest_of_file
@@ -25,6 +24,7 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.sample import Sample
 
 IGNORED = -100
+STAND_IN = "@@question@@"
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
@@ -55,13 +55,14 @@ class Backbone:
         processor: its processor.
     """
 
-    def __init__(self, name: str, fingerprint: str, model: nn.Module, processor: Any) -> None:
+    def __init__(self, name: str, fingerprint: str, model: Any, processor: Any) -> None:
         self.name, self.fingerprint, self.model, self.processor = name, fingerprint, model, processor
         self.model.eval().requires_grad_(False)
         self.tokenizer = processor.tokenizer
+        self._templates: dict[int, str | None] = {}
         self._towers = tower_names(model)
-        self.vision: nn.Module = model.get_submodule(self._towers["vision"])
-        self.language: nn.Module = model.get_submodule(self._towers["language"])
+        self.vision: Any = model.get_submodule(self._towers["vision"])
+        self.language: Any = model.get_submodule(self._towers["language"])
 
     @property
     def parameters(self) -> int:
@@ -91,8 +92,7 @@ class Backbone:
             DmoleError: a picture does not open (the sample's own error).
         """
         pictures = [opener() for opener in sample.images]
-        content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": sample.question}]
-        prompt = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        prompt = self.prompt(sample.question, images=len(pictures))
         arguments = {"images": pictures} if pictures else {}
         inputs = self.processor(text=[prompt], return_tensors="pt", add_special_tokens=False, **arguments)
         tokens = inputs.pop("input_ids")[0]
@@ -106,7 +106,26 @@ class Backbone:
         instruction = self.tokenizer(sample.question, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
         return Encoded(tokens, labels, dict(inputs), instruction)
 
-    def collate(self, samples: Sequence[Encoded], *, left: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def prompt(self, question: str, *, images: int) -> str:
+        """The chat template's text for one user turn.
+
+        Rendering a template costs more than tokenising its result, so it is rendered once per number of pictures with a
+        stand-in for the question; a template that does something to the text it is given is rendered every time.
+        """
+        if images not in self._templates:
+            stencil = self._render(STAND_IN, images)
+            literal = self._render("Is this  it?\n", images) == stencil.replace(STAND_IN, "Is this  it?\n")
+            self._templates[images] = stencil if literal and stencil.count(STAND_IN) == 1 else None
+        template = self._templates[images]
+        return self._render(question, images) if template is None else template.replace(STAND_IN, question)
+
+    def _render(self, text: str, images: int) -> str:
+        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+    def collate(
+        self, samples: Sequence[Encoded], *, left: bool
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Batch encoded samples.
 
         Args:
@@ -137,7 +156,9 @@ class Backbone:
         at a fraction of the memory.
         """
         labels = inputs["labels"]
-        hidden = self.model.model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False).last_hidden_state
+        hidden = self.model.model(
+            **{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False
+        ).last_hidden_state
         keep = labels[:, 1:] != IGNORED
         logits = self.model.get_output_embeddings()(hidden[:, :-1][keep])
         return F.cross_entropy(logits.float(), labels[:, 1:][keep])
@@ -154,7 +175,9 @@ class Backbone:
         vision = torch.full((len(samples), widths[0]["width"]), float("-inf"))
         pixels = [s.vision["pixel_values"] for s in samples if "pixel_values" in s.vision]
         if pixels:
-            states = self.vision(pixel_values=torch.cat(pixels).to(self.device, self.dtype)).last_hidden_state.float().cpu()
+            states = (
+                self.vision(pixel_values=torch.cat(pixels).to(self.device, self.dtype)).last_hidden_state.float().cpu()
+            )
             start = 0
             for i, sample in enumerate(samples):
                 count = len(sample.vision.get("pixel_values", ()))
@@ -172,7 +195,10 @@ class Backbone:
         """What a feature is made of, in order, with widths."""
         return [
             {"part": "vision encoder, last hidden state, max over tokens", "width": self.vision.config.hidden_size},
-            {"part": "language model, last hidden state, max over instruction tokens", "width": self.language.config.hidden_size},
+            {
+                "part": "language model, last hidden state, max over instruction tokens",
+                "width": self.language.config.hidden_size,
+            },
         ]
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -37,7 +38,7 @@ class Site:
         return rank * (self.in_features + self.out_features)
 
 
-def tower_names(model: nn.Module) -> dict[str, str]:
+def tower_names(model: Any) -> dict[str, str]:
     """Module paths of the vision encoder and the language model.
 
     Raises:
@@ -48,7 +49,9 @@ def tower_names(model: nn.Module) -> dict[str, str]:
         towers = {"vision": model.get_encoder("image"), "language": model.get_decoder()}
     except (AttributeError, TypeError, ValueError) as error:
         raise DmoleError(f"{type(model).__name__} does not name a vision encoder and a decoder: {error}") from error
-    missing = [modality for modality, module in towers.items() if module is None or id(module) not in names or module is model]
+    missing = [
+        modality for modality, module in towers.items() if module is None or id(module) not in names or module is model
+    ]
     if missing:
         raise DmoleError(
             f"no {' and no '.join(missing)} tower found in {type(model).__name__}",
@@ -88,16 +91,20 @@ def find_sites(model: nn.Module, pattern: str) -> list[Site]:
     for modality, tower_name in tower_names(model).items():
         tower = model.get_submodule(tower_name)
         stack = f"{tower_name}.{block_stack(tower)}"
-        for index, block in enumerate(model.get_submodule(stack)):
+        for index, block in enumerate(model.get_submodule(stack).children()):
             attention = tuple(_attention_names(block))
             for path, module in block.named_modules():
-                if isinstance(module, nn.Linear) and _wanted(pattern, f"{stack}.{index}.{path}", path.startswith(attention)):
+                if isinstance(module, nn.Linear) and _wanted(
+                    pattern, f"{stack}.{index}.{path}", path.startswith(attention)
+                ):
                     size = sum(p.numel() for p in module.parameters(recurse=False))
                     kind = path.rsplit(".", 1)[-1]
                     shape = (module.in_features, module.out_features)
                     sites.append(Site(f"{stack}.{index}.{path}", modality, index, kind, *shape, size))
     if not sites:
-        raise DmoleError(f"no site of the backbone matches --sites '{pattern}'", "use attention, linear, or another expression")
+        raise DmoleError(
+            f"no site of the backbone matches --sites '{pattern}'", "use attention, linear, or another expression"
+        )
     return sites
 
 

@@ -40,17 +40,28 @@ def allocate(
     task: TaskOption = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="New parameters of a task: 2% of the backbone's, sites:50% of the sites, params:64k. [default: 2%]"),
+        typer.Option(
+            help="New parameters of a task: 2% of the backbone's, sites:50% of the sites, params:64k. [default: 2%]"
+        ),
     ] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of an expert. [default: 8]")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Numerator of an expert's scale, alpha / rank. [default: 16]")] = None,
-    vision_floor: Annotated[str | None, typer.Option(help="Least share of the budget for vision. [default: 25%]")] = None,
-    score: Annotated[str | None, typer.Option(help="Column of the profile to rank by: score or norm_mean. [default: score]")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Numerator of an expert's scale, alpha / rank. [default: 16]")
+    ] = None,
+    vision_floor: Annotated[
+        str | None, typer.Option(help="Least share of the budget for vision. [default: 25%]")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(help="Column of the profile to rank by: score or norm_mean. [default: score]")
+    ] = None,
     curriculum: Annotated[
-        bool | None, typer.Option("--curriculum/--no-curriculum", help="Split the budget by difficulty, or by capacity.")
+        bool | None,
+        typer.Option("--curriculum/--no-curriculum", help="Split the budget by difficulty, or by capacity."),
     ] = None,
     only: Annotated[str | None, typer.Option(help="Only this tower may get experts: vision or language.")] = None,
-    profile: Annotated[Path | None, typer.Option(help="A bare profile file, without a run directory (with --out).")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="A bare profile file, without a run directory (with --out).")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the placement of --profile.")] = None,
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,

@@ -27,18 +27,25 @@ REPORTS = ("overview", "last", "avg", "bwt", "fwt", "forgetting", "matrix", "cos
 
 def evaluate(
     stage: Annotated[
-        list[str] | None, typer.Option("--stage", help="Stage to evaluate, 0 (pretrained) to T; repeatable; or 'all'. [default: all]")
+        list[str] | None,
+        typer.Option("--stage", help="Stage to evaluate, 0 (pretrained) to T; repeatable; or 'all'. [default: all]"),
     ] = None,
-    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Task to evaluate on; repeatable. [default: all]")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="Task to evaluate on; repeatable. [default: all]")
+    ] = None,
     method: Annotated[list[str] | None, typer.Option("--method", help="Method; repeatable. [default: d-mole]")] = None,
     report: Annotated[
         str | None,
-        typer.Option(help=f"One of {', '.join(REPORTS)}. Alone it only reads what was evaluated; missing cells stay missing."),
+        typer.Option(
+            help=f"One of {', '.join(REPORTS)}. Alone it only reads what was evaluated; missing cells stay missing."
+        ),
     ] = None,
     routing: Annotated[
         str | None, typer.Option(help="top-2, top-1, batch-vote, oracle or always-all. [default: top-2]")
     ] = None,
-    threshold_scale: Annotated[float | None, typer.Option(help="Factor on every router's threshold. [default: 1.0]")] = None,
+    threshold_scale: Annotated[
+        float | None, typer.Option(help="Factor on every router's threshold. [default: 1.0]")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples generated at once. [default: 64]")] = None,
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,
@@ -60,7 +67,9 @@ def evaluate(
         _report(session, report, method, as_json=json)
 
 
-def _evaluate(session: Session, stage: list[str] | None, task: list[str] | None, methods: list[str], json: bool, force: bool) -> list:
+def _evaluate(
+    session: Session, stage: list[str] | None, task: list[str] | None, methods: list[str], json: bool, force: bool
+) -> list:
     stages = None if not stage or "all" in stage else [_number(session, s) for s in stage]
     for name in task or ():
         session.card(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,17 +13,23 @@ if TYPE_CHECKING:
     from dmole_cli.session import Session
 
 TaskOption = Annotated[
-    list[str] | None, typer.Option("--task", "-t", help="Task of the stream; repeat it for several. Default: all, in order.")
+    list[str] | None,
+    typer.Option("--task", "-t", help="Task of the stream; repeat it for several. Default: all, in order."),
 ]
 RunOption = Annotated[Path, typer.Option("--run", help="Run directory: every artifact lies in it.")]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Configuration. Default: dmole.toml of this folder, else the built-in stream.")
+    Path | None,
+    typer.Option("--config", help="Configuration. Default: dmole.toml of this folder, else the built-in stream."),
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice. Default: the configuration's (0).")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", help="Seed of every random choice. Default: the configuration's (0).")
+]
 BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="'embedded', a folder written by save_pretrained, or a hub id.")
 ]
-DataRootOption = Annotated[Path | None, typer.Option("--data-root", help="Where relative data paths of task cards start.")]
+DataRootOption = Annotated[
+    Path | None, typer.Option("--data-root", help="Where relative data paths of task cards start.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make it again even if it is there.")]
 DEFAULT_RUN = Path("dmole-run")
@@ -35,7 +42,7 @@ def open_session(
     seed: int | None = None,
     backbone: str | None = None,
     data_root: Path | None = None,
-    **sections: dict[str, object],
+    **sections: Mapping[str, object],
 ) -> Session:
     """Configuration with the command line's options put in their place, and the run directory.
 

@@ -26,10 +26,13 @@ HELP = "Measure how strongly a task pulls at each layer: profiles/<task>.parquet
 
 def profile(
     task: TaskOption = None,
-    portion: Annotated[float | None, typer.Option(help="Share of the training split to measure, 0..1. [default: 0.01]")] = None,
+    portion: Annotated[
+        float | None, typer.Option(help="Share of the training split to measure, 0..1. [default: 0.01]")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples of a batch. [default: 8]")] = None,
     sites: Annotated[
-        str | None, typer.Option(help="attention, linear, or a regular expression on module paths. [default: attention]")
+        str | None,
+        typer.Option(help="attention, linear, or a regular expression on module paths. [default: attention]"),
     ] = None,
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,

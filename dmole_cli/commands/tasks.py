@@ -16,7 +16,9 @@ HELP = "List the tasks; --check opens their data and reports problems before hou
 
 
 def tasks(
-    names: Annotated[list[str] | None, typer.Argument(help="Tasks or cards (.toml). Default: the stream, or all that are built in.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Tasks or cards (.toml). Default: the stream, or all that are built in.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Open the data: counts, pictures, answers, splits.")] = False,
     images: Annotated[int, typer.Option(min=0, help="Pictures to open per split with --check; 0 = all.")] = 64,
     run: RunOption = DEFAULT_RUN,
@@ -46,12 +48,20 @@ def tasks(
                 print(f"  {problem}")
     troubled = [report.task for report in reports if not report.ok]
     if troubled:
-        raise DmoleError(f"problems in {', '.join(troubled)} (listed above)", "mend the data or the card, then check again")
+        raise DmoleError(
+            f"problems in {', '.join(troubled)} (listed above)", "mend the data or the card, then check again"
+        )
 
 
 def _row(config, card) -> dict[str, object]:
     place = config.tasks.index(card.name) + 1 if card.name in config.tasks else None
-    return {"stage": place, "name": card.name, "title": card.title, "metric": card.metric, "chance": card.reading.chance}
+    return {
+        "stage": place,
+        "name": card.name,
+        "title": card.title,
+        "metric": card.metric,
+        "chance": card.reading.chance,
+    }
 
 
 def _list(rows: list[dict[str, object]]) -> None:

@@ -26,7 +26,9 @@ HELP = "Train the autoencoder that recognises a task's inputs: routers/<task>.sa
 
 def train_router(
     task: TaskOption = None,
-    decoder: Annotated[str | None, typer.Option(help="Last layer of the autoencoder: sigmoid or linear. [default: sigmoid]")] = None,
+    decoder: Annotated[
+        str | None, typer.Option(help="Last layer of the autoencoder: sigmoid or linear. [default: sigmoid]")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs at most. [default: 1000]")] = None,
     threshold_scale: Annotated[
         float | None, typer.Option(help="Factor on the 0.99-quantile of the held-out losses. [default: 1.0]")

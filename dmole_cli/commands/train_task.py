@@ -27,12 +27,17 @@ HELP = "Train one task's expert, and nothing else: experts/<task>.safetensors."
 def train_task(
     task: TaskOption = None,
     method: Annotated[str, typer.Option(help="A file of methods/: d-mole, seq-ft, finetune.")] = "d-mole",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training split. [default: the card's]")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the training split. [default: the card's]")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a step. [default: the card's]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak rate. [default: the card's]")] = None,
-    dropout: Annotated[float | None, typer.Option(help="On the experts' input while training, 0..1. [default: 0]")] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="On the experts' input while training, 0..1. [default: 0]")
+    ] = None,
     transfer: Annotated[
-        bool | None, typer.Option("--transfer/--no-transfer", help="Let the nearest earlier expert join, frozen (d-mole).")
+        bool | None,
+        typer.Option("--transfer/--no-transfer", help="Let the nearest earlier expert join, frozen (d-mole)."),
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Parameters of a task for methods without an allocation. [default: 2%]")
@@ -54,7 +59,13 @@ def train_task(
         "transfer": transfer,
     }
     session = open_session(
-        run=run, config=config, seed=seed, backbone=backbone, data_root=data_root, train=section, allocate={"budget": budget}
+        run=run,
+        config=config,
+        seed=seed,
+        backbone=backbone,
+        data_root=data_root,
+        train=section,
+        allocate={"budget": budget},
     )
     names = chosen_tasks(session, task)
     from dmole_cli.stages.train_task import train_task as stage

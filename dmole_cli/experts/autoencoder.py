@@ -65,7 +65,9 @@ def start_at_mean(autoencoder: Autoencoder, features: torch.Tensor) -> None:
     linear.weight.mul_(0.1)
 
 
-def fit(autoencoder: Autoencoder, features: torch.Tensor, *, seed: int, epochs: int, batch_size: int, patience: int) -> int:
+def fit(
+    autoencoder: Autoencoder, features: torch.Tensor, *, seed: int, epochs: int, batch_size: int, patience: int
+) -> int:
     """Train on features [samples, width]; gives the number of epochs run.
 
     MSE, Adam, learning rate 5e-3 on a cosine to 1e-3, stopped after `patience` epochs without a better training loss

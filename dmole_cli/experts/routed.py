@@ -145,7 +145,9 @@ class RoutedExperts:
         finally:
             self._plans, self._rows = {}, {}
 
-    def _plan(self, sets: list[tuple[str, ...]], *, device: torch.device | str, dtype: torch.dtype) -> dict[str, _SitePlan]:
+    def _plan(
+        self, sets: list[tuple[str, ...]], *, device: torch.device | str, dtype: torch.dtype
+    ) -> dict[str, _SitePlan]:
         used = [name for name in self.experts if any(name in s for s in sets)]
         chosen = torch.tensor([[float(name in s) for name in used] for s in sets], device=device)
         plans = {}

@@ -102,11 +102,15 @@ def uniform_placement(stage: Stage) -> dict[str, int]:
         # Half of the sites at the full rank is, on the average site, all of them at half of it.
         parameters = int(budget.amount * sum(site.expert_parameters(stage.config.allocate.rank) for site in sites))
     else:
-        parameters = budget_total(budget, sites=(), backbone_parameters=stage.backbone.parameters)
+        parameters = budget_total(budget, sites=len(sites), backbone_parameters=stage.backbone.parameters)
     rank = spread_rank(shapes, budget_parameters=parameters)
     return {site.name: rank for site in sites}
 
 
 def placement_settings(config: Config) -> dict[str, Any]:
     """What shapes a uniform placement."""
-    return {"budget": config.allocate.budget, "sites": config.profile.sites, "scale": config.allocate.alpha / config.allocate.rank}
+    return {
+        "budget": config.allocate.budget,
+        "sites": config.profile.sites,
+        "scale": config.allocate.alpha / config.allocate.rank,
+    }

@@ -53,7 +53,9 @@ def joins(stage: Stage) -> list[tuple[str, ...]]:
     hint = f"make it with: dmole train-router --task {stage.task}"
     ids, features, _ = read_features(stage.run.features(stage.task), hint=hint)
     if ids != [sample.sample_id for sample in stage.samples]:
-        raise DmoleError(f"{stage.run.features(stage.task)} is stale: the task's samples have changed", f"{hint} --force")
+        raise DmoleError(
+            f"{stage.run.features(stage.task)} is stale: the task's samples have changed", f"{hint} --force"
+        )
     files = [read_router(stage.run.router(t), hint=f"make it with: dmole train-router --task {t}") for t in earlier]
     columns = [from_tensors(f.tensors, decoder=f.decoder).losses(features).tolist() for f in files]
     thresholds = [f.threshold for f in files]

@@ -84,7 +84,9 @@ def place(
     budget = parse_budget(settings.budget)
     backbone_parameters = int(made.facts["backbone_parameters"])
     sites = [
-        SiteScore(row.site, row.modality, settings.rank * (row.in_features + row.out_features), getattr(row, settings.score))
+        SiteScore(
+            row.site, row.modality, settings.rank * (row.in_features + row.out_features), getattr(row, settings.score)
+        )
         for row in rows
     ]
     placed = allocate(

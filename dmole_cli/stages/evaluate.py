@@ -75,10 +75,14 @@ def evaluate(
         if (stages is None or stage in stages) and (tasks is None or task in tasks)
     ]
     if not wanted:
-        raise DmoleError(f"method {method} has nothing to evaluate there", "see `dmole evaluate --help` for --stage and --task")
+        raise DmoleError(
+            f"method {method} has nothing to evaluate there", "see `dmole evaluate --help` for --stage and --task"
+        )
     outcomes = []
     for task in dict.fromkeys(task for _, task in wanted):
-        outcomes += _evaluate_task(session, rules, method, task, [s for s, t in wanted if t == task], force=force, track=track)
+        outcomes += _evaluate_task(
+            session, rules, method, task, [s for s, t in wanted if t == task], force=force, track=track
+        )
     return outcomes
 
 
@@ -94,7 +98,13 @@ def _evaluate_task(
         if made is None or force or differences(made, headers[stage]):
             todo.append(stage)
     outcomes = [
-        Outcome(f"evaluate {method}", task, session.run.evaluation(method, stage, task), written=False, facts={"at_stage": stage})
+        Outcome(
+            f"evaluate {method}",
+            task,
+            session.run.evaluation(method, stage, task),
+            written=False,
+            facts={"at_stage": stage},
+        )
         for stage in stages
         if stage not in todo
     ]
@@ -117,7 +127,12 @@ def _evaluate_task(
             ]
             write_evaluation(cell.path, rows, cell.header)
             points = metric.UNIT_SCALE * sum(scores) / len(scores)
-            facts = {"at_stage": cell.stage, card.metric: round(points, 2), "samples": len(samples), "generated": generated}
+            facts = {
+                "at_stage": cell.stage,
+                card.metric: round(points, 2),
+                "samples": len(samples),
+                "generated": generated,
+            }
             outcomes.append(Outcome(f"evaluate {method}", task, cell.path, written=True, facts=facts))
     return outcomes
 
@@ -127,14 +142,18 @@ def _needed(session: Session, rules: ModuleType, method: str, task: str, stage: 
     if stage == 0:
         return []
     trained = session.config.tasks[:stage]
-    used = trained if rules.USES_ROUTERS else [a[0] for a in rules.active(_routing(session, trained, task, [[]], [])) if a]
+    used = (
+        trained if rules.USES_ROUTERS else [a[0] for a in rules.active(_routing(session, trained, task, [[]], [])) if a]
+    )
     paths = []
     for name in used:
         path = session.run.expert(name, method)
         redo = command("train-task", name, method=method)
         header = expert_header(path)
         if header is None:
-            raise DmoleError(f"{path} is not there: stage {stage} of {method} has not been trained", f"make it with: {redo}")
+            raise DmoleError(
+                f"{path} is not there: stage {stage} of {method} has not been trained", f"make it with: {redo}"
+            )
         session.require_backbone(path, header.backbone, redo)
         require_current(path, header, root=session.run.root, command=redo)
         paths.append(path)
@@ -145,7 +164,13 @@ def _needed(session: Session, rules: ModuleType, method: str, task: str, stage: 
 
 
 def _header(
-    session: Session, card: TaskCard, samples: Sequence[Sample], rules: ModuleType, method: str, stage: int, needed: list[Path]
+    session: Session,
+    card: TaskCard,
+    samples: Sequence[Sample],
+    rules: ModuleType,
+    method: str,
+    stage: int,
+    needed: list[Path],
 ) -> Header:
     settings = {"method": method, "stage": stage, "metric": card.metric, "generation": asdict(card.generation)}
     if rules.USES_ROUTERS:
@@ -163,7 +188,9 @@ def _header(
     )
 
 
-def _losses(session: Session, samples: Sequence[Sample], task: str, last: int, track: Track) -> dict[str, tuple[RouterFile, list[float]]]:
+def _losses(
+    session: Session, samples: Sequence[Sample], task: str, last: int, track: Track
+) -> dict[str, tuple[RouterFile, list[float]]]:
     """Reconstruction losses of the samples under every router up to a stage: task -> (router, losses)."""
     trained = session.config.tasks[:last]
     if not trained:
@@ -179,7 +206,9 @@ def _losses(session: Session, samples: Sequence[Sample], task: str, last: int, t
     return table
 
 
-def _routing(session: Session, trained: Sequence[str], task: str, losses: list[list[float]], thresholds: list[float]) -> Routing:
+def _routing(
+    session: Session, trained: Sequence[str], task: str, losses: list[list[float]], thresholds: list[float]
+) -> Routing:
     chosen = session.config.evaluate
     return Routing(trained, task, losses, thresholds, chosen.routing, chosen.batch_size)
 
@@ -204,7 +233,14 @@ def _cell(
 
 
 def _answers(
-    session: Session, card: TaskCard, samples: Sequence[Sample], cells: list[Cell], method: str, *, force: bool, track: Track
+    session: Session,
+    card: TaskCard,
+    samples: Sequence[Sample],
+    cells: list[Cell],
+    method: str,
+    *,
+    force: bool,
+    track: Track,
 ) -> tuple[dict[tuple[int, tuple[str, ...]], str], int]:
     """Answers by (sample index, experts), from the kept ones where they are there; and how many were generated."""
     names = sorted({name for cell in cells for active in cell.active for name in active})
@@ -213,7 +249,9 @@ def _answers(
 
     def key(index: int, active: tuple[str, ...]) -> str:
         sample = samples[index]
-        return digest_of([*common, sample.sample_id, sample.question, sample.sources, sorted(digests[n] for n in active)])
+        return digest_of(
+            [*common, sample.sample_id, sample.question, sample.sources, sorted(digests[n] for n in active)]
+        )
 
     wanted = {(i, active): key(i, active) for cell in cells for i, active in enumerate(cell.active)}
     path = session.run.generations(card.name)
@@ -228,7 +266,12 @@ def _answers(
 
 
 def _generate(
-    session: Session, card: TaskCard, samples: Sequence[Sample], pairs: list[tuple[int, tuple[str, ...]]], method: str, track: Track
+    session: Session,
+    card: TaskCard,
+    samples: Sequence[Sample],
+    pairs: list[tuple[int, tuple[str, ...]]],
+    method: str,
+    track: Track,
 ) -> list[str]:
     """Greedy answers of (sample index, experts) pairs, batched by experts and length of the question."""
     backbone = session.backbone

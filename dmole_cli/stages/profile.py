@@ -64,7 +64,10 @@ def subset(count: int, portion: float, batch_size: int, *, seed: int) -> list[li
         DmoleError: the portion is not in (0, 1], or the batch size is below 1.
     """
     if not 0 < portion <= 1 or batch_size < 1:
-        raise DmoleError(f"--portion {portion} with --batch-size {batch_size} cannot be", "use 0 < portion <= 1 and a batch size from 1")
+        raise DmoleError(
+            f"--portion {portion} with --batch-size {batch_size} cannot be",
+            "use 0 < portion <= 1 and a batch size from 1",
+        )
     wanted = max(1, round(count * portion))
     size = min(batch_size, wanted)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: wanted - wanted % size]
@@ -85,7 +88,10 @@ def measure(backbone: Backbone, sites: list[Site], batches: Iterable[list[Encode
             inputs, _ = backbone.collate(batch, left=False)
             loss = backbone.answer_loss(inputs)
             if not math.isfinite(loss.item()):
-                raise DmoleError(f"the loss of profiling batch {number} is {loss.item()}", "check the task's data with `dmole tasks --check`")
+                raise DmoleError(
+                    f"the loss of profiling batch {number} is {loss.item()}",
+                    "check the task's data with `dmole tasks --check`",
+                )
             loss.backward()
             count += len(batch)
             for name, group in weights.items():

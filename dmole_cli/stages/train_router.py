@@ -30,7 +30,10 @@ def train_router(session: Session, task: str, *, force: bool = False, track: Tra
         raise DmoleError(f"unknown --decoder '{settings.decoder}'", "choose sigmoid or linear")
     samples = session.samples(task, "train")
     if len(samples) < FEWEST:
-        raise DmoleError(f"task {task} has {len(samples)} training rows; a router needs at least {FEWEST}", "add rows to the task's data")
+        raise DmoleError(
+            f"task {task} has {len(samples)} training rows; a router needs at least {FEWEST}",
+            "add rows to the task's data",
+        )
     header = Header(
         SCHEMA,
         VERSION,
@@ -44,7 +47,9 @@ def train_router(session: Session, task: str, *, force: bool = False, track: Tra
     if up_to_date(path, router_header(path), header, force=force, command=command("train-router", task)):
         return Outcome("train-router", task, path, written=False, reads=reads)
     with clocked(session.run.cost("train-router", task)):
-        features = features_of(session.backbone, samples, session.run.features(task), label=f"{task}/train", track=track)
+        features = features_of(
+            session.backbone, samples, session.run.features(task), label=f"{task}/train", track=track
+        )
         router, epochs = build(session, features, header, task)
     write_router(path, router)
     facts = {"threshold": round(router.threshold, 8), "epochs": epochs, "samples": len(samples)}

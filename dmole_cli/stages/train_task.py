@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -113,14 +114,19 @@ def _train(
     before = rules.start(config.tasks, task)
     expert = _fresh(stage, rules) if before is None else _continued(run.expert(before, method))
     joins: list[tuple[str, ...]] = rules.joins(stage)
-    earlier = {name: read_expert(run.expert(name, method), hint="") for name in sorted({n for row in joins for n in row})}
+    earlier = {
+        name: read_expert(run.expert(name, method), hint="") for name in sorted({n for row in joins for n in row})
+    }
     routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=float(recipe["dropout"]))
     try:
         for name, file in earlier.items():
             routed.add(name, Expert(file.sites, file.scale))
         routed.add(task, expert)
         order = shuffled(
-            len(samples), int(recipe["batch_size"]), epochs=int(recipe["epochs"]), seed=seed_for(config.seed, task, "order")
+            len(samples),
+            int(recipe["batch_size"]),
+            epochs=int(recipe["epochs"]),
+            seed=seed_for(config.seed, task, "order"),
         )
         encoded = encoded_batches(backbone, samples, order, with_answer=True)
         losses = train_expert(
@@ -138,7 +144,11 @@ def _train(
 
 
 def _routed_batches(
-    task: str, stage: Stage, joins: Sequence[tuple[str, ...]], order: Sequence[Sequence[int]], encoded: Iterable[list[Encoded]]
+    task: str,
+    stage: Stage,
+    joins: Sequence[tuple[str, ...]],
+    order: Sequence[Sequence[int]],
+    encoded: Iterable[list[Encoded]],
 ) -> Iterator[tuple[list[str], list[tuple[str, ...]], list[Encoded]]]:
     for rows, batch in zip(order, encoded, strict=True):
         yield [stage.samples[i].sample_id for i in rows], [(task, *joins[i]) for i in rows], batch
@@ -146,12 +156,15 @@ def _routed_batches(
 
 def _fresh(stage: Stage, rules: ModuleType) -> Expert:
     placement: dict[str, int] = rules.place(stage)
-    widths = {}
+    widths: dict[str, tuple[int, int]] = {}
     for site in placement:
         try:
-            module = stage.backbone.model.get_submodule(site)
+            module: Any = stage.backbone.model.get_submodule(site)
         except AttributeError as error:
-            raise DmoleError(f"the backbone has no module '{site}'", f"make the allocation again: dmole allocate --task {stage.task} --force") from error
+            raise DmoleError(
+                f"the backbone has no module '{site}'",
+                f"make the allocation again: dmole allocate --task {stage.task} --force",
+            ) from error
         widths[site] = (module.in_features, module.out_features)
     generator = torch.Generator().manual_seed(seed_for(stage.config.seed, stage.task, "expert"))
     scale = stage.config.allocate.alpha / stage.config.allocate.rank

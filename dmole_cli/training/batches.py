@@ -15,20 +15,29 @@ from dmole_cli.sample import Sample
 WORKER_FROM = 256  # samples from which a worker process pays for its start
 
 
+KEPT = 4096  # encoded samples that a worker keeps for the next pass
+
+
 class _Samples(Dataset):
     """Encodes on demand; an error travels as a value, because a worker would wrap it into a traceback."""
 
     def __init__(self, backbone: Backbone, samples: Sequence[Sample], *, with_answer: bool) -> None:
         self.backbone, self.samples, self.with_answer = backbone, samples, with_answer
+        self.kept: dict[int, Encoded] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Encoded | DmoleError:
+        if index in self.kept:
+            return self.kept[index]
         try:
-            return self.backbone.encode(self.samples[index], with_answer=self.with_answer)
+            encoded = self.backbone.encode(self.samples[index], with_answer=self.with_answer)
         except DmoleError as error:
             return error
+        if len(self.kept) < KEPT:
+            self.kept[index] = encoded
+        return encoded
 
 
 def encoded_batches(

@@ -43,7 +43,9 @@ def features_of(
     batches = in_order(len(samples), BATCH)
     parts = [
         backbone.features(batch)
-        for batch in track(encoded_batches(backbone, samples, batches, with_answer=False), f"features of {label}", len(batches))
+        for batch in track(
+            encoded_batches(backbone, samples, batches, with_answer=False), f"features of {label}", len(batches)
+        )
     ]
     features = torch.cat(parts)
     write_features(path, [s.sample_id for s in samples], features, header)

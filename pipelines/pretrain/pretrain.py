@@ -25,7 +25,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-QUESTIONS, BATCH, WARM_BATCH = 5, 48, 128
+QUESTIONS, WARM_BATCH = 5, 128
+BATCH, SMALLER_BATCH, SMALLER_FROM = 48, 32, 1000  # scenes of a step; more and smaller steps once the start is made
 LONGEST = 124  # tokens of a sequence; later questions are dropped, so that little of a batch is padding
 HELD_OUT_SEED = 10**9  # scenes that are only ever scored
 
@@ -78,6 +79,7 @@ class Batches:
         )
 
     def scenes(self, step: int, count: int, phase: int):
+        """Random state, scenes, and their patch labels of one step."""
         rng = np.random.default_rng((self.seed, phase, step))
         drawn = [draw_scene(rng) for _ in range(count)]
         labels = [patch_labels(s, self.kind_index) for s in drawn]
@@ -100,6 +102,7 @@ class Batches:
         return tokens, labels
 
     def collate(self, rows: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+        """Pad on the right."""
         longest = max(len(t) for t, _ in rows)
         ids = torch.full((len(rows), longest), self.pad)
         labels = torch.full((len(rows), longest), -100)
@@ -118,7 +121,8 @@ class Steps(Dataset):
         return self.end
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        rng, drawn, kind, color = self.batches.scenes(step, WARM_BATCH if self.phase == 1 else BATCH, self.phase)
+        later = BATCH if step < SMALLER_FROM else SMALLER_BATCH
+        rng, drawn, kind, color = self.batches.scenes(step, WARM_BATCH if self.phase == 1 else later, self.phase)
         if self.phase == 1:
             return {"pixels": images_of(drawn), "kind": kind, "color": color}
         asked = [(i, questions(s, rng, count=QUESTIONS)) for i, s in enumerate(drawn)]
@@ -269,7 +273,13 @@ def warm_up(model, head, opts, batches, options, checkpoint, step, say) -> int:
         if step % 50 == 0:
             with torch.no_grad():
                 hit = (head.kind(head.norm(vision)).argmax(-1) == kind)[kind > 0].float().mean()
-            say(phase=1, step=step, loss=round(loss.item(), 3), kind=round(hit.item(), 3), seconds=round(time.time() - started))
+            say(
+                phase=1,
+                step=step,
+                loss=round(loss.item(), 3),
+                kind=round(hit.item(), 3),
+                seconds=round(time.time() - started),
+            )
         if step % 200 == 0:
             save_state(checkpoint, model, head, opts, step, 1)
     save_state(checkpoint, model, head, opts, 0, 2)

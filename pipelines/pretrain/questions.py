@@ -26,7 +26,13 @@ ASK_READ = (
     "Read the text.", "What is written?", "What does it say?", "Which characters are shown?", "Read what is written here.",
     "Transcribe the text in the image.", "What text is in the picture?",
 )  # fmt: skip
-ASK_NUMBER = ("Which number is shown?", "Read the number.", "What number is written?", "Give the digits.", "What number is this?")
+ASK_NUMBER = (
+    "Which number is shown?",
+    "Read the number.",
+    "What number is written?",
+    "Give the digits.",
+    "What number is this?",
+)
 
 
 def pick(rng: np.random.Generator, items):
@@ -36,7 +42,7 @@ def pick(rng: np.random.Generator, items):
 
 def box_text(box: tuple[int, int, int, int]) -> str:
     """A pixel box as `[x1, y1, x2, y2]` in thousandths of the side, rounded to multiples of 20."""
-    return "[" + ", ".join(str(int(round(v / SIDE * 50)) * 20) for v in box) + "]"
+    return "[" + ", ".join(str(round(v / SIDE * 50) * 20) for v in box) + "]"
 
 
 def article(noun: str) -> str:
@@ -73,7 +79,12 @@ def _expressions(scene: Scene, thing: Thing) -> list[str]:
     ):  # fmt: skip
         if fits:
             out.append(f"the {name} object")
-    for name, corner in (("top left", (0, 0)), ("top right", (SIDE, 0)), ("bottom left", (0, SIDE)), ("bottom right", (SIDE, SIDE))):
+    for name, corner in (
+        ("top left", (0, 0)),
+        ("top right", (SIDE, 0)),
+        ("bottom left", (0, SIDE)),
+        ("bottom right", (SIDE, SIDE)),
+    ):
         distances = [abs(t.center[0] - corner[0]) + abs(t.center[1] - corner[1]) for t in others]
         if abs(x - corner[0]) + abs(y - corner[1]) + 10 < min(distances):
             out.append(f"the object nearest the {name} corner")
@@ -98,7 +109,9 @@ def ask_at_box(scene: Scene, rng: np.random.Generator) -> Pair | None:
     if not things:
         return None
     thing = pick(rng, things)
-    return pick(rng, ("What is at {b}?", "What is inside {b}?", "Name the object in {b}.")).format(b=box_text(thing.box)), _noun(thing)
+    return pick(rng, ("What is at {b}?", "What is inside {b}?", "Name the object in {b}.")).format(
+        b=box_text(thing.box)
+    ), _noun(thing)
 
 
 def ask_color(scene: Scene, rng: np.random.Generator) -> Pair | None:
@@ -113,7 +126,16 @@ def ask_color(scene: Scene, rng: np.random.Generator) -> Pair | None:
     if not expressions:
         return None
     expression = pick(rng, expressions)
-    asked = pick(rng, ("What color is {e}?", "What is the color of {e}?", "Which color does {e} have?", "{e}: what color?", "Tell me the color of {e}."))
+    asked = pick(
+        rng,
+        (
+            "What color is {e}?",
+            "What is the color of {e}?",
+            "Which color does {e} have?",
+            "{e}: what color?",
+            "Tell me the color of {e}.",
+        ),
+    )
     return asked.format(e=expression), str(thing.color)
 
 
@@ -133,7 +155,9 @@ def ask_kind(scene: Scene, rng: np.random.Generator) -> Pair | None:
     if thing.family == "shape":
         asked = (*asked, "What shape is {e}?", "What shape does {e} have?")
         if len(scene.things) == 1 and rng.random() < 0.3:
-            return pick(rng, ("What shape is in the image?", "What shape is shown?", "Which shape does the image contain?")), thing.kind
+            return pick(
+                rng, ("What shape is in the image?", "What shape is shown?", "Which shape does the image contain?")
+            ), thing.kind
     return pick(rng, asked).format(e=pick(rng, expressions)), thing.kind
 
 
@@ -141,7 +165,9 @@ def ask_name(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """The name of the only emoji."""
     if len(scene.things) != 1 or scene.things[0].family != "emoji":
         return None
-    return pick(rng, ("What is this?", "Name this.", "What is in the picture?", "Which object is shown?", "What does it show?")), scene.things[0].kind
+    return pick(
+        rng, ("What is this?", "Name this.", "What is in the picture?", "Which object is shown?", "What does it show?")
+    ), scene.things[0].kind
 
 
 def ask_presence(scene: Scene, rng: np.random.Generator) -> Pair | None:
@@ -162,9 +188,23 @@ def ask_presence(scene: Scene, rng: np.random.Generator) -> Pair | None:
     else:
         phrase, present = f"{article(color)} {kind}", any(t.kind == kind and t.color == color for t in scene.things)
     if rng.random() < 0.25:
-        asked = ("Is there not {p} in the image?", "Does the image not contain {p}?", "Is {p} missing?", "Is no {p} there?")
-        return pick(rng, asked).format(p=phrase).replace("no a ", "no ").replace("no an ", "no "), "no" if present else "yes"
-    asked = ("Is there {p}?", "Is there {p} in the image?", "Does the image contain {p}?", "Is {p} present?", "Can you see {p}?", "Do you see {p} here?")
+        asked = (
+            "Is there not {p} in the image?",
+            "Does the image not contain {p}?",
+            "Is {p} missing?",
+            "Is no {p} there?",
+        )
+        return pick(rng, asked).format(p=phrase).replace("no a ", "no ").replace(
+            "no an ", "no "
+        ), "no" if present else "yes"
+    asked = (
+        "Is there {p}?",
+        "Is there {p} in the image?",
+        "Does the image contain {p}?",
+        "Is {p} present?",
+        "Can you see {p}?",
+        "Do you see {p} here?",
+    )
     return pick(rng, asked).format(p=phrase), "yes" if present else "no"
 
 
@@ -189,7 +229,13 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> Pair | None:
     answer = str(len(things)) if rng.random() < 0.75 else NUMBERS[min(6, len(things))]
     if len(things) > 6:
         return None
-    asked = ("How many {n} are there?", "How many {n}?", "Count the {n}.", "What is the number of {n}?", "How many {n} do you see?")
+    asked = (
+        "How many {n} are there?",
+        "How many {n}?",
+        "Count the {n}.",
+        "What is the number of {n}?",
+        "How many {n} do you see?",
+    )
     question = pick(rng, asked).format(n=noun)
     if not answer.isdigit():
         question += pick(rng, (" Write it as a word.", " Answer with a word."))
@@ -209,7 +255,9 @@ def ask_place(scene: Scene, rng: np.random.Generator) -> Pair | None:
     if not expressions:
         return None
     place = f"{row} {column}".strip() or "center"
-    return pick(rng, ("In which part of the picture is {e}?", "Which corner or side is {e} in?", "Where in the image is {e}?")).format(e=pick(rng, expressions)), place
+    return pick(
+        rng, ("In which part of the picture is {e}?", "Which corner or side is {e} in?", "Where in the image is {e}?")
+    ).format(e=pick(rng, expressions)), place
 
 
 def ask_read(scene: Scene, rng: np.random.Generator) -> Pair | None:
@@ -250,37 +298,65 @@ def ask_options(scene: Scene, rng: np.random.Generator) -> Pair | None:
         return question + lead.format(o=listed.join(options)), answer
     lettered = "".join(f"\n{letter}. {option}" for letter, option in zip("ABCD", options, strict=False))
     if style < 0.8:
-        return question + lettered + pick(rng, ("\nAnswer with the option's text.", "\nWrite out the right option.")), answer
+        return question + lettered + pick(
+            rng, ("\nAnswer with the option's text.", "\nWrite out the right option.")
+        ), answer
     letter = "ABCD"[options.index(answer)]
-    return question + lettered + pick(rng, ("\nAnswer with the letter.", "\nAnswer with the option's letter from the given choices directly.")), letter
+    return question + lettered + pick(
+        rng, ("\nAnswer with the letter.", "\nAnswer with the option's letter from the given choices directly.")
+    ), letter
 
 
 def _option_subject(scene: Scene, rng: np.random.Generator) -> tuple[str | None, list[str], str]:
     if scene.background and rng.random() < 0.25:
-        return scene.background, list(COLORS), pick(rng, ("Which color is the background?", "What is the background color?"))
+        return (
+            scene.background,
+            list(COLORS),
+            pick(rng, ("Which color is the background?", "What is the background color?")),
+        )
     if rng.random() < 0.12:
-        return scene.texture, ["plain", "gradient", "noise", "stripes", "dots"], pick(rng, ("Which texture is behind?", "What kind of background is it?"))
+        return (
+            scene.texture,
+            ["plain", "gradient", "noise", "stripes", "dots"],
+            pick(rng, ("Which texture is behind?", "What kind of background is it?")),
+        )
     if scene.text:
         if not scene.text.isalpha():
             return None, [], ""
-        return scene.text, [w for w in WORDS if abs(len(w) - len(scene.text)) < 2], pick(rng, ("Which word is written?", "What does it say?"))
+        return (
+            scene.text,
+            [w for w in WORDS if abs(len(w) - len(scene.text)) < 2],
+            pick(rng, ("Which word is written?", "What does it say?")),
+        )
     if not scene.things:
         return None, [], ""
     thing = pick(rng, scene.things)
-    question = pick(rng, ("Which of these is in the picture?", "What is shown?", "What can be seen?", "Which one do you see?"))
+    question = pick(
+        rng, ("Which of these is in the picture?", "What is shown?", "What can be seen?", "Which one do you see?")
+    )
     present = {t.kind for t in scene.things} | {str(t.color) for t in scene.things}
     if thing.family == "emoji":
-        return thing.kind, [n for n in rng.permutation(np.array(emoji_names(), dtype=object))[:8] if n not in present], question
+        return (
+            thing.kind,
+            [n for n in rng.permutation(np.array(emoji_names(), dtype=object))[:8] if n not in present],
+            question,
+        )
     if rng.random() < 0.5:
         return thing.kind, [s for s in SHAPES if s not in present], question
-    return str(thing.color), [c for c in COLORS if c not in present], pick(rng, ("Which color does a shape have?", "Which color is in the picture?"))
+    return (
+        str(thing.color),
+        [c for c in COLORS if c not in present],
+        pick(rng, ("Which color does a shape have?", "Which color is in the picture?")),
+    )
 
 
 def ask_background(scene: Scene, rng: np.random.Generator) -> Pair | None:
     """The background's colour."""
     if not scene.background:
         return None
-    return pick(rng, ("What color is the background?", "What is the background color?", "Which color is behind the objects?")), scene.background
+    return pick(
+        rng, ("What color is the background?", "What is the background color?", "Which color is behind the objects?")
+    ), scene.background
 
 
 FAMILIES: dict[str, tuple[float, Callable[[Scene, np.random.Generator], Pair | None]]] = {

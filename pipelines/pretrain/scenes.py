@@ -25,10 +25,14 @@ COLORS = {
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "rectangle", "star", "diamond", "cross", "ring", "pentagon", "oval")
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-WORDS = (
-    "CAT DOG SUN CAR BUS HAT CUP MAP BOX KEY PEN TOY SEA SKY ICE RED BIG OLD NEW ONE TWO SIX TEN EXIT STOP OPEN TAXI CAFE "
-    "SHOP BANK PARK HOME FOOD FISH BIRD MILK SALT BOOK DOOR WAY"
-).split()
+WORDS = tuple(
+    word
+    for line in (
+        "CAT DOG SUN CAR BUS HAT CUP MAP BOX KEY PEN TOY SEA SKY ICE RED BIG OLD NEW ONE TWO SIX TEN EXIT STOP OPEN TAXI",
+        "CAFE SHOP BANK PARK HOME FOOD FISH BIRD MILK SALT BOOK DOOR WAY",
+    )
+    for word in line.split()
+)
 # Strokes of handwriting on a unit square (x to the right, y down): each digit a list of polylines that jitter bends.
 STROKES: dict[str, list[list[tuple[float, float]]]] = {
     "0": [[(0.5, 0.05), (0.2, 0.2), (0.12, 0.5), (0.22, 0.82), (0.5, 0.95), (0.78, 0.82), (0.88, 0.5), (0.8, 0.2), (0.5, 0.05)]],
@@ -276,7 +280,9 @@ def _handwritten(digit: str, height: int, rng: np.random.Generator) -> Image.Ima
     for stroke in STROKES[digit]:
         points = np.array(stroke) + rng.normal(0, 0.035, (len(stroke), 2))
         points = _smooth(points)
-        pixels = [(float(3 * scale + (px - slant * (py - 0.5)) * wide), float(3 * scale + py * tall)) for px, py in points]
+        pixels = [
+            (float(3 * scale + (px - slant * (py - 0.5)) * wide), float(3 * scale + py * tall)) for px, py in points
+        ]
         draw.line(pixels, fill=255, width=pen, joint="curve")
         for px, py in pixels:
             draw.ellipse((px - pen / 2, py - pen / 2, px + pen / 2, py + pen / 2), fill=255)

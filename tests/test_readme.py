@@ -1,0 +1,81 @@
+"""The README's commands exist: subcommands, options, scripts, files, and the tasks of its configuration."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+LINES = [
+    line.split("#")[0].strip()
+    for kind, block in BLOCKS
+    if kind in ("bash", "sh")
+    for line in block.splitlines()
+    if line.strip()
+]
+
+
+@cache
+def help_of(subcommand: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "dmole_cli", subcommand, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"COLUMNS": "200", "PATH": "", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_readme_has_commands():
+    assert any(line.startswith("dmole ") for line in LINES)
+    assert any(line.startswith("bash pipelines/") for line in LINES)
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("dmole ")])
+def test_dmole_lines(line):
+    words = shlex.split(line)
+    text = help_of(words[1])
+    for word in words[2:]:
+        if word.startswith("--"):
+            assert re.search(rf"(?<![\w-]){re.escape(word.split('=')[0])}(?![\w-])", text), (
+                f"{word} is no option of {words[1]}"
+            )
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith(("bash ", "python "))])
+def test_scripts_exist(line):
+    script = shlex.split(line)[1]
+    assert (ROOT / script).is_file()
+    if script.endswith(".sh"):
+        subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
+
+
+def test_linked_files_exist():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_ci_calls_the_readmes_test_line():
+    line = next(line for line in LINES if line.startswith("bash pipelines/test.sh"))
+    assert line in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_configurations_in_the_readme_are_valid(tmp_path):
+    from dmole_cli.config import read_config
+
+    tables = [block for kind, block in BLOCKS if kind == "toml" and "tasks" in tomllib.loads(block)]
+    assert tables
+    for number, block in enumerate(tables):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(block, encoding="utf-8")
+        assert read_config(path).tasks
