@@ -1,0 +1,262 @@
+"""The backbone adapter on a tiny LLaVA-class model: sites, loss, features, and every sample of a batch on its own."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from dmole_cli.backbones.adapter import fingerprint_of, load_backbone
+from dmole_cli.backbones.sites import find_sites
+from dmole_cli.errors import DmoleError
+from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.sample import Sample
+
+VISION, LANGUAGE = "model.vision_tower.encoder.layers", "model.language_model.layers"
+ATTENTION = {VISION: ("k_proj", "v_proj", "q_proj", "out_proj"), LANGUAGE: ("q_proj", "k_proj", "v_proj", "o_proj")}
+
+
+def picture(*colour: int, side: int = tiny.SIDE) -> Image.Image:
+    image = Image.new("RGB", (side, side), colour)
+    image.paste((255 - colour[0], colour[1], 90), (0, 0, side // 3, side // 2))
+    return image
+
+
+def sample(question: str, *colours: tuple[int, int, int], answer: str = "yes") -> Sample:
+    return Sample(question, question, answer, (answer,), tuple((lambda c=c: picture(*c)) for c in colours))
+
+
+SAMPLES = [
+    sample("Colour?", (200, 10, 10)),
+    sample("Which half of this picture is white, and which one is not?", (20, 20, 220), answer="the left half"),
+    sample("Is it?", (20, 220, 30), (240, 240, 0), answer="no"),
+    sample("Say a word.", answer="word"),
+    sample("How many are there in all of these?", (0, 0, 0), (255, 255, 255), (9, 99, 199), answer="3"),
+    sample("Letter?", (128, 128, 128), answer="k"),
+    sample("What is two and two?", answer="four"),
+    sample("Colour of the half that is on the right?", (10, 200, 190)),
+]
+
+
+def encoded(backbone, samples, *, with_answer=False):
+    return [backbone.encode(s, with_answer=with_answer) for s in samples]
+
+
+# --- sites ---
+
+
+def test_attention_sites_of_both_towers_in_forward_order(backbone):
+    sites = find_sites(backbone.model, "attention")
+    expected = [
+        f"{stack}.{block}.self_attn.{kind}" for stack in ATTENTION for block in (0, 1) for kind in ATTENTION[stack]
+    ]
+    assert [site.name for site in sites] == expected
+    assert [site.modality for site in sites] == ["vision"] * 8 + ["language"] * 8
+    assert [backbone.modality_of(site.name) for site in sites] == [site.modality for site in sites]
+    assert [site.block for site in sites] == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
+    for site in sites:
+        module = backbone.model.get_submodule(site.name)
+        assert site.kind == site.name.rpartition(".")[2]
+        assert (site.out_features, site.in_features) == tuple(module.weight.shape)
+        assert site.parameters == sum(p.numel() for p in module.parameters())
+        assert site.expert_parameters(3) == 3 * (site.in_features + site.out_features)
+
+
+def test_linear_adds_the_mlps_and_nothing_outside_of_the_blocks(backbone):
+    names = [site.name for site in find_sites(backbone.model, "linear")]
+    assert len(names) == 2 * (4 + 2) + 2 * (4 + 3)
+    assert f"{VISION}.1.mlp.fc1" in names and f"{LANGUAGE}.0.mlp.gate_proj" in names
+    assert not [name for name in names if "projector" in name or "lm_head" in name]
+
+
+def test_a_regular_expression_chooses_by_module_path(backbone):
+    names = [site.name for site in find_sites(backbone.model, r"layers\.1\..*(q_proj|fc2)$")]
+    assert names == [f"{VISION}.1.self_attn.q_proj", f"{VISION}.1.mlp.fc2", f"{LANGUAGE}.1.self_attn.q_proj"]
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("nowhere", "no site"), ("(", "not a regular expression")])
+def test_an_expression_that_finds_nothing_is_refused(backbone, pattern, said):
+    with pytest.raises(DmoleError, match=said):
+        find_sites(backbone.model, pattern)
+
+
+# --- loss ---
+
+
+def test_the_answer_loss_is_the_models_own(backbone):
+    rows = encoded(backbone, SAMPLES, with_answer=True)
+    inputs, _ = backbone.collate(rows, left=False)
+    with torch.no_grad():
+        ours, theirs = backbone.answer_loss(inputs), backbone.model(**inputs).loss
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_answer_and_the_end_are_learnt(backbone):
+    row = backbone.encode(SAMPLES[1], with_answer=True)
+    learnt = row.labels[row.labels != -100]
+    assert backbone.tokenizer.decode(learnt) == "the left half<end>"
+    assert len(row.labels) == len(row.tokens)
+    prompt = backbone.encode(SAMPLES[1], with_answer=False)
+    assert torch.equal(row.tokens[: len(prompt.tokens)], prompt.tokens) and prompt.labels is None
+
+
+def test_the_prompt_is_the_chat_templates(backbone):
+    for question in ("Colour?", "Is {this} it?\n  yes", "@@ <b> \\1 'a' \"b\""):
+        row = backbone.encode(replace(SAMPLES[0], question=question), with_answer=False)
+        images = "<image>" * tiny.IMAGE_TOKENS
+        assert backbone.tokenizer.decode(row.tokens) == f"<user>{images}{question}<assistant>"
+        assert backbone.tokenizer.decode(row.instruction) == question
+
+
+# --- features ---
+
+
+def test_features_do_not_depend_on_the_batch(backbone):
+    rows = encoded(backbone, SAMPLES)
+    together = backbone.features(rows)
+    assert together.shape == (len(SAMPLES), sum(part["width"] for part in backbone.feature_layout()))
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(len(SAMPLES)))
+    alone = torch.cat([backbone.features([row]) for row in rows])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+    turned = backbone.features(rows[::-1]).flip(0)
+    torch.testing.assert_close(together, turned, rtol=0, atol=1e-6)
+    distances = torch.cdist(together, together) + torch.eye(len(SAMPLES))
+    assert float(distances.min()) > 1e-3, "samples that differ have features that differ"
+
+
+def test_features_know_neither_the_answer_nor_the_template(backbone):
+    plain = encoded(backbone, SAMPLES)
+    other = [replace(s, answer="something else") for s in SAMPLES]
+    assert torch.equal(backbone.features(encoded(backbone, other, with_answer=True)), backbone.features(plain))
+    for row in plain:
+        row.tokens = torch.randint(10, 100, row.tokens.shape)
+    assert torch.equal(backbone.features(plain), backbone.features(encoded(backbone, SAMPLES)))
+
+
+def test_features_are_the_maxima_that_the_method_names(backbone):
+    one = SAMPLES[2]
+    row = backbone.encode(one, with_answer=False)
+    with torch.no_grad():
+        images = backbone.vision(pixel_values=row.vision["pixel_values"]).last_hidden_state
+        words = backbone.tokenizer(one.question, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        text = backbone.language(input_ids=words).last_hidden_state
+    expected = torch.cat([images.flatten(0, 1).amax(0), text[0].amax(0)])
+    torch.testing.assert_close(backbone.features([row])[0], expected / expected.norm(), rtol=1e-5, atol=1e-6)
+    assert len(images) == 2
+
+
+def test_a_sample_without_picture_has_zeros_for_it(backbone):
+    width = backbone.feature_layout()[0]["width"]
+    (feature,) = backbone.features(encoded(backbone, [SAMPLES[3]]))
+    assert torch.equal(feature[:width], torch.zeros(width)) and float(feature[width:].norm()) > 0.9
+
+
+# --- every sample with its own experts ---
+
+
+@pytest.fixture
+def routed(backbone):
+    """Four experts strong enough to change answers: on all sites, on the vision tower, on the language model, on two."""
+    sites = [site for site in find_sites(backbone.model, "attention")]
+    towers = {name: [s for s in sites if s.modality == name] for name in ("vision", "language")}
+    placed = {"all": sites, "eyes": towers["vision"], "tongue": towers["language"], "few": [sites[3], sites[12]]}
+    routed = RoutedExperts(backbone.model, backbone.modality_of)
+    generator = torch.Generator().manual_seed(8)
+    for rank, (name, chosen) in enumerate(placed.items(), start=2):
+        drawn = {
+            s.name: (
+                torch.randn(rank, s.in_features, generator=generator) * 0.4,
+                torch.randn(s.out_features, rank, generator=generator) * 0.4,
+            )
+            for s in chosen
+        }
+        routed.add(name, Expert(drawn, scale=1.0 + 0.25 * rank))
+    yield routed
+    routed.close()
+
+
+SETS = [("all",), ("eyes",), ("eyes", "tongue"), (), ("few", "all", "eyes"), ("tongue",), ("all", "few"), ("eyes",)]
+
+
+def logits(backbone, routed, samples, sets):
+    inputs, rows = backbone.collate(encoded(backbone, samples), left=True)
+    with torch.no_grad(), routed.route(sets, rows=rows):
+        return backbone.model(**inputs).logits[:, -1]
+
+
+def test_images_of_a_sample_pass_through_its_experts(backbone, routed):
+    two, one = SAMPLES[2], SAMPLES[0]
+    sets = [("eyes",), ("all",)]
+    together = logits(backbone, routed, [two, one], sets)
+    for i, which in enumerate((two, one)):
+        torch.testing.assert_close(together[i], logits(backbone, routed, [which], [sets[i]])[0], rtol=1e-4, atol=1e-4)
+    swapped = logits(backbone, routed, [two, one], sets[::-1])
+    assert float((swapped - together).abs().amax(dim=1).min()) > 0.01, "which experts look matters"
+
+
+def test_a_batch_with_its_experts_equals_each_sample_alone(backbone, routed):
+    together = logits(backbone, routed, SAMPLES, SETS)
+    for i, which in enumerate(SAMPLES):
+        torch.testing.assert_close(together[i], logits(backbone, routed, [which], [SETS[i]])[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_text_only_batch_has_no_pictures_and_works(backbone, routed):
+    texts = [SAMPLES[3], SAMPLES[6]]
+    inputs, rows = backbone.collate(encoded(backbone, texts), left=True)
+    assert "pixel_values" not in inputs and rows["vision"].numel() == 0
+    found = logits(backbone, routed, texts, [("all",), ()])
+    torch.testing.assert_close(found[1], logits(backbone, routed, [SAMPLES[6]], [()])[0], rtol=1e-4, atol=1e-4)
+
+
+def generate(backbone, routed, samples, sets, *, batch):
+    out = []
+    for start in range(0, len(samples), batch):
+        inputs, rows = backbone.collate(encoded(backbone, samples[start : start + batch]), left=True)
+        with routed.route(sets[start : start + batch], rows=rows):
+            out += backbone.generate(inputs, max_new_tokens=8, min_new_tokens=8)
+    return out
+
+
+def test_greedy_answers_do_not_depend_on_the_batch_size(backbone, routed):
+    alone = generate(backbone, routed, SAMPLES, SETS, batch=1)
+    assert generate(backbone, routed, SAMPLES, SETS, batch=3) == alone
+    assert generate(backbone, routed, SAMPLES, SETS, batch=8) == alone
+    bare = generate(backbone, routed, SAMPLES, [()] * len(SAMPLES), batch=8)
+    changed = [mine != plain for mine, plain in zip(alone, bare, strict=True)]
+    # Text without a picture has nothing for an expert of the vision tower; everywhere else an expert has its say.
+    assert changed == [bool(names) for names in SETS]
+
+
+def test_the_cache_sees_the_experts_too(backbone, routed):
+    """Token by token without a cache, with the same experts, gives the answer that generation with a cache gave."""
+    index = 0
+    (answer,) = generate(backbone, routed, [SAMPLES[index]], [SETS[index]], batch=1)
+    inputs, rows = backbone.collate(encoded(backbone, [SAMPLES[index]]), left=True)
+    tokens = inputs.pop("input_ids")
+    inputs.pop("attention_mask")
+    start = tokens.shape[1]
+    for _ in range(8):
+        with torch.no_grad(), routed.route([SETS[index]], rows=rows):
+            scores = backbone.model(input_ids=tokens, **inputs, use_cache=False).logits[0, -1]
+        scores[backbone.tokenizer.eos_token_id] = float("-inf")
+        tokens = torch.cat([tokens, scores.argmax()[None, None]], dim=1)
+    assert backbone.tokenizer.decode(tokens[0, start:], skip_special_tokens=True).strip() == answer
+
+
+# --- loading ---
+
+
+def test_the_fingerprint_is_of_the_files(stream, tmp_path):
+    assert fingerprint_of(str(stream / "backbone")) == fingerprint_of(str(stream / "backbone") + "/")
+    again = tiny.build_backbone(tmp_path / "again")
+    assert fingerprint_of(str(again)) == fingerprint_of(str(stream / "backbone"))
+    other = tiny.build_backbone(tmp_path / "other", seed=1)
+    assert fingerprint_of(str(other)) != fingerprint_of(str(again))
+
+
+def test_a_loaded_backbone_is_frozen_and_counts_shared_weights_once(stream):
+    loaded = load_backbone(str(stream / "backbone"))
+    assert not any(p.requires_grad for p in loaded.model.parameters()) and not loaded.model.training
+    assert loaded.parameters == sum(p.numel() for p in {id(p): p for p in loaded.model.parameters()}.values())
+    assert loaded.dtype == torch.float32
