@@ -1,9 +1,11 @@
 """Pre-train the embedded backbone from random weights: `python pipelines/pretrain/pretrain.py --out backbone/`.
 
-Two phases, both seeded and resumable (a checkpoint every few minutes in `--work`; start the same command again):
-1. warm-up of the vision tower alone: every patch names the thing that covers it and its colour;
-2. the whole model: next-token loss on the answers of several shuffled questions about each scene, the patch loss beside it.
-The learning rate is constant until `--decay-from`, then falls linearly to zero at `--steps`, so a run can be prolonged.
+Seeded and resumable (a checkpoint every few minutes in `--work`; start the same command again). Two kinds of phases take turns:
+
+- vision: every patch of a picture names the thing that covers it and its colour; the vision tower alone learns;
+- joint: next-token loss on the answers of several shuffled questions about each scene, the patch loss beside it.
+
+Looking is the bottleneck of a model this small, and vision steps are four times cheaper per picture, hence the second one.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +23,43 @@ import torch
 from build import build_model, build_processor, train_tokenizer
 from questions import FAMILIES, box_text, questions
 from safetensors.torch import load_file, save_file
-from scenes import COLORS, GRID, draw_scene, kinds, patch_labels
+from scenes import CHARACTERS, COLORS, GRID, SHAPES, draw_scene, kinds, patch_labels
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-QUESTIONS, WARM_BATCH = 5, 128
-BATCH, SMALLER_BATCH, SMALLER_FROM = 48, 32, 1000  # scenes of a step; more and smaller steps once the start is made
+QUESTIONS = 5
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: `scenes` gives (from step, scenes of a batch); the rate falls to zero after `decay_from`;
+    `emphasis` is the further weight of shapes and characters in the patch loss."""
+
+    kind: str
+    steps: int
+    rate: float
+    scenes: tuple[tuple[int, int], ...]
+    decay_from: float = 1.0
+    emphasis: float = 0.0
+
+    def batch(self, step: int) -> int:
+        """Scenes of a step."""
+        return [count for first, count in self.scenes if step >= first][-1]
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of a step: a rise over 50 steps, constant, then linear to zero."""
+        knee = int(self.steps * self.decay_from)
+        fall = 1.0 if step < knee else (self.steps - step) / max(1, self.steps - knee)
+        return self.rate * min(1.0, (step + 1) / 50) * fall
+
+
+PHASES = {
+    1: Phase("vision", 700, 2e-3, ((0, 128),)),
+    2: Phase("joint", 1250, 2e-3, ((0, 48), (1000, 32))),
+    3: Phase("vision", 750, 1e-3, ((0, 128),), emphasis=1.0),
+    4: Phase("joint", 1500, 1e-3, ((0, 32),), decay_from=0.6, emphasis=1.0),
+}
 LONGEST = 124  # tokens of a sequence; later questions are dropped, so that little of a batch is padding
 HELD_OUT_SEED = 10**9  # scenes that are only ever scored
 
@@ -36,14 +69,15 @@ class PatchHead(nn.Module):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
+        self.small = len(SHAPES) + len(CHARACTERS)
         self.norm, self.kind, self.color = nn.LayerNorm(width), nn.Linear(width, classes), nn.Linear(width, len(COLORS))
 
-    def loss(self, hidden: torch.Tensor, kind: torch.Tensor, color: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of both, background patches at a fifth of the weight."""
+    def loss(self, hidden: torch.Tensor, kind: torch.Tensor, color: torch.Tensor, emphasis: float) -> torch.Tensor:
+        """Mean cross-entropy of both; background patches at a fifth of the weight, shapes and characters at 1 + emphasis."""
         states = self.norm(hidden).flatten(0, 1)
         kind, color = kind.flatten(), color.flatten()
         each = F.cross_entropy(self.kind(states), kind, reduction="none")
-        weight = torch.where(kind > 0, 1.0, 0.2)
+        weight = torch.where(kind > 0, 1.0, 0.2) + emphasis * ((kind > 0) & (kind <= self.small)).float()
         loss = (each * weight).sum() / weight.sum()
         if (color >= 0).any():
             loss = loss + F.cross_entropy(self.color(states), color, ignore_index=-1)
@@ -121,9 +155,8 @@ class Steps(Dataset):
         return self.end
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        later = BATCH if step < SMALLER_FROM else SMALLER_BATCH
-        rng, drawn, kind, color = self.batches.scenes(step, WARM_BATCH if self.phase == 1 else later, self.phase)
-        if self.phase == 1:
+        rng, drawn, kind, color = self.batches.scenes(step, PHASES[self.phase].batch(step), self.phase)
+        if PHASES[self.phase].kind == "vision":
             return {"pixels": images_of(drawn), "kind": kind, "color": color}
         asked = [(i, questions(s, rng, count=QUESTIONS)) for i, s in enumerate(drawn)]
         asked = [(i, q) for i, q in asked if q]
@@ -225,10 +258,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished backbone")
     parser.add_argument("--work", type=Path, default=Path("pretrain-work"), help="checkpoints and log")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--warm-steps", type=int, default=700)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--decay-from", type=float, default=0.75, help="share of the steps before the rate falls")
-    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--export-only", action="store_true", help="write --out from the last checkpoint and stop")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -238,7 +267,7 @@ def main() -> None:
     processor = build_processor(tokenizer)
     model = build_model(tokenizer, seed=options.seed).train()
     head = PatchHead(model.config.vision_config.hidden_size, len(kinds()))
-    opts = optimizers(model, head, options.rate)
+    opts = optimizers(model, head, PHASES[1].rate)
     batches = Batches(tokenizer, options.seed)
     checkpoint = options.work / "state.safetensors"
     step, phase = load_state(checkpoint, model, head, opts) if checkpoint.exists() else (0, 1)
@@ -249,66 +278,45 @@ def main() -> None:
         print(json.dumps(row), file=sys.stderr, flush=True)
 
     if not options.export_only:
-        if phase == 1:
-            step = warm_up(model, head, opts, batches, options, checkpoint, step, say)
-            step, phase = 0, 2
-        train(model, head, opts, batches, options, checkpoint, step, say)
+        for number in range(phase, max(PHASES) + 1):
+            run_phase(number, model, head, opts, batches, checkpoint, step if number == phase else 0, say)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.half().save_pretrained(options.out)
     processor.save_pretrained(options.out)
 
 
-def warm_up(model, head, opts, batches, options, checkpoint, step, say) -> int:
-    """Phase 1: the vision tower and the patch head."""
-    started = time.time()
-    for batch in Steps(batches, phase=1, end=options.warm_steps).loader(step):
-        set_rate(opts, options.rate * min(1.0, (step + 1) / 50))
-        kind = batch["kind"]
-        vision = model.model.vision_tower(pixel_values=batch["pixels"], output_hidden_states=True).hidden_states[-1]
-        loss = head.loss(vision, kind, batch["color"])
-        loss.backward()
-        update(model, opts)
-        step += 1
-        if step % 50 == 0:
-            with torch.no_grad():
-                hit = (head.kind(head.norm(vision)).argmax(-1) == kind)[kind > 0].float().mean()
-            say(
-                phase=1,
-                step=step,
-                loss=round(loss.item(), 3),
-                kind=round(hit.item(), 3),
-                seconds=round(time.time() - started),
-            )
-        if step % 200 == 0:
-            save_state(checkpoint, model, head, opts, step, 1)
-    save_state(checkpoint, model, head, opts, 0, 2)
-    return step
-
-
-def train(model, head, opts, batches, options, checkpoint, step, say) -> None:
-    """Phase 2: questions and answers."""
-    started, first = time.time(), step
-    knee = int(options.steps * options.decay_from)
-    mean = 0.0
-    for batch in Steps(batches, phase=2, end=options.steps).loader(step):
-        fall = 1.0 if step < knee else max(0.0, (options.steps - step) / max(1, options.steps - knee))
-        set_rate(opts, options.rate * min(1.0, (step + 1) / 100) * fall)
-        logits, target, vision = answer_logits(model, batch, batch["pixels"])
-        loss = F.cross_entropy(logits, target)
-        patch = head.loss(vision, batch["kind"], batch["color"])
-        (loss + 0.15 * patch).backward()
+def run_phase(number, model, head, opts, batches, checkpoint, step, say) -> None:
+    """One phase from `step` on; checkpoints on the way, and one at its end that names the next phase."""
+    phase = PHASES[number]
+    started, first, mean = time.time(), step, 0.0
+    for batch in Steps(batches, phase=number, end=phase.steps).loader(step):
+        set_rate(opts, phase.rate_at(step))
+        if phase.kind == "vision":
+            vision = model.model.vision_tower(pixel_values=batch["pixels"], output_hidden_states=True).hidden_states[-1]
+            loss = patch = head.loss(vision, batch["kind"], batch["color"], phase.emphasis)
+            loss.backward()
+        else:
+            logits, target, vision = answer_logits(model, batch, batch["pixels"])
+            loss = F.cross_entropy(logits, target)
+            patch = head.loss(vision, batch["kind"], batch["color"], phase.emphasis)
+            (loss + 0.15 * patch).backward()
         if not math.isfinite(loss.item()):
-            raise SystemExit(f"loss is not finite at step {step}")
+            raise SystemExit(f"loss is not finite at step {step} of phase {number}")
         update(model, opts)
         step += 1
         mean = loss.item() if mean == 0 else 0.98 * mean + 0.02 * loss.item()
         if step % 50 == 0:
-            say(phase=2, step=step, loss=round(mean, 3), patch=round(patch.item(), 3),
-                per_step=round((time.time() - started) / (step - first), 3))  # fmt: skip
+            with torch.no_grad():
+                seen = batch["kind"] > 0
+                hit = (head.kind(head.norm(vision)).argmax(-1) == batch["kind"])[seen].float().mean()
+            per_step = (time.time() - started) / (step - first)
+            say(phase=number, step=step, loss=round(mean, 3), kind=round(hit.item(), 3), per_step=round(per_step, 3))
         if step % 250 == 0:
-            save_state(checkpoint, model, head, opts, step, 2)
-            say(phase=2, step=step, held_out=score(model, batches))
+            save_state(checkpoint, model, head, opts, step, number)
+            if phase.kind == "joint":
+                say(phase=number, step=step, held_out=score(model, batches))
+    save_state(checkpoint, model, head, opts, 0, number + 1)
 
 
 def update(model, opts) -> None:

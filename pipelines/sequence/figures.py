@@ -1,0 +1,81 @@
+"""What several finished runs of the sequence show: `python pipelines/sequence/figures.py runs/seed-0 runs/seed-1 ...`.
+
+Reads evaluations only; prints mean and sample standard deviation over the runs (seeds), as Markdown.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+
+from dmole_cli.artifacts.layout import Run
+from dmole_cli.config import read_config
+from dmole_cli.reports.summary import MethodReport, collect, profiling_share
+
+CONFIG = Path(__file__).with_name("dmole.toml")
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± sample standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.1f} ± {deviation:.1f}"
+
+
+def by_method(runs: list[Run]) -> dict[str, list[MethodReport]]:
+    """Reports of each method, one per run, in the order of the first run."""
+    tasks = read_config(CONFIG).tasks
+    found: dict[str, list[MethodReport]] = {}
+    for run in runs:
+        for report in collect(run, tasks=tasks):
+            found.setdefault(report.method, []).append(report)
+    return found
+
+
+def score_table(methods: dict[str, list[MethodReport]]) -> list[str]:
+    """A row per method and quantity, a column per task, the means."""
+    tasks = next(iter(methods.values()))[0].tasks
+    lines = [f"| method | | {' | '.join(tasks)} | mean | without CIDEr |", "|" + "---|" * (len(tasks) + 4)]
+    for method, reports in methods.items():
+        for quantity in ("last", "avg", "bwt"):
+            columns = [[report.quantities[quantity][i] for report in reports] for i in range(len(tasks))]
+            columns += [[r.mean[quantity] for r in reports], [r.mean_without_cider[quantity] for r in reports]]
+            cells = [spread(c) if all(v is not None for v in c) else "–" for c in columns]
+            lines.append(f"| {method} | {quantity} | {' | '.join(cells)} |")
+    return lines
+
+
+def figures(methods: dict[str, list[MethodReport]], runs: list[Run]) -> list[str]:
+    """The figures that the stream is judged by."""
+    ours, naive, bound = methods["d-mole"], methods["seq-ft"], methods["finetune"]
+    lines = ["", "| figure | value |", "|---|---|"]
+
+    def row(name: str, values: list[float]) -> None:
+        lines.append(f"| {name} | {spread(values)} |")
+
+    row(
+        "d-mole mean Last, % of finetune's",
+        [100 * a.mean["last"] / b.mean["last"] for a, b in zip(ours, bound, strict=True)],
+    )
+    row("d-mole mean BWT, points", [r.mean["bwt"] for r in ours])
+    row("seq-ft mean BWT, points", [r.mean["bwt"] for r in naive])
+    row("routing accuracy, %", [100 * statistics.fmean(v for v in r.routing.values() if v is not None) for r in ours])
+    for task in ours[0].unseen:
+        change = [abs(r.unseen[task]["last"] - r.unseen[task]["zero_shot"]) for r in ours]
+        row(f"{task} (never trained): |R[T] - R[0]|, points", change)
+        row(f"{task} (never trained): samples without expert, %", [100 * r.unseen[task]["no_expert"] for r in ours])
+    row("profiling, % of training seconds", [100 * profiling_share(run) for run in runs])
+    for method, reports in methods.items():
+        lines.append(f"| trainable parameters, {method} | {reports[0].trainable_parameters} |")
+    return lines
+
+
+def main() -> None:
+    """Print both tables."""
+    runs = [Run(Path(name)) for name in sys.argv[1:]]
+    methods = by_method(runs)
+    print("\n".join(score_table(methods) + figures(methods, runs)))
+
+
+if __name__ == "__main__":
+    main()
