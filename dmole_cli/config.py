@@ -150,7 +150,7 @@ class Config:
         if task not in self.tasks:
             raise DmoleError(
                 f"task '{task}' is not in the stream ({', '.join(self.tasks)})",
-                "add it to `tasks` in dmole.toml, or pass --tasks with the order you want",
+                "list it in `tasks` of the configuration: the order of the stream is written there",
             )
         return self.tasks.index(task) + 1
 

@@ -46,6 +46,13 @@ class Session:
 
         return load_backbone(self.config.backbone)
 
+    def admit(self, entry: str) -> str:
+        """Give the name of a task that the user typed, a name or the path of a card; reads its card."""
+        name = Path(entry).stem if entry.endswith(".toml") else entry
+        self._entries.setdefault(name, entry)
+        self.card(name)
+        return name
+
     def card(self, task: str) -> TaskCard:
         """The card of a task, by the name it has in the configuration."""
         if task not in self._cards:
@@ -78,7 +85,7 @@ class Session:
             )
 
 
-def command(stage: str, task: str, **options: object) -> str:
+def command(subcommand: str, task: str, /, **options: object) -> str:
     """The command line that makes an artifact, as a user would type it."""
     extra = "".join(f" --{key.replace('_', '-')} {value}" for key, value in options.items())
-    return f"dmole {stage} --task {task}{extra}"
+    return f"dmole {subcommand} --task {task}{extra}"

@@ -28,7 +28,10 @@ REPORTS = ("overview", "last", "avg", "bwt", "fwt", "forgetting", "matrix", "cos
 def evaluate(
     stage: Annotated[
         list[str] | None,
-        typer.Option("--stage", help="Stage to evaluate, 0 (pretrained) to T; repeatable; or 'all'. [default: all]"),
+        typer.Option(
+            "--stage",
+            help="Stage to evaluate, 0 (pretrained) to T; repeatable; or 'all'. [default: those trained so far]",
+        ),
     ] = None,
     task: Annotated[
         list[str] | None, typer.Option("--task", "-t", help="Task to evaluate on; repeatable. [default: all]")
@@ -70,10 +73,11 @@ def evaluate(
 def _evaluate(
     session: Session, stage: list[str] | None, task: list[str] | None, methods: list[str], json: bool, force: bool
 ) -> list:
-    stages = None if not stage or "all" in stage else [_number(session, s) for s in stage]
+    every = list(range(len(session.config.tasks) + 1))
+    stages = None if not stage else every if "all" in stage else [_number(session, s) for s in stage]
     for name in task or ():
         session.card(name)
-        if name not in (*session.config.tasks, *session.config.unseen):
+        if name not in session.config.unseen:
             session.config.position(name)
     from dmole_cli.stages.evaluate import evaluate as run_stage
 

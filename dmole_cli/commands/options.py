@@ -66,15 +66,21 @@ def open_session(
     return Session(settings, Run(run))
 
 
-def chosen_tasks(session: Session, tasks: list[str] | None) -> list[str]:
-    """The tasks asked for in stream order, or the whole stream; names are checked before anything is read.
+def chosen_tasks(session: Session, tasks: list[str] | None, *, in_stream: bool = False) -> list[str]:
+    """The tasks asked for in stream order, or the whole stream; cards are read before anything else is done.
+
+    Args:
+        session: knows the stream.
+        tasks: names or card paths; None or empty for the stream.
+        in_stream: whether a task needs its place in the stream (its training does, its profile does not).
 
     Raises:
-        DmoleError: a task is neither in the stream nor known, all unknown ones at once.
+        DmoleError: a task is unknown, or is not in the stream where it has to be.
     """
     if not tasks:
         return list(session.config.tasks)
-    for task in tasks:
-        session.card(task)
-        session.config.position(task)
-    return [task for task in session.config.tasks if task in tasks]
+    names = [session.admit(task) for task in tasks]
+    if in_stream:
+        return sorted(names, key=session.config.position)
+    order = (*session.config.tasks, *names)
+    return sorted(names, key=order.index)

@@ -67,7 +67,7 @@ def train_task(
         train=section,
         allocate={"budget": budget},
     )
-    names = chosen_tasks(session, task)
+    names = chosen_tasks(session, task, in_stream=True)
     from dmole_cli.stages.train_task import train_task as stage
 
     track = console.tracker(not json)

@@ -18,7 +18,7 @@ from dmole_cli.artifacts.evaluation import SCHEMA, VERSION, Answer, evaluation_h
 from dmole_cli.artifacts.expert import expert_header, read_expert
 from dmole_cli.artifacts.files import digest_of, digest_of_file
 from dmole_cli.artifacts.generations import read_generations, write_generations
-from dmole_cli.artifacts.provenance import Header, differences, require_current, versions
+from dmole_cli.artifacts.provenance import Header, require_current, up_to_date, versions
 from dmole_cli.artifacts.router import RouterFile, read_router
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.autoencoder import from_tensors
@@ -60,7 +60,7 @@ def evaluate(
     Args:
         session: configuration, run directory, backbone.
         method: a file of `methods/`.
-        stages: which stages, None = all (0 = the pretrained backbone).
+        stages: which stages (0 = the pretrained backbone), None = those trained so far.
         tasks: which tasks, None = the stream and the unseen ones.
         force: generate again what is there.
         track: shows progress.
@@ -69,10 +69,12 @@ def evaluate(
         DmoleError: an expert or a router is missing, stale or another backbone's; a test split cannot be read.
     """
     rules = catalog.load("methods", method)
+    if stages is None:
+        stages = range(trained_stages(session, method) + 1)
     wanted = [
         (stage, task)
         for stage, task in rules.cells(session.config.tasks, session.config.unseen)
-        if (stages is None or stage in stages) and (tasks is None or task in tasks)
+        if stage in stages and (tasks is None or task in tasks)
     ]
     if not wanted:
         raise DmoleError(
@@ -86,17 +88,25 @@ def evaluate(
     return outcomes
 
 
+def trained_stages(session: Session, method: str) -> int:
+    """How many tasks of the stream a method has trained, without a gap."""
+    trained = [session.run.expert(task, method).exists() for task in session.config.tasks]
+    return trained.index(False) if False in trained else len(trained)
+
+
 def _evaluate_task(
     session: Session, rules: ModuleType, method: str, task: str, stages: list[int], *, force: bool, track: Track
 ) -> list[Outcome]:
     samples, card = session.samples(task, "test"), session.card(task)
     plans = {stage: _needed(session, rules, method, task, stage) for stage in stages}
     headers = {stage: _header(session, card, samples, rules, method, stage, plans[stage]) for stage in stages}
-    todo = []
-    for stage in stages:
-        made = evaluation_header(session.run.evaluation(method, stage, task))
-        if made is None or force or differences(made, headers[stage]):
-            todo.append(stage)
+    paths = {stage: session.run.evaluation(method, stage, task) for stage in stages}
+    redo = {stage: command("evaluate", task, stage=stage, method=method) for stage in stages}
+    todo = [
+        stage
+        for stage, path in paths.items()
+        if not up_to_date(path, evaluation_header(path), headers[stage], force=force, command=redo[stage])
+    ]
     outcomes = [
         Outcome(
             f"evaluate {method}",
