@@ -13,6 +13,9 @@ from typing import Any
 
 from dmole_cli.errors import DmoleError
 
+# A full disk, a used-up quota, a file larger than the system or its limits allow.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -36,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def unwritable(path: Path, error: OSError) -> DmoleError:
     """Turn an operating system's refusal into a message with the way out."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return DmoleError(f"no space left to write {path}", "free some disk space and run the same command again")
     return DmoleError(
         f"cannot write {path}: {error.strerror or error}", "check the folder's permissions or pass another --run"

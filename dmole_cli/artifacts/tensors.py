@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Header) -> None:
     """Write tensors; the metadata hold the header under the key `dmole`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     metadata = {HEADER_KEY: header.to_json()}
+    content = save({k: v.detach().contiguous().cpu() for k, v in sorted(tensors.items())}, metadata)
     with replacing(path) as temporary:
-        save_file({k: v.detach().contiguous().cpu() for k, v in sorted(tensors.items())}, temporary, metadata)
+        # Not save_file: when the disk is full it raises an error of its own that does not say so.
+        temporary.write_bytes(content)
 
 
 def read_tensors(path: Path, *, schema: str, version: int, hint: str) -> tuple[dict[str, torch.Tensor], Header]:
