@@ -34,9 +34,12 @@ def read_allocation(path: Path, *, hint: str) -> tuple[dict[str, Any], Header]:
     if not isinstance(document, dict):
         raise DmoleError(f"{path} does not hold an allocation", hint)
     header = read_header(document.get("provenance"), path=path, schema=SCHEMA, version=VERSION)
+    missing = [key for key in KEYS if key not in document]
+    if missing:
+        raise DmoleError(f"{path} is damaged: it lacks {', '.join(missing)}", hint)
     return document, header
 
 
 def allocation_header(path: Path) -> Header | None:
     """Read the header alone."""
-    return read_allocation(path, hint="")[1] if path.exists() else None
+    return read_allocation(path, hint="delete it and run the stage again")[1] if path.exists() else None

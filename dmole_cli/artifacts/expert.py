@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.provenance import Header, require_facts
 from dmole_cli.artifacts.tensors import header_of_tensors, read_tensors, write_tensors
 from dmole_cli.errors import DmoleError
 
@@ -55,6 +55,7 @@ def read_expert(path: Path, *, hint: str) -> ExpertFile:
         DmoleError: missing, damaged, of another schema, or a site has only one of its two matrices.
     """
     tensors, header = read_tensors(path, schema=SCHEMA, version=VERSION, hint=hint)
+    require_facts(header, ("scale",), path=path, hint=hint)
     names = [key.removesuffix(A_SUFFIX) for key in tensors if key.endswith(A_SUFFIX)]
     if sorted(tensors) != sorted([n + A_SUFFIX for n in names] + [n + B_SUFFIX for n in names]):
         raise DmoleError(f"{path} holds tensors that are not pairs of lora_A and lora_B", hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.provenance import Header, require_facts
 from dmole_cli.artifacts.tables import header_of_table, read_table, write_table
 
 SCHEMA, VERSION = "dmole.profile", 1
@@ -57,6 +57,7 @@ def write_profile(path: Path, rows: list[SiteProfile], header: Header) -> None:
 def read_profile(path: Path, *, hint: str) -> tuple[list[SiteProfile], Header]:
     """Read (rows, header)."""
     table, header = read_table(path, schema=SCHEMA, version=VERSION, hint=hint)
+    require_facts(header, ("backbone_parameters",), path=path, hint=hint)
     return [SiteProfile(**row) for row in table.to_pylist()], header
 
 

@@ -6,7 +6,7 @@ No time stamp and no machine name goes in: the same inputs give the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,17 +57,35 @@ def read_header(raw: Any, *, path: Path, schema: str, version: int) -> Header:
         DmoleError: no header, another kind of artifact, or another schema version.
     """
     if isinstance(raw, (str, bytes)):
-        raw = json.loads(raw)
-    if not isinstance(raw, Mapping) or "schema" not in raw:
-        raise DmoleError(f"{path} is not an artifact of dmole (it has no header)", f"expected a {schema} file")
+        try:
+            raw = json.loads(raw)
+        except ValueError:  # also what is not UTF-8
+            raw = None
+    if not isinstance(raw, Mapping) or not {"schema", "schema_version"} <= raw.keys():
+        hint = f"a {schema} file is expected here: check the path, or delete it and run its stage again"
+        raise DmoleError(f"{path} is not an artifact of dmole (it has no header that can be read)", hint)
     if raw["schema"] != schema:
-        raise DmoleError(f"{path} is a {raw['schema']} file, not {schema}", "check the path")
+        raise DmoleError(
+            f"{path} is a {raw['schema']} file, not {schema}",
+            "check the path, or delete the file and run its stage again",
+        )
     if raw["schema_version"] != version:
         raise DmoleError(
             f"{path} has schema version {raw['schema_version']}, this dmole reads {version}",
             "make the artifact again with --force, or use the dmole version that wrote it",
         )
     return Header(**{key: raw[key] for key in Header.__dataclass_fields__ if key in raw})
+
+
+def require_facts(header: Header, keys: Sequence[str], *, path: Path, hint: str) -> None:
+    """Refuse an artifact whose header lacks what its reader needs.
+
+    Raises:
+        DmoleError: names what is missing.
+    """
+    missing = [key for key in keys if key not in header.facts]
+    if missing:
+        raise DmoleError(f"{path} is damaged: its header lacks {', '.join(missing)}", hint or "run its stage again")
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.provenance import Header, require_facts
 from dmole_cli.artifacts.tensors import header_of_tensors, read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def write_router(path: Path, router: RouterFile) -> None:
 def read_router(path: Path, *, hint: str) -> RouterFile:
     """Read a router."""
     tensors, header = read_tensors(path, schema=SCHEMA, version=VERSION, hint=hint)
+    require_facts(header, FACTS, path=path, hint=hint)
     return RouterFile(tensors=tensors, header=header, **{key: header.facts[key] for key in FACTS})
 
 

@@ -79,7 +79,7 @@ def place(
         inputs={profile[0]: digest_of_file(profile[1])},
     )
     reads = (str(profile[1]),)
-    if up_to_date(path, allocation_header(path), header, force=force, command=redo):
+    if up_to_date(path, None if force else allocation_header(path), header, force=force, command=redo):
         return Outcome("allocate", task, path, written=False, reads=reads)
     budget = parse_budget(settings.budget)
     backbone_parameters = int(made.facts["backbone_parameters"])

@@ -105,7 +105,9 @@ def _evaluate_task(
     todo = [
         stage
         for stage, path in paths.items()
-        if not up_to_date(path, evaluation_header(path), headers[stage], force=force, command=redo[stage])
+        if not up_to_date(
+            path, None if force else evaluation_header(path), headers[stage], force=force, command=redo[stage]
+        )
     ]
     outcomes = [
         Outcome(
@@ -290,7 +292,8 @@ def _generate(
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     routed = RoutedExperts(backbone.model, backbone.modality_of)
     for name in sorted({name for _, active in pairs for name in active}):
-        file = read_expert(session.run.expert(name, method), hint="")
+        redo = f"make it again with: {command('train-task', name, method=method)} --force"
+        file = read_expert(session.run.expert(name, method), hint=redo)
         routed.add(name, Expert(file.sites, file.scale))
     out = [""] * len(pairs)
     try:

@@ -42,7 +42,7 @@ def profile(session: Session, task: str, *, force: bool = False, track: Track = 
         versions=versions("torch", "transformers"),
     )
     path, reads = session.run.profile(task), (f"task {task} (train)", f"backbone {config.backbone}")
-    if up_to_date(path, profile_header(path), header, force=force, command=command("profile", task)):
+    if up_to_date(path, None if force else profile_header(path), header, force=force, command=command("profile", task)):
         return Outcome("profile", task, path, written=False, reads=reads)
     batches = subset(len(samples), settings.portion, settings.batch_size, seed=seed_for(config.seed, task, "profile"))
     backbone = session.backbone

@@ -44,7 +44,9 @@ def train_router(session: Session, task: str, *, force: bool = False, track: Tra
         versions=versions("torch", "transformers"),
     )
     path, reads = session.run.router(task), (f"task {task} (train)", f"backbone {config.backbone}")
-    if up_to_date(path, router_header(path), header, force=force, command=command("train-router", task)):
+    if up_to_date(
+        path, None if force else router_header(path), header, force=force, command=command("train-router", task)
+    ):
         return Outcome("train-router", task, path, written=False, reads=reads)
     with clocked(session.run.cost("train-router", task)):
         features = features_of(

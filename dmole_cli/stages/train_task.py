@@ -58,7 +58,7 @@ def train_task(
     path = run.expert(task, method)
     reads = (f"task {task} (train)", f"backbone {config.backbone}", *(str(p) for p in needed))
     redo = command("train-task", task, method=method)
-    if up_to_date(path, expert_header(path), header, force=force, command=redo):
+    if up_to_date(path, None if force else expert_header(path), header, force=force, command=redo):
         return Outcome("train-task", task, path, written=False, reads=reads)
     with clocked(run.cost(f"train-task-{method}", task)):
         expert, losses = _train(session, task, method, rules, recipe, track)
@@ -112,10 +112,13 @@ def _train(
     samples = session.samples(task, "train")
     stage = Stage(run, config, task, samples, backbone)
     before = rules.start(config.tasks, task)
-    expert = _fresh(stage, rules) if before is None else _continued(run.expert(before, method))
+    expert = (
+        _fresh(stage, rules) if before is None else _continued(run.expert(before, method), hint=_remake(before, method))
+    )
     joins: list[tuple[str, ...]] = rules.joins(stage)
     earlier = {
-        name: read_expert(run.expert(name, method), hint="") for name in sorted({n for row in joins for n in row})
+        name: read_expert(run.expert(name, method), hint=_remake(name, method))
+        for name in sorted({n for row in joins for n in row})
     }
     routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=float(recipe["dropout"]))
     try:
@@ -171,7 +174,11 @@ def _fresh(stage: Stage, rules: ModuleType) -> Expert:
     return new_expert(site_shapes(placement, widths), scale=scale, generator=generator)
 
 
-def _continued(path: Path) -> Expert:
-    file = read_expert(path, hint="")
+def _remake(task: str, method: str) -> str:
+    return f"make it again with: {command('train-task', task, method=method)} --force"
+
+
+def _continued(path: Path, *, hint: str) -> Expert:
+    file = read_expert(path, hint=hint)
     sites = {site: (a.clone().requires_grad_(), b.clone().requires_grad_()) for site, (a, b) in file.sites.items()}
     return Expert(sites, file.scale, trainable=True)

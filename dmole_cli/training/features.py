@@ -39,7 +39,7 @@ def features_of(
     )
     made = features_header(path)
     if made is not None and not differences(made, header):
-        return read_features(path, hint="")[1]
+        return read_features(path, hint="delete it: it is computed again when needed")[1]
     batches = in_order(len(samples), BATCH)
     parts = [
         backbone.features(batch)
