@@ -43,8 +43,12 @@ def root(
     """Each stage reads files and writes one: profile -> allocate -> train-router -> train-task -> evaluate."""
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C, or a polite request to end: no Exception, so that nothing on the way takes it for a problem of its own."""
+
+
 def _interrupted(number: int, frame: object) -> None:
-    raise DmoleError("interrupted; nothing half-written was left", "start the same command again")
+    raise _Interrupted
 
 
 def main() -> None:
@@ -54,6 +58,9 @@ def main() -> None:
         signal.signal(number, _interrupted)
     try:
         app()
+    except _Interrupted:
+        fail(DmoleError("interrupted; nothing half-written was left", "start the same command again"))
+        sys.exit(1)
     except DmoleError as error:
         fail(error)
         sys.exit(1)

@@ -90,6 +90,11 @@ def every_cell(tasks: Sequence[str], unseen: Sequence[str]) -> list[Cell]:
     return [(stage, task) for task in (*tasks, *unseen) for stage in range(len(tasks) + 1)]
 
 
+def nothing_joins(stage: Stage) -> list[tuple[str, ...]]:
+    """No earlier expert is active while a task trains."""
+    return [() for _ in stage.samples]
+
+
 def uniform_placement(stage: Stage) -> dict[str, int]:
     """Experts on every candidate site, at the highest rank whose parameters still fit the budget."""
     from dmole_cli.backbones.sites import find_sites

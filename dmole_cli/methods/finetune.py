@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dmole_cli.artifacts.layout import Run
-from dmole_cli.methods.contract import Cell, Routing, Stage, placement_settings, uniform_placement
+from dmole_cli.methods.contract import Cell, Routing, nothing_joins, placement_settings, uniform_placement
 
 PAPER = "https://arxiv.org/abs/2506.11672"
 USES_ROUTERS = False
+joins = nothing_joins
 place = uniform_placement
 settings = placement_settings
 
@@ -25,11 +26,6 @@ def needs(run: Run, tasks: Sequence[str], task: str) -> list[Path]:
 def start(tasks: Sequence[str], task: str) -> str | None:
     """From the pretrained backbone, each time."""
     return None
-
-
-def joins(stage: Stage) -> list[tuple[str, ...]]:
-    """Nothing else is active."""
-    return [() for _ in stage.samples]
 
 
 def cells(tasks: Sequence[str], unseen: Sequence[str]) -> list[Cell]:

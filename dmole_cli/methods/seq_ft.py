@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dmole_cli.artifacts.layout import Run
-from dmole_cli.methods.contract import Routing, Stage, every_cell, placement_settings, uniform_placement
+from dmole_cli.methods.contract import Routing, every_cell, nothing_joins, placement_settings, uniform_placement
 
 PAPER = "https://arxiv.org/abs/2403.08350"
 USES_ROUTERS = False
+joins = nothing_joins
 place = uniform_placement
 settings = placement_settings
 cells = every_cell
@@ -28,11 +29,6 @@ def start(tasks: Sequence[str], task: str) -> str | None:
     """The task before: its adapter is trained on."""
     position = list(tasks).index(task)
     return tasks[position - 1] if position else None
-
-
-def joins(stage: Stage) -> list[tuple[str, ...]]:
-    """Nothing else is active."""
-    return [() for _ in stage.samples]
 
 
 def active(routing: Routing) -> list[tuple[str, ...]]:

@@ -9,10 +9,11 @@ from typing import Any
 from dmole_cli.artifacts.layout import Run
 from dmole_cli.config import Config
 from dmole_cli.errors import DmoleError
-from dmole_cli.methods.contract import Cell, Routing, Stage
+from dmole_cli.methods.contract import Cell, Routing, Stage, nothing_joins
 
 PAPER = "https://arxiv.org/abs/2506.11672"
 USES_ROUTERS = False
+joins = nothing_joins
 
 
 def place(stage: Stage) -> dict[str, int]:
@@ -33,11 +34,6 @@ def settings(config: Config) -> dict[str, Any]:
 def start(tasks: Sequence[str], task: str) -> str | None:
     """Nothing."""
     return None
-
-
-def joins(stage: Stage) -> list[tuple[str, ...]]:
-    """Nothing is active."""
-    return [() for _ in stage.samples]
 
 
 def cells(tasks: Sequence[str], unseen: Sequence[str]) -> list[Cell]:

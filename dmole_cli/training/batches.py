@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -40,6 +41,12 @@ class _Samples(Dataset):
         return encoded
 
 
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the main one alone answers, and ends its worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def encoded_batches(
     backbone: Backbone, samples: Sequence[Sample], batches: Sequence[Sequence[int]], *, with_answer: bool
 ) -> Iterator[list[Encoded]]:
@@ -55,6 +62,7 @@ def encoded_batches(
         collate_fn=list,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals,
     )
     for batch in loader:
         for row in batch:
