@@ -36,6 +36,9 @@ class _Samples(Dataset):
             encoded = self.backbone.encode(self.samples[index], with_answer=self.with_answer)
         except DmoleError as error:
             return error
+        except Exception as error:  # whatever a processor says to a picture or a text that it cannot take
+            name, why = self.samples[index].sample_id, str(error).strip().splitlines() or [type(error).__name__]
+            return DmoleError(f"sample {name} cannot be prepared for the backbone: {why[0]}", "mend or remove this row")
         if len(self.kept) < KEPT:
             self.kept[index] = encoded
         return encoded
@@ -64,11 +67,16 @@ def encoded_batches(
         prefetch_factor=4 if workers else None,
         worker_init_fn=_leave_signals,
     )
-    for batch in loader:
-        for row in batch:
-            if isinstance(row, DmoleError):
-                raise row
-        yield batch
+    try:
+        for batch in loader:
+            for row in batch:
+                if isinstance(row, DmoleError):
+                    raise row
+            yield batch
+    except RuntimeError as error:  # the loader's own: its worker was killed
+        why = str(error).splitlines()[0]
+        hint = "free memory (also shared memory, /dev/shm), then run the same command again"
+        raise DmoleError(f"the process that prepares batches ended: {why}", hint) from error
 
 
 def in_order(count: int, batch_size: int) -> list[list[int]]:
