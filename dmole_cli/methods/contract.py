@@ -4,7 +4,7 @@ A method's file defines
 
 - `PAPER`: a link;
 - `place(stage) -> dict[str, int]`: the sites that get a trainable expert of this task, with its rank;
-- `needs(run, tasks, task) -> list[Path]`: the artifacts that training reads;
+- `needs(run, tasks, task) -> list[Path]`: the artifacts that training reads, beside the expert of `start`;
 - `settings(config) -> dict`: what of the configuration shapes the result, beside the training recipe;
 - `start(tasks, task) -> str | None`: the earlier task whose expert is trained on, None for a fresh one;
 - `joins(stage) -> list[tuple[str, ...]]`: earlier experts that are active, frozen, for each training sample;
@@ -93,6 +93,11 @@ def every_cell(tasks: Sequence[str], unseen: Sequence[str]) -> list[Cell]:
 def nothing_joins(stage: Stage) -> list[tuple[str, ...]]:
     """No earlier expert is active while a task trains."""
     return [() for _ in stage.samples]
+
+
+def needs_nothing(run: Run, tasks: Sequence[str], task: str) -> list[Path]:
+    """Training reads no artifact but the expert that it starts from."""
+    return []
 
 
 def uniform_placement(stage: Stage) -> dict[str, int]:

@@ -6,21 +6,22 @@ Paper: D-MoLE, arXiv 2506.11672, row "Finetune" (CoIN calls another quantity by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from dmole_cli.artifacts.layout import Run
-from dmole_cli.methods.contract import Cell, Routing, nothing_joins, placement_settings, uniform_placement
+from dmole_cli.methods.contract import (
+    Cell,
+    Routing,
+    needs_nothing,
+    nothing_joins,
+    placement_settings,
+    uniform_placement,
+)
 
 PAPER = "https://arxiv.org/abs/2506.11672"
 USES_ROUTERS = False
 joins = nothing_joins
+needs = needs_nothing
 place = uniform_placement
 settings = placement_settings
-
-
-def needs(run: Run, tasks: Sequence[str], task: str) -> list[Path]:
-    """No earlier artifact."""
-    return []
 
 
 def start(tasks: Sequence[str], task: str) -> str | None:

@@ -6,23 +6,23 @@ Paper: CoIN, arXiv 2403.08350, where it is the sequential fine-tuning row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from dmole_cli.artifacts.layout import Run
-from dmole_cli.methods.contract import Routing, every_cell, nothing_joins, placement_settings, uniform_placement
+from dmole_cli.methods.contract import (
+    Routing,
+    every_cell,
+    needs_nothing,
+    nothing_joins,
+    placement_settings,
+    uniform_placement,
+)
 
 PAPER = "https://arxiv.org/abs/2403.08350"
 USES_ROUTERS = False
 joins = nothing_joins
+needs = needs_nothing
 place = uniform_placement
 settings = placement_settings
 cells = every_cell
-
-
-def needs(run: Run, tasks: Sequence[str], task: str) -> list[Path]:
-    """The adapter after the task before."""
-    before = start(tasks, task)
-    return [run.expert(before, "seq-ft")] if before else []
 
 
 def start(tasks: Sequence[str], task: str) -> str | None:

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from dmole_cli.artifacts.layout import Run
 from dmole_cli.config import Config
 from dmole_cli.errors import DmoleError
-from dmole_cli.methods.contract import Cell, Routing, Stage, nothing_joins
+from dmole_cli.methods.contract import Cell, Routing, Stage, needs_nothing, nothing_joins
 
 PAPER = "https://arxiv.org/abs/2506.11672"
 USES_ROUTERS = False
 joins = nothing_joins
+needs = needs_nothing
 
 
 def place(stage: Stage) -> dict[str, int]:
     """Nothing trains."""
     raise DmoleError("method zero-shot trains nothing", "evaluate it: dmole evaluate --method zero-shot")
-
-
-def needs(run: Run, tasks: Sequence[str], task: str) -> list[Path]:
-    """No artifact."""
-    return []
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def train_task(
     if not config.tasks or task not in config.tasks:
         config.position(task)
     samples = session.samples(task, "train")
-    needed = rules.needs(run, config.tasks, task)
+    before = rules.start(config.tasks, task)
+    needed = [*rules.needs(run, config.tasks, task), *([run.expert(before, method)] if before else [])]
     check_inputs(session, needed, method)
     recipe = recipe_of(session, session.card(task))
     header = Header(
