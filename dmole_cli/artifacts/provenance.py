@@ -135,15 +135,22 @@ def up_to_date(path: Path, made: Header | None, wanted: Header, *, force: bool, 
     raise DmoleError(f"{path} is stale: {'; '.join(changed)}", f"{command} --force makes it again")
 
 
-def require_current(path: Path, header: Header, *, root: Path, command: str) -> None:
-    """Refuse an artifact whose own inputs have changed on disk since it was made.
+def require_current(
+    path: Path, header: Header, *, root: Path, command: str, data: Mapping[str, str] | None = None
+) -> None:
+    """Refuse an artifact whose own inputs have changed since it was made.
 
-    Inputs that are files of the run directory are recorded under their path relative to it.
+    Inputs that are files of the run directory are recorded under their path relative to it; `data` holds the digests of
+    the splits that the caller has read, under the names that they are recorded by.
 
     Raises:
         DmoleError: an input's digest is another one now; the message names both files and `command` mends it.
     """
     for name, digest in header.inputs.items():
+        if data and data.get(name, digest) != digest:
+            raise DmoleError(
+                f"{path} is stale: {name} has changed since it was made", f"{command} --force makes it again"
+            )
         source = root / name
         if source.is_file() and digest_of_file(source) != digest:
             raise DmoleError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +14,7 @@ from dmole_cli import catalog
 from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.artifacts.expert import SCHEMA, VERSION, ExpertFile, expert_header, read_expert, write_expert
 from dmole_cli.artifacts.features import features_header
+from dmole_cli.artifacts.profile import profile_header
 from dmole_cli.artifacts.provenance import Header, require_current, up_to_date, versions
 from dmole_cli.artifacts.router import router_header
 from dmole_cli.backbones.adapter import Encoded
@@ -27,7 +28,13 @@ from dmole_cli.training.batches import data_digest, encoded_batches, seed_for, s
 from dmole_cli.training.loop import site_shapes, train_expert
 
 # What to type to make each kind of artifact, by its folder in the run directory, and how to read its header.
-MAKERS = {"allocations": "allocate", "routers": "train-router", "features": "train-router", "experts": "train-task"}
+MAKERS = {
+    "profiles": "profile",
+    "allocations": "allocate",
+    "routers": "train-router",
+    "features": "train-router",
+    "experts": "train-task",
+}
 
 
 def train_task(
@@ -45,7 +52,8 @@ def train_task(
     samples = session.samples(task, "train")
     before = rules.start(config.tasks, task)
     needed = [*rules.needs(run, config.tasks, task), *([run.expert(before, method)] if before else [])]
-    check_inputs(session, needed, method)
+    data = {f"data:{task}/train": data_digest(samples)}
+    check_inputs(session, needed, method, data=data)
     recipe = recipe_of(session, session.card(task))
     header = Header(
         SCHEMA,
@@ -53,7 +61,7 @@ def train_task(
         backbone=session.fingerprint,
         seed=config.seed,
         settings={"method": method, **recipe, **rules.settings(config)},
-        inputs={f"data:{task}/train": data_digest(samples), **session.digests(*needed)},
+        inputs={**data, **session.digests(*needed)},
         versions=versions("torch", "transformers"),
     )
     path = run.expert(task, method)
@@ -80,8 +88,14 @@ def recipe_of(session: Session, card: TaskCard) -> dict[str, float]:
     return {key: settings[key] or getattr(card.recipe, key, settings[key]) for key in settings if key != "transfer"}
 
 
-def check_inputs(session: Session, paths: Sequence[Path], method: str) -> None:
-    """Refuse inputs that are missing, stale, or of another backbone.
+def check_inputs(session: Session, paths: Sequence[Path], method: str, *, data: Mapping[str, str]) -> None:
+    """Refuse inputs that are missing, stale, or of another backbone; an allocation is as stale as its profile.
+
+    Args:
+        session: knows the run directory and the backbone.
+        paths: the artifacts.
+        method: whose experts they are.
+        data: digests of the splits that were read.
 
     Raises:
         DmoleError: names the artifact and the command that mends it.
@@ -94,13 +108,20 @@ def check_inputs(session: Session, paths: Sequence[Path], method: str) -> None:
             raise DmoleError(f"{path} is not there", f"make it with: {redo}")
         header = _header(path, folder, redo)
         session.require_backbone(path, header.backbone, redo)
-        require_current(path, header, root=session.run.root, command=redo)
+        require_current(path, header, root=session.run.root, command=redo, data=data)
+        if folder == "allocations" and session.run.profile(name).exists():
+            check_inputs(session, [session.run.profile(name)], method, data=data)
 
 
 def _header(path: Path, folder: str, redo: str) -> Header:
     if folder == "allocations":
         return read_allocation(path, hint=f"make it again with: {redo} --force")[1]
-    read = {"routers": router_header, "features": features_header, "experts": expert_header}[folder]
+    read = {
+        "profiles": profile_header,
+        "routers": router_header,
+        "features": features_header,
+        "experts": expert_header,
+    }[folder]
     header = read(path)
     assert header is not None  # it exists
     return header
@@ -133,15 +154,18 @@ def _train(
             seed=seed_for(config.seed, task, "order"),
         )
         encoded = encoded_batches(backbone, samples, order, with_answer=True)
-        losses = train_expert(
-            backbone,
-            routed,
-            expert,
-            _routed_batches(task, stage, joins, order, track(encoded, f"train {task} ({method})", len(order))),
-            steps=len(order),
-            learning_rate=recipe["learning_rate"],
-            settings=config.train,
-        )
+        # Seeded here and for this task alone, or dropout would depend on what the process did before.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(config.seed, task, "dropout"))
+            losses = train_expert(
+                backbone,
+                routed,
+                expert,
+                _routed_batches(task, stage, joins, order, track(encoded, f"train {task} ({method})", len(order))),
+                steps=len(order),
+                learning_rate=recipe["learning_rate"],
+                settings=config.train,
+            )
     finally:
         routed.close()
     return expert, losses

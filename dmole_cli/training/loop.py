@@ -50,7 +50,7 @@ def train_expert(
         The loss on the answers, per step.
 
     Raises:
-        DmoleError: a loss is not finite; the samples of the batch are named.
+        DmoleError: a loss or its gradient is not finite; the samples of the batch are named.
     """
     parameters = list(expert.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=settings.weight_decay)
@@ -67,16 +67,18 @@ def train_expert(
                 raise _not_finite(step, value, ids)
             optimizer.zero_grad(set_to_none=True)
             total.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip).item()
+        if not math.isfinite(norm):
+            raise _not_finite(step, norm, ids, what="gradient's norm")
         optimizer.step()
         losses.append(value)
     return losses
 
 
-def _not_finite(step: int, value: float, ids: Sequence[str]) -> DmoleError:
+def _not_finite(step: int, value: float, ids: Sequence[str], *, what: str = "loss") -> DmoleError:
     shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
     return DmoleError(
-        f"the loss of step {step + 1} is {value}; nothing was written. Batch: {shown}",
+        f"the {what} of step {step + 1} is {value}; nothing was written. Batch: {shown}",
         "look at these samples with `dmole tasks --check`, or lower --learning-rate",
     )
 
