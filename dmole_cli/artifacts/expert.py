@@ -27,7 +27,7 @@ class ExpertFile:
     Attributes:
         sites: site -> (A [rank, in], B [out, rank]).
         scale: alpha / rank, what B A x is multiplied with.
-        header: provenance; its facts hold `scale`, `parameters`, `rank`, `alpha`.
+        header: provenance; its facts hold `scale`, `parameters`, and `rank`, `alpha` where all sites share them.
     """
 
     sites: dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -44,7 +44,9 @@ def write_expert(path: Path, expert: ExpertFile) -> None:
     """Write an expert; its own tensors are all there is in the file."""
     tensors = {f"{site}{A_SUFFIX}": a for site, (a, _) in expert.sites.items()}
     tensors |= {f"{site}{B_SUFFIX}": b for site, (_, b) in expert.sites.items()}
-    facts = {**expert.header.facts, "scale": expert.scale, "parameters": expert.parameters}
+    ranks = {a.shape[0] for a, _ in expert.sites.values()}
+    shared = {"rank": min(ranks), "alpha": expert.scale * min(ranks)} if len(ranks) == 1 else {}
+    facts = {**expert.header.facts, **shared, "scale": expert.scale, "parameters": expert.parameters}
     write_tensors(path, tensors, replace(expert.header, facts=facts))
 
 

@@ -4,6 +4,7 @@ A method's file defines
 
 - `PAPER`: a link;
 - `place(stage) -> dict[str, int]`: the sites that get a trainable expert of this task, with its rank;
+- `scale(stage) -> float`: alpha / rank, what these experts' products are multiplied with;
 - `needs(run, tasks, task) -> list[Path]`: the artifacts that training reads, beside the expert of `start`;
 - `settings(config) -> dict`: what of the configuration shapes the result, beside the training recipe;
 - `start(tasks, task) -> str | None`: the earlier task whose expert is trained on, None for a fresh one;
@@ -77,6 +78,7 @@ class Method(Protocol):
     USES_ROUTERS: bool
 
     def place(self, stage: Stage) -> dict[str, int]: ...
+    def scale(self, stage: Stage) -> float: ...
     def needs(self, run: Run, tasks: Sequence[str], task: str) -> list[Path]: ...
     def settings(self, config: Config) -> dict[str, Any]: ...
     def start(self, tasks: Sequence[str], task: str) -> str | None: ...
@@ -115,6 +117,11 @@ def uniform_placement(stage: Stage) -> dict[str, int]:
         parameters = budget_total(budget, sites=len(sites), backbone_parameters=stage.backbone.parameters)
     rank = spread_rank(shapes, budget_parameters=parameters)
     return {site.name: rank for site in sites}
+
+
+def configured_scale(stage: Stage) -> float:
+    """The configuration's alpha over the configuration's rank, whatever rank the budget leaves."""
+    return stage.config.allocate.alpha / stage.config.allocate.rank
 
 
 def placement_settings(config: Config) -> dict[str, Any]:

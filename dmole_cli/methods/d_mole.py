@@ -28,6 +28,14 @@ def place(stage: Stage) -> dict[str, int]:
     return {site: int(document["rank"]) for site in document["sites"]}
 
 
+def scale(stage: Stage) -> float:
+    """As allocated."""
+    document, _ = read_allocation(
+        stage.run.allocation(stage.task), hint=f"make it with: dmole allocate --task {stage.task}"
+    )
+    return float(document["alpha"]) / int(document["rank"])
+
+
 def needs(run: Run, tasks: Sequence[str], task: str) -> list[Path]:
     """The allocation; the earlier experts with their routers and the task's features, since one of them may join."""
     earlier = tasks[: list(tasks).index(task)]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dmole_cli.methods.contract import (
     Cell,
     Routing,
+    configured_scale,
     needs_nothing,
     nothing_joins,
     placement_settings,
@@ -21,6 +22,7 @@ USES_ROUTERS = False
 joins = nothing_joins
 needs = needs_nothing
 place = uniform_placement
+scale = configured_scale
 settings = placement_settings
 
 

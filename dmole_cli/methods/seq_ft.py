@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from dmole_cli.methods.contract import (
     Routing,
+    configured_scale,
     every_cell,
     needs_nothing,
     nothing_joins,
@@ -21,6 +22,7 @@ USES_ROUTERS = False
 joins = nothing_joins
 needs = needs_nothing
 place = uniform_placement
+scale = configured_scale
 settings = placement_settings
 cells = every_cell
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from dmole_cli.config import Config
 from dmole_cli.errors import DmoleError
-from dmole_cli.methods.contract import Cell, Routing, Stage, needs_nothing, nothing_joins
+from dmole_cli.methods.contract import Cell, Routing, Stage, configured_scale, needs_nothing, nothing_joins
 
 PAPER = "https://arxiv.org/abs/2506.11672"
 USES_ROUTERS = False
 joins = nothing_joins
 needs = needs_nothing
+scale = configured_scale
 
 
 def place(stage: Stage) -> dict[str, int]:

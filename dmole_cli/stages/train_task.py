@@ -195,8 +195,7 @@ def _fresh(stage: Stage, rules: ModuleType) -> Expert:
             ) from error
         widths[site] = (module.in_features, module.out_features)
     generator = torch.Generator().manual_seed(seed_for(stage.config.seed, stage.task, "expert"))
-    scale = stage.config.allocate.alpha / stage.config.allocate.rank
-    return new_expert(site_shapes(placement, widths), scale=scale, generator=generator)
+    return new_expert(site_shapes(placement, widths), scale=rules.scale(stage), generator=generator)
 
 
 def _remake(task: str, method: str) -> str:
