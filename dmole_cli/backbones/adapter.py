@@ -242,6 +242,9 @@ def fingerprint_of(name: str) -> str:
     """
     folder = Path(resolve(name))
     if not folder.is_dir():
+        # A hub id is `name` or `owner/name`; everything else was meant as a folder.
+        if folder.exists() or folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+            raise _not_a_model(name, f"{folder} is not a folder")
         return hashlib.sha256(f"hub:{name}".encode()).hexdigest()
     files = sorted({f for pattern in WEIGHT_FILES for f in folder.glob(pattern)})
     if not (folder / "config.json").exists() or not any(f.suffix == ".safetensors" for f in files):
@@ -265,8 +268,10 @@ def load_backbone(name: str) -> Backbone:
     try:
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         model = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=False, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _not_a_model(name, str(error).strip().splitlines()[0]) from error
+    # Whatever a library meets in files that are no model (cut weights, foreign keys, no such repository, no network).
+    except Exception as error:
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise _not_a_model(name, why[0]) from error
     if getattr(processor, "tokenizer", None) is None:
         raise _not_a_model(name, "its processor has no tokenizer")
     return Backbone(name, fingerprint, model, processor)

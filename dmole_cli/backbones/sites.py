@@ -10,6 +10,8 @@ from torch import nn
 
 from dmole_cli.errors import DmoleError
 
+BACKBONE_HINT = "a backbone is an image-text-to-text model of transformers with a vision encoder and a decoder"
+
 
 @dataclass(frozen=True)
 class Site:
@@ -48,14 +50,15 @@ def tower_names(model: Any) -> dict[str, str]:
     try:
         towers = {"vision": model.get_encoder("image"), "language": model.get_decoder()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise DmoleError(f"{type(model).__name__} does not name a vision encoder and a decoder: {error}") from error
+        message = f"{type(model).__name__} does not name a vision encoder and a decoder: {error}"
+        raise DmoleError(message, BACKBONE_HINT) from error
     missing = [
         modality for modality, module in towers.items() if module is None or id(module) not in names or module is model
     ]
     if missing:
         raise DmoleError(
             f"no {' and no '.join(missing)} tower found in {type(model).__name__}",
-            "a backbone is an image-text-to-text model of transformers with a vision encoder and a decoder",
+            BACKBONE_HINT,
         )
     return {modality: names[id(module)] for modality, module in towers.items()}
 
@@ -68,7 +71,7 @@ def block_stack(tower: nn.Module) -> str:
         if isinstance(module, nn.ModuleList) and len(module) and _attention_names(module[0])
     ]
     if not stacks:
-        raise DmoleError(f"no transformer blocks found in {type(tower).__name__}")
+        raise DmoleError(f"no transformer blocks found in {type(tower).__name__}", BACKBONE_HINT)
     return max(stacks, key=lambda s: s[0])[1]
 
 
@@ -116,4 +119,5 @@ def _wanted(pattern: str, name: str, in_attention: bool) -> bool:
     try:
         return re.search(pattern, name) is not None
     except re.error as error:
-        raise DmoleError(f"--sites '{pattern}' is not a regular expression: {error}") from error
+        hint = "use attention, linear, or an expression that Python's re understands"
+        raise DmoleError(f"--sites '{pattern}' is not a regular expression: {error}", hint) from error
