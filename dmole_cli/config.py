@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,49 @@ def _fill(default: Any, table: Mapping[str, Any], where: str, problems: list[str
         else:
             problems.append(f"{name}: {type(current).__name__} expected, not {value!r}")
     return replace(default, **values)
+
+
+# What a number has to be, by section and key; a comparison with NaN is never true.
+RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "profile.portion": (lambda v: 0 < v <= 1, "over 0 and up to 1"),
+    "profile.batch_size": (lambda v: v >= 1, "1 or more"),
+    "allocate.rank": (lambda v: v >= 1, "1 or more"),
+    "allocate.alpha": (lambda v: 0 < v < math.inf, "over 0"),
+    "allocate.vision_floor": (lambda v: 0 <= v <= 1, "from 0 to 1"),
+    "router.hidden": (lambda v: v >= 1, "1 or more"),
+    "router.epochs": (lambda v: v >= 1, "1 or more"),
+    "router.batch_size": (lambda v: v >= 1, "1 or more"),
+    "router.patience": (lambda v: v >= 1, "1 or more"),
+    "router.held_out": (lambda v: 0 < v <= 0.5, "over 0 and up to 0.5"),
+    "router.quantile": (lambda v: 0 <= v <= 1, "from 0 to 1"),
+    "router.threshold_scale": (lambda v: 0 < v < math.inf, "over 0"),
+    "train.epochs": (lambda v: v >= 0, "1 or more, or 0 for the card's"),
+    "train.batch_size": (lambda v: v >= 0, "1 or more, or 0 for the card's"),
+    "train.learning_rate": (lambda v: 0 <= v < math.inf, "over 0, or 0 for the card's"),
+    "train.weight_decay": (lambda v: 0 <= v < math.inf, "0 or more"),
+    "train.warmup": (lambda v: 0 <= v <= 1, "from 0 to 1"),
+    "train.clip": (lambda v: v > 0, "over 0"),
+    "train.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
+    "evaluate.batch_size": (lambda v: v >= 1, "1 or more"),
+    "evaluate.threshold_scale": (lambda v: 0 <= v < math.inf, "0 or more"),
+}
+
+
+def require_possible(config: Config) -> None:
+    """Refuse numbers that cannot be, wherever they came from.
+
+    Raises:
+        DmoleError: names all of them.
+    """
+    problems = []
+    for name, (holds, words) in RULES.items():
+        section, key = name.split(".")
+        value = getattr(getattr(config, section), key)
+        if not holds(value):
+            problems.append(f"{name} (--{key.replace('_', '-')}) is {value}, and must be {words}")
+    if problems:
+        hint = "mend these options, or these keys of the configuration"
+        raise DmoleError("; ".join(problems), hint)
 
 
 def override(settings: Any, **options: Any) -> Any:

@@ -90,7 +90,7 @@ def _evaluate(
 
 def _number(session: Session, text: str) -> int:
     last = len(session.config.tasks)
-    if not text.isdigit() or int(text) > last:
+    if not text.isdecimal() or int(text) > last:
         raise typer.BadParameter(f"--stage {text}: a number from 0 (pretrained) to {last}, or all")
     return int(text)
 

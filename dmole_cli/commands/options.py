@@ -55,7 +55,7 @@ def open_session(
         sections: section of the configuration -> options of the command that belong to it (None = not given).
     """
     from dmole_cli.artifacts.layout import Run
-    from dmole_cli.config import override, read_config
+    from dmole_cli.config import override, read_config, require_possible
     from dmole_cli.session import Session
 
     settings = read_config(config)
@@ -63,6 +63,7 @@ def open_session(
     settings = override(settings, **top)
     for name, options in sections.items():
         settings = replace(settings, **{name: override(getattr(settings, name), **options)})
+    require_possible(settings)
     return Session(settings, Run(run))
 
 
