@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmole_cli.errors import DmoleError
+
 if TYPE_CHECKING:
     from dmole_cli.session import Session
 
@@ -64,6 +66,8 @@ def open_session(
     for name, options in sections.items():
         settings = replace(settings, **{name: override(getattr(settings, name), **options)})
     require_possible(settings)
+    if run.exists() and not run.is_dir():
+        raise DmoleError(f"{run} is a file, not a run directory", "pass --run a folder; it is made when needed")
     return Session(settings, Run(run))
 
 
