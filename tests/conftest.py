@@ -1,3 +1,5 @@
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -16,3 +18,59 @@ def backbone(stream):
     from dmole_cli.backbones.adapter import load_backbone
 
     return load_backbone(str(stream / "backbone"))
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """`dmole`, forked from a process that has its libraries imported."""
+    forks = tiny.Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, worker_id) -> Path:
+    """A stream with its whole sequence run, a process a command; made once, also for several test processes.
+
+    What the commands said lies in `said/`: JSON by the command's name, and the digests before the last task.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "finished"
+    done = folder / "done"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        for _ in range(3000):
+            if done.exists():
+                break
+            time.sleep(0.1)
+        assert (text := done.read_text(encoding="utf-8")) == "well", text
+        return folder
+    try:
+        _run_sequence(tiny.write_stream(folder))
+    except BaseException as error:
+        done.write_text(f"the sequence failed: {error}", encoding="utf-8")
+        raise
+    done.write_text("well", encoding="utf-8")
+    return folder
+
+
+def _run_sequence(folder: Path) -> None:
+    (folder / "said").mkdir()
+
+    def say(name: str, *args: object) -> None:
+        answer = tiny.succeed(*args, cwd=folder)
+        (folder / "said" / f"{name}.json").write_text(answer.stdout, encoding="utf-8")
+        (folder / "said" / f"{name}.txt").write_text(answer.stderr, encoding="utf-8")
+
+    say("profile", "profile", "--json")
+    say("allocate", "allocate", "--json")
+    say("train-router", "train-router", "--json")
+    say("train-task-1", "train-task", "--task", tiny.TASKS[0])
+    digests = {name: tiny.digest(content) for name, content in tiny.files_of(folder).items()}
+    (folder / "said" / "before.json").write_text(json.dumps(digests), encoding="utf-8")
+    say("train-task-2", "train-task", "--task", tiny.TASKS[1], "--json")
+    say("seq-ft", "train-task", "--method", "seq-ft", "--json")
+    say("finetune", "train-task", "--method", "finetune", "--json")
+    say("evaluate", "evaluate", "--stage", "all", "--json")
+    say("evaluate-others", "evaluate", "--method", "seq-ft", "--method", "finetune", "--json")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -202,12 +204,64 @@ def dmole(
     )
 
 
-def succeed(*args: object, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def succeed(*args: object, cwd: Path, run: Any = dmole) -> subprocess.CompletedProcess[str]:
     """Run it and insist that it ends well."""
-    done = dmole(*args, cwd=cwd, **options)
+    done = run(*args, cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done
+
+
+class Forks:
+    """`dmole` without the wait: commands fork from a process that has imported the libraries (see forking.py)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("forking.py"))],
+            env=environment(PYTHONWARNINGS="ignore::DeprecationWarning"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *args: object, cwd: Path, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
+        """Run one command; no file may grow beyond `largest_file` bytes. What it says goes through pipes, as always."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        command = [str(part) for part in args]
+        said = []
+        threads = []
+        for name in ("out", "err"):
+            pipe = self.folder / name
+            pipe.unlink(missing_ok=True)
+            os.mkfifo(pipe)
+            threads.append(threading.Thread(target=lambda p=pipe, n=name: said.append((n, p.read_bytes()))))
+            threads[-1].start()
+        request = {
+            "args": command,
+            "cwd": str(cwd),
+            "out": str(self.folder / "out"),
+            "err": str(self.folder / "err"),
+            "largest": largest_file,
+        }
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, "the forking process has ended"
+        for thread in threads:
+            thread.join(timeout=60)
+        texts = {name: content.decode("utf-8") for name, content in said}
+        return subprocess.CompletedProcess(command, int(answer), texts["out"], texts["err"])
+
+    def close(self) -> None:
+        """End the process that forks."""
+        self.process.kill()
+        self.process.wait()
+
+
+def digest(content: bytes) -> str:
+    """sha256, hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

