@@ -29,7 +29,7 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, worker_id) -> Path:
+def finished(tmp_path_factory, worker_id, run) -> Path:
     """A stream with its whole sequence run, a process a command; made once, also for several test processes.
 
     What the commands said lies in `said/`: JSON by the command's name, and the digests before the last task.
@@ -47,7 +47,7 @@ def finished(tmp_path_factory, worker_id) -> Path:
         assert (text := done.read_text(encoding="utf-8")) == "well", text
         return folder
     try:
-        _run_sequence(tiny.write_stream(folder))
+        _run_sequence(tiny.write_stream(folder), run)
     except BaseException as error:
         done.write_text(f"the sequence failed: {error}", encoding="utf-8")
         raise
@@ -55,11 +55,11 @@ def finished(tmp_path_factory, worker_id) -> Path:
     return folder
 
 
-def _run_sequence(folder: Path) -> None:
+def _run_sequence(folder: Path, run: tiny.Forks) -> None:
     (folder / "said").mkdir()
 
     def say(name: str, *args: object) -> None:
-        answer = tiny.succeed(*args, cwd=folder)
+        answer = tiny.succeed(*args, cwd=folder, run=run)
         (folder / "said" / f"{name}.json").write_text(answer.stdout, encoding="utf-8")
         (folder / "said" / f"{name}.txt").write_text(answer.stderr, encoding="utf-8")
 

@@ -7,6 +7,8 @@ A request is a line of JSON on stdin: `args`, `cwd`, `out` and `err` (files for 
 that a file may have, or null). The answer is a line on stdout: the exit code.
 """
 
+import atexit
+import gc
 import json
 import os
 import resource
@@ -46,10 +48,22 @@ def become(request: dict) -> None:
     if request["largest"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest"],) * 2)
     sys.argv = ["dmole", *request["args"]]
-    runpy.run_module("dmole_cli", run_name="__main__", alter_sys=True)
-    sys.exit(0)
+    code = 0
+    try:
+        runpy.run_module("dmole_cli", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    # Ends as an interpreter does, but for taking every imported module apart, which would last longer than the command.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
+gc.freeze()
 for line in sys.stdin:
     asked = json.loads(line)
     child = os.fork()

@@ -330,16 +330,16 @@ def test_damaged_files(refuse, ready):
 def test_headers_that_make_no_sense(refuse, ready):
     run = ready / "dmole-run"
     rewrite_parquet(run / "profiles" / f"{FIRST}.parquet", lambda header: "{not json")
-    rewrite_json(run / "allocations" / f"{FIRST}.json", lambda document: document.pop("sites"))
     rewrite_json(run / "allocations" / f"{SECOND}.json", lambda document: document["provenance"].pop("schema_version"))
     rewrite_tensors(run / "routers" / f"{FIRST}.safetensors", lambda header: header["facts"].pop("threshold"))
     for args, name in [
         (("allocate", "--task", FIRST), "profiles/colours.parquet"),
-        (("train-task", "--task", FIRST, "--force"), "allocations/colours.json"),
         (("train-task", "--task", SECOND), "allocations/halves.json"),
         (("evaluate", "--stage", "1", "--task", FIRST), "routers/colours.safetensors"),
     ]:
         refuse(*args, cwd=ready, said=(name,))
+    rewrite_json(run / "allocations" / f"{FIRST}.json", lambda document: document.pop("sites"))
+    refuse("train-task", "--task", FIRST, "--force", cwd=ready, said=("allocations/colours.json", "lacks sites"))
 
 
 def test_a_wrong_kind_of_file(refuse, ready):
@@ -365,15 +365,18 @@ def test_a_changed_profile_makes_what_follows_stale(refuse, ready):
     refuse("train-task", "--task", SECOND, cwd=ready, said=names)
 
 
-def test_changed_data_make_every_output_of_the_task_stale(refuse, ready):
+def test_changed_data_make_every_output_of_the_task_stale(refuse, run, ready):
     path = ready / "tasks" / SECOND / "train.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace("Which half", "Say which half"), encoding="utf-8")
     for stage, name in [("profile", "profiles/halves.parquet"), ("train-router", "routers/halves.safetensors")]:
         said = (f"{name} is stale", "data:halves/train has changed", f"dmole {stage} --task halves")
         refuse(stage, "--task", SECOND, cwd=ready, said=said)
-    # Without an expert of its own to be stale, the features that it would be routed by are.
-    (ready / "dmole-run" / "experts" / f"{SECOND}.safetensors").unlink()
-    said = ("features/halves.parquet is stale", "dmole train-router --task halves")
+    # What was made from the old data is stale, too: the profile behind the allocation, then the features.
+    said = ("profiles/halves.parquet is stale", "data:halves/train", "dmole profile --task halves")
+    refuse("train-task", "--task", SECOND, cwd=ready, said=said)
+    for command in ("profile", "allocate"):
+        tiny.succeed(command, "--task", SECOND, "--force", cwd=ready, run=run)
+    said = ("features/halves.parquet is stale", "data:halves/train", "dmole train-router --task halves")
     refuse("train-task", "--task", SECOND, cwd=ready, said=said)
 
 
@@ -420,7 +423,7 @@ def test_a_run_directory_that_cannot_be(refuse, fresh):
     refuse("profile", "--task", FIRST, "--run", "taken", cwd=fresh, said=("taken", "--run"))
 
 
-def test_interrupting_leaves_nothing_and_the_command_starts_again(ready):
+def test_interrupting_leaves_nothing_and_the_command_starts_again(run, ready):
     """As a terminal does: the whole group gets the signal, the worker that prepares batches too."""
     (ready / "dmole-run" / "experts" / f"{FIRST}.safetensors").unlink()
     before = artifacts(ready)
@@ -443,7 +446,7 @@ def test_interrupting_leaves_nothing_and_the_command_starts_again(ready):
     assert "Traceback" not in shown and shown.count("error: ") == 1 and "error: interrupted" in shown, shown
     assert shown.count("  -> ") == 1
     assert artifacts(ready) == before and not list(ready.rglob("*.tmp"))
-    tiny.succeed(*args, "--epochs", "1", cwd=ready)
+    tiny.succeed(*args, "--epochs", "1", cwd=ready, run=run)
     assert (ready / "dmole-run" / "experts" / f"{FIRST}.safetensors").exists()
 
 
