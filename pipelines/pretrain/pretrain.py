@@ -34,7 +34,8 @@ QUESTIONS = 5
 @dataclass(frozen=True)
 class Phase:
     """A stretch of training: `scenes` gives (from step, scenes of a batch); the rate falls to zero after `decay_from`;
-    `emphasis` is the further weight of shapes and characters in the patch loss."""
+    `emphasis` is the further weight of shapes and characters in the patch loss, `regular`
+    the share of scenes on a grid, `patch_weight` the weight of the patch loss beside the answers'."""
 
     kind: str
     steps: int
@@ -42,6 +43,8 @@ class Phase:
     scenes: tuple[tuple[int, int], ...]
     decay_from: float = 1.0
     emphasis: float = 0.0
+    regular: float = 0.0
+    patch_weight: float = 0.15
 
     def batch(self, step: int) -> int:
         """Scenes of a step."""
@@ -58,7 +61,9 @@ PHASES = {
     1: Phase("vision", 700, 2e-3, ((0, 128),)),
     2: Phase("joint", 1250, 2e-3, ((0, 48), (1000, 32))),
     3: Phase("vision", 750, 1e-3, ((0, 128),), emphasis=1.0),
-    4: Phase("joint", 1500, 1e-3, ((0, 32),), decay_from=0.6, emphasis=1.0),
+    4: Phase("joint", 500, 1e-3, ((0, 32),), emphasis=1.0),
+    5: Phase("vision", 300, 1e-3, ((0, 128),), emphasis=1.0, regular=0.6),
+    6: Phase("joint", 900, 1.5e-3, ((0, 32),), decay_from=0.6, emphasis=1.0, regular=0.6, patch_weight=0.4),
 }
 LONGEST = 124  # tokens of a sequence; later questions are dropped, so that little of a batch is padding
 HELD_OUT_SEED = 10**9  # scenes that are only ever scored
@@ -115,7 +120,8 @@ class Batches:
     def scenes(self, step: int, count: int, phase: int):
         """Random state, scenes, and their patch labels of one step."""
         rng = np.random.default_rng((self.seed, phase, step))
-        drawn = [draw_scene(rng) for _ in range(count)]
+        regular = PHASES[phase].regular if phase in PHASES and step < HELD_OUT_SEED else 0.0
+        drawn = [draw_scene(rng, regular=regular) for _ in range(count)]
         labels = [patch_labels(s, self.kind_index) for s in drawn]
         kind = torch.from_numpy(np.stack([a for a, _ in labels]))
         color = torch.from_numpy(np.stack([b for _, b in labels]))
@@ -300,7 +306,7 @@ def run_phase(number, model, head, opts, batches, checkpoint, step, say) -> None
             logits, target, vision = answer_logits(model, batch, batch["pixels"])
             loss = F.cross_entropy(logits, target)
             patch = head.loss(vision, batch["kind"], batch["color"], phase.emphasis)
-            (loss + 0.15 * patch).backward()
+            (loss + phase.patch_weight * patch).backward()
         if not math.isfinite(loss.item()):
             raise SystemExit(f"loss is not finite at step {step} of phase {number}")
         update(model, opts)

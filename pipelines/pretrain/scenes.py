@@ -78,6 +78,7 @@ class Scene:
     background: str | None
     texture: str
     text: str = ""
+    cells: tuple[int, list[tuple[int, int]]] | None = None  # regular scenes: cells a side, the free ones
     extra: dict = field(default_factory=dict)
 
 
@@ -201,9 +202,17 @@ def _background(rng: np.random.Generator) -> tuple[Image.Image, str | None, str]
     return Image.fromarray(pixels.astype(np.uint8)), name, str(texture)
 
 
-def _place(rng: np.random.Generator, width: int, height: int, taken: list[Thing], gap: int = 1):
+def _place(rng: np.random.Generator, width: int, height: int, scene: Scene, gap: int = 1):
+    taken = scene.things
     if width > SIDE or height > SIDE:
         return None
+    if scene.cells:
+        cell = SIDE // scene.cells[0]
+        if not scene.cells[1] or width > cell or height > cell:
+            return None
+        column, row = scene.cells[1].pop(int(rng.integers(len(scene.cells[1]))))
+        left, top = column * cell + (cell - width) // 2, row * cell + (cell - height) // 2
+        return (left, top, left + width, top + height)
     for _ in range(12):
         left, top = int(rng.integers(0, SIDE - width + 1)), int(rng.integers(0, SIDE - height + 1))
         box = (left, top, left + width, top + height)
@@ -233,7 +242,7 @@ def _add_shape(scene: Scene, rng: np.random.Generator, size: int, avoid: set[str
         height = max(6, int(size * rng.uniform(0.7, 1.0)))
     turned = kind in ("triangle", "rectangle", "star", "pentagon", "oval") and rng.random() < 0.3
     mask = _shape_mask(kind, width, height, float(rng.uniform(-40, 40)) if turned else 0.0)
-    box = _place(rng, mask.width, mask.height, scene.things)
+    box = _place(rng, mask.width, mask.height, scene)
     if box is None:
         return
     rgb = np.clip(np.array(COLORS[color]) + rng.integers(-14, 15, 3), 0, 255)
@@ -251,7 +260,7 @@ def _add_emoji(scene: Scene, rng: np.random.Generator, size: int) -> None:
     if bounds is None:
         return
     picture = picture.crop(bounds)
-    box = _place(rng, picture.width, picture.height, scene.things)
+    box = _place(rng, picture.width, picture.height, scene)
     if box is not None:
         _stamp(scene, picture.convert("RGB"), picture.getchannel("A"), Thing(name, "emoji", emoji_color(index), box))
 
@@ -309,14 +318,14 @@ def _write(scene: Scene, rng: np.random.Generator) -> None:
     else:
         text, hand = "".join(rng.choice(list(CHARACTERS), int(rng.integers(1, 5)))), False
     longest = min(34, int(66 / max(1.0, len(text) * 0.78)))
-    height = int(rng.integers(max(10, longest - 10), longest + 1))
+    height = longest if scene.cells else int(rng.integers(max(10, longest - 10), longest + 1))
     ink = rng.integers(0, 90, 3)
     if np.asarray(scene.image).mean() < 128:
         ink = 255 - ink
     glyphs = []
     for character in text:
         glyph = _handwritten(character, height, rng) if hand else _printed(character, height, rng)
-        turn = float(rng.normal(0, 6))
+        turn = float(rng.normal(0, 3 if scene.cells else 6))
         glyph = glyph.rotate(turn, resample=Image.Resampling.BILINEAR, expand=True)
         bounds = glyph.getbbox()
         glyphs.append(glyph.crop(bounds) if bounds else glyph)
@@ -328,8 +337,9 @@ def _write(scene: Scene, rng: np.random.Generator) -> None:
         total = sum(g.width for g in glyphs) + gap * (len(glyphs) - 1)
         if total > SIDE:
             return
-    left = int(rng.integers(0, SIDE - total + 1))
-    top = int(rng.integers(0, max(1, SIDE - max(g.height for g in glyphs))))
+    highest = max(1, SIDE - max(g.height for g in glyphs))
+    left = (SIDE - total) // 2 if scene.cells else int(rng.integers(0, SIDE - total + 1))
+    top = highest // 2 if scene.cells else int(rng.integers(0, highest))
     for character, glyph in zip(text, glyphs, strict=True):
         shift = int(np.clip(top + rng.integers(-2, 3), 0, SIDE - glyph.height))
         box = (left, shift, left + glyph.width, shift + glyph.height)
@@ -339,10 +349,18 @@ def _write(scene: Scene, rng: np.random.Generator) -> None:
     scene.text = text
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """One random scene: shapes, one big object, writing, emoji or a mixture."""
+def draw_scene(rng: np.random.Generator, *, regular: float = 0.0) -> Scene:
+    """One random scene: shapes, one big object, writing, emoji or a mixture.
+
+    Args:
+        rng: source of randomness.
+        regular: share of scenes whose things stand in the middle of the cells of a grid and whose writing is large and in
+            the middle: looking something up by its place or its looks is learned there first.
+    """
     image, background, texture = _background(rng)
     scene = Scene(image, [], np.zeros((SIDE, SIDE), np.int32), background, texture)
+    if regular > 0 and rng.random() < regular:
+        return _regular_scene(scene, rng)
     style = rng.random()
     if style < 0.22:
         for _ in range(int(rng.integers(1, 7))):
@@ -362,6 +380,22 @@ def draw_scene(rng: np.random.Generator) -> Scene:
                 _add_emoji(scene, rng, int(rng.integers(15, 34)))
             else:
                 _add_shape(scene, rng, int(rng.integers(12, 30)), {background or ""})
+    return scene
+
+
+def _regular_scene(scene: Scene, rng: np.random.Generator) -> Scene:
+    side = int(rng.integers(2, 4))
+    scene.cells = (side, [(column, row) for column in range(side) for row in range(side)])
+    cell = SIDE // side
+    style = rng.random()
+    if style < 0.4:
+        _write(scene, rng)
+        return scene
+    for _ in range(int(rng.integers(2, 5))):
+        if style < 0.8:
+            _add_shape(scene, rng, int(rng.integers(cell // 2 + 2, cell - 1)), {scene.background or ""})
+        else:
+            _add_emoji(scene, rng, int(rng.integers(cell - 6, cell + 1)))
     return scene
 
 

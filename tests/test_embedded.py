@@ -1,0 +1,61 @@
+"""The shipped backbone: standard classes, small, and able to do something before any task is trained."""
+
+from pathlib import Path
+
+import pytest
+
+from dmole_cli.backbones.embedded import FOLDER
+from dmole_cli.tasks import load_card, samples
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    from dmole_cli.backbones.adapter import load_backbone
+
+    return load_backbone("embedded")
+
+
+def test_loads_with_the_standard_classes_and_no_code():
+    from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+
+    assert not list(FOLDER.glob("*.py"))
+    model = AutoModelForImageTextToText.from_pretrained(FOLDER, trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=False)
+    assert type(model) is LlavaForConditionalGeneration
+    assert processor.tokenizer.eos_token_id == model.generation_config.eos_token_id
+
+
+def test_size():
+    assert sum(f.stat().st_size for f in FOLDER.iterdir()) < 20_000_000
+    assert all(f.suffix in {".safetensors", ".json", ".jinja", ".md"} for f in FOLDER.iterdir())
+
+
+def test_parameters_and_sites(embedded):
+    from dmole_cli.backbones.sites import find_sites
+
+    assert 2_000_000 <= embedded.parameters <= 8_000_000
+    sites = find_sites(embedded.model, "attention")
+    assert {s.modality for s in sites} == {"vision", "language"}
+    assert [s.modality for s in sites] == sorted((s.modality for s in sites), reverse=True)
+
+
+def test_zero_shot_is_above_chance_on_counting(embedded):
+    card = load_card("counting")
+    rows = samples(card, "validation")[:120]
+    encoded = [embedded.encode(row, with_answer=False) for row in rows]
+    inputs, _ = embedded.collate(encoded, left=True)
+    answers = embedded.generate(inputs, max_new_tokens=4, min_new_tokens=0)
+    right = sum(a == row.answer for a, row in zip(answers, rows, strict=True)) / len(rows)
+    assert right > 0.3  # a uniform guess is right once in six times
+
+
+def test_pretraining_pictures_are_in_no_task():
+    from dmole_cli.formats.emoji_items import emoji_sets
+
+    reserved = {Path(item.path).name for item in emoji_sets()["pretraining"]}
+    assert len(reserved) > 300
+    for task in ("emoji", "grounding"):
+        for split in ("train", "validation", "test"):
+            used = {source.split(":", 1)[1] for row in samples(load_card(task), split) for source in row.sources}
+            assert used
+            assert not {f"{item.removesuffix('.png')}.png" for item in used} & reserved
