@@ -14,6 +14,8 @@ from dmole_cli.errors import DmoleError
 DEFAULT_FILE = Path("dmole.toml")
 DEFAULT_TASKS = ("easyvqa", "digits", "emoji", "grounding", "satellite")
 DEFAULT_UNSEEN = ("counting",)
+ROUTING_MODES = ("top-2", "top-1", "batch-vote", "oracle", "always-all")
+DECODERS = ("sigmoid", "linear")
 
 
 @dataclass(frozen=True)
@@ -234,13 +236,15 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "train.warmup": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "train.clip": (lambda v: v > 0, "over 0"),
     "train.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
+    "evaluate.routing": (lambda v: v in ROUTING_MODES, f"one of {', '.join(ROUTING_MODES)}"),
+    "router.decoder": (lambda v: v in DECODERS, f"one of {', '.join(DECODERS)}"),
     "evaluate.batch_size": (lambda v: v >= 1, "1 or more"),
     "evaluate.threshold_scale": (lambda v: 0 <= v < math.inf, "0 or more"),
 }
 
 
 def require_possible(config: Config) -> None:
-    """Refuse numbers that cannot be, wherever they came from.
+    """Refuse values that cannot be, wherever they came from.
 
     Raises:
         DmoleError: names all of them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,18 +18,27 @@ from dmole_cli.tasks import TaskCard, load_card, samples
 if TYPE_CHECKING:
     from dmole_cli.backbones.adapter import Backbone
 
+# Shared options that a subcommand does not have.
+WITHOUT = {"allocate": ("seed", "data_root"), "evaluate": ("seed",)}
+
 
 class Session:
-    """Shared state of one command; nothing here is written to disk."""
+    """Shared state of one command; nothing here is written to disk.
 
-    def __init__(self, config: Config, run: Run) -> None:
+    Args:
+        config: the settings.
+        run: the run directory.
+        given: the shared options as the user typed them (`--run`, `--config` ...), repeated in the commands we propose.
+    """
+
+    def __init__(self, config: Config, run: Run, *, given: Mapping[str, str] | None = None) -> None:
         # A task may be listed as the path of a card; its name is the card's stem, and the only identity it has.
         self._entries = {
             Path(entry).stem if entry.endswith(".toml") else entry: entry for entry in (*config.tasks, *config.unseen)
         }
         names = tuple(self._entries)
         self.config = replace(config, tasks=names[: len(config.tasks)], unseen=names[len(config.tasks) :])
-        self.run = run
+        self.run, self.given = run, dict(given or {})
         self._cards: dict[str, TaskCard] = {}
         self._samples: dict[tuple[str, str], list[Sample]] = {}
 
@@ -45,6 +55,13 @@ class Session:
         from dmole_cli.backbones.adapter import load_backbone
 
         return load_backbone(self.config.backbone)
+
+    def command(self, subcommand: str, task: str, /, **options: object) -> str:
+        """The command line that makes an artifact, as the user would type it in this place."""
+        unknown = WITHOUT.get(subcommand, ())
+        shared = {key: value for key, value in self.given.items() if key not in unknown}
+        extra = "".join(f" --{key.replace('_', '-')} {value}" for key, value in {**options, **shared}.items())
+        return f"dmole {subcommand} --task {task}{extra}"
 
     def admit(self, entry: str) -> str:
         """Give the name of a task that the user typed, a name or the path of a card; reads its card."""
@@ -83,9 +100,3 @@ class Session:
                 f"'{self.config.backbone}' is {self.fingerprint[:12]})",
                 f"{command} --force makes it again, or pass another --run for this backbone",
             )
-
-
-def command(subcommand: str, task: str, /, **options: object) -> str:
-    """The command line that makes an artifact, as a user would type it."""
-    extra = "".join(f" --{key.replace('_', '-')} {value}" for key, value in options.items())
-    return f"dmole {subcommand} --task {task}{extra}"

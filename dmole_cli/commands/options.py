@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,9 @@ def open_session(
     require_possible(settings)
     if run.exists() and not run.is_dir():
         raise DmoleError(f"{run} is a file, not a run directory", "pass --run a folder; it is made when needed")
-    return Session(settings, Run(run))
+    shared = {"run": run if run != DEFAULT_RUN else None, "config": config, **top}
+    given = {key: shlex.quote(str(value)) for key, value in shared.items() if value is not None}
+    return Session(settings, Run(run), given=given)
 
 
 def chosen_tasks(session: Session, tasks: list[str] | None, *, in_stream: bool = False) -> list[str]:

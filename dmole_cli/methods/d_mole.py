@@ -17,7 +17,6 @@ from dmole_cli.methods.contract import Routing, Stage, every_cell
 
 PAPER = "https://arxiv.org/abs/2506.11672"
 USES_ROUTERS = True
-MODES = ("top-2", "top-1", "batch-vote", "oracle", "always-all")
 cells = every_cell
 
 
@@ -73,8 +72,6 @@ def joins(stage: Stage) -> list[tuple[str, ...]]:
 
 def active(routing: Routing) -> list[tuple[str, ...]]:
     """The nearest tasks that accept a sample, at most two; the other modes are for comparison and diagnosis."""
-    if routing.mode not in MODES:
-        raise DmoleError(f"unknown --routing '{routing.mode}'", f"choose one of: {', '.join(MODES)}")
     tasks, rows, thresholds = routing.tasks, routing.losses, routing.thresholds
     if routing.mode == "oracle":
         return [(routing.task,) if routing.task in tasks else () for _ in rows]

@@ -14,7 +14,7 @@ from dmole_cli.config import AllocateSettings
 from dmole_cli.errors import DmoleError
 from dmole_cli.outcome import Outcome
 from dmole_cli.placement import SiteScore, allocate, parse_budget
-from dmole_cli.session import Session, command
+from dmole_cli.session import Session
 
 STATISTICS = ("score", "norm_mean")
 
@@ -26,8 +26,8 @@ def allocate_task(session: Session, task: str, *, force: bool = False) -> Outcom
         DmoleError: there is no profile, it is another backbone's, the budget cannot be, or the output is stale.
     """
     profile, path = session.run.profile(task), session.run.allocation(task)
-    rows, made = read_profile(profile, hint=f"make it with: {command('profile', task)}")
-    session.require_backbone(profile, made.backbone, command("profile", task))
+    rows, made = read_profile(profile, hint=f"make it with: {session.command('profile', task)}")
+    session.require_backbone(profile, made.backbone, session.command("profile", task))
     key = str(profile.relative_to(session.run.root))
     return place(
         rows,
@@ -37,7 +37,7 @@ def allocate_task(session: Session, task: str, *, force: bool = False) -> Outcom
         path=path,
         settings=session.config.allocate,
         force=force,
-        redo=command("allocate", task, budget=session.config.allocate.budget),
+        redo=session.command("allocate", task, budget=session.config.allocate.budget),
     )
 
 

@@ -26,7 +26,7 @@ from dmole_cli.experts.routed import Expert, RoutedExperts
 from dmole_cli.methods.contract import Routing
 from dmole_cli.outcome import Outcome, Track, clocked, untracked
 from dmole_cli.sample import Sample
-from dmole_cli.session import Session, command
+from dmole_cli.session import Session
 from dmole_cli.tasks import TaskCard
 from dmole_cli.training.batches import data_digest, encoded_batches
 from dmole_cli.training.features import features_of
@@ -101,7 +101,7 @@ def _evaluate_task(
     plans = {stage: _needed(session, rules, method, task, stage) for stage in stages}
     headers = {stage: _header(session, card, samples, rules, method, stage, plans[stage]) for stage in stages}
     paths = {stage: session.run.evaluation(method, stage, task) for stage in stages}
-    redo = {stage: command("evaluate", task, stage=stage, method=method) for stage in stages}
+    redo = {stage: session.command("evaluate", task, stage=stage, method=method) for stage in stages}
     todo = [
         stage
         for stage, path in paths.items()
@@ -160,7 +160,7 @@ def _needed(session: Session, rules: ModuleType, method: str, task: str, stage: 
     paths = []
     for name in used:
         path = session.run.expert(name, method)
-        redo = command("train-task", name, method=method)
+        redo = session.command("train-task", name, method=method)
         header = expert_header(path)
         if header is None:
             raise DmoleError(
@@ -170,7 +170,7 @@ def _needed(session: Session, rules: ModuleType, method: str, task: str, stage: 
         require_current(path, header, root=session.run.root, command=redo)
         paths.append(path)
         if rules.USES_ROUTERS:
-            read_router(session.run.router(name), hint=f"make it with: {command('train-router', name)}")
+            read_router(session.run.router(name), hint=f"make it with: {session.command('train-router', name)}")
             paths.append(session.run.router(name))
     return paths
 
@@ -211,7 +211,7 @@ def _losses(
     features = features_of(session.backbone, samples, path, label=f"{task}/test", track=track)
     table = {}
     for name in trained:
-        redo = command("train-router", name)
+        redo = session.command("train-router", name)
         router = read_router(session.run.router(name), hint=f"make it with: {redo}")
         session.require_backbone(session.run.router(name), router.header.backbone, redo)
         table[name] = (router, from_tensors(router.tensors, decoder=router.decoder).losses(features).tolist())
@@ -292,7 +292,7 @@ def _generate(
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     routed = RoutedExperts(backbone.model, backbone.modality_of)
     for name in sorted({name for _, active in pairs for name in active}):
-        redo = f"make it again with: {command('train-task', name, method=method)} --force"
+        redo = f"make it again with: {session.command('train-task', name, method=method)} --force"
         file = read_expert(session.run.expert(name, method), hint=redo)
         routed.add(name, Expert(file.sites, file.scale))
     out = [""] * len(pairs)

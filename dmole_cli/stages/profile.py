@@ -20,7 +20,7 @@ from dmole_cli.backbones.adapter import Backbone, Encoded
 from dmole_cli.backbones.sites import Site, find_sites
 from dmole_cli.errors import DmoleError
 from dmole_cli.outcome import Outcome, Track, clocked, untracked
-from dmole_cli.session import Session, command
+from dmole_cli.session import Session
 from dmole_cli.training.batches import data_digest, encoded_batches, seed_for
 
 
@@ -42,7 +42,9 @@ def profile(session: Session, task: str, *, force: bool = False, track: Track = 
         versions=versions("torch", "transformers"),
     )
     path, reads = session.run.profile(task), (f"task {task} (train)", f"backbone {config.backbone}")
-    if up_to_date(path, None if force else profile_header(path), header, force=force, command=command("profile", task)):
+    if up_to_date(
+        path, None if force else profile_header(path), header, force=force, command=session.command("profile", task)
+    ):
         return Outcome("profile", task, path, written=False, reads=reads)
     batches = subset(len(samples), settings.portion, settings.batch_size, seed=seed_for(config.seed, task, "profile"))
     backbone = session.backbone

@@ -11,7 +11,7 @@ from dmole_cli.artifacts.router import SCHEMA, VERSION, RouterFile, router_heade
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.autoencoder import Autoencoder, fit
 from dmole_cli.outcome import Outcome, Track, clocked, untracked
-from dmole_cli.session import Session, command
+from dmole_cli.session import Session
 from dmole_cli.training.batches import data_digest, seed_for
 from dmole_cli.training.features import features_of
 
@@ -26,8 +26,6 @@ def train_router(session: Session, task: str, *, force: bool = False, track: Tra
         DmoleError: the task's data cannot be read, there are too few samples, or the output is stale.
     """
     config, settings = session.config, session.config.router
-    if settings.decoder not in ("sigmoid", "linear"):
-        raise DmoleError(f"unknown --decoder '{settings.decoder}'", "choose sigmoid or linear")
     samples = session.samples(task, "train")
     if len(samples) < FEWEST:
         raise DmoleError(
@@ -45,7 +43,7 @@ def train_router(session: Session, task: str, *, force: bool = False, track: Tra
     )
     path, reads = session.run.router(task), (f"task {task} (train)", f"backbone {config.backbone}")
     if up_to_date(
-        path, None if force else router_header(path), header, force=force, command=command("train-router", task)
+        path, None if force else router_header(path), header, force=force, command=session.command("train-router", task)
     ):
         return Outcome("train-router", task, path, written=False, reads=reads)
     with clocked(session.run.cost("train-router", task)):

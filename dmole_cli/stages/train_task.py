@@ -22,7 +22,7 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts, new_expert
 from dmole_cli.methods.contract import Stage
 from dmole_cli.outcome import Outcome, Track, clocked, untracked
-from dmole_cli.session import Session, command
+from dmole_cli.session import Session
 from dmole_cli.tasks import TaskCard
 from dmole_cli.training.batches import data_digest, encoded_batches, seed_for, shuffled
 from dmole_cli.training.loop import site_shapes, train_expert
@@ -66,7 +66,7 @@ def train_task(
     )
     path = run.expert(task, method)
     reads = (f"task {task} (train)", f"backbone {config.backbone}", *(str(p) for p in needed))
-    redo = command("train-task", task, method=method)
+    redo = session.command("train-task", task, method=method)
     if up_to_date(path, None if force else expert_header(path), header, force=force, command=redo):
         return Outcome("train-task", task, path, written=False, reads=reads)
     with clocked(run.cost(f"train-task-{method}", task)):
@@ -103,7 +103,7 @@ def check_inputs(session: Session, paths: Sequence[Path], method: str, *, data: 
     for path in paths:
         folder, name = path.relative_to(session.run.root).parts[0], path.stem
         options = {"method": method} if folder == "experts" and method != "d-mole" else {}
-        redo = command(MAKERS[folder], name, **options)
+        redo = session.command(MAKERS[folder], name, **options)
         if not path.exists():
             raise DmoleError(f"{path} is not there", f"make it with: {redo}")
         header = _header(path, folder, redo)
@@ -135,11 +135,13 @@ def _train(
     stage = Stage(run, config, task, samples, backbone)
     before = rules.start(config.tasks, task)
     expert = (
-        _fresh(stage, rules) if before is None else _continued(run.expert(before, method), hint=_remake(before, method))
+        _fresh(stage, rules)
+        if before is None
+        else _continued(run.expert(before, method), hint=_remake(session, before, method))
     )
     joins: list[tuple[str, ...]] = rules.joins(stage)
     earlier = {
-        name: read_expert(run.expert(name, method), hint=_remake(name, method))
+        name: read_expert(run.expert(name, method), hint=_remake(session, name, method))
         for name in sorted({n for row in joins for n in row})
     }
     routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=float(recipe["dropout"]))
@@ -198,8 +200,8 @@ def _fresh(stage: Stage, rules: ModuleType) -> Expert:
     return new_expert(site_shapes(placement, widths), scale=rules.scale(stage), generator=generator)
 
 
-def _remake(task: str, method: str) -> str:
-    return f"make it again with: {command('train-task', task, method=method)} --force"
+def _remake(session: Session, task: str, method: str) -> str:
+    return f"make it again with: {session.command('train-task', task, method=method)} --force"
 
 
 def _continued(path: Path, *, hint: str) -> Expert:
