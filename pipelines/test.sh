@@ -14,4 +14,4 @@ python=.venv/bin/python
 $python -m ruff check .
 $python -m ruff format --check .
 $python -m mypy
-$python -m pytest -n 2 "$@"
+$python -m pytest -n 2 --dist loadfile "$@"
