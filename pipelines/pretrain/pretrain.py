@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished backbone")
     parser.add_argument("--work", type=Path, default=Path("pretrain-work"), help="checkpoints and log")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--export-only", action="store_true", help="write --out from the last checkpoint and stop")
+    parser.add_argument("--export-only", action="store_true", help="score the last checkpoint, write --out from it, and stop")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
@@ -286,6 +286,7 @@ def main() -> None:
     if not options.export_only:
         for number in range(phase, max(PHASES) + 1):
             run_phase(number, model, head, opts, batches, checkpoint, step if number == phase else 0, say)
+    say(final=score(model, batches, scenes=1200))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.half().save_pretrained(options.out)
