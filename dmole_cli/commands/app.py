@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import signal
 import sys
 from typing import Annotated
@@ -54,6 +56,8 @@ def _interrupted(number: int, frame: object) -> None:
 def main() -> None:
     """Entry point of `dmole`."""
     quiet()
+    # The interpreter's last collection walks over every object of torch and transformers: a second that frees nothing.
+    atexit.register(gc.freeze)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
     try:
