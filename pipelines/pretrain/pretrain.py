@@ -64,6 +64,7 @@ PHASES = {
     4: Phase("joint", 500, 1e-3, ((0, 32),), emphasis=1.0),
     5: Phase("vision", 300, 1e-3, ((0, 128),), emphasis=1.0, regular=0.6),
     6: Phase("joint", 900, 1.5e-3, ((0, 32),), decay_from=0.6, emphasis=1.0, regular=0.6, patch_weight=0.4),
+    7: Phase("joint", 1400, 1.5e-3, ((0, 32),), decay_from=0.5, emphasis=1.0, regular=0.5, patch_weight=0.3),
 }
 LONGEST = 124  # tokens of a sequence; later questions are dropped, so that little of a batch is padding
 HELD_OUT_SEED = 10**9  # scenes that are only ever scored
