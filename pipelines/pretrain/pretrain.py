@@ -265,7 +265,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished backbone")
     parser.add_argument("--work", type=Path, default=Path("pretrain-work"), help="checkpoints and log")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--export-only", action="store_true", help="score the last checkpoint, write --out from it, and stop")
+    parser.add_argument(
+        "--export-only", action="store_true", help="score the last checkpoint, write --out from it, and stop"
+    )
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
