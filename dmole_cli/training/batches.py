@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,8 +15,6 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.sample import Sample
 
 WORKER_FROM = 256  # samples from which a worker process pays for its start
-
-
 KEPT = 4096  # encoded samples that a worker keeps for the next pass
 
 
@@ -44,6 +43,17 @@ class _Samples(Dataset):
         return encoded
 
 
+def _mapped(encoded: Encoded, convert: Callable[[Any], Any]) -> Encoded:
+    vision = {key: convert(value) for key, value in encoded.vision.items()}
+    labels = None if encoded.labels is None else convert(encoded.labels)
+    return Encoded(convert(encoded.tokens), labels, vision, convert(encoded.instruction))
+
+
+def _to_arrays(rows: list[Encoded | DmoleError]) -> list[Encoded | DmoleError]:
+    """Arrays travel from the worker as bytes; tensors would travel as open files, which a Ctrl-C tears apart loudly."""
+    return [row if isinstance(row, DmoleError) else _mapped(row, torch.Tensor.numpy) for row in rows]
+
+
 def _leave_signals(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; the main one alone answers, and ends its worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -62,7 +72,7 @@ def encoded_batches(
     loader = DataLoader(
         _Samples(backbone, samples, with_answer=with_answer),
         batch_sampler=batches,  # type: ignore[arg-type]
-        collate_fn=list,
+        collate_fn=_to_arrays,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_leave_signals,
@@ -72,7 +82,7 @@ def encoded_batches(
             for row in batch:
                 if isinstance(row, DmoleError):
                     raise row
-            yield batch
+            yield [_mapped(row, torch.from_numpy) for row in batch]
     except RuntimeError as error:  # the loader's own: its worker was killed
         why = str(error).splitlines()[0]
         hint = "free memory (also shared memory, /dev/shm), then run the same command again"
