@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -59,8 +58,3 @@ def clocked(path: Path) -> Iterator[None]:
     started = time.perf_counter()
     yield
     write_json(path, {"seconds": round(time.perf_counter() - started, 3)})
-
-
-def seconds_of(path: Path) -> float | None:
-    """Read a cost file; None where it is not there."""
-    return float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.exists() else None

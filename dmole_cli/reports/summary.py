@@ -137,8 +137,7 @@ def as_json(reports: Sequence[MethodReport]) -> list[dict[str, Any]]:
 def cost_rows(run: Run) -> list[dict[str, Any]]:
     """Read `costs/<stage>/<task>.json` and total the seconds per stage, stages by name, as JSON values.
 
-    A row holds `stage`, `tasks` {task: seconds}, `seconds` (their sum) and `whole_process` (imports and loading
-    included; None where a task's file does not say).
+    A row holds `stage`, `tasks` {task: seconds} and `seconds`, their sum.
 
     Raises:
         DmoleError: a file is not what a stage writes.
@@ -292,20 +291,12 @@ def _same_backbone(first: _Evaluated, other: _Evaluated) -> None:
 
 def _cost_row(folder: Path) -> dict[str, Any]:
     costs = {path.stem: _read_cost(path) for path in sorted(folder.glob("*.json"))}
-    whole = [whole for _, whole in costs.values() if whole is not None]
-    return {
-        "stage": folder.name,
-        "tasks": {task: seconds for task, (seconds, _) in costs.items()},
-        "seconds": sum(seconds for seconds, _ in costs.values()),
-        "whole_process": sum(whole) if len(whole) == len(costs) else None,
-    }
+    return {"stage": folder.name, "tasks": costs, "seconds": sum(costs.values())}
 
 
-def _read_cost(path: Path) -> tuple[float, float | None]:
+def _read_cost(path: Path) -> float:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        whole = document.get("whole_process")
-        return float(document["seconds"]), None if whole is None else float(whole)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+    except (ValueError, TypeError, KeyError) as error:
         message = f"{path} does not hold a stage's seconds: {error!r}"
         raise DmoleError(message, "delete it; nothing but the report of costs reads it") from error

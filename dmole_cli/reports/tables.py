@@ -114,17 +114,17 @@ def points(value: Cell) -> str:
 def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Show the seconds of every stage (rows of `summary.cost_rows`), and what profiling adds to training."""
     share = share_of_profiling(rows)
-    caption = "Seconds of the stage's own work, and of the whole process where it was noted."
+    caption = "Seconds of the stage's own work; starting the process and loading the backbone are not in them."
     if share is not None:
         caption += f"\nProfiling took {100 * share:.2f} % of the seconds that training the same tasks took."
     table = _table("Cost in seconds", caption)
     table.add_column("stage")
     tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
-    for title in (*tasks, "sum", "whole process"):
+    for title in (*tasks, "sum"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         cells = [row["tasks"].get(task) for task in tasks]
-        table.add_row(row["stage"], *map(points, (*cells, row["seconds"], row["whole_process"])))
+        table.add_row(row["stage"], *map(points, (*cells, row["seconds"])))
     return table
 
 

@@ -268,6 +268,10 @@ def main() -> None:
     parser.add_argument(
         "--export-only", action="store_true", help="score the last checkpoint, write --out from it, and stop"
     )
+    parser.add_argument(
+        "--warm-start", type=Path, help="finished backbone whose weights to start from (not its optimizers)"
+    )
+    parser.add_argument("--phase", type=int, default=1, help="first phase, with --warm-start")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
@@ -279,7 +283,9 @@ def main() -> None:
     opts = optimizers(model, head, PHASES[1].rate)
     batches = Batches(tokenizer, options.seed)
     checkpoint = options.work / "state.safetensors"
-    step, phase = load_state(checkpoint, model, head, opts) if checkpoint.exists() else (0, 1)
+    if options.warm_start and not checkpoint.exists():
+        model.load_state_dict(type(model).from_pretrained(options.warm_start, dtype=torch.float32).state_dict())
+    step, phase = load_state(checkpoint, model, head, opts) if checkpoint.exists() else (0, options.phase)
     log = (options.work / "log.jsonl").open("a")
 
     def say(**row) -> None:
