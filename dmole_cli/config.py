@@ -16,6 +16,8 @@ DEFAULT_TASKS = ("easyvqa", "digits", "emoji", "grounding", "satellite")
 DEFAULT_UNSEEN = ("counting",)
 ROUTING_MODES = ("top-2", "top-1", "batch-vote", "oracle", "always-all")
 DECODERS = ("sigmoid", "linear")
+STARTS = ("mean", "random")
+EVALUATED_SPLITS = ("test", "validation")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class RouterSettings:
 
     Attributes:
         decoder: last layer of the autoencoder, `sigmoid` or `linear`.
+        start: the decoder's untrained bias, at the `mean` of the features, or `random` as the reference has it.
         hidden: width of its bottleneck.
         epochs: at most.
         batch_size: of its training.
@@ -72,6 +75,7 @@ class RouterSettings:
     """
 
     decoder: str = "sigmoid"
+    start: str = "mean"
     hidden: int = 128
     epochs: int = 1000
     batch_size: int = 1024
@@ -114,11 +118,13 @@ class EvaluateSettings:
         batch_size: samples generated at once; no decision depends on it.
         routing: `top-2`, `top-1`, `batch-vote`, `oracle` or `always-all`.
         threshold_scale: factor on every router's stored threshold.
+        split: `test`, or `validation`, whose evaluations and reports are kept apart: choices are made there.
     """
 
     batch_size: int = 64
     routing: str = "top-2"
     threshold_scale: float = 1.0
+    split: str = "test"
 
 
 @dataclass(frozen=True)
@@ -237,6 +243,8 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "train.clip": (lambda v: v > 0, "over 0"),
     "train.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "evaluate.routing": (lambda v: v in ROUTING_MODES, f"one of {', '.join(ROUTING_MODES)}"),
+    "evaluate.split": (lambda v: v in EVALUATED_SPLITS, f"one of {', '.join(EVALUATED_SPLITS)}"),
+    "router.start": (lambda v: v in STARTS, f"one of {', '.join(STARTS)}"),
     "router.decoder": (lambda v: v in DECODERS, f"one of {', '.join(DECODERS)}"),
     "evaluate.batch_size": (lambda v: v >= 1, "1 or more"),
     "evaluate.threshold_scale": (lambda v: 0 <= v < math.inf, "0 or more"),

@@ -329,13 +329,13 @@ def test_damaged_files(refuse, ready):
 
 def test_headers_that_make_no_sense(refuse, ready):
     run = ready / "dmole-run"
-    rewrite_parquet(run / "profiles" / f"{FIRST}.parquet", lambda header: "{not json")
     rewrite_json(run / "allocations" / f"{SECOND}.json", lambda document: document["provenance"].pop("schema_version"))
     rewrite_tensors(run / "routers" / f"{FIRST}.safetensors", lambda header: header["facts"].pop("threshold"))
+    refuse("evaluate", "--stage", "1", "--task", FIRST, cwd=ready, said=("routers/colours.safetensors",))
+    rewrite_parquet(run / "profiles" / f"{FIRST}.parquet", lambda header: "{not json")
     for args, name in [
         (("allocate", "--task", FIRST), "profiles/colours.parquet"),
         (("train-task", "--task", SECOND), "allocations/halves.json"),
-        (("evaluate", "--stage", "1", "--task", FIRST), "routers/colours.safetensors"),
     ]:
         refuse(*args, cwd=ready, said=(name,))
     rewrite_json(run / "allocations" / f"{FIRST}.json", lambda document: document.pop("sites"))
@@ -363,6 +363,25 @@ def test_a_changed_profile_makes_what_follows_stale(refuse, ready):
     names = ("allocations/halves.json is stale", "profiles/halves.parquet", "dmole allocate --task halves")
     refuse("allocate", "--task", SECOND, cwd=ready, said=names)
     refuse("train-task", "--task", SECOND, cwd=ready, said=names)
+
+
+def test_a_change_far_upstream_is_noticed_by_the_last_stage(refuse, ready):
+    """The first task's profile is four files away from the evaluation of the second one."""
+    change_score(ready / "dmole-run" / "profiles" / f"{FIRST}.parquet")
+    names = (f"allocations/{FIRST}.json is stale", f"profiles/{FIRST}.parquet", f"dmole allocate --task {FIRST}")
+    refuse("train-task", "--task", SECOND, cwd=ready, said=names)
+    refuse("evaluate", "--stage", "2", "--task", SECOND, cwd=ready, said=names)
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next_one(run, ready):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    folder = ready / "dmole-run" / "allocations"
+    left, busy = (folder / f".{FIRST}.json.{process}.tmp" for process in (gone.pid, os.getpid()))
+    left.write_text("half", encoding="utf-8")
+    busy.write_text("half", encoding="utf-8")
+    tiny.succeed("allocate", "--task", FIRST, "--force", cwd=ready, run=run)
+    assert not left.exists() and busy.exists()
 
 
 def test_changed_data_make_every_output_of_the_task_stale(refuse, run, ready):

@@ -434,3 +434,20 @@ def test_allocate_on_bare_files(made, tmp_path, run):
     before = out.read_bytes()
     assert "up to date" in tiny.succeed(*args, cwd=tmp_path, run=run).stderr
     assert out.read_bytes() == before
+
+
+def test_the_validation_split_is_evaluated_apart(copy, run):
+    """Choices are made there: other samples, files of their own, and reports that do not mix with the test split's."""
+    before = tiny.files_of(copy / "dmole-run")
+    asked = ("--method", "finetune", "--split", "validation")
+    tiny.succeed("evaluate", *asked, "--stage", "all", cwd=copy, run=run)
+    after = tiny.files_of(copy / "dmole-run")
+    assert {name: after[name] for name in before} == before
+    added = {f"evaluations.validation/finetune/{s}/{t}.parquet" for s, t in enumerate(tiny.TASKS, start=1)}
+    assert after.keys() - before.keys() == added | {f"generations/{t}.validation.parquet" for t in tiny.TASKS}
+    table = pq.read_table(copy / "dmole-run" / "evaluations.validation" / "finetune" / "1" / f"{FIRST}.parquet")
+    tested = evaluation(copy / "dmole-run", "finetune", 1, FIRST)
+    assert not set(table.column("sample_id").to_pylist()) & {row["sample_id"] for row in tested}
+    said = tiny.succeed("evaluate", *asked, "--report", "last", "--json", cwd=copy, run=run).stdout
+    [report] = json.loads(said)
+    assert report["tasks"][FIRST]["last"] == pytest.approx(100 * sum(table.column("score").to_pylist()) / len(table))

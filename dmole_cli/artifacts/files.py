@@ -27,6 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_left_over(path)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -36,6 +37,24 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # what went wrong was said already
             temporary.unlink(missing_ok=True)
+
+
+def _clear_left_over(path: Path) -> None:
+    """Delete what a process that was killed in the middle of writing `path` has left; others may still be writing."""
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+        process = temporary.name.split(".")[-2]
+        if process.isdecimal() and not _alive(int(process)):
+            temporary.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's process
+        return True
+    return True
 
 
 def unwritable(path: Path, error: OSError) -> DmoleError:

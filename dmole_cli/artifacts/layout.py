@@ -35,13 +35,17 @@ class Run:
         folder = self.root / "experts"
         return (folder if method == D_MOLE else folder / method) / f"{task}.safetensors"
 
-    def evaluation(self, method: str, stage: int, task: str) -> Path:
-        """A row per test sample of a task after a stage (0 = the pretrained backbone)."""
-        return self.root / "evaluations" / method / str(stage) / f"{task}.parquet"
+    def evaluations(self, split: str = "test") -> Path:
+        """All evaluations on a split; the test split has the plain name."""
+        return self.root / ("evaluations" if split == "test" else f"evaluations.{split}")
 
-    def generations(self, task: str) -> Path:
-        """Answers already generated for a task's test samples, by content key."""
-        return self.root / "generations" / f"{task}.parquet"
+    def evaluation(self, method: str, stage: int, task: str, split: str = "test") -> Path:
+        """A row per sample of a task's split after a stage (0 = the pretrained backbone)."""
+        return self.evaluations(split) / method / str(stage) / f"{task}.parquet"
+
+    def generations(self, task: str, split: str = "test") -> Path:
+        """Answers already generated for a task's samples, by content key; the test split has the plain name."""
+        return self.root / "generations" / (f"{task}.parquet" if split == "test" else f"{task}.{split}.parquet")
 
     def cost(self, stage: str, task: str) -> Path:
         """Seconds a stage took: beside the artifacts, never inside them, because time is not reproducible."""

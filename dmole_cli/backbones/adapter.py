@@ -261,6 +261,8 @@ def load_backbone(name: str) -> Backbone:
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 
+    # Numbers too small for a normal float are many times slower on a CPU and say nothing to a model.
+    torch.set_flush_denormal(True)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     fingerprint = fingerprint_of(name)

@@ -49,6 +49,9 @@ def evaluate(
     threshold_scale: Annotated[
         float | None, typer.Option(help="Factor on every router's threshold. [default: 1.0]")
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="test, or validation (kept apart; make choices there). [default: test]")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples generated at once. [default: 64]")] = None,
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,
@@ -60,7 +63,7 @@ def evaluate(
     """Stage 5, and the reports."""
     if report is not None and report not in REPORTS:
         raise typer.BadParameter(f"--report {report}: choose one of {', '.join(REPORTS)}")
-    section = {"routing": routing, "threshold_scale": threshold_scale, "batch_size": batch_size}
+    section = {"routing": routing, "threshold_scale": threshold_scale, "split": split, "batch_size": batch_size}
     session = open_session(run=run, config=config, backbone=backbone, data_root=data_root, evaluate=section)
     if report is None or stage or task:
         outcomes = _evaluate(session, stage, task, method or ["d-mole"], json, force)
@@ -102,7 +105,9 @@ def _report(session: Session, name: str, methods: list[str] | None, *, as_json: 
         rows = summary.cost_rows(session.run)
         console.data(rows) if as_json else tables.show(tables.cost_table(rows))
         return
-    reports = summary.collect(session.run, tasks=session.config.tasks, methods=methods)
+    reports = summary.collect(
+        session.run, tasks=session.config.tasks, methods=methods, split=session.config.evaluate.split
+    )
     if as_json:
         console.data(summary.as_json(reports))
         return

@@ -29,6 +29,10 @@ def train_router(
     decoder: Annotated[
         str | None, typer.Option(help="Last layer of the autoencoder: sigmoid or linear. [default: sigmoid]")
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="The decoder's untrained bias: mean (of the features) or random. [default: mean]"),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs at most. [default: 1000]")] = None,
     threshold_scale: Annotated[
         float | None, typer.Option(help="Factor on the 0.99-quantile of the held-out losses. [default: 1.0]")
@@ -42,7 +46,7 @@ def train_router(
     force: ForceOption = False,
 ) -> None:
     """Stage 3."""
-    section = {"decoder": decoder, "epochs": epochs, "threshold_scale": threshold_scale}
+    section = {"decoder": decoder, "start": start, "epochs": epochs, "threshold_scale": threshold_scale}
     session = open_session(run=run, config=config, seed=seed, backbone=backbone, data_root=data_root, router=section)
     names = chosen_tasks(session, task)
     from dmole_cli.stages.train_router import train_router as stage

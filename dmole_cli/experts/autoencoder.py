@@ -54,8 +54,7 @@ def start_at_mean(autoencoder: Autoencoder, features: torch.Tensor) -> None:
     """Set the decoder's bias so that the untrained autoencoder reconstructs the mean of features [samples, width].
 
     Entries of an L2-normalised feature are of the order of width^-1/2. A sigmoid that starts at 0.5 is driven so far down by
-    the first steps that its gradient vanishes, the loss stands still at that of an all-zero reconstruction and the patience
-    ends the training: every router then accepts every task. Started at the mean, the same recipe separates them.
+    the first steps that its gradient nearly vanishes; docs/method.md has the comparison, made by `pipelines/routers.py`.
     """
     mean = features.mean(dim=0)
     linear = autoencoder.decoder[0]
@@ -66,14 +65,22 @@ def start_at_mean(autoencoder: Autoencoder, features: torch.Tensor) -> None:
 
 
 def fit(
-    autoencoder: Autoencoder, features: torch.Tensor, *, seed: int, epochs: int, batch_size: int, patience: int
+    autoencoder: Autoencoder,
+    features: torch.Tensor,
+    *,
+    seed: int,
+    epochs: int,
+    batch_size: int,
+    patience: int,
+    start: str = "mean",
 ) -> int:
     """Train on features [samples, width]; gives the number of epochs run.
 
     MSE, Adam, learning rate 5e-3 on a cosine to 1e-3, stopped after `patience` epochs without a better training loss
-    (the reference's recipe).
+    (the reference's recipe). `start="random"` leaves the decoder's bias as PyTorch draws it, as the reference does.
     """
-    start_at_mean(autoencoder, features)
+    if start == "mean":
+        start_at_mean(autoencoder, features)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(autoencoder.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, eta_min=1e-3)

@@ -47,7 +47,7 @@ class MethodReport:
         quantities: name (a key of `FORMULAS`) -> a value per task, computed from `matrix`.
         mean: name -> mean over tasks with every cell of the matrix capped at `CEILING` first, CIDEr included.
         mean_without_cider: name -> mean over the tasks whose metric has an upper bound.
-        routing: task -> share (0..1) of its test samples whose active experts include its own at stage T; None where
+        routing: task -> share (0..1) of its samples whose active experts include its own at stage T; None where
             the method does not route or the stage is missing.
         unseen: task outside the stream -> `zero_shot` (R[0]), `last` (R[T]) and `no_expert`, the share (0..1) of its
             samples that activate no expert at stage T.
@@ -83,7 +83,9 @@ class _Evaluated:
 _Cells = Mapping[tuple[int, str], _Evaluated]
 
 
-def collect(run: Run, *, tasks: Sequence[str], methods: Sequence[str] | None = None) -> list[MethodReport]:
+def collect(
+    run: Run, *, tasks: Sequence[str], methods: Sequence[str] | None = None, split: str = "test"
+) -> list[MethodReport]:
     """Read `evaluations/<method>/<stage>/<task>.parquet` into one report per method.
 
     Stage 0 is the pretrained backbone whatever the method, so a method that keeps no file of it shows zero-shot's.
@@ -93,20 +95,21 @@ def collect(run: Run, *, tasks: Sequence[str], methods: Sequence[str] | None = N
         tasks: the stream, in order; every other task that has files is reported as unseen.
         methods: those to report, in this order, also where nothing is on disk; by default what is there, the main
             method last.
+        split: whose evaluations are read.
 
     Raises:
         DmoleError: a file is damaged or names no metric, a task was scored with two metrics, or there are files of
             two backbones, which no table may put side by side.
     """
-    chosen = methods_on_disk(run) if methods is None else list(methods)
-    cells = {method: _read_cells(run, method) for method in {*chosen, ZERO_SHOT}}
+    chosen = methods_on_disk(run, split) if methods is None else list(methods)
+    cells = {method: _read_cells(run, method, split) for method in {*chosen, ZERO_SHOT}}
     metrics = _agreed_metrics([cell for found in cells.values() for cell in found.items()])
     return [_report(run, method, tuple(tasks), cells, metrics) for method in chosen]
 
 
-def methods_on_disk(run: Run) -> list[str]:
+def methods_on_disk(run: Run, split: str = "test") -> list[str]:
     """List the methods that have an evaluation folder: bounds first, the main method last, others by name between."""
-    folder = _evaluations(run)
+    folder = run.evaluations(split)
     found = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
     first = [method for method in (ZERO_SHOT, FINETUNE, JOINT) if method in found]
     last = [method for method in (D_MOLE,) if method in found]
@@ -237,18 +240,15 @@ def _trainable_parameters(run: Run, method: str) -> int | None:
     return max(found, default=None)
 
 
-def _evaluations(run: Run) -> Path:
-    return run.evaluation("method", 0, "task").parents[2]
-
-
-def _read_cells(run: Run, method: str) -> dict[tuple[int, str], _Evaluated]:
-    folders = [path for path in (_evaluations(run) / method).glob("*") if path.name.isdecimal()]
+def _read_cells(run: Run, method: str, split: str) -> dict[tuple[int, str], _Evaluated]:
+    folders = [path for path in (run.evaluations(split) / method).glob("*") if path.name.isdecimal()]
     files = [file for folder in sorted(folders) for file in sorted(folder.glob("*.parquet"))]
-    return {(int(file.parent.name), file.stem): _read_cell(file) for file in files}
+    return {(int(file.parent.name), file.stem): _read_cell(file, split) for file in files}
 
 
-def _read_cell(path: Path) -> _Evaluated:
+def _read_cell(path: Path, split: str) -> _Evaluated:
     command = f"dmole evaluate --method {path.parts[-3]} --stage {path.parts[-2]} --task {path.stem}"
+    command += "" if split == "test" else f" --split {split}"
     rows, header = read_evaluation(path, hint=f"{command} --force makes it again")
     metric = header.settings.get("metric")
     if not isinstance(metric, str) or not rows:

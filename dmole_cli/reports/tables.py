@@ -89,7 +89,7 @@ def matrix_table(report: MethodReport) -> Table:
 
 def routing_table(reports: Sequence[MethodReport]) -> Table:
     """Show where samples went at the last stage, a row per method and task, with the scores before and after."""
-    caption = "routed right: % of test samples whose active experts include the task's own; of a task that was never "
+    caption = "routed right: % of samples whose active experts include the task's own; of a task that was never "
     caption += "trained: % that activate no expert. R[0] and R[T]: points before and after the stream."
     table = _table("Routing, and what became of tasks that were never trained", caption)
     table.add_column("method")

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: after every stage, every task; a row per test sample, and no generation twice.
+"""Stage `evaluate`: after every stage, every task; a row per sample, and no generation twice.
 
 An answer is a function of the backbone, the sample, the experts that are active for it and the generation settings. Answers
 are kept in the run directory under a key of exactly these, so that of the (T + 1) x T cells only the distinct keys are
@@ -15,10 +15,10 @@ from types import ModuleType
 
 from dmole_cli import catalog
 from dmole_cli.artifacts.evaluation import SCHEMA, VERSION, Answer, evaluation_header, write_evaluation
-from dmole_cli.artifacts.expert import expert_header, read_expert
+from dmole_cli.artifacts.expert import read_expert
 from dmole_cli.artifacts.files import digest_of, digest_of_file
 from dmole_cli.artifacts.generations import read_generations, write_generations
-from dmole_cli.artifacts.provenance import Header, require_current, up_to_date, versions
+from dmole_cli.artifacts.provenance import Header, up_to_date, versions
 from dmole_cli.artifacts.router import RouterFile, read_router
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.autoencoder import from_tensors
@@ -30,6 +30,7 @@ from dmole_cli.session import Session
 from dmole_cli.tasks import TaskCard
 from dmole_cli.training.batches import data_digest, encoded_batches
 from dmole_cli.training.features import features_of
+from dmole_cli.upstream import check_inputs
 
 Active = list[tuple[str, ...]]
 
@@ -55,7 +56,8 @@ def evaluate(
     force: bool = False,
     track: Track = untracked,
 ) -> list[Outcome]:
-    """Evaluate a method on the cells of its matrix; writes `evaluations/<method>/<stage>/<task>.parquet`.
+    """Evaluate a method on the cells of its matrix; writes `evaluations/<method>/<stage>/<task>.parquet`
+    (for the validation split, below `evaluations.validation/`).
 
     Args:
         session: configuration, run directory, backbone.
@@ -66,7 +68,7 @@ def evaluate(
         track: shows progress.
 
     Raises:
-        DmoleError: an expert or a router is missing, stale or another backbone's; a test split cannot be read.
+        DmoleError: an expert or a router is missing, stale or another backbone's; a split cannot be read.
     """
     rules = catalog.load("methods", method)
     if stages is None:
@@ -97,11 +99,13 @@ def trained_stages(session: Session, method: str) -> int:
 def _evaluate_task(
     session: Session, rules: ModuleType, method: str, task: str, stages: list[int], *, force: bool, track: Track
 ) -> list[Outcome]:
-    samples, card = session.samples(task, "test"), session.card(task)
+    split = session.config.evaluate.split
+    samples, card = session.samples(task, split), session.card(task)
     plans = {stage: _needed(session, rules, method, task, stage) for stage in stages}
     headers = {stage: _header(session, card, samples, rules, method, stage, plans[stage]) for stage in stages}
-    paths = {stage: session.run.evaluation(method, stage, task) for stage in stages}
-    redo = {stage: session.command("evaluate", task, stage=stage, method=method) for stage in stages}
+    paths = {stage: session.run.evaluation(method, stage, task, split) for stage in stages}
+    chosen = {} if split == "test" else {"split": split}
+    redo = {stage: session.command("evaluate", task, stage=stage, method=method, **chosen) for stage in stages}
     todo = [
         stage
         for stage, path in paths.items()
@@ -113,7 +117,7 @@ def _evaluate_task(
         Outcome(
             f"evaluate {method}",
             task,
-            session.run.evaluation(method, stage, task),
+            paths[stage],
             written=False,
             facts={"at_stage": stage},
         )
@@ -122,7 +126,7 @@ def _evaluate_task(
     ]
     if not todo:
         return outcomes
-    with clocked(session.run.cost(f"evaluate-{method}", task)):
+    with clocked(session.run.cost("-".join(["evaluate", *chosen.values(), method]), task)):
         table = _losses(session, samples, task, max(todo), track) if rules.USES_ROUTERS else None
         cells = [_cell(session, rules, method, task, stage, samples, headers[stage], table) for stage in todo]
         answers, generated = _answers(session, card, samples, cells, method, force=force, track=track)
@@ -157,21 +161,15 @@ def _needed(session: Session, rules: ModuleType, method: str, task: str, stage: 
     used = (
         trained if rules.USES_ROUTERS else [a[0] for a in rules.active(_routing(session, trained, task, [[]], [])) if a]
     )
-    paths = []
     for name in used:
-        path = session.run.expert(name, method)
-        redo = session.command("train-task", name, method=method)
-        header = expert_header(path)
-        if header is None:
+        if not session.run.expert(name, method).exists():
             raise DmoleError(
-                f"{path} is not there: stage {stage} of {method} has not been trained", f"make it with: {redo}"
+                f"{session.run.expert(name, method)} is not there: stage {stage} of {method} has not been trained",
+                f"make it with: {session.command('train-task', name, method=method)}",
             )
-        session.require_backbone(path, header.backbone, redo)
-        require_current(path, header, root=session.run.root, command=redo)
-        paths.append(path)
-        if rules.USES_ROUTERS:
-            read_router(session.run.router(name), hint=f"make it with: {session.command('train-router', name)}")
-            paths.append(session.run.router(name))
+    experts = [session.run.expert(name, method) for name in used]
+    paths = [*experts, *(session.run.router(name) for name in used if rules.USES_ROUTERS)]
+    check_inputs(session, paths)
     return paths
 
 
@@ -195,7 +193,7 @@ def _header(
         VERSION,
         backbone=session.fingerprint,
         settings=settings,
-        inputs={f"data:{card.name}/test": data_digest(samples), **session.digests(*needed)},
+        inputs={f"data:{card.name}/{session.config.evaluate.split}": data_digest(samples), **session.digests(*needed)},
         versions=versions("torch", "transformers"),
     )
 
@@ -207,8 +205,9 @@ def _losses(
     trained = session.config.tasks[:last]
     if not trained:
         return {}
-    path = session.run.features(task, "test")
-    features = features_of(session.backbone, samples, path, label=f"{task}/test", track=track)
+    split = session.config.evaluate.split
+    path = session.run.features(task, split)
+    features = features_of(session.backbone, samples, path, label=f"{task}/{split}", track=track)
     table = {}
     for name in trained:
         redo = session.command("train-router", name)
@@ -241,7 +240,8 @@ def _cell(
     scale = session.config.evaluate.threshold_scale
     thresholds = [table[name][0].threshold * scale for name in trained] if table else []
     active = rules.active(_routing(session, trained, task, losses, thresholds)) if stage else [() for _ in samples]
-    return Cell(method, stage, session.run.evaluation(method, stage, task), header, active, losses)
+    path = session.run.evaluation(method, stage, task, session.config.evaluate.split)
+    return Cell(method, stage, path, header, active, losses)
 
 
 def _answers(
@@ -266,7 +266,7 @@ def _answers(
         )
 
     wanted = {(i, active): key(i, active) for cell in cells for i, active in enumerate(cell.active)}
-    path = session.run.generations(card.name)
+    path = session.run.generations(card.name, session.config.evaluate.split)
     kept = {} if force else read_generations(path)
     # Two routes to the same set of experts (in another order) are one key, generated once.
     missing = {k: pair for pair, k in wanted.items() if k not in kept}

@@ -67,7 +67,13 @@ def build(session: Session, features: torch.Tensor, header: Header, task: str) -
         torch.manual_seed(seed)
         autoencoder = Autoencoder(features.shape[1], hidden=settings.hidden, decoder=settings.decoder)
     epochs = fit(
-        autoencoder, kept, seed=seed, epochs=settings.epochs, batch_size=settings.batch_size, patience=settings.patience
+        autoencoder,
+        kept,
+        seed=seed,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        patience=settings.patience,
+        start=settings.start,
     )
     with torch.no_grad():
         losses = autoencoder.losses(tested)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -11,12 +11,8 @@ from typing import Any
 import torch
 
 from dmole_cli import catalog
-from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.artifacts.expert import SCHEMA, VERSION, ExpertFile, expert_header, read_expert, write_expert
-from dmole_cli.artifacts.features import features_header
-from dmole_cli.artifacts.profile import profile_header
-from dmole_cli.artifacts.provenance import Header, require_current, up_to_date, versions
-from dmole_cli.artifacts.router import router_header
+from dmole_cli.artifacts.provenance import Header, up_to_date, versions
 from dmole_cli.backbones.adapter import Encoded
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts, new_expert
@@ -26,15 +22,7 @@ from dmole_cli.session import Session
 from dmole_cli.tasks import TaskCard
 from dmole_cli.training.batches import data_digest, encoded_batches, seed_for, shuffled
 from dmole_cli.training.loop import site_shapes, train_expert
-
-# What to type to make each kind of artifact, by its folder in the run directory, and how to read its header.
-MAKERS = {
-    "profiles": "profile",
-    "allocations": "allocate",
-    "routers": "train-router",
-    "features": "train-router",
-    "experts": "train-task",
-}
+from dmole_cli.upstream import check_inputs
 
 
 def train_task(
@@ -53,7 +41,7 @@ def train_task(
     before = rules.start(config.tasks, task)
     needed = [*rules.needs(run, config.tasks, task), *([run.expert(before, method)] if before else [])]
     data = {f"data:{task}/train": data_digest(samples)}
-    check_inputs(session, needed, method, data=data)
+    check_inputs(session, needed, data=data)
     recipe = recipe_of(session, session.card(task))
     header = Header(
         SCHEMA,
@@ -86,45 +74,6 @@ def recipe_of(session: Session, card: TaskCard) -> dict[str, float]:
     """The training recipe: the settings where they are given, the card's values elsewhere."""
     settings = asdict(session.config.train)
     return {key: settings[key] or getattr(card.recipe, key, settings[key]) for key in settings if key != "transfer"}
-
-
-def check_inputs(session: Session, paths: Sequence[Path], method: str, *, data: Mapping[str, str]) -> None:
-    """Refuse inputs that are missing, stale, or of another backbone; an allocation is as stale as its profile.
-
-    Args:
-        session: knows the run directory and the backbone.
-        paths: the artifacts.
-        method: whose experts they are.
-        data: digests of the splits that were read.
-
-    Raises:
-        DmoleError: names the artifact and the command that mends it.
-    """
-    for path in paths:
-        folder, name = path.relative_to(session.run.root).parts[0], path.stem
-        options = {"method": method} if folder == "experts" and method != "d-mole" else {}
-        redo = session.command(MAKERS[folder], name, **options)
-        if not path.exists():
-            raise DmoleError(f"{path} is not there", f"make it with: {redo}")
-        header = _header(path, folder, redo)
-        session.require_backbone(path, header.backbone, redo)
-        require_current(path, header, root=session.run.root, command=redo, data=data)
-        if folder == "allocations" and session.run.profile(name).exists():
-            check_inputs(session, [session.run.profile(name)], method, data=data)
-
-
-def _header(path: Path, folder: str, redo: str) -> Header:
-    if folder == "allocations":
-        return read_allocation(path, hint=f"make it again with: {redo} --force")[1]
-    read = {
-        "profiles": profile_header,
-        "routers": router_header,
-        "features": features_header,
-        "experts": expert_header,
-    }[folder]
-    header = read(path)
-    assert header is not None  # it exists
-    return header
 
 
 def _train(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scenes import COLORS, SHAPES, SIDE, WORDS, Scene, Thing, emoji_names
@@ -366,10 +366,12 @@ FAMILIES: dict[str, tuple[float, Callable[[Scene, np.random.Generator], Pair | N
 }  # fmt: skip
 
 
-def questions(scene: Scene, rng: np.random.Generator, *, count: int) -> list[tuple[str, str, str]]:
-    """Up to `count` distinct (family, question, answer) of a scene, shuffled."""
+def questions(
+    scene: Scene, rng: np.random.Generator, *, count: int, weights_of: Mapping[str, float] | None = None
+) -> list[tuple[str, str, str]]:
+    """Up to `count` distinct (family, question, answer) of a scene, shuffled; `weights_of` replaces weights of families."""
     names = list(FAMILIES)
-    weights = np.array([FAMILIES[n][0] for n in names])
+    weights = np.array([(weights_of or {}).get(n, FAMILIES[n][0]) for n in names])
     weights /= weights.sum()
     out: dict[str, tuple[str, str, str]] = {}
     given: set[str] = set()

@@ -1,0 +1,74 @@
+"""The routers of the stream in several forms, side by side: `python pipelines/routers.py runs/routers`.
+
+Trains all routers with a sigmoid and with a linear decoder, started at the mean of the features or at random as the
+reference does, and asks each of them about every task's validation split: which share of the samples does it accept, and
+how often is a sample's own task among the two nearest that accept it?
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+
+from dmole_cli.artifacts.layout import Run
+from dmole_cli.artifacts.router import read_router
+from dmole_cli.config import read_config
+from dmole_cli.experts.autoencoder import from_tensors, top_candidates
+from dmole_cli.session import Session
+from dmole_cli.training.features import features_of
+
+CONFIG = Path(__file__).with_name("sequence") / "dmole.toml"
+FORMS = [(decoder, start) for decoder in ("sigmoid", "linear") for start in ("mean", "random")]
+
+
+def train(run: Path, decoder: str, start: str, *, epochs: str) -> list[dict]:
+    """The routers of one form; gives what the subcommand says of each."""
+    options = ["--decoder", decoder, "--start", start, "--epochs", epochs, "--run", str(run), "--config", str(CONFIG)]
+    command = [sys.executable, "-m", "dmole_cli", "train-router", *options, "--force", "--json"]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def losses_of(run: Run, tasks: tuple[str, ...]) -> tuple[dict[str, list[list[float]]], list[float]]:
+    """Task -> losses of its validation samples under every router [sample][router]; the routers' thresholds."""
+    session = Session(read_config(CONFIG), run)
+    files = [read_router(run.router(task), hint="train it first") for task in tasks]
+    routers = [from_tensors(file.tensors, decoder=file.decoder) for file in files]
+    table = {}
+    for task in (*tasks, *session.config.unseen):
+        samples = session.samples(task, "validation")
+        features = features_of(session.backbone, samples, run.features(task, "validation"), label=f"{task}/validation")
+        table[task] = [list(row) for row in zip(*(r.losses(features).tolist() for r in routers), strict=True)]
+    return table, [file.threshold for file in files]
+
+
+def main() -> None:
+    """Train all forms, print a row per form and task as Markdown."""
+    folder = Path(sys.argv[1])
+    epochs = sys.argv[2] if len(sys.argv) > 2 else "1000"
+    tasks = read_config(CONFIG).tasks
+    print(
+        f"| decoder, start | epochs | samples of | {' | '.join(f'accepted by {t}' for t in tasks)} | own among two nearest |"
+    )
+    print("|" + "---|" * (len(tasks) + 4))
+    for number, (decoder, start) in enumerate(FORMS):
+        run = Run(folder / f"{decoder}-{start}")
+        if number:  # features depend on the backbone and the data alone
+            shutil.copytree(folder / "-".join(FORMS[0]) / "features", run.root / "features", dirs_exist_ok=True)
+        ran = [outcome["epochs"] for outcome in train(run.root, decoder, start, epochs=epochs)]
+        table, thresholds = losses_of(run, tasks)
+        for task, rows in table.items():
+            accepted = [100 * fmean(row[t] < thresholds[t] for row in rows) for t in range(len(tasks))]
+            own = "–"
+            if task in tasks:
+                right = [tasks.index(task) in top_candidates(row, thresholds, most=2) for row in rows]
+                own = f"{100 * fmean(right):.1f}"
+            cells = " | ".join(f"{share:.1f}" for share in accepted)
+            print(f"| {decoder}, {start} | {min(ran)}–{max(ran)} | {task} | {cells} | {own} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
