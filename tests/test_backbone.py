@@ -244,6 +244,36 @@ def test_the_cache_sees_the_experts_too(backbone, routed):
     assert backbone.tokenizer.decode(tokens[0, start:], skip_special_tokens=True).strip() == answer
 
 
+def test_rows_that_have_ended_leave_the_batch_and_change_nothing(backbone, routed, monkeypatch):
+    """Against the decoding loop of transformers itself, which computes every row until the longest answer ends."""
+    inputs, rows = backbone.collate(encoded(backbone, SAMPLES), left=True)
+    prompt, pad = inputs["input_ids"].shape[1], backbone.tokenizer.pad_token_id
+
+    def plain(end: int) -> list[list[int]]:
+        with routed.route(SETS, rows=rows):
+            out = backbone.model.generate(
+                **inputs, max_new_tokens=10, do_sample=False, pad_token_id=pad, eos_token_id=end
+            )
+        return [row[prompt:].tolist() for row in out]
+
+    never = len(backbone.tokenizer) - 1
+    said = plain(never)
+    # The token whose first use differs most from row to row stands for the end of an answer.
+    end = max({t for row in said for t in row}, key=lambda t: len({row.index(t) if t in row else -1 for row in said}))
+    expected = [row[: row.index(end) + 1] if end in row else row for row in plain(end)]
+    assert len({len(row) for row in expected}) > 2, "the answers are of several lengths"
+    monkeypatch.setattr(type(backbone.tokenizer), "eos_token_id", end, raising=False)
+    backbone.counts.clear()
+    with routed.route(SETS, rows=rows):
+        answers = backbone.generate(inputs, max_new_tokens=10, min_new_tokens=0, leave=routed.keep)
+    decode = backbone.tokenizer.batch_decode
+    assert answers == [text.strip() for text in decode(expected, skip_special_tokens=True)]
+    assert backbone.counts["generations"] == len(SAMPLES)
+    needed = sum(len(row) for row in expected)
+    assert backbone.counts["decode_rows"] == backbone.counts["decode_rows_needed"] == needed
+    assert needed < len(SAMPLES) * 10
+
+
 # --- loading ---
 
 

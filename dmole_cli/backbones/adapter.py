@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.backbones import embedded
+from dmole_cli.backbones.greedy import Leave, dropping_finished_rows
 from dmole_cli.backbones.sites import tower_names
 from dmole_cli.errors import DmoleError
 from dmole_cli.sample import Sample
@@ -53,12 +55,15 @@ class Backbone:
         fingerprint: sha256 over the files it was loaded from.
         model: the model, no parameter of which ever takes gradients unless a stage asks for it.
         processor: its processor.
+        counts: what it has computed so far: `feature_passes` and `generations` (samples), `decode_rows` and
+            `decode_rows_needed`, `training_tokens` and `training_tokens_needed`.
     """
 
     def __init__(self, name: str, fingerprint: str, model: Any, processor: Any) -> None:
         self.name, self.fingerprint, self.model, self.processor = name, fingerprint, model, processor
         self.model.eval().requires_grad_(False)
         self.tokenizer = processor.tokenizer
+        self.counts: Counter[str] = Counter()
         self._templates: dict[int, str | None] = {}
         self._towers = tower_names(model)
         self.vision: Any = model.get_submodule(self._towers["vision"])
@@ -156,6 +161,8 @@ class Backbone:
         at a fraction of the memory.
         """
         labels = inputs["labels"]
+        self.counts["training_tokens"] += labels.numel()
+        self.counts["training_tokens_needed"] += int(inputs["attention_mask"].sum())
         hidden = self.model.model(
             **{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False
         ).last_hidden_state
@@ -171,6 +178,7 @@ class Backbone:
         language model's last hidden state ]. Each sample's value depends on that sample alone: pictures are pooled per
         sample, padding is masked out of the text, and no system prompt, picture token or answer is in it.
         """
+        self.counts["feature_passes"] += len(samples)
         widths = self.feature_layout()
         vision = torch.full((len(samples), widths[0]["width"]), float("-inf"))
         pixels = [s.vision["pixel_values"] for s in samples if "pixel_values" in s.vision]
@@ -202,9 +210,19 @@ class Backbone:
         ]
 
     @torch.no_grad()
-    def generate(self, inputs: dict[str, torch.Tensor], *, max_new_tokens: int, min_new_tokens: int) -> list[str]:
-        """Greedy answers of a left-padded batch, without special tokens and outer white space."""
-        out = self.model.generate(
+    def generate(
+        self, inputs: dict[str, torch.Tensor], *, max_new_tokens: int, min_new_tokens: int, leave: Leave | None = None
+    ) -> list[str]:
+        """Greedy answers of a left-padded batch, without special tokens and outer white space.
+
+        Args:
+            inputs: of `collate`.
+            max_new_tokens: at most.
+            min_new_tokens: at least, 0 for none.
+            leave: told which rows go on whenever some end and leave the batch (`RoutedExperts.keep`).
+        """
+        self.counts["generations"] += len(inputs["input_ids"])
+        new = self.model.generate(
             **{k: v for k, v in inputs.items() if k != "labels"},
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens or None,
@@ -212,8 +230,8 @@ class Backbone:
             num_beams=1,
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self.tokenizer.eos_token_id,
+            custom_generate=dropping_finished_rows(leave, self.counts),
         )
-        new = out[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 

@@ -145,12 +145,24 @@ class RoutedExperts:
         finally:
             self._plans, self._rows = {}, {}
 
+    def keep(self, samples: torch.Tensor) -> None:
+        """Go on with these samples [indices] of the routed batch alone, as decoding does when answers have ended.
+
+        Only towers whose rows are samples run from here on; pictures were looked at before the first answer ended.
+        """
+        gates = {id(plan.gate): plan.gate for plan in self._plans.values()}
+        kept = {key: gate[samples] for key, gate in gates.items()}
+        for plan in self._plans.values():
+            plan.gate = kept[id(plan.gate)]
+
     def _plan(
         self, sets: list[tuple[str, ...]], *, device: torch.device | str, dtype: torch.dtype
     ) -> dict[str, _SitePlan]:
         used = [name for name in self.experts if any(name in s for s in sets)]
         chosen = torch.tensor([[float(name in s) for name in used] for s in sets], device=device)
         plans = {}
+        # Sites with the same experts at the same ranks share one gate.
+        gates: dict[tuple[tuple[int, int], ...], torch.Tensor] = {}
         for site in self._hooks:
             here = [(i, self.experts[name]) for i, name in enumerate(used) if site in self.experts[name].sites]
             if not here:
@@ -158,9 +170,11 @@ class RoutedExperts:
             pairs = [expert.sites[site] for _, expert in here]
             a = pairs[0][0] if len(pairs) == 1 else torch.cat([p[0] for p in pairs])
             b = pairs[0][1] if len(pairs) == 1 else torch.cat([p[1] for p in pairs], dim=1)
-            scaled = [chosen[:, i : i + 1].expand(-1, e.sites[site][0].shape[0]) * e.scale for i, e in here]
-            gate = torch.cat(scaled, dim=1).to(dtype)
-            plans[site] = _SitePlan(a.to(device, dtype), b.to(device, dtype), gate, self.modality_of(site))
+            ranks = tuple((i, len(pair[0])) for (i, _), pair in zip(here, pairs, strict=True))
+            if ranks not in gates:
+                scaled = [chosen[:, i : i + 1].expand(-1, rank) * self.experts[used[i]].scale for i, rank in ranks]
+                gates[ranks] = torch.cat(scaled, dim=1).to(dtype)
+            plans[site] = _SitePlan(a.to(device, dtype), b.to(device, dtype), gates[ranks], self.modality_of(site))
         return plans
 
     def _hook(self, site: str):

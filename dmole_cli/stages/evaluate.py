@@ -304,7 +304,10 @@ def _generate(
             sets = [pairs[p][1] for p in batch]
             with routed.route(sets, rows=vision_rows, device=backbone.device, dtype=backbone.dtype):
                 texts = backbone.generate(
-                    inputs, max_new_tokens=card.generation.max_new_tokens, min_new_tokens=card.generation.min_new_tokens
+                    inputs,
+                    max_new_tokens=card.generation.max_new_tokens,
+                    min_new_tokens=card.generation.min_new_tokens,
+                    leave=routed.keep,
                 )
             for p, text in zip(batch, texts, strict=True):
                 out[p] = text
