@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dmole_cli.artifacts.files import write_json
+from dmole_cli.errors import DmoleError
 
 Item = TypeVar("Item")
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -53,8 +56,32 @@ class Outcome:
 
 
 @contextmanager
-def clocked(path: Path) -> Iterator[None]:
-    """Write the seconds that the body took to a cost file: beside the artifacts, because time does not reproduce."""
-    started = time.perf_counter()
+def clocked(path: Path, counts: Callable[[], Counter[str]], *, adding: bool = False) -> Iterator[None]:
+    """Write what the body cost to a file beside the artifacts, and not inside, because time does not reproduce.
+
+    Args:
+        path: `{"seconds": ..., "counts": {what was computed: how often}}`.
+        counts: what the backbone has computed so far (see `Backbone.counts`).
+        adding: add to the costs that are there, for work that is done bit by bit; else they are replaced.
+    """
+    started, before = time.perf_counter(), Counter(counts())
     yield
-    write_json(path, {"seconds": round(time.perf_counter() - started, 3)})
+    seconds, computed = time.perf_counter() - started, counts() - before
+    if adding and path.exists():
+        earlier = read_cost(path)
+        seconds, computed = seconds + earlier["seconds"], computed + Counter(earlier["counts"])
+    write_json(path, {"seconds": round(seconds, 3), "counts": dict(sorted(computed.items()))})
+
+
+def read_cost(path: Path) -> dict[str, Any]:
+    """Read what `clocked` wrote.
+
+    Raises:
+        DmoleError: the file is not what a stage writes.
+    """
+    try:
+        cost = json.loads(path.read_text(encoding="utf-8"))
+        return {"seconds": float(cost["seconds"]), "counts": {k: int(v) for k, v in cost.get("counts", {}).items()}}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        message = f"{path} does not hold a stage's seconds: {error!r}"
+        raise DmoleError(message, "delete it; nothing but the report of costs reads it") from error

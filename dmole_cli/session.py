@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -55,6 +56,10 @@ class Session:
         from dmole_cli.backbones.adapter import load_backbone
 
         return load_backbone(self.config.backbone)
+
+    def counts(self) -> Counter[str]:
+        """What the backbone has computed so far; nothing if it was never needed."""
+        return self.backbone.counts if "backbone" in self.__dict__ else Counter()
 
     def command(self, subcommand: str, task: str, /, **options: object) -> str:
         """The command line that makes an artifact, as the user would type it in this place."""

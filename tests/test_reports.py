@@ -327,13 +327,14 @@ def test_costs_are_totalled_per_stage(run: Run) -> None:
     assert profiling_share(run) is None
     for task, profiled, trained in (("shapes", 1.0, 40.0), ("captions", 0.5, 60.0)):
         write_json(run.cost("profile", task), {"seconds": profiled})
-        write_json(run.cost("train-task-d-mole", task), {"seconds": trained})
+        write_json(run.cost("train-task-d-mole", task), {"seconds": trained, "counts": {"training_tokens": 7}})
     assert cost_rows(run) == [
-        {"stage": "profile", "tasks": {"captions": 0.5, "shapes": 1.0}, "seconds": 1.5},
+        {"stage": "profile", "tasks": {"captions": 0.5, "shapes": 1.0}, "seconds": 1.5, "counts": {}},
         {
             "stage": "train-task-d-mole",
             "tasks": {"captions": 60.0, "shapes": 40.0},
             "seconds": 100.0,
+            "counts": {"training_tokens": 14},
         },
     ]
     assert profiling_share(run) == close(0.015)

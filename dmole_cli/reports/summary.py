@@ -5,7 +5,7 @@ Beside them, the seconds that the stages took. Everything here only reads.
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from dmole_cli.artifacts.evaluation import Answer, read_evaluation
 from dmole_cli.artifacts.expert import expert_header
 from dmole_cli.artifacts.layout import D_MOLE, Run
 from dmole_cli.errors import DmoleError
+from dmole_cli.outcome import read_cost
 from dmole_cli.reports.continual import FORMULAS, Cell, Matrix, continual_scores
 
 # Three methods are no walk through the stream, so their files are read differently: one has stage 0 alone, one a
@@ -140,7 +141,7 @@ def as_json(reports: Sequence[MethodReport]) -> list[dict[str, Any]]:
 def cost_rows(run: Run) -> list[dict[str, Any]]:
     """Read `costs/<stage>/<task>.json` and total the seconds per stage, stages by name, as JSON values.
 
-    A row holds `stage`, `tasks` {task: seconds} and `seconds`, their sum.
+    A row holds `stage`, `tasks` {task: seconds}, `seconds`, their sum, and `counts`, what the backbone computed over all.
 
     Raises:
         DmoleError: a file is not what a stage writes.
@@ -290,13 +291,7 @@ def _same_backbone(first: _Evaluated, other: _Evaluated) -> None:
 
 
 def _cost_row(folder: Path) -> dict[str, Any]:
-    costs = {path.stem: _read_cost(path) for path in sorted(folder.glob("*.json"))}
-    return {"stage": folder.name, "tasks": costs, "seconds": sum(costs.values())}
-
-
-def _read_cost(path: Path) -> float:
-    try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
-    except (ValueError, TypeError, KeyError) as error:
-        message = f"{path} does not hold a stage's seconds: {error!r}"
-        raise DmoleError(message, "delete it; nothing but the report of costs reads it") from error
+    costs = {path.stem: read_cost(path) for path in sorted(folder.glob("*.json"))}
+    seconds = {task: cost["seconds"] for task, cost in costs.items()}
+    counts = sum((Counter(cost["counts"]) for cost in costs.values()), Counter())
+    return {"stage": folder.name, "tasks": seconds, "seconds": sum(seconds.values()), "counts": dict(counts)}

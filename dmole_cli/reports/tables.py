@@ -114,7 +114,10 @@ def points(value: Cell) -> str:
 def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Show the seconds of every stage (rows of `summary.cost_rows`), and what profiling adds to training."""
     share = share_of_profiling(rows)
-    caption = "Seconds of the stage's own work; starting the process and loading the backbone are not in them."
+    caption = (
+        "Seconds of the stage's own work; starting the process and loading the backbone are not in them.\n"
+        "Base passes: samples whose routing features were computed. Answers: samples generated."
+    )
     if share is not None:
         caption += f"\nProfiling took {100 * share:.2f} % of the seconds that training the same tasks took."
     table = _table("Cost in seconds", caption)
@@ -122,9 +125,12 @@ def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
     for title in (*tasks, "sum"):
         table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("base passes", justify="right")
+    table.add_column("answers", justify="right")
     for row in rows:
         cells = [row["tasks"].get(task) for task in tasks]
-        table.add_row(row["stage"], *map(points, (*cells, row["seconds"])))
+        computed = [_count(row["counts"].get(name, 0)) for name in ("feature_passes", "generations")]
+        table.add_row(row["stage"], *map(points, (*cells, row["seconds"])), *computed)
     return table
 
 

@@ -126,10 +126,11 @@ def _evaluate_task(
     ]
     if not todo:
         return outcomes
-    with clocked(session.run.cost("-".join(["evaluate", *chosen.values(), method]), task)):
+    cost = session.run.cost("-".join(["evaluate", *chosen.values(), method]), task)
+    with clocked(cost, session.counts, adding=True):
         table = _losses(session, samples, task, max(todo), track) if rules.USES_ROUTERS else None
         cells = [_cell(session, rules, method, task, stage, samples, headers[stage], table) for stage in todo]
-        answers, generated = _answers(session, card, samples, cells, method, force=force, track=track)
+        answers, fresh = _answers(session, card, samples, cells, method, force=force, track=track)
         metric = catalog.load("metrics", card.metric)
         references, details = [list(s.references) for s in samples], [dict(s.details) for s in samples]
         for cell in cells:
@@ -143,11 +144,15 @@ def _evaluate_task(
             ]
             write_evaluation(cell.path, rows, cell.header)
             points = metric.UNIT_SCALE * sum(scores) / len(scores)
+            # An answer that several cells share was generated for the first of them.
+            new = {(i, frozenset(active)) for i, active in enumerate(cell.active)} & fresh
+            fresh -= new
             facts = {
                 "at_stage": cell.stage,
                 card.metric: round(points, 2),
                 "samples": len(samples),
-                "generated": generated,
+                "generated": len(new),
+                "reused": len(samples) - len(new),
             }
             outcomes.append(Outcome(f"evaluate {method}", task, cell.path, written=True, facts=facts))
     return outcomes
@@ -253,8 +258,8 @@ def _answers(
     *,
     force: bool,
     track: Track,
-) -> tuple[dict[tuple[int, tuple[str, ...]], str], int]:
-    """Answers by (sample index, experts), from the kept ones where they are there; and how many were generated."""
+) -> tuple[dict[tuple[int, tuple[str, ...]], str], set[tuple[int, frozenset[str]]]]:
+    """Answers by (sample index, experts), kept ones where they are there; and which (sample, set) are new."""
     names = sorted({name for cell in cells for active in cell.active for name in active})
     digests = {name: digest_of_file(session.run.expert(name, method)) for name in names}
     common = [session.fingerprint, asdict(card.generation)]
@@ -274,7 +279,7 @@ def _answers(
         fresh = _generate(session, card, samples, list(missing.values()), method, track)
         kept = {**read_generations(path), **dict(zip(missing, fresh, strict=True))}
         write_generations(path, kept, session.fingerprint)
-    return {pair: kept[k] for pair, k in wanted.items()}, len(missing)
+    return {pair: kept[k] for pair, k in wanted.items()}, {(i, frozenset(active)) for i, active in missing.values()}
 
 
 def _generate(

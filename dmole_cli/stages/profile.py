@@ -49,7 +49,7 @@ def profile(session: Session, task: str, *, force: bool = False, track: Track = 
     batches = subset(len(samples), settings.portion, settings.batch_size, seed=seed_for(config.seed, task, "profile"))
     backbone = session.backbone
     sites = find_sites(backbone.model, settings.sites)
-    with clocked(session.run.cost("profile", task)):
+    with clocked(session.run.cost("profile", task), session.counts):
         encoded = encoded_batches(backbone, samples, batches, with_answer=True)
         rows = measure(backbone, sites, track(encoded, f"profile {task}", len(batches)))
     write_profile(path, rows, replace(header, facts={"backbone_parameters": backbone.parameters}))

@@ -46,7 +46,7 @@ def train_router(session: Session, task: str, *, force: bool = False, track: Tra
         path, None if force else router_header(path), header, force=force, command=session.command("train-router", task)
     ):
         return Outcome("train-router", task, path, written=False, reads=reads)
-    with clocked(session.run.cost("train-router", task)):
+    with clocked(session.run.cost("train-router", task), session.counts):
         features = features_of(
             session.backbone, samples, session.run.features(task), label=f"{task}/train", track=track
         )

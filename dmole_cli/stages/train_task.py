@@ -57,7 +57,7 @@ def train_task(
     redo = session.command("train-task", task, method=method)
     if up_to_date(path, None if force else expert_header(path), header, force=force, command=redo):
         return Outcome("train-task", task, path, written=False, reads=reads)
-    with clocked(run.cost(f"train-task-{method}", task)):
+    with clocked(run.cost(f"train-task-{method}", task), session.counts):
         expert, losses = _train(session, task, method, rules, recipe, track)
     write_expert(path, ExpertFile(expert.sites, expert.scale, header))
     tail = losses[-10:]
