@@ -128,6 +128,11 @@ class Backbone:
         content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
+    def text_lengths(self, samples: Sequence[Sample]) -> list[int]:
+        """Tokens of question and answer of each sample, without template and pictures: what makes batches uneven."""
+        texts = [f"{sample.question} {sample.answer}" for sample in samples]
+        return [len(tokens) for tokens in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
     def collate(
         self, samples: Sequence[Encoded], *, left: bool
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

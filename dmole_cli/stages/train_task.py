@@ -103,6 +103,7 @@ def _train(
             int(recipe["batch_size"]),
             epochs=int(recipe["epochs"]),
             seed=seed_for(config.seed, task, "order"),
+            lengths=backbone.text_lengths(samples),
         )
         encoded = encoded_batches(backbone, samples, order, with_answer=True)
         # Seeded here and for this task alone, or dropout would depend on what the process did before.

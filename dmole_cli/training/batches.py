@@ -15,6 +15,7 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.sample import Sample
 
 WORKER_FROM = 256  # samples from which a worker process pays for its start
+WINDOW = 50  # batches among which samples are sorted by length
 KEPT = 4096  # encoded samples that a worker keeps for the next pass
 
 
@@ -94,13 +95,34 @@ def in_order(count: int, batch_size: int) -> list[list[int]]:
     return [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
 
 
-def shuffled(count: int, batch_size: int, *, epochs: int, seed: int) -> list[list[int]]:
-    """Indices of `epochs` passes, each in its own seeded order, in batches; the last batch of a pass may be smaller."""
+def shuffled(
+    count: int, batch_size: int, *, epochs: int, seed: int, lengths: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Indices of `epochs` passes, each in its own seeded order, in batches; the last batch of a pass may be smaller.
+
+    Args:
+        count: of samples.
+        batch_size: of a step.
+        epochs: passes.
+        seed: of the order.
+        lengths: of the samples; where given, each stretch of WINDOW batches is sorted by length, so that a batch holds
+            little padding, and the batches of a pass are shuffled again.
+    """
     generator = torch.Generator().manual_seed(seed)
     out: list[list[int]] = []
     for _ in range(epochs):
-        order = torch.randperm(count, generator=generator)
-        out += [rows.tolist() for rows in order.split(batch_size)]
+        order = torch.randperm(count, generator=generator).tolist()
+        if lengths is None:
+            out += [order[start : start + batch_size] for start in range(0, count, batch_size)]
+            continue
+        stretch = WINDOW * batch_size
+        sorted_rows = [
+            row
+            for start in range(0, count, stretch)
+            for row in sorted(order[start : start + stretch], key=lengths.__getitem__)
+        ]
+        batches = [sorted_rows[start : start + batch_size] for start in range(0, count, batch_size)]
+        out += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
     return out
 
 
