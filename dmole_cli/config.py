@@ -28,11 +28,13 @@ class ProfileSettings:
         portion: share of the training split that is measured (0..1].
         batch_size: samples of a batch; every batch counts the same.
         sites: `attention`, `linear`, or a regular expression on module paths.
+        seed: of the subset. Not the run's: a profile depends on backbone and task alone, whatever the run.
     """
 
     portion: float = 0.01
     batch_size: int = 8
     sites: str = "attention"
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class RouterSettings:
         held_out: share of the samples kept for the threshold.
         quantile: of the held-out losses that becomes the threshold.
         threshold_scale: factor on that quantile.
+        seed: of the autoencoder. Not the run's: a router depends on backbone and task alone, whatever the run.
     """
 
     decoder: str = "sigmoid"
@@ -83,6 +86,7 @@ class RouterSettings:
     held_out: float = 0.1
     quantile: float = 0.99
     threshold_scale: float = 1.0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,8 +139,9 @@ class Config:
         backbone: `embedded`, a folder, or a hub id.
         tasks: names or card paths, in the order in which they arrive.
         unseen: tasks that are evaluated and never trained.
-        seed: of every random choice.
+        seed: of the experts, of the order of their training samples and of dropout.
         data_root: where relative data paths of cards start, None = beside the card.
+        shared: directory of profiles, features and routers that several runs share, None = the run directory.
     """
 
     backbone: str = "embedded"
@@ -144,6 +149,7 @@ class Config:
     unseen: tuple[str, ...] = DEFAULT_UNSEEN
     seed: int = 0
     data_root: str | None = None
+    shared: str | None = None
     profile: ProfileSettings = field(default_factory=ProfileSettings)
     allocate: AllocateSettings = field(default_factory=AllocateSettings)
     router: RouterSettings = field(default_factory=RouterSettings)

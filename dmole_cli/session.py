@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from dmole_cli.backbones.adapter import Backbone
 
 # Shared options that a subcommand does not have.
-WITHOUT = {"allocate": ("seed", "data_root"), "evaluate": ("seed",)}
+# Profiles and routers have a seed of their own, because they do not change with the run's.
+WITHOUT = {
+    "allocate": ("seed", "data_root"),
+    "evaluate": ("seed",),
+    "profile": ("seed",),
+    "train-router": ("seed",),
+}
 
 
 class Session:
@@ -91,7 +97,7 @@ class Session:
 
     def digests(self, *paths: Path) -> dict[str, str]:
         """Digests of artifacts by their path relative to the run directory."""
-        return {str(path.relative_to(self.run.root)): digest_of_file(path) for path in paths}
+        return {self.run.name_of(path): digest_of_file(path) for path in paths}
 
     def require_backbone(self, path: Path, fingerprint: str, command: str) -> None:
         """Refuse an artifact of another backbone.

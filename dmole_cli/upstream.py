@@ -52,16 +52,16 @@ def _check(session: Session, path: Path, data: Mapping[str, str], seen: set[Path
     header = _header(path, redo)
     session.require_backbone(path, header.backbone, redo)
     for name in sorted(header.inputs):
-        source = session.run.root / name
+        source = session.run.path_of(name)
         # An input that is gone cannot be asked; its reader still has what was made from it.
         if name.split("/")[0] in MAKERS and source.is_file():
             _check(session, source, data, seen)
-    require_current(path, header, root=session.run.root, command=redo, data=data)
+    require_current(path, header, find=session.run.path_of, command=redo, data=data)
 
 
 def maker(session: Session, path: Path) -> str:
     """The command that makes an artifact of the run directory."""
-    parts = path.relative_to(session.run.root).parts
+    parts = session.run.name_of(path).split("/")
     method = parts[1] if parts[0] == "experts" and len(parts) > 2 else D_MOLE
     options = {"method": method} if method != D_MOLE else {}
     return session.command(MAKERS[parts[0]], path.stem, **options)

@@ -337,7 +337,7 @@ def test_the_same_inputs_give_the_same_bytes(finished, tmp_path, run):
     assert differing == []
 
 
-def test_another_seed_gives_other_experts_and_the_same_features(copy, run):
+def test_a_seed_changes_what_it_is_given_to(copy, run):
     before = tiny.files_of(copy / "dmole-run")
     for args in [("profile",), ("allocate",), ("train-router",), ("train-task",)]:
         if args != ("allocate",):
@@ -347,6 +347,34 @@ def test_another_seed_gives_other_experts_and_the_same_features(copy, run):
     assert found[f"features/{FIRST}.parquet"] == before[f"features/{FIRST}.parquet"]
     for name in (f"profiles/{FIRST}.parquet", f"routers/{FIRST}.safetensors", f"experts/{FIRST}.safetensors"):
         assert found[name] != before[name], name
+    # Doing the same again is nothing to do, and the command that an error proposes carries the seed.
+    again = tiny.succeed("profile", "--task", FIRST, "--seed", "1", "--run", "other", "--json", cwd=copy, run=run)
+    assert [e["written"] for e in json.loads(again.stdout)] == [False]
+    done = run("profile", "--task", FIRST, "--seed", "1", "--batch-size", "2", "--run", "other", cwd=copy)
+    assert done.returncode == 1 and f"dmole profile --task {FIRST} --seed 1 --run other --force" in done.stderr
+
+
+def test_runs_of_another_order_budget_and_seed_share_what_does_not_depend_on_them(copy, run):
+    stages = [("profile",), ("allocate", "--budget", "3%"), ("train-router",), ("train-task", "--seed", "7")]
+    shared, before = copy / "dmole-run", tiny.files_of(copy / "dmole-run")
+    config = (copy / "dmole.toml").read_text(encoding="utf-8")
+    order = [f'"tasks/{name}.toml"' for name in tiny.TASKS]
+    turned = config.replace(", ".join(order), ", ".join(order[::-1]))
+    assert turned != config
+    (copy / "turned.toml").write_text(turned, encoding="utf-8")
+    options = ("--config", "turned.toml", "--run", "other", "--shared", "dmole-run")
+    for args in stages:
+        told = json.loads(tiny.succeed(*args, *options, "--json", cwd=copy, run=run).stdout)
+        assert [e["written"] for e in told] == [args[0] in ("allocate", "train-task")] * 2
+    tiny.succeed("evaluate", "--stage", "2", *options, cwd=copy, run=run)
+    # The evaluation found its features, too, and nothing of the first run was touched.
+    assert tiny.files_of(shared) == before
+    assert {name.split("/")[0] for name in tiny.files_of(copy / "other")} == {
+        "allocations",
+        "experts",
+        "evaluations",
+        "generations",
+    }
 
 
 # --- evaluation ---

@@ -8,15 +8,38 @@ from pathlib import Path
 D_MOLE = "d-mole"
 
 
+# What depends on the backbone and the task alone, not on order, budget, seed or method, and the stages that make it.
+SHARED_FOLDERS = frozenset({"profiles", "features", "routers"})
+SHARED_STAGES = frozenset({"profile", "train-router"})
+
+
 @dataclass(frozen=True)
 class Run:
-    """Paths of one run directory."""
+    """Paths of one run directory.
+
+    Attributes:
+        root: the run directory.
+        shared: where profiles, features and routers lie, for several runs; None for the run directory itself.
+    """
 
     root: Path
+    shared: Path | None = None
+
+    def base(self, folder: str) -> Path:
+        """The directory that a folder of artifacts lies in."""
+        return self.shared if self.shared is not None and folder in SHARED_FOLDERS else self.root
+
+    def name_of(self, path: Path) -> str:
+        """The name of an artifact in headers: its path below the directory that holds it, wherever that lies."""
+        return path.relative_to(self.base(path.parent.name)).as_posix()
+
+    def path_of(self, name: str) -> Path:
+        """The artifact that a header calls by this name."""
+        return self.base(name.partition("/")[0]) / name
 
     def profile(self, task: str) -> Path:
         """Layer sensitivity of a task."""
-        return self.root / "profiles" / f"{task}.parquet"
+        return self.base("profiles") / "profiles" / f"{task}.parquet"
 
     def allocation(self, task: str) -> Path:
         """Placement of a task's experts."""
@@ -24,11 +47,13 @@ class Run:
 
     def features(self, task: str, split: str = "train") -> Path:
         """Routing features of a task's samples; the training split has the plain name."""
-        return self.root / "features" / (f"{task}.parquet" if split == "train" else f"{task}.{split}.parquet")
+        return (
+            self.base("features") / "features" / (f"{task}.parquet" if split == "train" else f"{task}.{split}.parquet")
+        )
 
     def router(self, task: str) -> Path:
         """Autoencoder and threshold of a task."""
-        return self.root / "routers" / f"{task}.safetensors"
+        return self.base("routers") / "routers" / f"{task}.safetensors"
 
     def expert(self, task: str, method: str = D_MOLE) -> Path:
         """Tensors trained at a task's stage; methods other than the main one have a folder of their own."""
@@ -49,4 +74,5 @@ class Run:
 
     def cost(self, stage: str, task: str) -> Path:
         """Seconds a stage took: beside the artifacts, never inside them, because time is not reproducible."""
-        return self.root / "costs" / stage / f"{task}.json"
+        base = self.shared if self.shared is not None and stage in SHARED_STAGES else self.root
+        return base / "costs" / stage / f"{task}.json"

@@ -6,7 +6,7 @@ No time stamp and no machine name goes in: the same inputs give the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,12 +136,12 @@ def up_to_date(path: Path, made: Header | None, wanted: Header, *, force: bool, 
 
 
 def require_current(
-    path: Path, header: Header, *, root: Path, command: str, data: Mapping[str, str] | None = None
+    path: Path, header: Header, *, find: Callable[[str], Path], command: str, data: Mapping[str, str] | None = None
 ) -> None:
     """Refuse an artifact whose own inputs have changed since it was made.
 
-    Inputs that are files of the run directory are recorded under their path relative to it; `data` holds the digests of
-    the splits that the caller has read, under the names that they are recorded by.
+    Inputs that are artifacts are recorded under their path in the run directory, which `find` turns into the file; `data`
+    holds the digests of the splits that the caller has read, under the names that they are recorded by.
 
     Raises:
         DmoleError: an input's digest is another one now; the message names both files and `command` mends it.
@@ -151,7 +151,7 @@ def require_current(
             raise DmoleError(
                 f"{path} is stale: {name} has changed since it was made", f"{command} --force makes it again"
             )
-        source = root / name
+        source = find(name)
         if source.is_file() and digest_of_file(source) != digest:
             raise DmoleError(
                 f"{path} is stale: {source} has changed since it was made", f"{command} --force makes it again"

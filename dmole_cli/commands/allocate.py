@@ -15,6 +15,7 @@ from dmole_cli.commands.options import (
     ForceOption,
     JsonOption,
     RunOption,
+    SharedOption,
     TaskOption,
     chosen_tasks,
     open_session,
@@ -65,6 +66,7 @@ def allocate(
     out: Annotated[Path | None, typer.Option(help="Where to write the placement of --profile.")] = None,
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,
+    shared: SharedOption = None,
     backbone: BackboneOption = None,
     json: JsonOption = False,
     force: ForceOption = False,
@@ -83,7 +85,7 @@ def allocate(
         "curriculum": curriculum,
         "modalities": (only,) if only else None,
     }
-    session = open_session(run=run, config=config, backbone=backbone, allocate=section)
+    session = open_session(run=run, shared=shared, config=config, backbone=backbone, allocate=section)
     from dmole_cli.stages.allocate import allocate_file, allocate_task
 
     if profile is not None and out is not None:

@@ -15,6 +15,7 @@ from dmole_cli.commands.options import (
     ForceOption,
     JsonOption,
     RunOption,
+    SharedOption,
     open_session,
 )
 
@@ -55,6 +56,7 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples generated at once. [default: 64]")] = None,
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,
+    shared: SharedOption = None,
     backbone: BackboneOption = None,
     data_root: DataRootOption = None,
     json: JsonOption = False,
@@ -64,7 +66,9 @@ def evaluate(
     if report is not None and report not in REPORTS:
         raise typer.BadParameter(f"--report {report}: choose one of {', '.join(REPORTS)}")
     section = {"routing": routing, "threshold_scale": threshold_scale, "split": split, "batch_size": batch_size}
-    session = open_session(run=run, config=config, backbone=backbone, data_root=data_root, evaluate=section)
+    session = open_session(
+        run=run, shared=shared, config=config, backbone=backbone, data_root=data_root, evaluate=section
+    )
     if report is None or stage or task:
         outcomes = _evaluate(session, stage, task, method or ["d-mole"], json, force)
         shown = json and report is None

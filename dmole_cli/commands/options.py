@@ -27,8 +27,18 @@ ConfigOption = Annotated[
 SeedOption = Annotated[
     int | None, typer.Option("--seed", help="Seed of every random choice. Default: the configuration's (0).")
 ]
+StageSeedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", help="Seed of this stage, which does not follow the run's. Default: the configuration's (0)."
+    ),
+]
 BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="'embedded', a folder written by save_pretrained, or a hub id.")
+]
+SharedOption = Annotated[
+    Path | None,
+    typer.Option("--shared", help="Where profiles, features and routers lie, if several runs share them."),
 ]
 DataRootOption = Annotated[
     Path | None, typer.Option("--data-root", help="Where relative data paths of task cards start.")
@@ -45,6 +55,7 @@ def open_session(
     seed: int | None = None,
     backbone: str | None = None,
     data_root: Path | None = None,
+    shared: Path | None = None,
     **sections: Mapping[str, object],
 ) -> Session:
     """Configuration with the command line's options put in their place, and the run directory.
@@ -55,6 +66,7 @@ def open_session(
         seed: overrides the configuration's.
         backbone: overrides the configuration's.
         data_root: overrides the configuration's.
+        shared: overrides the configuration's.
         sections: section of the configuration -> options of the command that belong to it (None = not given).
     """
     from dmole_cli.artifacts.layout import Run
@@ -63,15 +75,18 @@ def open_session(
 
     settings = read_config(config)
     top = {"seed": seed, "backbone": backbone, "data_root": str(data_root) if data_root else None}
+    top["shared"] = str(shared) if shared else None
     settings = override(settings, **top)
     for name, options in sections.items():
         settings = replace(settings, **{name: override(getattr(settings, name), **options)})
     require_possible(settings)
-    if run.exists() and not run.is_dir():
-        raise DmoleError(f"{run} is a file, not a run directory", "pass --run a folder; it is made when needed")
-    shared = {"run": run if run != DEFAULT_RUN else None, "config": config, **top}
-    given = {key: shlex.quote(str(value)) for key, value in shared.items() if value is not None}
-    return Session(settings, Run(run), given=given)
+    common = Path(settings.shared) if settings.shared else None
+    for name, folder in (("run", run), ("shared", common)):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise DmoleError(f"{folder} is a file, not a directory", f"pass --{name} a folder; it is made when needed")
+    typed = {"run": run if run != DEFAULT_RUN else None, "config": config, **top}
+    given = {key: shlex.quote(str(value)) for key, value in typed.items() if value is not None}
+    return Session(settings, Run(run, common), given=given)
 
 
 def chosen_tasks(session: Session, tasks: list[str] | None, *, in_stream: bool = False) -> list[str]:

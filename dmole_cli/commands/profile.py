@@ -15,7 +15,8 @@ from dmole_cli.commands.options import (
     ForceOption,
     JsonOption,
     RunOption,
-    SeedOption,
+    SharedOption,
+    StageSeedOption,
     TaskOption,
     chosen_tasks,
     open_session,
@@ -36,15 +37,18 @@ def profile(
     ] = None,
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,
+    shared: SharedOption = None,
     backbone: BackboneOption = None,
     data_root: DataRootOption = None,
-    seed: SeedOption = None,
+    seed: StageSeedOption = None,
     json: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
     """Stage 1."""
-    section = {"portion": portion, "batch_size": batch_size, "sites": sites}
-    session = open_session(run=run, config=config, seed=seed, backbone=backbone, data_root=data_root, profile=section)
+    section = {"seed": seed, "portion": portion, "batch_size": batch_size, "sites": sites}
+    session = open_session(
+        run=run, shared=shared, config=config, backbone=backbone, data_root=data_root, profile=section
+    )
     names = chosen_tasks(session, task)
     from dmole_cli.stages.profile import profile as stage
 

@@ -15,7 +15,8 @@ from dmole_cli.commands.options import (
     ForceOption,
     JsonOption,
     RunOption,
-    SeedOption,
+    SharedOption,
+    StageSeedOption,
     TaskOption,
     chosen_tasks,
     open_session,
@@ -39,15 +40,18 @@ def train_router(
     ] = None,
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,
+    shared: SharedOption = None,
     backbone: BackboneOption = None,
     data_root: DataRootOption = None,
-    seed: SeedOption = None,
+    seed: StageSeedOption = None,
     json: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
     """Stage 3."""
-    section = {"decoder": decoder, "start": start, "epochs": epochs, "threshold_scale": threshold_scale}
-    session = open_session(run=run, config=config, seed=seed, backbone=backbone, data_root=data_root, router=section)
+    section = {"seed": seed, "decoder": decoder, "start": start, "epochs": epochs, "threshold_scale": threshold_scale}
+    session = open_session(
+        run=run, shared=shared, config=config, backbone=backbone, data_root=data_root, router=section
+    )
     names = chosen_tasks(session, task)
     from dmole_cli.stages.train_router import train_router as stage
 

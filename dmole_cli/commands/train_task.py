@@ -16,6 +16,7 @@ from dmole_cli.commands.options import (
     JsonOption,
     RunOption,
     SeedOption,
+    SharedOption,
     TaskOption,
     chosen_tasks,
     open_session,
@@ -44,6 +45,7 @@ def train_task(
     ] = None,
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,
+    shared: SharedOption = None,
     backbone: BackboneOption = None,
     data_root: DataRootOption = None,
     seed: SeedOption = None,
@@ -60,6 +62,7 @@ def train_task(
     }
     session = open_session(
         run=run,
+        shared=shared,
         config=config,
         seed=seed,
         backbone=backbone,

@@ -141,13 +141,18 @@ def as_json(reports: Sequence[MethodReport]) -> list[dict[str, Any]]:
 def cost_rows(run: Run) -> list[dict[str, Any]]:
     """Read `costs/<stage>/<task>.json` and total the seconds per stage, stages by name, as JSON values.
 
+    What several runs share was paid once and stands in the costs of each.
+
     A row holds `stage`, `tasks` {task: seconds}, `seconds`, their sum, and `counts`, what the backbone computed over all.
 
     Raises:
         DmoleError: a file is not what a stage writes.
     """
-    folder = run.cost("stage", "task").parents[1]
-    stages = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    folders = {run.cost(stage, "task").parents[1] for stage in (PROFILING, TRAINING)}
+    stages = sorted(
+        (path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_dir()),
+        key=lambda path: path.name,
+    )
     return [row for stage in stages if (row := _cost_row(stage))["tasks"]]
 
 

@@ -28,7 +28,7 @@ def allocate_task(session: Session, task: str, *, force: bool = False) -> Outcom
     profile, path = session.run.profile(task), session.run.allocation(task)
     rows, made = read_profile(profile, hint=f"make it with: {session.command('profile', task)}")
     session.require_backbone(profile, made.backbone, session.command("profile", task))
-    key = str(profile.relative_to(session.run.root))
+    key = session.run.name_of(profile)
     return place(
         rows,
         made,

@@ -36,23 +36,22 @@ def profile(session: Session, task: str, *, force: bool = False, track: Track = 
         SCHEMA,
         VERSION,
         backbone=session.fingerprint,
-        seed=config.seed,
+        seed=settings.seed,
         settings={"portion": settings.portion, "batch_size": settings.batch_size, "sites": settings.sites},
         inputs={f"data:{task}/train": data_digest(samples)},
         versions=versions("torch", "transformers"),
     )
     path, reads = session.run.profile(task), (f"task {task} (train)", f"backbone {config.backbone}")
-    if up_to_date(
-        path, None if force else profile_header(path), header, force=force, command=session.command("profile", task)
-    ):
+    redo = session.command("profile", task, **({"seed": settings.seed} if settings.seed else {}))
+    if up_to_date(path, None if force else profile_header(path), header, force=force, command=redo):
         return Outcome("profile", task, path, written=False, reads=reads)
-    batches = subset(len(samples), settings.portion, settings.batch_size, seed=seed_for(config.seed, task, "profile"))
+    batches = subset(len(samples), settings.portion, settings.batch_size, seed=seed_for(settings.seed, task, "profile"))
     backbone = session.backbone
     sites = find_sites(backbone.model, settings.sites)
     with clocked(session.run.cost("profile", task), session.counts):
         encoded = encoded_batches(backbone, samples, batches, with_answer=True)
         rows = measure(backbone, sites, track(encoded, f"profile {task}", len(batches)))
-    write_profile(path, rows, replace(header, facts={"backbone_parameters": backbone.parameters}))
+        write_profile(path, rows, replace(header, facts={"backbone_parameters": backbone.parameters}))
     vision = sum(r.score for r in rows if r.modality == "vision")
     total = sum(r.score for r in rows)
     facts = {"sites": len(rows), "batches": len(batches), "vision_share": round(vision / total, 4) if total else None}

@@ -36,22 +36,21 @@ def train_router(session: Session, task: str, *, force: bool = False, track: Tra
         SCHEMA,
         VERSION,
         backbone=session.fingerprint,
-        seed=config.seed,
+        seed=settings.seed,
         settings=asdict(settings),
         inputs={f"data:{task}/train": data_digest(samples)},
         versions=versions("torch", "transformers"),
     )
     path, reads = session.run.router(task), (f"task {task} (train)", f"backbone {config.backbone}")
-    if up_to_date(
-        path, None if force else router_header(path), header, force=force, command=session.command("train-router", task)
-    ):
+    redo = session.command("train-router", task, **({"seed": settings.seed} if settings.seed else {}))
+    if up_to_date(path, None if force else router_header(path), header, force=force, command=redo):
         return Outcome("train-router", task, path, written=False, reads=reads)
     with clocked(session.run.cost("train-router", task), session.counts):
         features = features_of(
             session.backbone, samples, session.run.features(task), label=f"{task}/train", track=track
         )
         router, epochs = build(session, features, header, task)
-    write_router(path, router)
+        write_router(path, router)
     facts = {"threshold": round(router.threshold, 8), "epochs": epochs, "samples": len(samples)}
     return Outcome("train-router", task, path, written=True, reads=reads, facts=facts)
 
@@ -59,7 +58,7 @@ def train_router(session: Session, task: str, *, force: bool = False, track: Tra
 def build(session: Session, features: torch.Tensor, header: Header, task: str) -> tuple[RouterFile, int]:
     """Fit an autoencoder on features [samples, width], its threshold on those held out."""
     settings = session.config.router
-    seed = seed_for(session.config.seed, task, "router")
+    seed = seed_for(settings.seed, task, "router")
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
     held_out = max(1, round(len(features) * settings.held_out))
     kept, tested = features[order[held_out:]], features[order[:held_out]]

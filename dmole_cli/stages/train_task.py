@@ -59,7 +59,7 @@ def train_task(
         return Outcome("train-task", task, path, written=False, reads=reads)
     with clocked(run.cost(f"train-task-{method}", task), session.counts):
         expert, losses = _train(session, task, method, rules, recipe, track)
-    write_expert(path, ExpertFile(expert.sites, expert.scale, header))
+        write_expert(path, ExpertFile(expert.sites, expert.scale, header))
     tail = losses[-10:]
     facts = {
         "parameters": sum(p.numel() for p in expert.parameters()),

@@ -5,8 +5,8 @@ Reads evaluations only; prints mean and sample standard deviation over the runs 
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 from pathlib import Path
 
 from dmole_cli.artifacts.layout import Run
@@ -72,7 +72,11 @@ def figures(methods: dict[str, list[MethodReport]], runs: list[Run]) -> list[str
 
 def main() -> None:
     """Print both tables."""
-    runs = [Run(Path(name)) for name in sys.argv[1:]]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", help="run directories, one per seed")
+    parser.add_argument("--shared", type=Path, help="where their profiles, features and routers lie")
+    options = parser.parse_args()
+    runs = [Run(folder, options.shared) for folder in options.runs]
     methods = by_method(runs)
     print("\n".join(score_table(methods) + figures(methods, runs)))
 
