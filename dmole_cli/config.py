@@ -29,12 +29,16 @@ class ProfileSettings:
         batch_size: samples of a batch; every batch counts the same.
         sites: `attention`, `linear`, or a regular expression on module paths.
         seed: of the subset. Not the run's: a profile depends on backbone and task alone, whatever the run.
+        checkpointing: recompute activations on the way back: less memory, more time, the same profile.
+        per_sample: measure each sample's own gradient as well.
     """
 
     portion: float = 0.01
     batch_size: int = 8
     sites: str = "attention"
     seed: int = 0
+    checkpointing: bool = False
+    per_sample: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,8 @@ class Config:
         unseen: tasks that are evaluated and never trained.
         seed: of the experts, of the order of their training samples and of dropout.
         data_root: where relative data paths of cards start, None = beside the card.
+        picture_store: megabytes on disk, while a command runs, for encoded pictures that no active expert looks at and that
+            are needed more than once; 0 encodes them each time.
         shared: directory of profiles, features and routers that several runs share, None = the run directory.
     """
 
@@ -149,6 +155,7 @@ class Config:
     unseen: tuple[str, ...] = DEFAULT_UNSEEN
     seed: int = 0
     data_root: str | None = None
+    picture_store: int = 1024
     shared: str | None = None
     profile: ProfileSettings = field(default_factory=ProfileSettings)
     allocate: AllocateSettings = field(default_factory=AllocateSettings)
@@ -247,6 +254,7 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "train.weight_decay": (lambda v: 0 <= v < math.inf, "0 or more"),
     "train.warmup": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "train.clip": (lambda v: v > 0, "over 0"),
+    "picture_store": (lambda v: v >= 0, "0 or more"),
     "train.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "evaluate.routing": (lambda v: v in ROUTING_MODES, f"one of {', '.join(ROUTING_MODES)}"),
     "evaluate.split": (lambda v: v in EVALUATED_SPLITS, f"one of {', '.join(EVALUATED_SPLITS)}"),
@@ -265,8 +273,8 @@ def require_possible(config: Config) -> None:
     """
     problems = []
     for name, (holds, words) in RULES.items():
-        section, key = name.split(".")
-        value = getattr(getattr(config, section), key)
+        *section, key = name.split(".")
+        value = getattr(getattr(config, section[0]) if section else config, key)
         if not holds(value):
             problems.append(f"{name} (--{key.replace('_', '-')}) is {value}, and must be {words}")
     if problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Sample:
             they raise `DmoleError` naming the file when it is missing or does not open.
         details: what the metric needs beyond the references (options, box, size), JSON values only.
         sources: identities of the source items the sample was made of, e.g. `mnist:1234`; splits share none.
+        files: the picture files it opens; none where pictures are composed from an installed package.
     """
 
     sample_id: str
@@ -32,3 +34,4 @@ class Sample:
     images: tuple[Callable[[], Image], ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()

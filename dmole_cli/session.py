@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.artifacts.layout import Run
+from dmole_cli.artifacts.pictures import PictureDigests
 from dmole_cli.config import Config
 from dmole_cli.errors import DmoleError
+from dmole_cli.outcome import clocked
 from dmole_cli.sample import Sample
 from dmole_cli.tasks import TaskCard, load_card, samples
 
@@ -48,6 +51,9 @@ class Session:
         self.run, self.given = run, dict(given or {})
         self._cards: dict[str, TaskCard] = {}
         self._samples: dict[tuple[str, str], list[Sample]] = {}
+        self._picture_digests = PictureDigests(run.pictures())
+        self._pictures: dict[tuple[str, str], dict[Path, str]] = {}
+        self._digests: dict[tuple[str, str], str] = {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -66,6 +72,13 @@ class Session:
     def counts(self) -> Counter[str]:
         """What the backbone has computed so far; nothing if it was never needed."""
         return self.backbone.counts if "backbone" in self.__dict__ else Counter()
+
+    @contextmanager
+    def measured(self, stage: str, task: str, *, adding: bool = False) -> Iterator[None]:
+        """The work of a stage, its artifact's writing included: its cost is written when it ended well (see `clocked`)."""
+        with clocked(self.run.cost(stage, task), self.counts, adding=adding):
+            yield
+        self._picture_digests.save()
 
     def command(self, subcommand: str, task: str, /, **options: object) -> str:
         """The command line that makes an artifact, as the user would type it in this place."""
@@ -94,6 +107,21 @@ class Session:
             root = Path(self.config.data_root) if self.config.data_root else None
             self._samples[key] = samples(self.card(task), split, data_root=root)
         return self._samples[key]
+
+    def picture_digests(self, task: str, split: str) -> dict[Path, str]:
+        """sha256 of every picture file of a split."""
+        if (task, split) not in self._pictures:
+            files = dict.fromkeys(file for sample in self.samples(task, split) for file in sample.files)
+            self._pictures[task, split] = {file: self._picture_digests.of(file) for file in files}
+        return self._pictures[task, split]
+
+    def data_digest(self, task: str, split: str) -> str:
+        """Digest of a split: texts and pictures."""
+        if (task, split) not in self._digests:
+            from dmole_cli.training.batches import data_digest
+
+            self._digests[task, split] = data_digest(self.samples(task, split), self.picture_digests(task, split))
+        return self._digests[task, split]
 
     def digests(self, *paths: Path) -> dict[str, str]:
         """Digests of artifacts by their path relative to the run directory."""

@@ -40,7 +40,13 @@ def losses_of(run: Run, tasks: tuple[str, ...]) -> tuple[dict[str, list[list[flo
     table = {}
     for task in (*tasks, *session.config.unseen):
         samples = session.samples(task, "validation")
-        features = features_of(session.backbone, samples, run.features(task, "validation"), label=f"{task}/validation")
+        features = features_of(
+            session.backbone,
+            samples,
+            run.features(task, "validation"),
+            label=f"{task}/validation",
+            digest=session.data_digest(task, "validation"),
+        )
         table[task] = [list(row) for row in zip(*(r.losses(features).tolist() for r in routers), strict=True)]
     return table, [file.threshold for file in files]
 

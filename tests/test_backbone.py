@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from dmole_cli.backbones.adapter import fingerprint_of, load_backbone
+from dmole_cli.backbones.pictures import SeenPictures
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts
@@ -272,6 +273,32 @@ def test_rows_that_have_ended_leave_the_batch_and_change_nothing(backbone, route
     needed = sum(len(row) for row in expected)
     assert backbone.counts["decode_rows"] == backbone.counts["decode_rows_needed"] == needed
     assert needed < len(SAMPLES) * 10
+
+
+@pytest.mark.parametrize(("room", "again"), [(9, 0), (2, 1), (1, 2), (0, 3)])
+def test_pictures_that_no_expert_looks_at_are_encoded_once(backbone, routed, tmp_path, room, again):
+    """Losses with kept pictures are those without, whatever the batch and the room; nothing is left behind.
+
+    The first sample has two pictures and is kept whole or not at all, the second one has one, the third none.
+    """
+    size = tiny.IMAGE_TOKENS * backbone.language.config.hidden_size * 4
+    seen = SeenPictures(backbone, folder=tmp_path / "cache", limit=room * size)
+    sets = [("tongue",), (), ("tongue",)]
+    rows = encoded(backbone, [SAMPLES[2], SAMPLES[0], SAMPLES[3]], with_answer=True)
+
+    def loss(order, *, kept: bool) -> torch.Tensor:
+        chosen = [rows[i] for i in order]
+        inputs, vision = backbone.collate(chosen, left=False)
+        with torch.no_grad(), routed.route([sets[i] for i in order], rows=vision):
+            return backbone.answer_loss(seen.replace(inputs, chosen) if kept else inputs)
+
+    for order in ([0, 1, 2], [1, 0], [2]):
+        torch.testing.assert_close(loss(order, kept=True), loss(order, kept=False), rtol=1e-5, atol=1e-6)
+    backbone.counts.clear()
+    loss([0, 1, 2], kept=True)
+    assert backbone.counts["vision_rows"] == again
+    seen.close()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 # --- loading ---

@@ -76,7 +76,8 @@ def test_missing_picture(refuse, fresh):
 def test_corrupt_picture_also_from_a_worker_process(refuse, ready):
     path = ready / "tasks" / SECOND / "pictures" / "train-7.png"
     path.write_bytes(path.read_bytes()[:60])
-    args = ("train-task", "--task", SECOND, "--force", "--epochs", "8")  # rows enough for the loader to start a worker
+    # Rows enough for the loader to start a worker, and a method that reads no artifact of the old picture.
+    args = ("train-task", "--method", "finetune", "--task", SECOND, "--force", "--epochs", "8")
     refuse(*args, cwd=ready, said=("train-7.png", "line 8", "cannot open the picture"))
 
 
@@ -397,6 +398,20 @@ def test_changed_data_make_every_output_of_the_task_stale(refuse, run, ready):
         tiny.succeed(command, "--task", SECOND, "--force", cwd=ready, run=run)
     said = ("features/halves.parquet is stale", "data:halves/train", "dmole train-router --task halves")
     refuse("train-task", "--task", SECOND, cwd=ready, said=said)
+
+
+def test_a_changed_picture_under_the_same_name_is_noticed(refuse, run, ready):
+    """Texts and paths are what they were; the pixels are not."""
+    picture = ready / "tasks" / FIRST / "pictures" / "test-0.png"
+    other = picture.with_name("test-1.png")
+    assert picture.read_bytes() != other.read_bytes()
+    shutil.copy(other, picture)
+    said = (f"d-mole/1/{FIRST}.parquet is stale", f"data:{FIRST}/test has changed", "--force")
+    refuse("evaluate", "--stage", "1", "--task", FIRST, cwd=ready, said=said)
+    shutil.rmtree(ready / "dmole-run" / "evaluations")
+    args = ("evaluate", "--stage", "1", "--task", FIRST, "--json")
+    [told] = json.loads(tiny.succeed(*args, cwd=ready, run=run).stdout)
+    assert (told["generated"], told["reused"]) == (1, 9)
 
 
 def test_changed_settings_are_named(refuse, ready):

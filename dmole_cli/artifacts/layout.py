@@ -72,6 +72,10 @@ class Run:
         """Answers already generated for a task's samples, by content key; the test split has the plain name."""
         return self.root / "generations" / (f"{task}.parquet" if split == "test" else f"{task}.{split}.parquet")
 
+    def pictures(self) -> Path:
+        """Digests of picture files that were read once; a cache that depends on the files' times, no artifact."""
+        return self.base("features") / "cache" / "pictures.parquet"
+
     def cost(self, stage: str, task: str) -> Path:
         """Seconds a stage took: beside the artifacts, never inside them, because time is not reproducible."""
         base = self.shared if self.shared is not None and stage in SHARED_STAGES else self.root

@@ -56,7 +56,8 @@ class Backbone:
         model: the model, no parameter of which ever takes gradients unless a stage asks for it.
         processor: its processor.
         counts: what it has computed so far: `feature_passes` and `generations` (samples), `decode_rows` and
-            `decode_rows_needed`, `training_tokens` and `training_tokens_needed`.
+            `decode_rows_needed`, `training_tokens` and `training_tokens_needed`, `vision_rows` (pictures or tiles
+            encoded for training).
     """
 
     def __init__(self, name: str, fingerprint: str, model: Any, processor: Any) -> None:
@@ -166,6 +167,7 @@ class Backbone:
         at a fraction of the memory.
         """
         labels = inputs["labels"]
+        self.counts["vision_rows"] += len(inputs.get("pixel_values", ()))
         self.counts["training_tokens"] += labels.numel()
         self.counts["training_tokens_needed"] += int(inputs["attention_mask"].sum())
         hidden = self.model.model(

@@ -35,6 +35,20 @@ def profile(
         str | None,
         typer.Option(help="attention, linear, or a regular expression on module paths. [default: attention]"),
     ] = None,
+    checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--checkpointing/--no-checkpointing",
+            help="Recompute activations: a fraction of the memory, more time, the same profile. [default: no]",
+        ),
+    ] = None,
+    per_sample: Annotated[
+        bool | None,
+        typer.Option(
+            "--per-sample/--no-per-sample",
+            help="Add the columns sample_norm_mean and sample_norm_std: norms of single samples' gradients. [default: no]",
+        ),
+    ] = None,
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,
     shared: SharedOption = None,
@@ -45,7 +59,14 @@ def profile(
     force: ForceOption = False,
 ) -> None:
     """Stage 1."""
-    section = {"seed": seed, "portion": portion, "batch_size": batch_size, "sites": sites}
+    section = {
+        "seed": seed,
+        "portion": portion,
+        "batch_size": batch_size,
+        "sites": sites,
+        "checkpointing": checkpointing,
+        "per_sample": per_sample,
+    }
     session = open_session(
         run=run, shared=shared, config=config, backbone=backbone, data_root=data_root, profile=section
     )

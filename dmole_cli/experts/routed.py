@@ -5,7 +5,9 @@ y = W x + sum over the sample's experts e at this site of (alpha / rank) B_e A_e
 The experts hang on the backbone's own linear modules as forward hooks: the module tree, its names and its weights stay
 what they were, and whatever computes W x (fused projections, quantised weights) is called as it is. A route plan is made
 once per batch: per site, the A and B of the experts that any sample of the batch uses are stacked, and a gate [row, rank]
-switches off for each sample what is not its own. One pair of matrix products then serves the whole batch.
+switches off for each sample what is not its own. One pair of matrix products then serves the whole batch, and the plan
+serves every pass of the batch, all steps of its decoding among them. A site where no sample has an expert is not in the
+plan: its module is the plain linear.
 """
 
 from __future__ import annotations
@@ -56,37 +58,90 @@ def new_expert(shapes: Mapping[str, tuple[int, int, int]], *, scale: float, gene
     return Expert(sites, scale, trainable=True)
 
 
-class _AddLowRank(torch.autograd.Function):
-    """base + ((x A^T) * gate) B^T in place on `base`, keeping nothing of the output's size for the backward pass."""
+class _Routed(torch.autograd.Function):
+    """base + ((x A^T) * gate) B^T, in place on `base`, which is W x; nothing of the output's size is kept for the way back.
+
+    Where `weight` is given, `base` comes without its graph and the way back through W is gone here, too: the two parts of
+    the input's gradient are then summed in one buffer. Left to two nodes of the graph, they would take a second buffer of
+    the input's size and another pass over both. Only the blocks in training get gradients, not all that were stacked.
+    """
 
     @staticmethod
-    def forward(ctx, base, x, a, b, gate):
-        low = F.linear(x, a).mul_(gate)
-        base.view(-1, base.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.t())
+    def forward(ctx, base, x, weight, a, b, gate, *trained):
+        low = _add_low_rank(base, x, a, b, gate)
         ctx.mark_dirty(base)
-        ctx.save_for_backward(x, a, b, gate, low)
+        ctx.trained = [(len(matrix), matrix.device) for matrix in trained[::2]]
+        ranks = sum(rank for rank, _ in ctx.trained)
+        kept = (x, low[..., :ranks].contiguous()) if trained else (None, None)
+        ctx.save_for_backward(*kept, weight, a, b, gate)
         return base
 
     @staticmethod
     def backward(ctx, grad):
-        x, a, b, gate, low = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])
-        inner = (flat @ b).view(low.shape).mul_(gate)
-        inner_flat = inner.view(-1, inner.shape[-1])
-        grad_x = F.linear(inner, a.t()) if ctx.needs_input_grad[1] else None
-        grad_a = inner_flat.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[2] else None
-        grad_b = flat.t() @ low.view(-1, low.shape[-1]) if ctx.needs_input_grad[3] else None
-        return grad, grad_x, grad_a, grad_b, None
+        x, low, weight, a, b, gate = ctx.saved_tensors
+        flat = grad.flatten(0, -2)  # [tokens, out]
+        inner = (flat @ b).view(*grad.shape[:-1], b.shape[1]).mul_(gate).flatten(0, -2)  # [tokens, ranks]
+        grad_x = None
+        if ctx.needs_input_grad[1]:
+            grad_x = inner @ a if weight is None else (flat @ weight).addmm_(inner, a)
+            grad_x = grad_x.view(*grad.shape[:-1], a.shape[1])
+        blocks, start = [], 0
+        for rank, device in ctx.trained:
+            own = slice(start, start := start + rank)
+            blocks += [(inner[:, own].t() @ x.flatten(0, -2)).to(device)]
+            blocks += [(flat.t() @ low.flatten(0, -2)[:, own]).to(device)]
+        return grad if weight is None else None, grad_x, None, None, None, None, *blocks
+
+
+def _add_low_rank(base, x, a, b, gate):
+    """Add the experts to `base` [rows, ..., out] in place; gives (x A^T) * gate [rows, ..., ranks]."""
+    low = F.linear(x, a).mul_(gate)
+    base.view(-1, base.shape[-1]).addmm_(low.flatten(0, -2), b.t())
+    return low
+
+
+def _plain_weight(module: nn.Module, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
+    """W of a frozen plain linear that nobody else hooks into; None for every other host."""
+    if type(module) is not nn.Linear or len(module._forward_hooks) > 1:
+        return None
+    if module.weight.requires_grad or (module.bias is not None and module.bias.requires_grad):
+        return None
+    return module.weight if module.weight.dtype == x.dtype == output.dtype else None
+
+
+@dataclass
+class _Gate:
+    """The experts' scales for each row of a tower, 0 for those that are not its sample's.
+
+    Attributes:
+        rows: [rows, ranks].
+        of_samples: whether its rows are the samples themselves.
+    """
+
+    rows: torch.Tensor
+    of_samples: bool
+
+    def for_rows_of(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, 1 ..., ranks], to be multiplied with what comes of x [rows, ..., in]."""
+        rows, ranks = self.rows.shape
+        return self.rows.view(rows, *([1] * (x.dim() - 2)), ranks)
 
 
 @dataclass
 class _SitePlan:
-    """What one site needs for one batch: stacked A [k, in], B [out, k], gate [samples, k] times the scales."""
+    """What one site needs for one batch.
+
+    Attributes:
+        a: stacked A [ranks, in], those in training first; cut off from the graph.
+        b: stacked B [out, ranks].
+        gate: shared by all sites with the same experts at the same ranks.
+        trained: A and B of the experts in training, in their order of the stack.
+    """
 
     a: torch.Tensor
     b: torch.Tensor
-    gate: torch.Tensor
-    modality: str
+    gate: _Gate
+    trained: tuple[torch.Tensor, ...]
 
 
 class RoutedExperts:
@@ -104,11 +159,12 @@ class RoutedExperts:
         self.experts: dict[str, Expert] = {}
         self._hooks: dict[str, torch.utils.hooks.RemovableHandle] = {}
         self._plans: dict[str, _SitePlan] = {}
-        self._rows: Mapping[str, torch.Tensor | None] = {}
+        self._moved: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def add(self, name: str, expert: Expert) -> None:
         """Attach an expert; it does nothing until a batch is routed to it."""
         self.experts[name] = expert
+        self._moved.clear()
         for site in expert.sites:
             if site not in self._hooks:
                 self._hooks[site] = self.model.get_submodule(site).register_forward_hook(self._hook(site))
@@ -118,6 +174,7 @@ class RoutedExperts:
         for hook in self._hooks.values():
             hook.remove()
         self._hooks.clear()
+        self._moved.clear()
         self.experts.clear()
 
     @contextmanager
@@ -138,57 +195,93 @@ class RoutedExperts:
             device: of the backbone.
             dtype: of its activations; experts stay float32 and are cast for the products.
         """
-        self._plans = self._plan([tuple(s) for s in sets], device=device, dtype=dtype)
-        self._rows = rows or {}
+        self._plans = self._plan([tuple(s) for s in sets], rows or {}, torch.device(device), dtype)
         try:
             yield
         finally:
-            self._plans, self._rows = {}, {}
+            self._plans = {}
 
     def keep(self, samples: torch.Tensor) -> None:
         """Go on with these samples [indices] of the routed batch alone, as decoding does when answers have ended.
 
         Only towers whose rows are samples run from here on; pictures were looked at before the first answer ended.
         """
-        gates = {id(plan.gate): plan.gate for plan in self._plans.values()}
-        kept = {key: gate[samples] for key, gate in gates.items()}
-        for plan in self._plans.values():
-            plan.gate = kept[id(plan.gate)]
+        for gate in {id(plan.gate): plan.gate for plan in self._plans.values()}.values():
+            if gate.of_samples:
+                gate.rows = gate.rows[samples]
 
+    @torch.no_grad()
     def _plan(
-        self, sets: list[tuple[str, ...]], *, device: torch.device | str, dtype: torch.dtype
+        self,
+        sets: list[tuple[str, ...]],
+        rows: Mapping[str, torch.Tensor | None],
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> dict[str, _SitePlan]:
-        used = [name for name in self.experts if any(name in s for s in sets)]
-        chosen = torch.tensor([[float(name in s) for name in used] for s in sets], device=device)
-        plans = {}
-        # Sites with the same experts at the same ranks share one gate.
-        gates: dict[tuple[tuple[int, int], ...], torch.Tensor] = {}
+        active = {name for names in sets for name in names}
+        used = sorted((n for n in self.experts if n in active), key=lambda n: not self.experts[n].trainable)
+        plans: dict[str, _SitePlan] = {}
+        gates: dict[tuple, _Gate] = {}
         for site in self._hooks:
-            here = [(i, self.experts[name]) for i, name in enumerate(used) if site in self.experts[name].sites]
+            here = [name for name in used if site in self.experts[name].sites]
             if not here:
                 continue
-            pairs = [expert.sites[site] for _, expert in here]
-            a = pairs[0][0] if len(pairs) == 1 else torch.cat([p[0] for p in pairs])
-            b = pairs[0][1] if len(pairs) == 1 else torch.cat([p[1] for p in pairs], dim=1)
-            ranks = tuple((i, len(pair[0])) for (i, _), pair in zip(here, pairs, strict=True))
-            if ranks not in gates:
-                scaled = [chosen[:, i : i + 1].expand(-1, rank) * self.experts[used[i]].scale for i, rank in ranks]
-                gates[ranks] = torch.cat(scaled, dim=1).to(dtype)
-            plans[site] = _SitePlan(a.to(device, dtype), b.to(device, dtype), gates[ranks], self.modality_of(site))
+            pairs = [self._matrices(name, site, device, dtype) for name in here]
+            modality = self.modality_of(site)
+            ranks = tuple((name, len(a)) for name, (a, _) in zip(here, pairs, strict=True))
+            key = (ranks, modality)
+            if key not in gates:
+                gates[key] = self._gate(sets, ranks, rows.get(modality), device, dtype)
+            plans[site] = _SitePlan(
+                a=torch.cat([a for a, _ in pairs]) if len(pairs) > 1 else pairs[0][0],
+                b=torch.cat([b for _, b in pairs], dim=1) if len(pairs) > 1 else pairs[0][1],
+                gate=gates[key],
+                trained=tuple(t for n in here if self.experts[n].trainable for t in self.experts[n].sites[site]),
+            )
         return plans
+
+    def _matrices(
+        self, name: str, site: str, device: torch.device, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B as the products need them; those of a frozen expert are brought there once, not for every batch."""
+        expert, key = self.experts[name], (name, site, device, dtype)
+        if key in self._moved:
+            return self._moved[key]
+        a, b = expert.sites[site]
+        pair = a.detach().to(device, dtype), b.detach().to(device, dtype)
+        if not expert.trainable:
+            self._moved[key] = pair
+        return pair
+
+    def _gate(
+        self,
+        sets: list[tuple[str, ...]],
+        ranks: tuple[tuple[str, int], ...],
+        rows: torch.Tensor | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> _Gate:
+        scales = [[self.experts[n].scale * (n in names) for n, rank in ranks for _ in range(rank)] for names in sets]
+        gate = torch.tensor(scales).to(device, dtype)
+        return _Gate(gate if rows is None else gate.index_select(0, rows), of_samples=rows is None)
 
     def _hook(self, site: str):
         def add_experts(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
             plan = self._plans.get(site)
             if plan is None:
                 return output
-            x = args[0]
-            if self.dropout and torch.is_grad_enabled():
-                x = F.dropout(x, self.dropout)
-            rows = self._rows.get(plan.modality)
-            gate = plan.gate if rows is None else plan.gate[rows]
-            gate = gate.view(gate.shape[0], *([1] * (x.dim() - 2)), gate.shape[1])
+            x, a, b, gate = args[0], plan.a, plan.b, plan.gate.for_rows_of(output)
             base = output if output.is_contiguous() else output.contiguous()
-            return _AddLowRank.apply(base, x, plan.a, plan.b, gate)
+            if a.dtype != base.dtype:  # under autocast a host answers in a type that its weights do not have
+                a, b, gate = a.to(base.dtype), b.to(base.dtype), gate.to(base.dtype)
+            if not torch.is_grad_enabled():
+                _add_low_rank(base, x.to(base.dtype), a, b, gate)
+                return base
+            weight = None if self.dropout else _plain_weight(module, x, base)
+            if weight is not None:
+                base = base.detach()
+            if self.dropout:
+                x = F.dropout(x, self.dropout)
+            return _Routed.apply(base, x.to(base.dtype), weight, a, b, gate, *plan.trained)
 
         return add_experts

@@ -88,6 +88,7 @@ def _sample(record: Any, *, sample_id: str, place: str, images: Path) -> Sample:
         images=tuple(partial(open_picture, images / name, row=place) for name in names),
         details={key: record[key] for key in DETAIL_KEYS if key in record},
         sources=tuple(f"file:{name}" for name in names),
+        files=tuple(images / name for name in names),
     )
 
 

@@ -20,16 +20,18 @@ from dmole_cli.artifacts.files import digest_of, digest_of_file
 from dmole_cli.artifacts.generations import read_generations, write_generations
 from dmole_cli.artifacts.provenance import Header, up_to_date, versions
 from dmole_cli.artifacts.router import RouterFile, read_router
+from dmole_cli.backbones.pictures import SeenPictures
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.autoencoder import from_tensors
 from dmole_cli.experts.routed import Expert, RoutedExperts
 from dmole_cli.methods.contract import Routing
-from dmole_cli.outcome import Outcome, Track, clocked, untracked
+from dmole_cli.outcome import Outcome, Track, untracked
 from dmole_cli.sample import Sample
 from dmole_cli.session import Session
 from dmole_cli.tasks import TaskCard
-from dmole_cli.training.batches import data_digest, encoded_batches
+from dmole_cli.training.batches import encoded_batches
 from dmole_cli.training.features import features_of
+from dmole_cli.training.loop import looking
 from dmole_cli.upstream import check_inputs
 
 Active = list[tuple[str, ...]]
@@ -102,7 +104,7 @@ def _evaluate_task(
     split = session.config.evaluate.split
     samples, card = session.samples(task, split), session.card(task)
     plans = {stage: _needed(session, rules, method, task, stage) for stage in stages}
-    headers = {stage: _header(session, card, samples, rules, method, stage, plans[stage]) for stage in stages}
+    headers = {stage: _header(session, card, rules, method, stage, plans[stage]) for stage in stages}
     paths = {stage: session.run.evaluation(method, stage, task, split) for stage in stages}
     chosen = {} if split == "test" else {"split": split}
     redo = {stage: session.command("evaluate", task, stage=stage, method=method, **chosen) for stage in stages}
@@ -126,8 +128,7 @@ def _evaluate_task(
     ]
     if not todo:
         return outcomes
-    cost = session.run.cost("-".join(["evaluate", *chosen.values(), method]), task)
-    with clocked(cost, session.counts, adding=True):
+    with session.measured("-".join(["evaluate", *chosen.values(), method]), task, adding=True):
         table = _losses(session, samples, task, max(todo), track) if rules.USES_ROUTERS else None
         cells = [_cell(session, rules, method, task, stage, samples, headers[stage], table) for stage in todo]
         answers, fresh = _answers(session, card, samples, cells, method, force=force, track=track)
@@ -181,7 +182,6 @@ def _needed(session: Session, rules: ModuleType, method: str, task: str, stage: 
 def _header(
     session: Session,
     card: TaskCard,
-    samples: Sequence[Sample],
     rules: ModuleType,
     method: str,
     stage: int,
@@ -198,7 +198,12 @@ def _header(
         VERSION,
         backbone=session.fingerprint,
         settings=settings,
-        inputs={f"data:{card.name}/{session.config.evaluate.split}": data_digest(samples), **session.digests(*needed)},
+        inputs={
+            f"data:{card.name}/{session.config.evaluate.split}": session.data_digest(
+                card.name, session.config.evaluate.split
+            ),
+            **session.digests(*needed),
+        },
         versions=versions("torch", "transformers"),
     )
 
@@ -212,7 +217,9 @@ def _losses(
         return {}
     split = session.config.evaluate.split
     path = session.run.features(task, split)
-    features = features_of(session.backbone, samples, path, label=f"{task}/{split}", track=track)
+    features = features_of(
+        session.backbone, samples, path, label=f"{task}/{split}", digest=session.data_digest(task, split), track=track
+    )
     table = {}
     for name in trained:
         redo = session.command("train-router", name)
@@ -263,12 +270,12 @@ def _answers(
     names = sorted({name for cell in cells for active in cell.active for name in active})
     digests = {name: digest_of_file(session.run.expert(name, method)) for name in names}
     common = [session.fingerprint, asdict(card.generation)]
+    pictures = session.picture_digests(card.name, session.config.evaluate.split)
 
     def key(index: int, active: tuple[str, ...]) -> str:
         sample = samples[index]
-        return digest_of(
-            [*common, sample.sample_id, sample.question, sample.sources, sorted(digests[n] for n in active)]
-        )
+        looked_at = [sample.sources, [pictures[file] for file in sample.files]]
+        return digest_of([*common, sample.sample_id, sample.question, *looked_at, sorted(digests[n] for n in active)])
 
     wanted = {(i, active): key(i, active) for cell in cells for i, active in enumerate(cell.active)}
     path = session.run.generations(card.name, session.config.evaluate.split)
@@ -300,6 +307,9 @@ def _generate(
         redo = f"make it again with: {session.command('train-task', name, method=method)} --force"
         file = read_expert(session.run.expert(name, method), hint=redo)
         routed.add(name, Expert(file.sites, file.scale))
+    # Worth its place only where a sample is answered more than once.
+    room = session.config.picture_store * 2**20 if len({i for i, _ in pairs}) < len(pairs) else 0
+    seen = SeenPictures(backbone, folder=session.run.root / "cache", limit=room)
     out = [""] * len(pairs)
     try:
         rows_of = [[pairs[p][0] for p in batch] for batch in batches]
@@ -307,6 +317,8 @@ def _generate(
         for batch, rows in zip(batches, track(encoded, f"evaluate {card.name} ({method})", len(batches)), strict=True):
             inputs, vision_rows = backbone.collate(rows, left=True)
             sets = [pairs[p][1] for p in batch]
+            if not looking(backbone, routed, sets):
+                inputs = seen.replace(inputs, rows)
             with routed.route(sets, rows=vision_rows, device=backbone.device, dtype=backbone.dtype):
                 texts = backbone.generate(
                     inputs,
@@ -318,4 +330,5 @@ def _generate(
                 out[p] = text
     finally:
         routed.close()
+        seen.close()
     return out

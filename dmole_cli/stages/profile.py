@@ -2,7 +2,8 @@
 
 score = || sum over batches b of grad L_b ||_2 / B, beside it mean and deviation of the per-batch norms || grad L_b ||_2; a
 bias adds its own norm to its weight's, as in the reference (D-MoLE, arXiv 2506.11672, section 4.2; a zero-cost proxy in the
-sense of arXiv 2101.08134). Only the candidate sites take gradients, so the backward pass ends at the lowest of them.
+sense of arXiv 2101.08134). Only the candidate sites take gradients, so the backward pass ends at the lowest of them, and a
+gradient is added up and let go of as soon as it is complete. On request each sample's own gradient is measured, too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -19,9 +21,23 @@ from dmole_cli.artifacts.provenance import Header, up_to_date, versions
 from dmole_cli.backbones.adapter import Backbone, Encoded
 from dmole_cli.backbones.sites import Site, find_sites
 from dmole_cli.errors import DmoleError
-from dmole_cli.outcome import Outcome, Track, clocked, untracked
+from dmole_cli.outcome import Outcome, Track, untracked
 from dmole_cli.session import Session
-from dmole_cli.training.batches import data_digest, encoded_batches, seed_for
+from dmole_cli.training.batches import encoded_batches, seed_for
+from dmole_cli.training.gradients import SampleNorms, SiteGradients, recomputed
+
+
+@dataclass(frozen=True)
+class SampledSiteProfile(SiteProfile):
+    """Sensitivity of one site, with the norms of single samples' gradients beside those of batches.
+
+    Attributes:
+        sample_norm_mean: mean over the samples of || grad of the sample's own loss ||.
+        sample_norm_std: their population standard deviation.
+    """
+
+    sample_norm_mean: float
+    sample_norm_std: float
 
 
 def profile(session: Session, task: str, *, force: bool = False, track: Track = untracked) -> Outcome:
@@ -37,20 +53,30 @@ def profile(session: Session, task: str, *, force: bool = False, track: Track = 
         VERSION,
         backbone=session.fingerprint,
         seed=settings.seed,
-        settings={"portion": settings.portion, "batch_size": settings.batch_size, "sites": settings.sites},
-        inputs={f"data:{task}/train": data_digest(samples)},
+        # Not `checkpointing`: what is recomputed is recomputed to the bit, and a test compares the files' bytes. And
+        # `per_sample` only where it is on: without it the file is what it was before there was such a setting.
+        settings={"portion": settings.portion, "batch_size": settings.batch_size, "sites": settings.sites}
+        | ({"per_sample": True} if settings.per_sample else {}),
+        inputs={f"data:{task}/train": session.data_digest(task, "train")},
         versions=versions("torch", "transformers"),
     )
     path, reads = session.run.profile(task), (f"task {task} (train)", f"backbone {config.backbone}")
     redo = session.command("profile", task, **({"seed": settings.seed} if settings.seed else {}))
+    redo += " --per-sample" if settings.per_sample else ""
     if up_to_date(path, None if force else profile_header(path), header, force=force, command=redo):
         return Outcome("profile", task, path, written=False, reads=reads)
     batches = subset(len(samples), settings.portion, settings.batch_size, seed=seed_for(settings.seed, task, "profile"))
     backbone = session.backbone
     sites = find_sites(backbone.model, settings.sites)
-    with clocked(session.run.cost("profile", task), session.counts):
+    with session.measured("profile", task):
         encoded = encoded_batches(backbone, samples, batches, with_answer=True)
-        rows = measure(backbone, sites, track(encoded, f"profile {task}", len(batches)))
+        rows = measure(
+            backbone,
+            sites,
+            track(encoded, f"profile {task}", len(batches)),
+            checkpointing=settings.checkpointing,
+            per_sample=settings.per_sample,
+        )
         write_profile(path, rows, replace(header, facts={"backbone_parameters": backbone.parameters}))
     vision = sum(r.score for r in rows if r.modality == "vision")
     total = sum(r.score for r in rows)
@@ -75,39 +101,49 @@ def subset(count: int, portion: float, batch_size: int, *, seed: int) -> list[li
     return [rows.tolist() for rows in order.split(size)]
 
 
-def measure(backbone: Backbone, sites: list[Site], batches: Iterable[list[Encoded]]) -> list[SiteProfile]:
-    """Gradient norms of every site over encoded batches with answers; the backbone is left as it was."""
-    weights = {site.name: list(backbone.model.get_submodule(site.name).parameters(recurse=False)) for site in sites}
-    parameters = [p for group in weights.values() for p in group]
-    norms: dict[str, list[float]] = {site.name: [] for site in sites}
+def measure(
+    backbone: Backbone,
+    sites: list[Site],
+    batches: Iterable[list[Encoded]],
+    *,
+    checkpointing: bool = False,
+    per_sample: bool = False,
+) -> list[SiteProfile]:
+    """Gradient norms of every site over encoded batches with answers; the backbone is left as it was.
+
+    Args:
+        backbone: with no expert attached.
+        sites: the candidates.
+        batches: encoded, with answers; each counts the same.
+        checkpointing: keep the inputs of the towers' blocks alone and compute what lies between again on the way back:
+            a fraction of the memory for about a third more time, and the same scores.
+        per_sample: measure each sample's own gradient as well; the rows are `SampledSiteProfile` then.
+
+    Raises:
+        DmoleError: a loss is not finite.
+    """
+    names = [site.name for site in sites]
+    gradients = SiteGradients(backbone.model, names)
+    samples = SampleNorms(backbone, names) if per_sample else None
     count = 0
-    for p in parameters:
-        p.requires_grad_(True)
-    try:
-        sums = {name: [torch.zeros_like(p, dtype=torch.float32) for p in group] for name, group in weights.items()}
+    with (
+        gradients.collected(),
+        recomputed(backbone) if checkpointing else nullcontext(),
+        nullcontext() if samples is None else samples.watched(),
+    ):
         for number, batch in enumerate(batches, start=1):
-            inputs, _ = backbone.collate(batch, left=False)
+            inputs, rows = backbone.collate(batch, left=False)
             loss = backbone.answer_loss(inputs)
             if not math.isfinite(loss.item()):
                 raise DmoleError(
                     f"the loss of profiling batch {number} is {loss.item()}",
                     "check the task's data with `dmole tasks --check`",
                 )
-            loss.backward()
             count += len(batch)
-            for name, group in weights.items():
-                # A weight that the loss does not reach (a layer above the features in use) has no gradient: it pulls at nothing.
-                grads = [p.grad.float() if p.grad is not None else torch.zeros_like(p) for p in group]
-                norms[name].append(sum(g.norm().item() for g in grads))
-                for total, grad in zip(sums[name], grads, strict=True):
-                    total += grad
-            for p in parameters:
-                p.grad = None
-    finally:
-        for p in parameters:
-            p.requires_grad_(False)
-            p.grad = None
-    return [_row(site, sums[site.name], norms[site.name], count) for site in sites]
+            with nullcontext() if samples is None else samples.batch(inputs["labels"], rows), gradients.batch():
+                loss.backward()
+    found = [_row(site, gradients.sums(site.name), gradients.norms[site.name], count) for site in sites]
+    return found if samples is None else [_sampled(row, samples.norms[row.site]) for row in found]
 
 
 def _row(site: Site, sums: list[torch.Tensor], norms: list[float], samples: int) -> SiteProfile:
@@ -124,4 +160,10 @@ def _row(site: Site, sums: list[torch.Tensor], norms: list[float], samples: int)
         norm_std=statistics.pstdev(norms),
         batches=len(norms),
         samples=samples,
+    )
+
+
+def _sampled(row: SiteProfile, norms: list[float]) -> SampledSiteProfile:
+    return SampledSiteProfile(
+        **asdict(row), sample_norm_mean=statistics.fmean(norms), sample_norm_std=statistics.pstdev(norms)
     )

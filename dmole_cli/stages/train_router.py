@@ -10,9 +10,9 @@ from dmole_cli.artifacts.provenance import Header, up_to_date, versions
 from dmole_cli.artifacts.router import SCHEMA, VERSION, RouterFile, router_header, write_router
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.autoencoder import Autoencoder, fit
-from dmole_cli.outcome import Outcome, Track, clocked, untracked
+from dmole_cli.outcome import Outcome, Track, untracked
 from dmole_cli.session import Session
-from dmole_cli.training.batches import data_digest, seed_for
+from dmole_cli.training.batches import seed_for
 from dmole_cli.training.features import features_of
 
 QUANTILES = (0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99)
@@ -38,16 +38,21 @@ def train_router(session: Session, task: str, *, force: bool = False, track: Tra
         backbone=session.fingerprint,
         seed=settings.seed,
         settings=asdict(settings),
-        inputs={f"data:{task}/train": data_digest(samples)},
+        inputs={f"data:{task}/train": session.data_digest(task, "train")},
         versions=versions("torch", "transformers"),
     )
     path, reads = session.run.router(task), (f"task {task} (train)", f"backbone {config.backbone}")
     redo = session.command("train-router", task, **({"seed": settings.seed} if settings.seed else {}))
     if up_to_date(path, None if force else router_header(path), header, force=force, command=redo):
         return Outcome("train-router", task, path, written=False, reads=reads)
-    with clocked(session.run.cost("train-router", task), session.counts):
+    with session.measured("train-router", task):
         features = features_of(
-            session.backbone, samples, session.run.features(task), label=f"{task}/train", track=track
+            session.backbone,
+            samples,
+            session.run.features(task),
+            label=f"{task}/train",
+            digest=session.data_digest(task, "train"),
+            track=track,
         )
         router, epochs = build(session, features, header, task)
         write_router(path, router)

@@ -14,13 +14,14 @@ from dmole_cli import catalog
 from dmole_cli.artifacts.expert import SCHEMA, VERSION, ExpertFile, expert_header, read_expert, write_expert
 from dmole_cli.artifacts.provenance import Header, up_to_date, versions
 from dmole_cli.backbones.adapter import Encoded
+from dmole_cli.backbones.pictures import SeenPictures
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts, new_expert
 from dmole_cli.methods.contract import Stage
-from dmole_cli.outcome import Outcome, Track, clocked, untracked
+from dmole_cli.outcome import Outcome, Track, untracked
 from dmole_cli.session import Session
 from dmole_cli.tasks import TaskCard
-from dmole_cli.training.batches import data_digest, encoded_batches, seed_for, shuffled
+from dmole_cli.training.batches import encoded_batches, seed_for, shuffled
 from dmole_cli.training.loop import site_shapes, train_expert
 from dmole_cli.upstream import check_inputs
 
@@ -37,10 +38,9 @@ def train_task(
     rules = catalog.load("methods", method)
     if not config.tasks or task not in config.tasks:
         config.position(task)
-    samples = session.samples(task, "train")
     before = rules.start(config.tasks, task)
     needed = [*rules.needs(run, config.tasks, task), *([run.expert(before, method)] if before else [])]
-    data = {f"data:{task}/train": data_digest(samples)}
+    data = {f"data:{task}/train": session.data_digest(task, "train")}
     check_inputs(session, needed, data=data)
     recipe = recipe_of(session, session.card(task))
     header = Header(
@@ -57,7 +57,7 @@ def train_task(
     redo = session.command("train-task", task, method=method)
     if up_to_date(path, None if force else expert_header(path), header, force=force, command=redo):
         return Outcome("train-task", task, path, written=False, reads=reads)
-    with clocked(run.cost(f"train-task-{method}", task), session.counts):
+    with session.measured(f"train-task-{method}", task):
         expert, losses = _train(session, task, method, rules, recipe, track)
         write_expert(path, ExpertFile(expert.sites, expert.scale, header))
     tail = losses[-10:]
@@ -73,7 +73,8 @@ def train_task(
 def recipe_of(session: Session, card: TaskCard) -> dict[str, float]:
     """The training recipe: the settings where they are given, the card's values elsewhere."""
     settings = asdict(session.config.train)
-    return {key: settings[key] or getattr(card.recipe, key, settings[key]) for key in settings if key != "transfer"}
+    shaping = [key for key in settings if key != "transfer"]
+    return {key: settings[key] or getattr(card.recipe, key, settings[key]) for key in shaping}
 
 
 def _train(
@@ -94,6 +95,8 @@ def _train(
         for name in sorted({n for row in joins for n in row})
     }
     routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=float(recipe["dropout"]))
+    room = config.picture_store * 2**20 if recipe["epochs"] > 1 else 0
+    seen = SeenPictures(backbone, folder=run.root / "cache", limit=room)
     try:
         for name, file in earlier.items():
             routed.add(name, Expert(file.sites, file.scale))
@@ -117,9 +120,11 @@ def _train(
                 steps=len(order),
                 learning_rate=recipe["learning_rate"],
                 settings=config.train,
+                seen=seen,
             )
     finally:
         routed.close()
+        seen.close()
     return expert, losses
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,7 +132,19 @@ def seed_for(*parts: object) -> int:
     return int(digest_of([str(p) for p in parts])[:15], 16)
 
 
-def data_digest(samples: Sequence[Sample]) -> str:
-    """Digest of a split's rows: ids, texts, references and sources."""
-    rows = [[s.sample_id, s.question, s.answer, s.references, s.details, s.sources] for s in samples]
-    return digest_of(rows)
+def data_digest(samples: Sequence[Sample], pictures: Mapping[Path, str]) -> str:
+    """Digest of a split's rows: ids, texts, references, sources, and the content of its picture files."""
+    return digest_of(
+        [
+            [
+                s.sample_id,
+                s.question,
+                s.answer,
+                s.references,
+                s.details,
+                s.sources,
+                [pictures[file] for file in s.files],
+            ]
+            for s in samples
+        ]
+    )

@@ -12,13 +12,13 @@ from dmole_cli.artifacts.provenance import Header, differences, versions
 from dmole_cli.backbones.adapter import Backbone
 from dmole_cli.outcome import Track, untracked
 from dmole_cli.sample import Sample
-from dmole_cli.training.batches import data_digest, encoded_batches, in_order
+from dmole_cli.training.batches import encoded_batches, in_order
 
 BATCH = 64
 
 
 def features_of(
-    backbone: Backbone, samples: Sequence[Sample], path: Path, *, label: str, track: Track = untracked
+    backbone: Backbone, samples: Sequence[Sample], path: Path, *, label: str, digest: str, track: Track = untracked
 ) -> torch.Tensor:
     """Features [samples, width] of a split, in the order of the split, from `path` if it holds them, else computed.
 
@@ -27,6 +27,7 @@ def features_of(
         samples: the split.
         path: the feature file; replaced where it was made from other data or another backbone.
         label: `<task>/<split>`, for the header and the progress bar.
+        digest: of the split (`Session.data_digest`).
         track: shows progress.
     """
     header = Header(
@@ -34,7 +35,7 @@ def features_of(
         VERSION,
         backbone=backbone.fingerprint,
         settings={"layout": backbone.feature_layout()},
-        inputs={f"data:{label}": data_digest(samples)},
+        inputs={f"data:{label}": digest},
         versions=versions("torch", "transformers"),
     )
     made = features_header(path)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 
 from dmole_cli.backbones.adapter import Backbone, Encoded
+from dmole_cli.backbones.pictures import SeenPictures
 from dmole_cli.config import TrainSettings
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts
@@ -33,6 +34,7 @@ def train_expert(
     learning_rate: float,
     settings: TrainSettings,
     penalty: Penalty | None = None,
+    seen: SeenPictures | None = None,
 ) -> list[float]:
     """Train one expert in place; nothing else changes.
 
@@ -45,6 +47,7 @@ def train_expert(
         learning_rate: peak.
         settings: weight decay, warm-up, clipping.
         penalty: added to the loss of every step, if given.
+        seen: keeps what the vision tower makes of pictures, for batches without an expert in it.
 
     Returns:
         The loss on the answers, per step.
@@ -59,6 +62,8 @@ def train_expert(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * learning_rate_factor(step, steps, settings.warmup)
         inputs, rows = backbone.collate(encoded, left=False)
+        if seen is not None and not looking(backbone, routed, sets):
+            inputs = seen.replace(inputs, encoded)
         with routed.route(sets, rows=rows, device=backbone.device, dtype=backbone.dtype):
             loss = backbone.answer_loss(inputs)
             total = loss if penalty is None else loss + penalty()
@@ -73,6 +78,12 @@ def train_expert(
         optimizer.step()
         losses.append(value)
     return losses
+
+
+def looking(backbone: Backbone, routed: RoutedExperts, sets: Iterable[Iterable[str]]) -> bool:
+    """Whether any of these experts sits in the vision tower."""
+    names = {name for one in sets for name in one}
+    return any(backbone.modality_of(site) == "vision" for name in names for site in routed.experts[name].sites)
 
 
 def _not_finite(step: int, value: float, ids: Sequence[str], *, what: str = "loss") -> DmoleError:

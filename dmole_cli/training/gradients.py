@@ -1,0 +1,172 @@
+"""Gradients of a backbone's linear modules over batches: their sum, their norms, and those of single samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from dmole_cli.backbones.adapter import IGNORED, Backbone
+from dmole_cli.backbones.sites import block_stack
+
+
+@contextmanager
+def recomputed(backbone: Backbone) -> Iterator[None]:
+    """Let backward passes inside the block compute again what happens within the blocks of both towers.
+
+    The switch of transformers would do this in training mode only, where a model may drop out, and lets the input
+    embeddings of every tower take gradients, by hooks that it does not remove: a backward pass would no longer end below
+    the lowest module that needs it.
+    """
+    towers = (backbone.vision, backbone.language)
+    blocks = [block for tower in towers for block in tower.get_submodule(block_stack(tower)).children()]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+class SiteGradients:
+    """Sums and norms of the gradients of some modules; a gradient lives from its completion to its addition to the sum.
+
+    Args:
+        model: frozen.
+        names: module paths.
+
+    Attributes:
+        norms: name -> a norm per batch, that of the weight plus that of the bias.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self._parameters = {name: list(model.get_submodule(name).parameters(recurse=False)) for name in names}
+        self._sums: dict[nn.Parameter, torch.Tensor] = {}
+        self._of_batch: dict[nn.Parameter, torch.Tensor] = {}
+        self.norms: dict[str, list[float]] = {name: [] for name in names}
+
+    def sums(self, name: str) -> list[torch.Tensor]:
+        """The summed gradients of weight and bias, float32, those that any batch has reached."""
+        return [self._sums[p] for p in self._parameters[name] if p in self._sums]
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Inside the block the modules take gradients."""
+        parameters = [p for group in self._parameters.values() for p in group]
+        hooks = [p.requires_grad_(True).register_post_accumulate_grad_hook(self._collect) for p in parameters]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for p in parameters:
+                p.requires_grad_(False)
+                p.grad = None
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Around the backward pass of one batch."""
+        self._of_batch.clear()
+        yield
+        values = torch.stack(list(self._of_batch.values())).tolist() if self._of_batch else []
+        found = dict(zip(self._of_batch, values, strict=True))
+        for name, group in self._parameters.items():
+            # A weight that the loss does not reach (a layer above the features in use) has no gradient: it pulls at nothing.
+            self.norms[name].append(sum(found.get(p, 0.0) for p in group))
+
+    def _collect(self, parameter: nn.Parameter) -> None:
+        assert parameter.grad is not None
+        grad, parameter.grad = parameter.grad.float(), None
+        self._of_batch[parameter] = grad.norm()
+        if parameter in self._sums:
+            self._sums[parameter] += grad
+        else:
+            self._sums[parameter] = grad
+
+
+class SampleNorms:
+    """Norms of each sample's own gradient, from what passes a module: its weight's is g^T x over the sample's tokens.
+
+    A sample's part in the gradient of its batch, times (answer tokens of the batch) / (its own), is the gradient of the
+    sample's own loss, whoever shares its batch.
+
+    Args:
+        backbone: frozen.
+        names: module paths.
+
+    Attributes:
+        norms: name -> a norm per sample, that of the weight plus that of the bias.
+    """
+
+    def __init__(self, backbone: Backbone, names: Sequence[str]) -> None:
+        self._backbone = backbone
+        self.norms: dict[str, list[float]] = {name: [] for name in names}
+        self._of_batch: dict[str, torch.Tensor] = {}
+        self._rows: dict[str, list[int]] = {}
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside the block the modules are watched."""
+        hooks = [self._backbone.model.get_submodule(n).register_forward_hook(self._hook(n)) for n in self.norms]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def batch(self, labels: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Around the backward pass of one batch.
+
+        Args:
+            labels: of the batch [samples, length].
+            rows: modality -> sample index of each row of that tower, ascending, where rows are not samples.
+        """
+        answers = (labels[:, 1:] != IGNORED).sum(dim=1)
+        self._rows = {m: torch.bincount(index, minlength=len(labels)).tolist() for m, index in rows.items()}
+        self._of_batch.clear()
+        yield
+        own_loss = answers.sum() / answers
+        for name, norms in self.norms.items():
+            # Nothing came by where the loss does not reach, or where nobody has a picture.
+            norms += (self._of_batch[name] * own_loss).tolist() if name in self._of_batch else [0.0] * len(labels)
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:
+        modality = self._backbone.modality_of(name)
+
+        def seen(module: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> None:
+            rows = self._rows.get(modality, 1)
+            norms = []
+            for own_x, own_grad in zip(x.split(rows), grad.split(rows), strict=True):
+                flat = own_grad.flatten(0, -2).float()  # [tokens, out]
+                norm = (flat.t() @ own_x.flatten(0, -2).float()).norm()
+                norms.append(norm if getattr(module, "bias", None) is None else norm + flat.sum(dim=0).norm())
+            self._of_batch[name] = torch.stack(norms)
+
+        def watch(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+            return _Seen.apply(output, args[0], partial(seen, module))
+
+        return watch
+
+
+class _Seen(torch.autograd.Function):
+    """A module's output as it is; on the way back `seen` is shown the module's input and its output's gradient.
+
+    The input is saved as an operation saves it: under `recomputed` it is not kept, but computed again.
+    """
+
+    @staticmethod
+    def forward(ctx, output: torch.Tensor, x: torch.Tensor, seen: Callable[[torch.Tensor, torch.Tensor], None]):
+        ctx.save_for_backward(x)
+        ctx.seen = seen
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        ctx.seen(ctx.saved_tensors[0], grad)
+        return grad, None, None
