@@ -89,7 +89,7 @@ class _Routed(torch.autograd.Function):
         for rank, device in ctx.trained:
             own = slice(start, start := start + rank)
             blocks += [(inner[:, own].t() @ x.flatten(0, -2)).to(device)]
-            blocks += [(flat.t() @ low.flatten(0, -2)[:, own]).to(device)]
+            blocks += [(low.flatten(0, -2)[:, own].t() @ flat).t().to(device)]
         return grad if weight is None else None, grad_x, None, None, None, None, *blocks
 
 

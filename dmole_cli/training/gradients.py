@@ -20,10 +20,12 @@ def recomputed(backbone: Backbone) -> Iterator[None]:
 
     The switch of transformers would do this in training mode only, where a model may drop out, and lets the input
     embeddings of every tower take gradients, by hooks that it does not remove: a backward pass would no longer end below
-    the lowest module that needs it.
+    the lowest module that needs it. The last block of the language model keeps what it has: the backward pass begins with
+    it, so that computing it again would take time and free nothing.
     """
     towers = (backbone.vision, backbone.language)
-    blocks = [block for tower in towers for block in tower.get_submodule(block_stack(tower)).children()]
+    vision, language = (list(tower.get_submodule(block_stack(tower)).children()) for tower in towers)
+    blocks = [*vision, *language[:-1]]
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
