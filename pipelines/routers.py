@@ -7,6 +7,7 @@ how often is a sample's own task among the two nearest that accept it?
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -25,16 +26,27 @@ CONFIG = Path(__file__).with_name("sequence") / "dmole.toml"
 FORMS = [(decoder, start) for decoder in ("sigmoid", "linear") for start in ("mean", "random")]
 
 
-def train(run: Path, decoder: str, start: str, *, epochs: str) -> list[dict]:
+def train(run: Path, decoder: str, start: str, *, epochs: int, config: Path) -> list[dict]:
     """The routers of one form; gives what the subcommand says of each."""
-    options = ["--decoder", decoder, "--start", start, "--epochs", epochs, "--run", str(run), "--config", str(CONFIG)]
+    options = [
+        "--decoder",
+        decoder,
+        "--start",
+        start,
+        "--epochs",
+        str(epochs),
+        "--run",
+        str(run),
+        "--config",
+        str(config),
+    ]
     command = [sys.executable, "-m", "dmole_cli", "train-router", *options, "--force", "--json"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def losses_of(run: Run, tasks: tuple[str, ...]) -> tuple[dict[str, list[list[float]]], list[float]]:
+def losses_of(session: Session) -> tuple[dict[str, list[list[float]]], list[float]]:
     """Task -> losses of its validation samples under every router [sample][router]; the routers' thresholds."""
-    session = Session(read_config(CONFIG), run)
+    run, tasks = session.run, session.config.tasks
     files = [read_router(run.router(task), hint="train it first") for task in tasks]
     routers = [from_tensors(file.tensors, decoder=file.decoder) for file in files]
     table = {}
@@ -53,9 +65,13 @@ def losses_of(run: Run, tasks: tuple[str, ...]) -> tuple[dict[str, list[list[flo
 
 def main() -> None:
     """Train all forms, print a row per form and task as Markdown."""
-    folder = Path(sys.argv[1])
-    epochs = sys.argv[2] if len(sys.argv) > 2 else "1000"
-    tasks = read_config(CONFIG).tasks
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="gets a run directory per form")
+    parser.add_argument("--epochs", type=int, default=1000, help="at most")
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    options = parser.parse_args()
+    folder = options.folder
+    tasks = Session(read_config(options.config), Run(folder)).config.tasks
     print(
         f"| decoder, start | epochs | samples of | {' | '.join(f'accepted by {t}' for t in tasks)} | own among two nearest |"
     )
@@ -64,8 +80,11 @@ def main() -> None:
         run = Run(folder / f"{decoder}-{start}")
         if number:  # features depend on the backbone and the data alone
             shutil.copytree(folder / "-".join(FORMS[0]) / "features", run.root / "features", dirs_exist_ok=True)
-        ran = [outcome["epochs"] for outcome in train(run.root, decoder, start, epochs=epochs)]
-        table, thresholds = losses_of(run, tasks)
+        ran = [
+            outcome["epochs"]
+            for outcome in train(run.root, decoder, start, epochs=options.epochs, config=options.config)
+        ]
+        table, thresholds = losses_of(Session(read_config(options.config), run))
         for task, rows in table.items():
             accepted = [100 * fmean(row[t] < thresholds[t] for row in rows) for t in range(len(tasks))]
             own = "–"

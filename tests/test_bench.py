@@ -1,0 +1,238 @@
+"""The comparisons of pipelines/bench in tiny sizes: both sides compute the same, and bench.json has the shape it promises.
+
+How long anything takes is no matter here.
+"""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+sys.path.insert(0, str(tiny.ROOT))
+FOLDER = tiny.ROOT / "pipelines" / "bench"
+NAMES = [p.stem for p in sorted(FOLDER.glob("*.py")) if not p.stem.startswith("_") and p.stem != "run"]
+
+from pipelines.bench import (  # noqa: E402
+    _models,
+    _reference,
+    _timing,
+    decode,
+    depth,
+    evaluation,
+    growth,
+    layer,
+    padding,
+    profiling,
+    routing,
+    step,
+    storage,
+)
+
+
+def same(mine, theirs, *, tolerance=1e-5):
+    """Each tensor within a share of the largest value of the other's."""
+    assert len(mine) == len(theirs) > 0
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * float(b.detach().abs().max()))
+        assert float(b.detach().abs().max()) > 0
+
+
+# --- how it is measured ---
+
+
+def test_every_variant_runs_in_every_round_and_once_before():
+    calls = []
+    ticks = iter(range(1000))
+    variants = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    times = _timing.interleaved(variants, rounds=5, repeats=2, clock=lambda: next(ticks))
+    assert calls[:3] == ["a", "b", "c"] and len(calls) == 3 + 5 * 2 * 3
+    rounds = [tuple(calls[3 + 6 * i : 9 + 6 * i : 2]) for i in range(5)]
+    assert all(set(order) == set("abc") for order in rounds) and len(set(rounds)) > 1
+    assert times == {name: [0.5] * 5 for name in "abc"}
+
+
+def test_a_ratio_is_the_median_over_rounds_of_ratios_within_a_round():
+    times = {"ours": [1.0, 2.0, 30.0, 4.0, 5.0], "theirs": [2.0, 2.0, 10.0, 8.0, 20.0]}
+    row = _timing.timed("x", times, "ours", "theirs", 0.6)
+    assert (row.low, row.ratio, row.high, row.met) == (0.5, 0.5, 1.0, True)
+    faster = _timing.timed("x", times, "ours", "theirs", 4, at_least=True)
+    assert (faster.low, faster.ratio, faster.high, faster.met) == (1.0, 2.0, 2.0, False)
+
+
+def test_the_peak_is_exact():
+    def work():
+        first = torch.zeros(1000, 1000)
+        second = first + 1
+        del first
+        third = torch.empty(500, 500)
+        return second.clone(), third
+
+    assert _timing.peak_bytes(work) == 4 * (2 * 1_000_000 + 250_000)
+
+
+# --- each comparison: two ways to one result ---
+
+
+def test_the_routed_layer_is_pefts_lora_where_everybody_has_the_one_expert():
+    pytest.importorskip("peft")
+    made = layer.case(16, tokens=4)
+    same(layer.routed(made, layer.ALONE)(), layer.peft_lora(made)())
+
+
+def test_the_routed_layer_is_the_references_loop_where_everybody_has_the_same_two():
+    made = layer.case(16, tokens=4)
+    pair = layer.PAIRS[0]
+    same(layer.routed(made, [pair] * len(layer.PAIRS))(), layer.looped(made, pair, p=0.0)())
+
+
+def test_the_references_loop_drops_out_expert_by_expert():
+    made = layer.case(16, tokens=4)
+    blocks = [made.experts[name].sites["0"] for name in layer.PAIRS[0]]
+    zero = torch.zeros(4, 4, 16)
+    torch.manual_seed(0)
+    together = _reference.looped_layer(zero.clone(), made.x, blocks, scale=2.0, p=0.5)
+    torch.manual_seed(0)
+    apart = [_reference.looped_layer(zero.clone(), made.x, [block], scale=2.0, p=0.5) for block in blocks]
+    torch.testing.assert_close(together, apart[0] + apart[1])
+
+
+@torch.no_grad()
+def test_a_decoding_step_is_that_of_pefts_mixed_batch():
+    pytest.importorskip("peft")
+    model, experts, x = decode.case(16, 2)
+    mine, theirs = decode.routed(model, experts, x)(), decode.peft_mixed(model, experts, x)()
+    same([mine], [theirs])
+    assert not torch.allclose(mine, decode.plain(model, x)())
+
+
+def test_scores_are_those_of_the_references_recipe():
+    made = profiling.case(tiny=True)
+    theirs = profiling.reference(*made)
+    ours = profiling.ours(*made)
+    assert ours == pytest.approx(theirs, rel=1e-6) and len(ours) == 8
+    assert profiling.ours(*made, checkpointing=True) == ours
+    assert profiling.ours(*made, per_sample=True) == ours
+
+
+@pytest.fixture(scope="module")
+def small():
+    return step.case(tiny=True)
+
+
+def gradients(experts, name=step.NEWEST):
+    return [p.grad for p in experts[name].parameters()]
+
+
+def test_a_training_step_is_the_references_where_the_batch_agrees_and_nothing_drops_out(small):
+    mine, theirs = small.experts(), small.experts()
+    join = step.EARLIER[1]
+    loss = step.ours(small, mine, [(step.NEWEST, join)] * len(small.batch))()
+    reference = step.ReferenceStep(small, theirs, p=0.0, join=join)
+    assert loss == pytest.approx(reference(), rel=1e-5)
+    same(gradients(mine), gradients(theirs), tolerance=1e-3)
+
+
+def test_recomputing_and_ending_early_change_no_bit_of_a_training_step(small):
+    made = depth.upper_half(small)
+    found = []
+    for checkpointing, forced in ((False, False), (True, False), (False, True)):
+        experts = made.experts()
+        run = step.ours(made, experts, step.SETS, checkpointing=checkpointing)
+        loss = depth.forced(made, run)() if forced else run()
+        found.append((loss, gradients(experts)))
+    for loss, grads in found[1:]:
+        assert loss == found[0][0]
+        assert all(torch.equal(a, b) for a, b in zip(grads, found[0][1], strict=True))
+
+
+def test_the_reference_votes_for_an_earlier_task(small):
+    winners = _reference.voted(small.backbone, small.batch, small.routers, [1e9] * len(small.routers))
+    assert len(winners) == 1 and winners[0] in step.EARLIER
+    assert _reference.voted(small.backbone, small.batch, small.routers, [0.0] * len(small.routers)) == []
+
+
+def test_experts_that_nobody_is_routed_to_change_no_bit_of_a_training_step():
+    made = growth.on_random_model(tiny=True)
+    sets = [(growth.NEWEST, "3"), (growth.NEWEST,)] * 4
+    found = []
+    for present in (made.placed, {task: made.placed[task] for task in ("3", growth.NEWEST)}):
+        part = step.Case(made.backbone, present, made.batch)
+        experts = {task: _models.random_expert(made.backbone.model, present[task], seed=int(task)) for task in present}
+        newest = experts[growth.NEWEST]
+        trained = {site: (a.requires_grad_(), b.requires_grad_()) for site, (a, b) in newest.sites.items()}
+        experts[growth.NEWEST] = type(newest)(trained, newest.scale, trainable=True)
+        loss = step.ours(part, experts, sets)()
+        found.append([torch.tensor(loss), *gradients(experts, growth.NEWEST)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("task", evaluation.TASKS)
+def test_answers_do_not_depend_on_the_batch(task):
+    made = evaluation.variants(evaluation.embedded(), task, 5)
+    answers = made["batches"]()
+    assert answers == made["one by one"]() and len(answers) == 5 and all(answers)
+
+
+def test_tokens_are_counted_as_they_are_padded():
+    backbone = padding.embedded()
+    share = padding.share(backbone, "easyvqa", batches=2)
+    assert 1 <= share <= padding.share(backbone, "easyvqa", batches=2, sorted_by_length=False)
+    counts = backbone.counts
+    assert counts["training_tokens"] >= counts["training_tokens_needed"] > 0
+
+
+def test_routing_a_split_is_routing_each_sample():
+    torch.manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(6, 12), dim=-1)
+    routers = [routing.Autoencoder(12).requires_grad_(False) for _ in range(5)]
+    losses = torch.stack([((router(features) - features) ** 2).mean(dim=1) for router in routers], dim=1)
+    threshold = float(losses.median())
+    expected = [[t for t in row.argsort().tolist() if row[t] < threshold][:2] for row in losses]
+    assert routing.route(features, routers, [threshold] * 5) == expected
+    assert any(expected) and len({tuple(e) for e in expected}) > 1
+
+
+def test_the_references_folders_are_counted_as_described():
+    once = 2 * (storage.CONNECTOR + 10)
+    assert storage.reference_layout(10, tasks=1) == 2 * once
+    assert storage.reference_layout(10, tasks=2) == 2 * (once + once + 2 * 10)
+    assert storage.expert(blocks=storage.BLOCKS).parameters == 1_769_472
+
+
+# --- all of it ---
+
+
+def test_every_comparison_has_a_row_and_bench_json_its_shape(tmp_path):
+    out = tmp_path / "figures.json"
+    command = [sys.executable, str(FOLDER / "run.py"), "--tiny", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=tiny.environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    assert all(list(row) == ["name", "ratio", "low", "high", "reach"] for row in rows)
+    assert len({row["name"] for row in rows}) == len(rows) > 40
+    for row in rows:
+        assert row["low"] <= row["ratio"] <= row["high"]
+        assert row["reach"] is None or isinstance(row["reach"], int | float)
+    assert {row["reach"] for row in rows if "layer hidden" in row["name"]} >= {1.2, 1.1, 0.6, 0.7, 1.05, None}
+    assert "asked for" in done.stdout and rows[0]["name"] in done.stdout
+    assert {line.split(":")[0] for line in done.stderr.splitlines() if line.endswith(" s")} == set(NAMES)
+
+
+def test_one_comparison_can_be_run_alone(tmp_path):
+    command = [sys.executable, str(FOLDER / "run.py"), "--only", "storage", "--out", str(tmp_path / "one.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "one.json").read_text(encoding="utf-8"))
+    assert len(rows) == 2 and all(row["ratio"] <= row["reach"] for row in rows)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_comparison_is_a_file_with_one_function_and_a_first_line(name):
+    module = importlib.import_module(f"pipelines.bench.{name}")
+    assert callable(module.compare) and Path(module.__file__).parent == FOLDER
+    assert module.__doc__

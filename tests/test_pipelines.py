@@ -1,0 +1,45 @@
+"""The scripts beside the sequence, each once on the tiny stream."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+PIPELINES = Path(__file__).parent.parent / "pipelines"
+
+
+@pytest.fixture
+def fresh(stream, tmp_path) -> Path:
+    return shutil.copytree(stream, tmp_path / "fresh")
+
+
+def table_of(folder: Path, *args: str) -> list[list[str]]:
+    """Run a script; gives the cells of the Markdown table that it prints, without the rule under the heading."""
+    command = [sys.executable, str(PIPELINES / args[0]), *args[1:], "--config", "dmole.toml"]
+    done = subprocess.run(command, cwd=folder, env=tiny.environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
+    assert set("".join(rows[1])) == {"-"} and len({len(row) for row in rows}) == 1
+    return [rows[0], *rows[2:]]
+
+
+def test_rates_are_compared_on_validation(fresh):
+    heading, low, high = table_of(fresh, "rates.py", "runs", "1e-9", "1e-2")
+    assert heading == ["peak rate", *tiny.TASKS]
+    assert (low[0], high[0]) == ("1e-9", "1e-2")
+    assert all(0 <= float(cell) <= 100 for cell in low[1:] + high[1:])
+    assert low[1:] != high[1:], "one rate teaches nothing, the other one something"
+    made = {path.relative_to(fresh / "runs").parts[1] for path in (fresh / "runs").rglob("*.parquet")}
+    assert "evaluations" not in made and "evaluations.validation" in made
+
+
+def test_routers_are_compared_in_every_form(fresh):
+    heading, *rows = table_of(fresh, "routers.py", "runs", "--epochs", "5")
+    assert len(heading) == 3 + len(tiny.TASKS) + 1
+    assert len(rows) == 4 * (len(tiny.TASKS) + 1), "two decoders, two starts, each task and the unseen one"
+    assert {row[0] for row in rows} == {f"{d}, {s}" for d in ("sigmoid", "linear") for s in ("mean", "random")}
+    assert all((row[-1] == "–") == (row[2] == tiny.UNSEEN) for row in rows)
+    assert all(0 <= float(cell) <= 100 for row in rows for cell in row[3:] if cell != "–")
