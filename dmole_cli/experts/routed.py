@@ -59,7 +59,7 @@ def new_expert(shapes: Mapping[str, tuple[int, int, int]], *, scale: float, gene
 
 
 class _Routed(torch.autograd.Function):
-    """base + ((x A^T) * gate) B^T, in place on `base`, which is W x; nothing of the output's size is kept for the way back.
+    """base + ((x A^T) * gate) B, in place on `base`, which is W x; nothing of the output's size is kept for the way back.
 
     Where `weight` is given, `base` comes without its graph and the way back through W is gone here, too: the two parts of
     the input's gradient are then summed in one buffer. Left to two nodes of the graph, they would take a second buffer of
@@ -80,7 +80,7 @@ class _Routed(torch.autograd.Function):
     def backward(ctx, grad):
         x, low, weight, a, b, gate = ctx.saved_tensors
         flat = grad.flatten(0, -2)  # [tokens, out]
-        inner = (flat @ b).view(*grad.shape[:-1], b.shape[1]).mul_(gate).flatten(0, -2)  # [tokens, ranks]
+        inner = (flat @ b.t()).view(*grad.shape[:-1], len(b)).mul_(gate).flatten(0, -2)  # [tokens, ranks]
         grad_x = None
         if ctx.needs_input_grad[1]:
             grad_x = inner @ a if weight is None else (flat @ weight).addmm_(inner, a)
@@ -96,7 +96,7 @@ class _Routed(torch.autograd.Function):
 def _add_low_rank(base, x, a, b, gate):
     """Add the experts to `base` [rows, ..., out] in place; gives (x A^T) * gate [rows, ..., ranks]."""
     low = F.linear(x, a).mul_(gate)
-    base.view(-1, base.shape[-1]).addmm_(low.flatten(0, -2), b.t())
+    base.view(-1, base.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b)
     return low
 
 
@@ -114,17 +114,24 @@ class _Gate:
     """The experts' scales for each row of a tower, 0 for those that are not its sample's.
 
     Attributes:
-        rows: [rows, ranks].
+        rows: [rows, 1, ranks].
         of_samples: whether its rows are the samples themselves.
     """
 
     rows: torch.Tensor
     of_samples: bool
 
-    def for_rows_of(self, x: torch.Tensor) -> torch.Tensor:
+    def like(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, 1 ..., ranks], to be multiplied with what comes of x [rows, ..., in]."""
-        rows, ranks = self.rows.shape
+        if x.dim() == 3:
+            return self.rows
+        rows, _, ranks = self.rows.shape
         return self.rows.view(rows, *([1] * (x.dim() - 2)), ranks)
+
+
+def _gate(scales: torch.Tensor, rows: torch.Tensor | None) -> _Gate:
+    """From the scales of the samples [samples, ranks] and the sample of each row, if rows are not samples."""
+    return _Gate((scales if rows is None else scales.index_select(0, rows))[:, None], of_samples=rows is None)
 
 
 @dataclass
@@ -133,7 +140,7 @@ class _SitePlan:
 
     Attributes:
         a: stacked A [ranks, in], those in training first; cut off from the graph.
-        b: stacked B [out, ranks].
+        b: stacked B, transposed [ranks, out]: of a decoding step most of the time goes into reading weights, row after row.
         gate: shared by all sites with the same experts at the same ranks.
         trained: A and B of the experts in training, in their order of the stack.
     """
@@ -220,6 +227,8 @@ class RoutedExperts:
     ) -> dict[str, _SitePlan]:
         active = {name for names in sets for name in names}
         used = sorted((n for n in self.experts if n in active), key=lambda n: not self.experts[n].trainable)
+        # [samples, experts]: the scale of those that a sample has, 0 for the others.
+        scales = torch.tensor([[self.experts[n].scale * (n in s) for n in used] for s in sets])
         plans: dict[str, _SitePlan] = {}
         gates: dict[tuple, _Gate] = {}
         for site in self._hooks:
@@ -228,13 +237,13 @@ class RoutedExperts:
                 continue
             pairs = [self._matrices(name, site, device, dtype) for name in here]
             modality = self.modality_of(site)
-            ranks = tuple((name, len(a)) for name, (a, _) in zip(here, pairs, strict=True))
-            key = (ranks, modality)
+            columns = tuple(used.index(name) for name, (a, _) in zip(here, pairs, strict=True) for _ in range(len(a)))
+            key = (columns, modality)
             if key not in gates:
-                gates[key] = self._gate(sets, ranks, rows.get(modality), device, dtype)
+                gates[key] = _gate(scales[:, columns].to(device, dtype), rows.get(modality))
             plans[site] = _SitePlan(
                 a=torch.cat([a for a, _ in pairs]) if len(pairs) > 1 else pairs[0][0],
-                b=torch.cat([b for _, b in pairs], dim=1) if len(pairs) > 1 else pairs[0][1],
+                b=torch.cat([b for _, b in pairs]) if len(pairs) > 1 else pairs[0][1],
                 gate=gates[key],
                 trained=tuple(t for n in here if self.experts[n].trainable for t in self.experts[n].sites[site]),
             )
@@ -243,34 +252,22 @@ class RoutedExperts:
     def _matrices(
         self, name: str, site: str, device: torch.device, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A and B as the products need them; those of a frozen expert are brought there once, not for every batch."""
+        """A and the transposed B as the products need them; a frozen expert's are made once, not for every batch."""
         expert, key = self.experts[name], (name, site, device, dtype)
         if key in self._moved:
             return self._moved[key]
         a, b = expert.sites[site]
-        pair = a.detach().to(device, dtype), b.detach().to(device, dtype)
+        pair = a.detach().to(device, dtype), b.detach().to(device, dtype).t().contiguous()
         if not expert.trainable:
             self._moved[key] = pair
         return pair
-
-    def _gate(
-        self,
-        sets: list[tuple[str, ...]],
-        ranks: tuple[tuple[str, int], ...],
-        rows: torch.Tensor | None,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> _Gate:
-        scales = [[self.experts[n].scale * (n in names) for n, rank in ranks for _ in range(rank)] for names in sets]
-        gate = torch.tensor(scales).to(device, dtype)
-        return _Gate(gate if rows is None else gate.index_select(0, rows), of_samples=rows is None)
 
     def _hook(self, site: str):
         def add_experts(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
             plan = self._plans.get(site)
             if plan is None:
                 return output
-            x, a, b, gate = args[0], plan.a, plan.b, plan.gate.for_rows_of(output)
+            x, a, b, gate = args[0], plan.a, plan.b, plan.gate.like(output)
             base = output if output.is_contiguous() else output.contiguous()
             if a.dtype != base.dtype:  # under autocast a host answers in a type that its weights do not have
                 a, b, gate = a.to(base.dtype), b.to(base.dtype), gate.to(base.dtype)
