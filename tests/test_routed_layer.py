@@ -229,6 +229,158 @@ def test_a_new_expert_changes_nothing_yet():
     assert not torch.equal(expert.sites["first"][0], other.sites["first"][0])
 
 
+class Packed(nn.Module):
+    """A host whose weights are not what it multiplies with, as quantised ones are; it can only be called."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.register_buffer("codes", (linear.weight * 64).round().to(torch.int8))
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.codes.to(x.dtype) / 64, self.bias)
+
+
+class Halved(nn.Linear):
+    """A linear that does something of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / 2
+
+
+def halved(linear: nn.Linear) -> nn.Linear:
+    host = Halved(linear.in_features, linear.out_features)
+    host.load_state_dict(linear.state_dict())
+    return host.requires_grad_(False)
+
+
+@pytest.mark.parametrize("make", [Packed, halved], ids=["packed", "subclass"])
+def test_a_host_that_is_no_plain_linear_is_called_as_it_is(make):
+    model, experts = build(trained="signs")
+    model.first, model.second = make(model.first), make(model.second)
+    x = inputs(4)
+    hosts = {"first": model.first, "second": model.second}
+
+    def layer(site, x, own):
+        y = hosts[site](x)
+        return y + sum(e.scale * (x @ e.sites[site][0].T @ e.sites[site][1].T) for e in own if site in e.sites)
+
+    expected = []
+    for row, names in enumerate(SETS):
+        own = [experts[name] for name in names]
+        expected.append(layer("second", torch.tanh(layer("first", x[row], own)), own))
+    wanted = gradients(torch.stack(expected).square().sum(), x, experts["signs"])
+    routed = attach(model, experts)
+    with routed.route(SETS):
+        found = model(x)
+        got = gradients(found.square().sum(), x, experts["signs"])
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_host_in_training_gets_its_own_gradient(part):
+    model, experts = build(trained="signs")
+    tensor = getattr(model.second, part).requires_grad_()
+    x = inputs(4)
+    (wanted,) = torch.autograd.grad(plain(model, experts, x, SETS).square().sum(), tensor)
+    routed = attach(model, experts)
+    with routed.route(SETS):
+        (got,) = torch.autograd.grad(model(x).square().sum(), tensor)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_another_hook_on_a_host_has_its_say():
+    model, experts = build(trained="signs")
+    x = inputs(4)
+    factor = torch.tensor(3.0, requires_grad=True)
+    hook = model.first.register_forward_hook(lambda module, args, output: output * factor)
+    routed = attach(model, experts)
+    with routed.route([("signs",)] * len(x)):
+        (got,) = torch.autograd.grad(model.first(x).sum(), factor)
+    hook.remove()
+    torch.testing.assert_close(got, model.first(x).detach().sum(), rtol=1e-5, atol=1e-4)
+
+
+def test_under_autocast_the_products_are_taken_in_its_type():
+    model, experts = build(trained="signs")
+    x = inputs(4)
+    expected = plain(model, experts, x, SETS)
+    wanted = gradients(expected.sum(), x, experts["signs"])
+    routed = attach(model, experts)
+    with routed.route(SETS):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = model(x)
+            with torch.no_grad():
+                answered = model(x)
+        got = gradients(found.float().sum(), x, experts["signs"])
+    assert found.dtype == torch.bfloat16 and torch.equal(found, answered)
+    error, largest = (found.float() - expected).detach().abs().max(), expected.detach().abs().max()
+    assert float(error) < 0.02 * float(largest)
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert mine.dtype == torch.float32
+        assert float((mine - theirs).abs().max()) < 0.02 * float(theirs.abs().max())
+
+
+def test_an_expert_that_is_frozen_is_brought_to_the_activations_type_once():
+    model, experts = build(trained="birds", dtype=torch.bfloat16)
+    routed = attach(model, experts)
+    seen = []
+    for _ in range(2):
+        with torch.no_grad(), routed.route([("signs",)] * len(SETS), dtype=torch.bfloat16):
+            model(inputs(2, dtype=torch.bfloat16))
+            seen.append(routed._plans["first"].a)
+    assert seen[0] is seen[1] and seen[0].dtype == torch.bfloat16
+    # The one in training is read anew for every batch.
+    with torch.no_grad():
+        experts["birds"].sites["first"][0].add_(1.0)
+    with routed.route([("birds",)] * len(SETS), dtype=torch.bfloat16):
+        torch.testing.assert_close(routed._plans["first"].a, experts["birds"].sites["first"][0].detach().bfloat16())
+
+
+def test_rows_that_leave_take_their_experts_with_them():
+    model, experts = build()
+    routed = attach(model, experts)
+    rows = torch.tensor([0, 0, 1, 2, 3, 4, 5, 5])
+    x, stay = inputs(1).detach(), torch.tensor([1, 3, 5])
+    with torch.no_grad(), routed.route(SETS, rows={"vision": rows}):
+        routed.keep(stay)
+        words = torch.randn(len(stay), 1, WIDE, generator=torch.Generator().manual_seed(1))
+        found = model.second(words)
+        again = torch.tensor([2, 0])
+        routed.keep(again)
+        fewer = model.second(words[again])
+        images = model.first(x[rows])  # pictures are never decoded: their map stays
+    for row, sample in enumerate(stay.tolist()):
+        own = [experts[name] for name in SETS[sample]]
+        torch.testing.assert_close(
+            found[row], plain_layer(model.second, "second", words[row], own), rtol=1e-5, atol=1e-5
+        )
+    torch.testing.assert_close(fewer, found[again], rtol=1e-5, atol=1e-5)
+    for row, sample in enumerate(rows.tolist()):
+        own = [experts[name] for name in SETS[sample]]
+        torch.testing.assert_close(images[row], plain_layer(model.first, "first", x[sample], own), rtol=1e-5, atol=1e-5)
+
+
+def test_only_experts_in_training_keep_anything_for_the_way_back():
+    model, experts = build(trained="signs")
+    routed = attach(model, experts)
+    kept = []
+    x = inputs(50)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        with routed.route([("birds", "ships")] * len(SETS)):
+            model.first(x)
+        frozen, kept[:] = list(kept), []
+        with routed.route([("birds", "signs")] * len(SETS)):
+            model.first(x)
+    of_activations = [t.numel() for t in frozen if t.shape[:2] == x.shape[:2] and t.shape[-1] != NARROW]
+    assert not of_activations, "the plain linear's own input aside"
+    rank = EXPERTS["signs"][0]
+    assert max(t.shape[-1] for t in kept if t.shape[:2] == x.shape[:2] and t.shape[-1] != NARROW) == rank
+
+
 def test_closing_leaves_no_trace():
     model, experts = build()
     keys, x = list(model.state_dict()), inputs(4).detach()

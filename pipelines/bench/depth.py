@@ -1,0 +1,65 @@
+"""One training step with all new experts in the upper half of the language model, on the model of `step`.
+
+Against the same step with the gradients of both towers' inputs forced, which is what switching on checkpointing in transformers
+does by itself: there the backward pass goes down to the pictures, here it ends at the lowest new expert. Earlier experts, frozen,
+lie everywhere and are active in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dmole_cli.backbones.adapter import Backbone
+from dmole_cli.backbones.sites import find_sites
+from pipelines.bench._reference import take_gradients
+from pipelines.bench._timing import Row, Variant, counted, interleaved, peak_bytes, timed
+from pipelines.bench.step import NEWEST, SETS, Case, case, ours
+
+
+def upper_half(case: Case) -> Case:
+    """The same with the newest expert on every attention projection of the language model's upper half, and nowhere else."""
+    language = [s for s in find_sites(case.backbone.model, "attention") if s.modality == "language"]
+    middle = (1 + max(site.block for site in language)) / 2
+    return Case(
+        case.backbone,
+        case.placed | {NEWEST: [site.name for site in language if site.block >= middle]},
+        case.batch,
+        case.routers,
+    )
+
+
+@contextmanager
+def forced_input_gradients(backbone: Backbone) -> Iterator[None]:
+    """Inside the block the embeddings of pictures and words take gradients."""
+    towers = (backbone.vision, backbone.language)
+    hooks = [tower.get_input_embeddings().register_forward_hook(take_gradients) for tower in towers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def forced(case: Case, step: Variant) -> Variant:
+    """The step with the gradients of its inputs forced."""
+
+    def run() -> object:
+        with forced_input_gradients(case.backbone):
+            return step()
+
+    return run
+
+
+def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
+    """Time and peak memory of a step, nothing recomputed in either."""
+    made = upper_half(case(tiny=tiny))
+    ending = ours(made, made.experts(), SETS)
+    variants = {"ending": ending, "forced": forced(made, ours(made, made.experts(), SETS))}
+    peaks = {name: peak_bytes(function) for name, function in variants.items()}
+    times = interleaved(variants, rounds=rounds or (1 if tiny else 9), warm=True)
+    name = "new experts in the upper half"
+    return [
+        timed(f"{name}: time over the step with input gradients forced", times, "ending", "forced", 0.75),
+        counted(f"{name}: peak memory over the same", peaks["ending"] / peaks["forced"]),
+    ]

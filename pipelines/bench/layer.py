@@ -1,0 +1,162 @@
+"""The routed expert layer, forward and backward: 4 samples of 256 tokens, each with the newest of 9 experts and one earlier.
+
+Against the plain frozen linear, plain LoRA as peft runs it (one expert for everybody), and the reference's loop, which runs two
+experts for the whole batch because it cannot do better: its function is another one unless all samples agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dmole_cli.experts.routed import Expert
+from pipelines.bench._models import RANK, SCALE, attached, has_peft, linears, random_expert, sharing_weights
+from pipelines.bench._reference import DROPOUT, looped_experts
+from pipelines.bench._timing import Row, Variant, counted, interleaved, peak_bytes, timed
+
+EXPERTS = [str(number) for number in range(9)]
+NEWEST = EXPERTS[-1]
+PAIRS = [(NEWEST, earlier) for earlier in ("0", "3", "3", "5")]  # sets of two, three distinct ones
+ALONE = [(NEWEST,)] * len(PAIRS)  # one expert, everybody's
+SPREAD = [(NEWEST,), ("0",), ("3",), ("5",)]  # one expert each
+REACHES = {896: (1.20, 1.00, 0.60), 2048: (1.10, 1.00, 0.70)}  # over plain, over peft, over the reference as shipped
+MEMORY, FLAT = 1.05, 1.10
+ROUNDS = {896: 25, 2048: 11}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer in the middle of a network: its input takes gradients.
+
+    Attributes:
+        model: the layer, named `0`.
+        experts: name -> expert; the newest trains.
+        x: its input [samples, tokens, hidden].
+        grad: gradient of its output, of the same shape.
+    """
+
+    model: nn.Sequential
+    experts: dict[str, Expert]
+    x: torch.Tensor
+    grad: torch.Tensor
+
+    @property
+    def trained(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B of the newest expert."""
+        return self.experts[NEWEST].sites["0"]
+
+
+def case(hidden: int, tokens: int = 256, dtype: torch.dtype = torch.float32) -> Case:
+    """A layer, nine experts and a batch."""
+    torch.manual_seed(0)
+    model = linears(1, hidden, dtype)
+    experts = {n: random_expert(model, ["0"], seed=i, trainable=n == NEWEST) for i, n in enumerate(EXPERTS)}
+    x = torch.randn(len(PAIRS), tokens, hidden, dtype=dtype, requires_grad=True)
+    return Case(model, experts, x, torch.randn(len(PAIRS), tokens, hidden, dtype=dtype))
+
+
+def plain(case: Case) -> Variant:
+    """The frozen linear; gives (output, gradient of the input), as all of these do."""
+
+    def run() -> tuple[torch.Tensor, ...]:
+        y = case.model(case.x)
+        return y, *torch.autograd.grad(y, [case.x], case.grad)
+
+    return run
+
+
+def both_ways(case: Case, model: nn.Sequential) -> tuple[torch.Tensor, ...]:
+    """Output, gradients of the input and of the newest expert's A and B."""
+    y = model(case.x)
+    return y, *torch.autograd.grad(y, [case.x, *case.trained], case.grad)
+
+
+def routed(case: Case, sets: list[tuple[str, ...]], names: list[str] = EXPERTS) -> Variant:
+    """Ours, with a new route plan each time."""
+    model = sharing_weights(case.model)
+    layer = attached(model, {name: case.experts[name] for name in names})
+
+    def run() -> tuple[torch.Tensor, ...]:
+        with layer.route(sets, dtype=case.x.dtype):
+            return both_ways(case, model)
+
+    return run
+
+
+def routed_peak(case: Case) -> int:
+    """Peak of ours, above where the batch's route plan has been made: stacked blocks are weights, not activations."""
+    model = sharing_weights(case.model)
+    with attached(model, case.experts).route(PAIRS):
+        return peak_bytes(lambda: both_ways(case, model))
+
+
+def looped(case: Case, names: tuple[str, ...], *, p: float) -> Variant:
+    """The reference's layer."""
+
+    def run() -> tuple[torch.Tensor, ...]:
+        with looped_experts(case.model, case.experts, names, p=p):
+            return both_ways(case, case.model)
+
+    return run
+
+
+def peft_lora(case: Case) -> Variant:
+    """The newest expert as a LoRA of peft."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=RANK, lora_alpha=RANK * SCALE, lora_dropout=0.0, target_modules=["0"])
+    model = get_peft_model(sharing_weights(case.model), config)
+    pair = {name: p for name, p in model.named_parameters() if "lora_" in name}
+    with torch.no_grad():
+        for name, p in pair.items():
+            p.copy_(case.trained["lora_B" in name])
+
+    def run() -> tuple[torch.Tensor, ...]:
+        y = model(case.x)
+        return y, *torch.autograd.grad(y, [case.x, *pair.values()], case.grad)
+
+    return run
+
+
+def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
+    """Time at both widths, memory, and whether experts that nobody uses cost anything; time in bfloat16."""
+    rows = _in_bfloat16(rounds, tiny=tiny)
+    for hidden, (over_plain, over_peft, over_reference) in REACHES.items():
+        made = case(16, tokens=4) if tiny else case(hidden)
+        variants = {
+            "plain": plain(made),
+            "ours": routed(made, PAIRS),
+            **({"peft": peft_lora(made)} if has_peft() else {}),
+            "as shipped": looped(made, PAIRS[0], p=DROPOUT),
+            "without dropout": looped(made, PAIRS[0], p=0.0),
+            "one": routed(made, ALONE, [NEWEST]),
+            "nine": routed(made, SPREAD),
+        }
+        peaks = {name: peak_bytes(variants[name]) for name in ("plain", "as shipped")} | {"ours": routed_peak(made)}
+        times = interleaved(variants, rounds=rounds or (1 if tiny else ROUNDS[hidden]))
+        at = f"hidden {hidden}"
+        rows += [
+            timed(f"layer {at}, 2 of 9 experts: time over the plain linear", times, "ours", "plain", over_plain),
+            timed(f"layer {at}: time over the reference's loop", times, "ours", "as shipped", over_reference),
+            timed(f"layer {at}: time over that loop without dropout", times, "ours", "without dropout"),
+            timed(f"layer {at}: 9 experts in the layer over 1, one active", times, "nine", "one", FLAT),
+            counted(f"layer {at}: peak memory over the plain linear", peaks["ours"] / peaks["plain"], MEMORY),
+            counted(f"layer {at}: the reference's peak over the plain linear", peaks["as shipped"] / peaks["plain"]),
+        ]
+        if "peft" in times:
+            rows.append(timed(f"layer {at}: time over peft's LoRA, one expert", times, "ours", "peft", over_peft))
+    return rows
+
+
+def _in_bfloat16(rounds: int | None, *, tiny: bool) -> list[Row]:
+    made = case(16, 4, torch.bfloat16) if tiny else case(2048, dtype=torch.bfloat16)
+    variants = {"plain": plain(made), "ours": routed(made, PAIRS)} | ({"peft": peft_lora(made)} if has_peft() else {})
+    times = interleaved(variants, rounds=rounds or (1 if tiny else ROUNDS[2048]))
+    against = {"plain": "the plain linear", "peft": "peft's LoRA, one expert"}
+    return [
+        timed(f"layer hidden 2048, bfloat16: time over {words}", times, "ours", name)
+        for name, words in against.items()
+        if name in times
+    ]

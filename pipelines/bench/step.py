@@ -1,0 +1,163 @@
+"""One training step of the fifth task on a vision-language model of 47 million parameters: 2 samples of 2 tiles and 48 tokens.
+
+Against the reference's recipe: routing features anew in every step, a vote of the batch, the looped layer with a dropout mask
+per expert, checkpointing by transformers' switch with gradients of the inputs of both towers, logits of all tokens. Ours is the
+loop of `train-task` as it is, routes known before, a set of experts per sample, with checkpointing of the blocks around it.
+Experts lie where the reference's budget puts them: on half of the attention projections.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+
+from dmole_cli.backbones.adapter import Backbone, Encoded
+from dmole_cli.backbones.sites import find_sites
+from dmole_cli.config import TrainSettings
+from dmole_cli.experts.autoencoder import Autoencoder
+from dmole_cli.experts.routed import Expert
+from dmole_cli.training.gradients import recomputed
+from dmole_cli.training.loop import train_expert
+from pipelines.bench._models import attached, half_of, random_expert, random_samples, vision_language
+from pipelines.bench._reference import DROPOUT, looped_experts, take_gradients, voted
+from pipelines.bench._timing import Row, Variant, counted, interleaved, peak_bytes, timed
+
+TASKS = ["1", "2", "3", "4", "5"]
+NEWEST, EARLIER = TASKS[-1], TASKS[:-1]
+SETS = [(NEWEST, "2"), (NEWEST, "4")]  # the reference's batch agrees on one of them
+FULL = {"vision": (8, 256), "language": (8, 512), "words": 16_000, "side": 224}
+TINY = {"vision": (2, 16), "language": (2, 32), "words": 40, "side": 28}
+SETTINGS = TrainSettings()
+RATE = 1e-4
+
+
+@dataclass
+class Case:
+    """A model, the experts of five tasks, and a batch of the fifth.
+
+    Attributes:
+        backbone: random weights.
+        placed: task -> its sites, in the order in which the tasks arrived; the last one trains.
+        batch: encoded samples.
+        routers: of the earlier tasks.
+    """
+
+    backbone: Backbone
+    placed: dict[str, list[str]]
+    batch: list[Encoded]
+    routers: dict[str, Autoencoder] = field(default_factory=dict)
+
+    @property
+    def newest(self) -> str:
+        """The task that trains."""
+        return list(self.placed)[-1]
+
+    def experts(self) -> dict[str, Expert]:
+        """New copies, because a step changes the newest."""
+        return {
+            task: random_expert(self.backbone.model, sites, seed=i, trainable=task == self.newest)
+            for i, (task, sites) in enumerate(self.placed.items())
+        }
+
+
+def case(*, tiny: bool = False) -> Case:
+    """Draw everything."""
+    torch.manual_seed(0)
+    backbone = vision_language(**(TINY if tiny else FULL))
+    sites = [site.name for site in find_sites(backbone.model, "attention")]
+    batch = random_samples(backbone, 2, text=8 if tiny else 40, answer=3 if tiny else 8, tiles=2)
+    width = sum(part["width"] for part in backbone.feature_layout())
+    routers = {task: Autoencoder(width).requires_grad_(False) for task in EARLIER}
+    return Case(backbone, {t: half_of(sites, seed=i) for i, t in enumerate(TASKS)}, batch, routers)
+
+
+def ours(
+    case: Case, experts: dict[str, Expert], sets: list[tuple[str, ...]], *, checkpointing: bool = False
+) -> Variant:
+    """A step of `train_expert`; gives the loss."""
+    backbone, batch = case.backbone, case.batch
+    used = {name: expert for name, expert in experts.items() if any(name in s for s in sets)}  # no others are loaded
+    ids = [str(i) for i in range(len(batch))]
+
+    def run() -> float:
+        routed = attached(backbone, used)
+        try:
+            with recomputed(backbone) if checkpointing else nullcontext():
+                (loss,) = train_expert(
+                    backbone,
+                    routed,
+                    experts[case.newest],
+                    [(ids, sets, batch)],
+                    steps=1,
+                    learning_rate=RATE,
+                    settings=SETTINGS,
+                )
+        finally:
+            routed.close()
+        return loss
+
+    return run
+
+
+class ReferenceStep:
+    """A step of the reference; a callable that gives the loss.
+
+    Args:
+        case: what is trained; its model is copied, because the switches that are thrown here cannot all be undone.
+        experts: of all tasks.
+        p: dropout.
+        join: the earlier task that joins, None to ask the routers.
+    """
+
+    def __init__(self, case: Case, experts: dict[str, Expert], *, p: float, join: str | None = None) -> None:
+        self.case, self.experts, self.p, self.join = case, experts, p, join
+        backbone = case.backbone
+        self.backbone = Backbone(backbone.name, "", copy.deepcopy(backbone.model), backbone.processor)
+        self.parameters = list(experts[case.newest].parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=RATE, weight_decay=SETTINGS.weight_decay)
+        model = self.backbone.model
+        model.activation_checkpointing_enable()
+        # The towers are told one by one, whatever the switch above has done by itself.
+        for tower in (self.backbone.vision, self.backbone.language):
+            tower.get_input_embeddings().register_forward_hook(take_gradients)
+
+    def __call__(self) -> float:
+        """Train one step."""
+        backbone, batch = self.backbone, self.case.batch
+        found = voted(backbone, batch, self.case.routers, [1e9] * len(self.case.routers))
+        active = [self.case.newest, *([self.join] if self.join else found)]
+        inputs, _ = backbone.collate(batch, left=False)
+        backbone.model.train()
+        with looped_experts(backbone.model, self.experts, active, p=self.p):
+            loss = backbone.model(**inputs, use_cache=False).loss
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, SETTINGS.clip)
+        self.optimizer.step()
+        backbone.model.eval()
+        return loss.item()
+
+
+def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
+    """Time and peak memory of a step."""
+    made = case(tiny=tiny)
+    variants = {
+        "reference": ReferenceStep(made, made.experts(), p=DROPOUT),
+        "without dropout": ReferenceStep(made, made.experts(), p=0.0),
+        "ours": ours(made, made.experts(), SETS, checkpointing=True),
+        "ours, nothing recomputed": ours(made, made.experts(), SETS),
+    }
+    peaks = {name: peak_bytes(function) for name, function in variants.items()}
+    times = interleaved(variants, rounds=rounds or (1 if tiny else 7), warm=True)
+    memory = {name: peak / peaks["reference"] for name, peak in peaks.items()}
+    free = "ours, nothing recomputed"
+    return [
+        timed("training step, same checkpointing: time over the reference's", times, "ours", "reference", 0.65),
+        timed("training step: time over the reference's without dropout", times, "ours", "without dropout", 0.80),
+        counted("training step: peak memory over the reference's", memory["ours"], 0.50),
+        timed("training step, nothing recomputed: time over the reference's", times, free, "reference"),
+        counted("training step, nothing recomputed: peak memory over the reference's", memory[free]),
+    ]

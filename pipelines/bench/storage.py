@@ -1,0 +1,65 @@
+"""Bytes on disk: one task's expert file, and nine tasks against the reference's layout, for the sizes of InternVL2-2B.
+
+The reference's folder of stage t holds the experts of tasks 1 to t twice (`lora_weights.bin`, `model.safetensors`) and, twice,
+the connector between the towers, in bfloat16; optimiser states are not counted. Half of the attention projections host an
+expert of rank 8, a quarter of them in the vision encoder. Ours are float32.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from dmole_cli.artifacts.expert import SCHEMA, VERSION, ExpertFile, read_expert, write_expert
+from dmole_cli.artifacts.provenance import Header
+from pipelines.bench._models import RANK, SCALE
+from pipelines.bench._timing import Row, counted
+
+TASKS = 9
+SLACK = 64 * 1024  # bytes for names and provenance
+BLOCKS = 24  # in either tower
+WIDTHS = {  # (in, out) of a block's fused projection and its output projection
+    "vision_model.encoder.layers.{}.attn.qkv": (1024, 3072),
+    "vision_model.encoder.layers.{}.attn.proj": (1024, 1024),
+    "language_model.model.layers.{}.attention.wqkv": (2048, 4096),
+    "language_model.model.layers.{}.attention.wo": (2048, 2048),
+}
+CONNECTOR = 2 * 4096 + (4096 * 2048 + 2048) + (2048 * 2048 + 2048)  # norm, linear, linear
+
+
+def expert(*, blocks: int) -> ExpertFile:
+    """An expert on one block in four of the vision encoder and three in four of the language model."""
+    sites = {
+        name.format(block): (torch.randn(RANK, width_in), torch.randn(width_out, RANK))
+        for name, (width_in, width_out) in WIDTHS.items()
+        for block in range(blocks)
+        if (block % 4 == 0) == name.startswith("vision")
+    }
+    settings = {"method": "d-mole", "epochs": 1, "batch_size": 80, "learning_rate": 1e-4, "dropout": 0.0}
+    inputs = {f"experts/task-{number}.safetensors": "0" * 64 for number in range(TASKS)}
+    return ExpertFile(sites, SCALE, Header(SCHEMA, VERSION, "0" * 64, 0, settings, inputs))
+
+
+def reference_layout(parameters: int, *, tasks: int) -> int:
+    """Bytes of the reference's stage folders over all tasks."""
+    return sum(2 * 2 * (CONNECTOR + stage * parameters) for stage in range(1, tasks + 1))
+
+
+def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
+    """Sizes of files that were written; the reference's are computed."""
+    written = expert(blocks=4 if tiny else BLOCKS)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "task.safetensors"
+        write_expert(path, written)
+        size = path.stat().st_size
+        again = read_expert(path, hint="")
+    assert all(
+        torch.equal(a, again.sites[s][0]) and torch.equal(b, again.sites[s][1]) for s, (a, b) in written.sites.items()
+    )
+    reference = reference_layout(written.parameters, tasks=TASKS)
+    return [
+        counted("expert file: bytes over 4 x parameters + 64 KB", size / (4 * written.parameters + SLACK), 1.02),
+        counted("nine tasks: bytes of the expert files over the reference's folders", TASKS * size / reference, 1 / 8),
+    ]

@@ -1,0 +1,192 @@
+"""Stage `profile`: what is recomputed, collected early or measured per sample equals the plain way."""
+
+import statistics
+from dataclasses import asdict, replace
+
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from dmole_cli.backbones.sites import find_sites
+from dmole_cli.errors import DmoleError
+from dmole_cli.sample import Sample
+from dmole_cli.stages.profile import SampledSiteProfile, measure
+from dmole_cli.training.gradients import recomputed
+
+
+def sample(question: str, answer: str, *greys: int) -> Sample:
+    pictures = tuple((lambda g=g: Image.new("RGB", (tiny.SIDE, tiny.SIDE), (g, 255 - g, 90))) for g in greys)
+    return Sample(question, question, answer, (answer,), pictures)
+
+
+SAMPLES = [
+    sample("Colour?", "a rather long answer", 20),
+    sample("Which half of this picture is white, and which one is not?", "no", 200, 30),
+    sample("Say a word.", "word"),
+    sample("How many?", "3", 250),
+]
+
+
+@pytest.fixture
+def encoded(backbone):
+    return [backbone.encode(s, with_answer=True) for s in SAMPLES]
+
+
+@pytest.fixture
+def sites(backbone):
+    return find_sites(backbone.model, "attention")
+
+
+def batches(encoded):
+    return [encoded[:2], encoded[2:]]
+
+
+def plain_gradients(backbone, batch) -> dict[str, torch.Tensor]:
+    """Every parameter's gradient of the model's own loss, all parameters taking part."""
+    inputs, _ = backbone.collate(batch, left=False)
+    names, parameters = zip(*backbone.model.named_parameters(), strict=True)
+    backbone.model.requires_grad_(True)
+    try:
+        found = torch.autograd.grad(backbone.model(**inputs).loss, parameters, allow_unused=True)
+    finally:
+        backbone.model.requires_grad_(False)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
+
+
+def norm_at(grads: dict[str, torch.Tensor], site: str) -> float:
+    return sum(float(grads[f"{site}.{part}"].norm()) for part in ("weight", "bias") if f"{site}.{part}" in grads)
+
+
+def test_scores_are_those_of_a_model_whose_every_weight_takes_gradients(backbone, sites, encoded):
+    rows = measure(backbone, sites, batches(encoded))
+    by_batch = [plain_gradients(backbone, batch) for batch in batches(encoded)]
+    summed = {name: sum(grads[name] for grads in by_batch) for name in by_batch[0]}
+    assert [row.site for row in rows] == [site.name for site in sites]
+    for row in rows:
+        norms = [norm_at(grads, row.site) for grads in by_batch]
+        assert row.score == pytest.approx(norm_at(summed, row.site) / 2, rel=1e-5)
+        assert row.norm_mean == pytest.approx(statistics.fmean(norms), rel=1e-5)
+        assert row.norm_std == pytest.approx(statistics.pstdev(norms), rel=1e-3, abs=1e-6)
+        assert (row.batches, row.samples) == (2, 4) and row.score > 0
+
+
+def test_recomputing_changes_no_bit(backbone, sites, encoded):
+    plain = measure(backbone, sites, batches(encoded))
+    assert measure(backbone, sites, batches(encoded), checkpointing=True) == plain
+    low = measure(backbone, sites, batches(encoded), per_sample=True)
+    assert measure(backbone, sites, batches(encoded), checkpointing=True, per_sample=True) == low
+
+
+def test_recomputing_keeps_the_inputs_of_blocks_and_lets_no_embedding_take_gradients(backbone, encoded):
+    inputs, _ = backbone.collate(encoded[:2], left=False)
+    block = backbone.language.layers[0]
+    weight = backbone.language.layers[0].self_attn.q_proj.weight.requires_grad_()
+    seen, calls = [], []
+    hooks = [
+        backbone.language.get_input_embeddings().register_forward_hook(
+            lambda m, a, out: seen.append(out.requires_grad)
+        ),
+        block.self_attn.q_proj.register_forward_hook(lambda m, a, out: calls.append(1)),
+    ]
+    try:
+        kept = {}
+        for name in ("plain", "recomputed"):
+            sizes = kept[name] = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+                if name == "plain":
+                    backbone.answer_loss(inputs)
+                else:
+                    with recomputed(backbone):
+                        loss = backbone.answer_loss(inputs)
+                        assert len(calls) == 2, "one forward pass each"
+                        loss.backward()
+    finally:
+        weight.requires_grad_(False).grad = None
+        for hook in hooks:
+            hook.remove()
+    assert seen == [False, False]
+    assert len(calls) == 3, "the first block was computed again"
+    assert sum(kept["recomputed"]) < sum(kept["plain"])
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"per_sample": True}])
+def test_the_backbone_is_left_as_it_was(backbone, sites, encoded, options):
+    before = {name: p.clone() for name, p in backbone.model.named_parameters()}
+    measure(backbone, sites, batches(encoded), **options)
+    broken = [replace(encoded[0], labels=torch.full_like(encoded[0].labels, -100))]
+    with pytest.raises(DmoleError, match="batch 2"):
+        measure(backbone, sites, [encoded, broken], **options)
+    for name, p in backbone.model.named_parameters():
+        assert not p.requires_grad and p.grad is None and torch.equal(p, before[name])
+        assert not p._post_accumulate_grad_hooks
+    assert not any("forward" in vars(module) for module in backbone.model.modules())
+    assert not any(backbone.model.get_submodule(site.name)._forward_hooks for site in sites)
+
+
+def test_a_gradient_is_gone_when_the_next_one_comes(backbone, sites, encoded, monkeypatch):
+    """At no time do more than one of the candidates hold a gradient of their own."""
+    from dmole_cli.training import gradients
+
+    holding = []
+    parameters = [p for site in sites for p in backbone.model.get_submodule(site.name).parameters()]
+    collect = gradients.SiteGradients._collect
+
+    def watching(self, parameter):
+        holding.append(sum(p.grad is not None for p in parameters))
+        collect(self, parameter)
+
+    monkeypatch.setattr(gradients.SiteGradients, "_collect", watching)
+    measure(backbone, sites, batches(encoded))
+    assert set(holding) == {1}
+
+
+def test_a_samples_norm_is_that_of_the_sample_alone(backbone, sites, encoded):
+    rows = measure(backbone, sites, batches(encoded), per_sample=True)
+    alone = [plain_gradients(backbone, [row]) for row in encoded]
+    for row in rows:
+        norms = [norm_at(grads, row.site) for grads in alone]
+        assert row.sample_norm_mean == pytest.approx(statistics.fmean(norms), rel=1e-4)
+        assert row.sample_norm_std == pytest.approx(statistics.pstdev(norms), rel=1e-3)
+        assert (min(norms) == 0) == (row.modality == "vision"), "one sample has no picture"
+    whole = measure(backbone, sites, [encoded], per_sample=True)
+    for one, two in zip(rows, whole, strict=True):
+        assert one.sample_norm_mean == pytest.approx(two.sample_norm_mean, rel=1e-4), "whoever shares the batch"
+
+
+def test_the_columns_of_the_contract_do_not_change_with_samples_measured(backbone, sites, encoded):
+    plain, more = (
+        measure(backbone, sites, batches(encoded)),
+        measure(backbone, sites, batches(encoded), per_sample=True),
+    )
+    assert all(isinstance(row, SampledSiteProfile) for row in more)
+    for one, two in zip(plain, more, strict=True):
+        assert asdict(one).items() <= asdict(two).items()
+
+
+# --- by the command line ---
+
+
+@pytest.fixture
+def profiled(stream, run):
+    def profiled(folder: str, *options: str) -> bytes:
+        tiny.succeed("profile", "--task", tiny.TASKS[0], "--run", folder, *options, cwd=stream, run=run)
+        return (stream / folder / "profiles" / f"{tiny.TASKS[0]}.parquet").read_bytes()
+
+    return profiled
+
+
+def test_a_profile_with_recomputation_has_the_same_bytes(profiled):
+    assert profiled("recomputed", "--checkpointing") == profiled("kept", "--no-checkpointing") == profiled("kept-too")
+
+
+def test_measuring_samples_is_another_profile(profiled, stream, run):
+    import json
+
+    profiled("asked")
+    done = run("profile", "--task", tiny.TASKS[0], "--run", "asked", "--per-sample", cwd=stream)
+    assert done.returncode == 1 and "per_sample None -> True" in done.stderr and "--per-sample --force" in done.stderr
+    profiled("asked", "--per-sample", "--force")
+    header = pq.read_schema(stream / "asked" / "profiles" / f"{tiny.TASKS[0]}.parquet").metadata[b"dmole"]
+    assert json.loads(header)["settings"]["per_sample"] is True
