@@ -79,7 +79,6 @@ def test_the_peak_is_exact():
 
 
 def test_the_routed_layer_is_pefts_lora_where_everybody_has_the_one_expert():
-    pytest.importorskip("peft")
     made = layer.case(16, tokens=4)
     same(layer.routed(made, layer.ALONE)(), layer.peft_lora(made)())
 
@@ -103,7 +102,6 @@ def test_the_references_loop_drops_out_expert_by_expert():
 
 @torch.no_grad()
 def test_a_decoding_step_is_that_of_pefts_mixed_batch():
-    pytest.importorskip("peft")
     model, experts, x = decode.case(16, 2)
     mine, theirs = decode.routed(model, experts, x)(), decode.peft_mixed(model, experts, x)()
     same([mine], [theirs])

@@ -1,4 +1,4 @@
-"""One decoding step of 8 samples x 1 token through layers 2048 wide, 9 experts, sets of two, fp32.
+"""One decoding step of 8 samples x 1 token through layers 2048 wide, 9 experts, sets of two.
 
 Against the plain layers, and peft's mixed batch: there a sample can have one adapter only, so every pair of experts that
 occurs is made one adapter of twice the rank beforehand.
@@ -19,13 +19,15 @@ EXPERTS = [str(number) for number in range(9)]
 PAIRS = [("8", earlier) for earlier in ("0", "3", "3", "5", "1", "0", "6", "2")]
 
 
-def case(hidden: int, layers: int) -> tuple[nn.Sequential, dict[str, Expert], torch.Tensor]:
+def case(
+    hidden: int, layers: int, dtype: torch.dtype = torch.float32
+) -> tuple[nn.Sequential, dict[str, Expert], torch.Tensor]:
     """Layers, nine experts on each, and the states of eight samples' last tokens [8, 1, hidden]."""
     torch.manual_seed(0)
-    model = linears(layers, hidden)
+    model = linears(layers, hidden, dtype)
     names = [str(i) for i in range(layers)]
     experts = {name: random_expert(model, names, seed=i) for i, name in enumerate(EXPERTS)}
-    return model, experts, torch.randn(len(PAIRS), 1, hidden)
+    return model, experts, torch.randn(len(PAIRS), 1, hidden, dtype=dtype)
 
 
 def plain(model: nn.Sequential, x: torch.Tensor) -> Variant:
@@ -36,7 +38,7 @@ def plain(model: nn.Sequential, x: torch.Tensor) -> Variant:
 def routed(model: nn.Sequential, experts: dict[str, Expert], x: torch.Tensor) -> Variant:
     """Ours: the plan of the batch serves every step."""
     twin = sharing_weights(model)
-    return _lasting(attached(twin, experts).route(PAIRS), lambda: twin(x))
+    return _lasting(attached(twin, experts).route(PAIRS, dtype=x.dtype), lambda: twin(x))
 
 
 def peft_mixed(model: nn.Sequential, experts: dict[str, Expert], x: torch.Tensor) -> Variant:
@@ -78,14 +80,19 @@ def _lasting(block: AbstractContextManager, step: Variant) -> Variant:
 def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
     """Time of a step, in a single layer, whose weights stay in the cache, and in a stack, whose weights come from memory."""
     rows = []
-    for layers, words in ((1, "one layer"), (8, "stack of layers")):
-        model, experts, x = case(16, 2) if tiny else case(2048, layers)
+    whole, half = (1.12, 0.80), (None, None)
+    for layers, dtype, words, (over_plain, over_peft) in (
+        (1, torch.float32, "one layer", whole),
+        (8, torch.float32, "stack of layers", whole),
+        (8, torch.bfloat16, "stack of layers, bfloat16", half),
+    ):
+        model, experts, x = case(16, 2, dtype) if tiny else case(2048, layers, dtype)
         variants = {"plain": plain(model, x), "ours": routed(model, experts, x)}
         if has_peft():
             variants["peft"] = peft_mixed(model, experts, x)
         times = interleaved(variants, rounds=rounds or (1 if tiny else 21), repeats=1 if tiny else 16 // layers)
         name = f"decoding step, hidden 2048, {words}"
-        rows.append(timed(f"{name}: time over the plain linear", times, "ours", "plain", 1.12))
+        rows.append(timed(f"{name}: time over the plain linear", times, "ours", "plain", over_plain))
         if "peft" in times:
-            rows.append(timed(f"{name}: time over peft's mixed batch", times, "ours", "peft", 0.80))
+            rows.append(timed(f"{name}: time over peft's mixed batch", times, "ours", "peft", over_peft))
     return rows
