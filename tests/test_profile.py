@@ -1,5 +1,6 @@
 """Stage `profile`: what is recomputed, collected early or measured per sample equals the plain way."""
 
+import json
 import statistics
 from dataclasses import asdict, replace
 
@@ -181,9 +182,22 @@ def test_a_profile_with_recomputation_has_the_same_bytes(profiled):
     assert profiled("recomputed", "--checkpointing") == profiled("kept", "--no-checkpointing") == profiled("kept-too")
 
 
-def test_measuring_samples_is_another_profile(profiled, stream, run):
-    import json
+def test_samples_measured_are_two_more_columns_that_no_stage_minds(profiled, stream, run):
+    profiled("plain")
+    profiled("sampled", "--per-sample")
+    path = f"profiles/{tiny.TASKS[0]}.parquet"
+    plain, sampled = pq.read_table(stream / "plain" / path), pq.read_table(stream / "sampled" / path)
+    assert sampled.column_names == [*plain.column_names, "sample_norm_mean", "sample_norm_std"]
+    assert sampled.select(plain.column_names).to_pylist() == plain.to_pylist()
+    sites = []
+    for folder in ("plain", "sampled"):
+        tiny.succeed("allocate", "--task", tiny.TASKS[0], "--run", folder, cwd=stream, run=run)
+        document = (stream / folder / "allocations" / f"{tiny.TASKS[0]}.json").read_text(encoding="utf-8")
+        sites.append(json.loads(document)["sites"])
+    assert sites[0] == sites[1]
 
+
+def test_measuring_samples_is_another_profile(profiled, stream, run):
     profiled("asked")
     done = run("profile", "--task", tiny.TASKS[0], "--run", "asked", "--per-sample", cwd=stream)
     assert done.returncode == 1 and "per_sample None -> True" in done.stderr and "--per-sample --force" in done.stderr

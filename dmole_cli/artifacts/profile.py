@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from dmole_cli.artifacts.provenance import Header, require_facts
@@ -45,20 +45,20 @@ class SiteProfile:
 
 
 def write_profile(path: Path, rows: list[SiteProfile], header: Header) -> None:
-    """Write the rows in the order given."""
+    """Write the rows in the order given; rows of a class that has more fields get columns for them at the end."""
     import pyarrow as pa
 
-    text, whole, real = pa.string(), pa.int64(), pa.float64()
-    kinds = {"site": text, "modality": text, "kind": text, "score": real, "norm_mean": real, "norm_std": real}
-    schema = pa.schema([(name, kinds.get(name, whole)) for name in SiteProfile.__dataclass_fields__])
+    kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+    schema = pa.schema([(field.name, kinds[str(field.type)]) for field in fields(rows[0])])
     write_table(path, [asdict(row) for row in rows], schema, header)
 
 
 def read_profile(path: Path, *, hint: str) -> tuple[list[SiteProfile], Header]:
-    """Read (rows, header)."""
+    """Read (rows, header); columns beyond those of `SiteProfile` are for people and are left aside."""
     table, header = read_table(path, schema=SCHEMA, version=VERSION, hint=hint)
     require_facts(header, ("backbone_parameters",), path=path, hint=hint)
-    return [SiteProfile(**row) for row in table.to_pylist()], header
+    columns = table.select([field.name for field in fields(SiteProfile)])
+    return [SiteProfile(**row) for row in columns.to_pylist()], header
 
 
 def profile_header(path: Path) -> Header | None:
