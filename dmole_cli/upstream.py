@@ -46,7 +46,7 @@ def _check(session: Session, path: Path, data: Mapping[str, str], seen: set[Path
     if path in seen:
         return
     seen.add(path)
-    redo = maker(session, path)
+    redo = _maker(session, path)
     if not path.exists():
         raise DmoleError(f"{path} is not there", f"make it with: {redo}")
     header = _header(path, redo)
@@ -59,7 +59,7 @@ def _check(session: Session, path: Path, data: Mapping[str, str], seen: set[Path
     require_current(path, header, find=session.run.path_of, command=redo, data=data)
 
 
-def maker(session: Session, path: Path) -> str:
+def _maker(session: Session, path: Path) -> str:
     """The command that makes an artifact of the run directory."""
     parts = session.run.name_of(path).split("/")
     method = parts[1] if parts[0] == "experts" and len(parts) > 2 else D_MOLE

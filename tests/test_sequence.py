@@ -498,3 +498,14 @@ def test_training_without_eyes_looks_at_every_picture_once(copy, run):
     assert rows == [40, 120]
     for name, value in trained[0].items():
         assert value.sub(trained[1][name]).abs().max() < 1e-3 * value.abs().max() + 1e-5, name
+
+
+def test_evaluation_keeps_no_picture_that_is_needed_once(copy, run):
+    """Every expert here looks at pictures, so that each is needed without one at stage 0 alone, and encoded in its batch."""
+    cost = copy / "dmole-run" / "costs" / "evaluate-d-mole" / f"{FIRST}.json"
+    cost.unlink()
+    args = ("evaluate", "--stage", "all", "--task", FIRST, "--batch-size", "5", "--force")
+    tiny.succeed(*args, cwd=copy, run=run)
+    counts = json.loads(cost.read_text(encoding="utf-8"))["counts"]
+    assert counts["generations"] > 10, "some of the ten samples are answered with and without an expert"
+    assert "vision_rows" not in counts

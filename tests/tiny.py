@@ -267,4 +267,4 @@ def digest(content: bytes) -> str:
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file under a folder by its relative path, but costs and caches, because time does not reproduce."""
     found = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if not {"costs", "cache"} & set(path.parts)}
+    return {name: path.read_bytes() for name, path in found.items() if not {"costs", "cache"} & set(Path(name).parts)}

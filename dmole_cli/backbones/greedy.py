@@ -68,9 +68,8 @@ def _select(name: str, value: Any, going: torch.Tensor, before: int) -> Any:
     elif name in BATCH_FIRST and value is not None:
         return value[going]
     elif name == "position_ids" and value is not None and value.shape[-2] == before:
-        return value.index_select(
-            -2, going
-        )  # [rows, tokens], or [axes, rows, tokens] where positions have several axes
+        # [rows, tokens], or [axes, rows, tokens] where positions have several axes
+        return value.index_select(-2, going)
     return value
 
 

@@ -25,7 +25,8 @@ ConfigOption = Annotated[
     typer.Option("--config", help="Configuration. Default: dmole.toml of this folder, else the built-in stream."),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", help="Seed of every random choice. Default: the configuration's (0).")
+    int | None,
+    typer.Option("--seed", help="Seed of the experts and of their training. Default: the configuration's (0)."),
 ]
 StageSeedOption = Annotated[
     int | None,

@@ -187,6 +187,7 @@ def _header(
     stage: int,
     needed: list[Path],
 ) -> Header:
+    split = session.config.evaluate.split
     settings = {"method": method, "stage": stage, "metric": card.metric, "generation": asdict(card.generation)}
     if rules.USES_ROUTERS:
         chosen = session.config.evaluate
@@ -198,12 +199,7 @@ def _header(
         VERSION,
         backbone=session.fingerprint,
         settings=settings,
-        inputs={
-            f"data:{card.name}/{session.config.evaluate.split}": session.data_digest(
-                card.name, session.config.evaluate.split
-            ),
-            **session.digests(*needed),
-        },
+        inputs={f"data:{card.name}/{split}": session.data_digest(card.name, split), **session.digests(*needed)},
         versions=versions("torch", "transformers"),
     )
 
@@ -307,8 +303,9 @@ def _generate(
         redo = f"make it again with: {session.command('train-task', name, method=method)} --force"
         file = read_expert(session.run.expert(name, method), hint=redo)
         routed.add(name, Expert(file.sites, file.scale))
-    # Worth its place only where a sample is answered more than once.
-    room = session.config.picture_store * 2**20 if len({i for i, _ in pairs}) < len(pairs) else 0
+    # Worth its place only where a sample is answered more than once without an expert that looks at its pictures.
+    blind = [i for i, active in pairs if not looking(backbone, routed, [active])]
+    room = session.config.picture_store * 2**20 if len(set(blind)) < len(blind) else 0
     seen = SeenPictures(backbone, folder=session.run.root / "cache", limit=room)
     out = [""] * len(pairs)
     try:

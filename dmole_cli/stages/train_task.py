@@ -73,8 +73,7 @@ def train_task(
 def recipe_of(session: Session, card: TaskCard) -> dict[str, float]:
     """The training recipe: the settings where they are given, the card's values elsewhere."""
     settings = asdict(session.config.train)
-    shaping = [key for key in settings if key != "transfer"]
-    return {key: settings[key] or getattr(card.recipe, key, settings[key]) for key in shaping}
+    return {key: settings[key] or getattr(card.recipe, key, settings[key]) for key in settings if key != "transfer"}
 
 
 def _train(
