@@ -26,14 +26,20 @@ def table_of(folder: Path, *args: str) -> list[list[str]]:
     return [rows[0], *rows[2:]]
 
 
-def test_rates_are_compared_on_validation(fresh):
-    heading, low, high = table_of(fresh, "rates.py", "runs", "1e-9", "1e-2")
-    assert heading == ["peak rate", *tiny.TASKS]
+def test_recipes_are_compared_on_validation(fresh):
+    heading, low, high = table_of(fresh, "recipes.py", "runs", "learning-rate", "1e-9", "1e-2")
+    assert heading == ["learning-rate", *tiny.TASKS]
     assert (low[0], high[0]) == ("1e-9", "1e-2")
     assert all(0 <= float(cell) <= 100 for cell in low[1:] + high[1:])
     assert low[1:] != high[1:], "one rate teaches nothing, the other one something"
     made = {path.relative_to(fresh / "runs").parts[1] for path in (fresh / "runs").rglob("*.parquet")}
     assert "evaluations" not in made and "evaluations.validation" in made
+
+
+def test_a_recipe_over_seeds_shows_their_spread(fresh):
+    _, row = table_of(fresh, "recipes.py", "runs", "dropout", "0.5", "--seeds", "0", "1")
+    assert row[0] == "0.5" and all(" ± " in cell for cell in row[1:])
+    assert len(list((fresh / "runs").iterdir())) == 2
 
 
 def test_routers_are_compared_in_every_form(fresh):
