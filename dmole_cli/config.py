@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dmole_cli import catalog
 from dmole_cli.errors import DmoleError
 
 DEFAULT_FILE = Path("dmole.toml")
@@ -148,6 +149,7 @@ class Config:
         picture_store: megabytes on disk, while a command runs, for encoded pictures that no active expert looks at and that
             are needed more than once; 0 encodes them each time.
         shared: directory of profiles, features and routers that several runs share, None = the run directory.
+        method: options of methods by their names, `[method.ewc-lora]` with `weight = 1e3`; each method says which it has.
     """
 
     backbone: str = "embedded"
@@ -157,6 +159,7 @@ class Config:
     data_root: str | None = None
     picture_store: int = 1024
     shared: str | None = None
+    method: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     profile: ProfileSettings = field(default_factory=ProfileSettings)
     allocate: AllocateSettings = field(default_factory=AllocateSettings)
     router: RouterSettings = field(default_factory=RouterSettings)
@@ -215,7 +218,9 @@ def _fill(default: Any, table: Mapping[str, Any], where: str, problems: list[str
             problems.append(f"{name}: unknown key (known: {', '.join(known)})")
             continue
         current = known[key]
-        if hasattr(current, "__dataclass_fields__"):
+        if isinstance(current, Mapping):
+            values[key] = _numbers(value, name, problems)
+        elif hasattr(current, "__dataclass_fields__"):
             if isinstance(value, Mapping):
                 values[key] = _fill(current, value, f"{name}.", problems)
             else:
@@ -232,6 +237,23 @@ def _fill(default: Any, table: Mapping[str, Any], where: str, problems: list[str
         else:
             problems.append(f"{name}: {type(current).__name__} expected, not {value!r}")
     return replace(default, **values)
+
+
+def _numbers(table: Any, where: str, problems: list[str]) -> dict[str, dict[str, float]]:
+    """Tables of numbers by name."""
+    out: dict[str, dict[str, float]] = {}
+    if not isinstance(table, Mapping):
+        problems.append(f"{where}: tables of numbers by the methods' names are expected")
+        return out
+    for name, options in table.items():
+        numbers = isinstance(options, Mapping) and all(type(v) in (int, float) for v in options.values())
+        if not numbers:
+            problems.append(f"{where}.{name}: a table of numbers is expected")
+            continue
+        out[name] = {key: float(value) for key, value in options.items()}
+        if name not in catalog.names("methods"):
+            problems.append(f"{where}.{name}: no such method ({', '.join(catalog.names('methods'))})")
+    return out
 
 
 # What a number has to be, by section and key; a comparison with NaN is never true.

@@ -8,7 +8,8 @@ from pathlib import Path
 from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.artifacts.expert import expert_header
 from dmole_cli.artifacts.features import features_header
-from dmole_cli.artifacts.layout import D_MOLE
+from dmole_cli.artifacts.layout import D_MOLE, SHARED_FOLDERS
+from dmole_cli.artifacts.memory import memory_header
 from dmole_cli.artifacts.profile import profile_header
 from dmole_cli.artifacts.provenance import Header, require_current
 from dmole_cli.artifacts.router import router_header
@@ -22,6 +23,14 @@ MAKERS = {
     "routers": "train-router",
     "features": "train-router",
     "experts": "train-task",
+    "memories": "train-task",
+}
+HEADERS = {
+    "profiles": profile_header,
+    "routers": router_header,
+    "features": features_header,
+    "experts": expert_header,
+    "memories": memory_header,
 }
 
 
@@ -49,7 +58,7 @@ def _check(session: Session, path: Path, data: Mapping[str, str], seen: set[Path
     redo = _maker(session, path)
     if not path.exists():
         raise DmoleError(f"{path} is not there", f"make it with: {redo}")
-    header = _header(path, redo)
+    header = _header(session.run.name_of(path).split("/")[0], path, redo)
     session.require_backbone(path, header.backbone, redo)
     for name in sorted(header.inputs):
         source = session.run.path_of(name)
@@ -62,18 +71,14 @@ def _check(session: Session, path: Path, data: Mapping[str, str], seen: set[Path
 def _maker(session: Session, path: Path) -> str:
     """The command that makes an artifact of the run directory."""
     parts = session.run.name_of(path).split("/")
-    method = parts[1] if parts[0] == "experts" and len(parts) > 2 else D_MOLE
+    method = parts[1] if parts[0] not in SHARED_FOLDERS and len(parts) > 2 else D_MOLE
     options = {"method": method} if method != D_MOLE else {}
     return session.command(MAKERS[parts[0]], path.stem, **options)
 
 
-def _header(path: Path, redo: str) -> Header:
-    folder = path.parent.name
+def _header(folder: str, path: Path, redo: str) -> Header:
     if folder == "allocations":
         return read_allocation(path, hint=f"make it again with: {redo} --force")[1]
-    read = {"profiles": profile_header, "routers": router_header, "features": features_header}.get(
-        folder, expert_header
-    )
-    header = read(path)
+    header = HEADERS[folder](path)
     assert header is not None  # it exists
     return header

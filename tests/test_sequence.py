@@ -422,16 +422,25 @@ def test_no_answer_is_generated_twice(copy, finished, run):
 def test_routing_modes_and_the_threshold(copy, run):
     made = copy / "dmole-run"
 
-    def routed(*args: object) -> list[list[str]]:
-        tiny.succeed("evaluate", "--stage", "2", "--task", SECOND, *args, "--force", cwd=copy, run=run)
-        return [row["active"] for row in evaluation(made, "d-mole", 2, SECOND)]
+    def routed(label: str) -> list[list[str]]:
+        return [row["active"] for row in evaluation(made, label, 2, SECOND)]
 
-    assert routed("--routing", "oracle") == [[SECOND]] * 10
-    assert routed("--routing", "always-all") == [[FIRST, SECOND]] * 10
-    assert routed("--threshold-scale", "0") == [[]] * 10
-    both = routed("--threshold-scale", "1000")
+    usual = routed("d-mole")
+    args = ("evaluate", "--stage", "2", "--task", SECOND)
+    tiny.succeed(*args, "--routing", "oracle", "--routing", "always-all", cwd=copy, run=run)
+    assert routed("d-mole@oracle") == [[SECOND]] * 10
+    assert routed("d-mole@always-all") == [[FIRST, SECOND]] * 10
+    tiny.succeed(*args, "--threshold-scale", "0", "--threshold-scale", "1000", cwd=copy, run=run)
+    assert routed("d-mole@0") == [[]] * 10
+    both = routed("d-mole@1000")
     assert all(sorted(names) == sorted(tiny.TASKS) for names in both)
-    assert routed("--routing", "top-1", "--threshold-scale", "1000") == [names[:1] for names in both]
+    tiny.succeed(*args, "--routing", "top-1", "--threshold-scale", "1000", cwd=copy, run=run)
+    assert routed("d-mole@top-1@1000") == [names[:1] for names in both]
+    assert routed("d-mole") == usual
+
+    # The same checkpoint under other thresholds: whatever they do not change is not generated again.
+    again = json.loads(tiny.succeed(*args, "--threshold-scale", "999", "--json", cwd=copy, run=run).stdout)
+    assert [(e["generated"], e["written"]) for e in again] == [(0, True)]
 
 
 def test_another_budget_rank_and_alpha_reach_the_expert(copy, run):

@@ -1,11 +1,12 @@
 """`experts/<task>.safetensors`: the tensors that one task added, nothing else.
 
-`<site>.lora_A.weight` [rank, in], `<site>.lora_B.weight` [out, rank]; rank, alpha and digests stand in the header.
+`<site>.lora_A.weight` [rank, in], `<site>.lora_B.weight` [out, rank], and `<site>.gate.weight` [parts, in] where the expert is a
+dense mixture; rank, alpha and digests stand in the header.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA, VERSION = "dmole.expert", 1
-A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
+A_SUFFIX, B_SUFFIX, GATE_SUFFIX = ".lora_A.weight", ".lora_B.weight", ".gate.weight"
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,26 @@ class ExpertFile:
         sites: site -> (A [rank, in], B [out, rank]).
         scale: alpha / rank, what B A x is multiplied with.
         header: provenance; its facts hold `scale`, `parameters`, and `rank`, `alpha` where all sites share them.
+        gates: site -> [parts, in], for a dense mixture.
     """
 
     sites: dict[str, tuple[torch.Tensor, torch.Tensor]]
     scale: float
     header: Header
+    gates: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
         """Stored numbers."""
-        return sum(a.numel() + b.numel() for a, b in self.sites.values())
+        pairs = sum(a.numel() + b.numel() for a, b in self.sites.values())
+        return pairs + sum(gate.numel() for gate in self.gates.values())
 
 
 def write_expert(path: Path, expert: ExpertFile) -> None:
     """Write an expert; its own tensors are all there is in the file."""
     tensors = {f"{site}{A_SUFFIX}": a for site, (a, _) in expert.sites.items()}
     tensors |= {f"{site}{B_SUFFIX}": b for site, (_, b) in expert.sites.items()}
+    tensors |= {f"{site}{GATE_SUFFIX}": gate for site, gate in expert.gates.items()}
     ranks = {a.shape[0] for a, _ in expert.sites.values()}
     shared = {"rank": min(ranks), "alpha": expert.scale * min(ranks)} if len(ranks) == 1 else {}
     facts = {**expert.header.facts, **shared, "scale": expert.scale, "parameters": expert.parameters}
@@ -59,10 +64,12 @@ def read_expert(path: Path, *, hint: str) -> ExpertFile:
     tensors, header = read_tensors(path, schema=SCHEMA, version=VERSION, hint=hint)
     require_facts(header, ("scale",), path=path, hint=hint)
     names = [key.removesuffix(A_SUFFIX) for key in tensors if key.endswith(A_SUFFIX)]
-    if sorted(tensors) != sorted([n + A_SUFFIX for n in names] + [n + B_SUFFIX for n in names]):
+    gates = {name: tensors[name + GATE_SUFFIX] for name in names if name + GATE_SUFFIX in tensors}
+    expected = [n + A_SUFFIX for n in names] + [n + B_SUFFIX for n in names] + [n + GATE_SUFFIX for n in gates]
+    if sorted(tensors) != sorted(expected):
         raise DmoleError(f"{path} holds tensors that are not pairs of lora_A and lora_B", hint)
     sites = {name: (tensors[name + A_SUFFIX], tensors[name + B_SUFFIX]) for name in names}
-    return ExpertFile(sites=sites, scale=header.facts["scale"], header=header)
+    return ExpertFile(sites=sites, scale=header.facts["scale"], header=header, gates=gates)
 
 
 def expert_header(path: Path) -> Header | None:

@@ -41,9 +41,9 @@ class Run:
         """Layer sensitivity of a task."""
         return self.base("profiles") / "profiles" / f"{task}.parquet"
 
-    def allocation(self, task: str) -> Path:
-        """Placement of a task's experts."""
-        return self.root / "allocations" / f"{task}.json"
+    def allocation(self, task: str, method: str = D_MOLE) -> Path:
+        """Placement of a task's experts; methods other than the main one have a folder of their own."""
+        return self._of_method("allocations", method) / f"{task}.json"
 
     def features(self, task: str, split: str = "train") -> Path:
         """Routing features of a task's samples; the training split has the plain name."""
@@ -57,8 +57,14 @@ class Run:
 
     def expert(self, task: str, method: str = D_MOLE) -> Path:
         """Tensors trained at a task's stage; methods other than the main one have a folder of their own."""
-        folder = self.root / "experts"
-        return (folder if method == D_MOLE else folder / method) / f"{task}.safetensors"
+        return self._of_method("experts", method) / f"{task}.safetensors"
+
+    def memory(self, task: str, method: str) -> Path:
+        """What a method keeps of a task beside its expert."""
+        return self._of_method("memories", method) / f"{task}.safetensors"
+
+    def _of_method(self, folder: str, method: str) -> Path:
+        return self.root / folder if method == D_MOLE else self.root / folder / method
 
     def evaluations(self, split: str = "test") -> Path:
         """All evaluations on a split; the test split has the plain name."""

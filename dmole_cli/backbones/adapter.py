@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,11 +160,10 @@ class Backbone:
 
     # ------------------------------------------------------------------------------------------------ outputs
 
-    def answer_loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Mean next-token cross-entropy over the answer tokens of a batch (scalar).
+    def answer_logits(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [answer tokens, vocabulary] at the positions that predict an answer token, and these tokens [answer tokens].
 
-        Only the positions that predict an answer token pass through the output head: the same value as with all logits,
-        at a fraction of the memory.
+        Only those positions pass through the output head: the same values as among all logits, at a fraction of the memory.
         """
         labels = inputs["labels"]
         self.counts["vision_rows"] += len(inputs.get("pixel_values", ()))
@@ -174,8 +173,12 @@ class Backbone:
             **{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False
         ).last_hidden_state
         keep = labels[:, 1:] != IGNORED
-        logits = self.model.get_output_embeddings()(hidden[:, :-1][keep])
-        return F.cross_entropy(logits.float(), labels[:, 1:][keep])
+        return self.model.get_output_embeddings()(hidden[:, :-1][keep]), labels[:, 1:][keep]
+
+    def answer_loss(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Mean next-token cross-entropy over the answer tokens of a batch (scalar)."""
+        logits, answers = self.answer_logits(inputs)
+        return F.cross_entropy(logits.float(), answers)
 
     @torch.no_grad()
     def features(self, samples: Sequence[Encoded]) -> torch.Tensor:

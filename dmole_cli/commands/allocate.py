@@ -60,6 +60,9 @@ def allocate(
         typer.Option("--curriculum/--no-curriculum", help="Split the budget by difficulty, or by capacity."),
     ] = None,
     only: Annotated[str | None, typer.Option(help="Only this tower may get experts: vision or language.")] = None,
+    method: Annotated[
+        str, typer.Option(help="Method whose experts are placed: d-mole, or an ablation of it (v1, v2, v3).")
+    ] = "d-mole",
     profile: Annotated[
         Path | None, typer.Option(help="A bare profile file, without a run directory (with --out).")
     ] = None,
@@ -95,5 +98,5 @@ def allocate(
         profiled = names if task else [name for name in names if session.run.profile(name).exists()]
         if not profiled:
             raise DmoleError(f"no task of the stream has a profile in {run}", "make them with: dmole profile")
-        outcomes = [allocate_task(session, name, force=force) for name in profiled]
+        outcomes = [allocate_task(session, name, method=method, force=force) for name in profiled]
     console.report(outcomes, as_json=json, following="dmole train-router")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,12 +15,15 @@ from dmole_cli.commands.options import (
     DataRootOption,
     ForceOption,
     JsonOption,
+    MergeOption,
     RunOption,
     SharedOption,
     open_session,
+    with_merge,
 )
 
 if TYPE_CHECKING:
+    from dmole_cli.config import Config
     from dmole_cli.session import Session
 
 HELP = "Score every task after every stage, and report Last, AVG, BWT and more."
@@ -44,11 +48,14 @@ def evaluate(
             help=f"One of {', '.join(REPORTS)}. Alone it only reads what was evaluated; missing cells stay missing."
         ),
     ] = None,
+    merge: MergeOption = False,
     routing: Annotated[
-        str | None, typer.Option(help="top-2, top-1, batch-vote, oracle or always-all. [default: top-2]")
+        list[str] | None,
+        typer.Option(help="top-2, top-1, batch-vote, oracle or always-all; repeatable. [default: top-2]"),
     ] = None,
     threshold_scale: Annotated[
-        float | None, typer.Option(help="Factor on every router's threshold. [default: 1.0]")
+        list[float] | None,
+        typer.Option(help="Factor on every router's threshold; repeat it for several. [default: 1.0]"),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="test, or validation (kept apart; make choices there). [default: test]")
@@ -65,16 +72,35 @@ def evaluate(
     """Stage 5, and the reports."""
     if report is not None and report not in REPORTS:
         raise typer.BadParameter(f"--report {report}: choose one of {', '.join(REPORTS)}")
-    section = {"routing": routing, "threshold_scale": threshold_scale, "split": split, "batch_size": batch_size}
+    methods = [with_merge(name, merge) for name in method or (["seq-ft"] if merge else [])]
+    section = {"split": split, "batch_size": batch_size}
     session = open_session(
         run=run, shared=shared, config=config, backbone=backbone, data_root=data_root, evaluate=section
     )
     if report is None or stage or task:
-        outcomes = _evaluate(session, stage, task, method or ["d-mole"], json, force)
+        outcomes = []
+        # The same checkpoint under each routing: what a routing does not change is not generated again.
+        for changed in _routings(session.config, routing, threshold_scale):
+            session.config = changed
+            outcomes += _evaluate(session, stage, task, methods or ["d-mole"], json, force)
         shown = json and report is None
         console.report(outcomes, as_json=shown, following="" if report else "dmole evaluate --report bwt")
     if report is not None:
-        _report(session, report, method, as_json=json)
+        _report(session, report, methods or None, as_json=json)
+
+
+def _routings(config: Config, modes: list[str] | None, scales: list[float] | None) -> list[Config]:
+    """The configuration under each mode and threshold scale; all of them are checked before the first one is used."""
+    from dmole_cli.config import override, require_possible
+
+    changed = [
+        replace(config, evaluate=override(config.evaluate, routing=mode, threshold_scale=scale))
+        for mode in (modes or (None,))
+        for scale in (scales or (None,))
+    ]
+    for one in changed:
+        require_possible(one)
+    return changed
 
 
 def _evaluate(

@@ -46,6 +46,9 @@ DataRootOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make it again even if it is there.")]
+MergeOption = Annotated[
+    bool, typer.Option("--merge", help="seq-ft whose LoRA becomes part of the weights after each task (seq-ft-merge).")
+]
 DEFAULT_RUN = Path("dmole-run")
 
 
@@ -79,6 +82,9 @@ def open_session(
     top["shared"] = str(shared) if shared else None
     settings = override(settings, **top)
     for name, options in sections.items():
+        if name == "method":
+            settings = replace(settings, method={**settings.method, **_over(settings.method, options)})
+            continue
         settings = replace(settings, **{name: override(getattr(settings, name), **options)})
     require_possible(settings)
     common = Path(settings.shared) if settings.shared else None
@@ -88,6 +94,38 @@ def open_session(
     typed = {"run": run if run != DEFAULT_RUN else None, "config": config, **top}
     given = {key: shlex.quote(str(value)) for key, value in typed.items() if value is not None}
     return Session(settings, Run(run, common), given=given)
+
+
+def _over(given: Mapping[str, Mapping[str, float]], typed: Mapping[str, object]) -> dict[str, dict[str, float]]:
+    """Options of methods as typed, over those of the configuration."""
+    return {name: {**given.get(name, {}), **options} for name, options in typed.items() if isinstance(options, dict)}
+
+
+def method_options(typed: list[str] | None, **named: float | None) -> dict[str, float]:
+    """Options of a method from `--set name=value` and from options that have a name of their own.
+
+    Raises:
+        BadParameter: a setting is no name with a number.
+    """
+    found = {name: float(value) for name, value in named.items() if value is not None}
+    for text in typed or ():
+        name, _, value = text.partition("=")
+        try:
+            found[name.strip().replace("-", "_")] = float(value)
+        except ValueError:
+            raise typer.BadParameter(f"--set {text}: write NAME=NUMBER, like weight=100") from None
+    return found
+
+
+def with_merge(method: str, merge: bool) -> str:
+    """The method that `--merge` makes of seq-ft.
+
+    Raises:
+        BadParameter: another method was to merge.
+    """
+    if merge and method != "seq-ft":
+        raise typer.BadParameter(f"--merge belongs to --method seq-ft, not to {method}")
+    return f"{method}-merge" if merge else method
 
 
 def chosen_tasks(session: Session, tasks: list[str] | None, *, in_stream: bool = False) -> list[str]:

@@ -14,20 +14,26 @@ from dmole_cli.commands.options import (
     DataRootOption,
     ForceOption,
     JsonOption,
+    MergeOption,
     RunOption,
     SeedOption,
     SharedOption,
     TaskOption,
     chosen_tasks,
+    method_options,
     open_session,
+    with_merge,
 )
+from dmole_cli.errors import DmoleError
 
 HELP = "Train one task's expert, and nothing else: experts/<task>.safetensors."
 
 
 def train_task(
     task: TaskOption = None,
-    method: Annotated[str, typer.Option(help="A file of methods/: d-mole, seq-ft, finetune.")] = "d-mole",
+    method: Annotated[
+        str, typer.Option(help="A file of methods/: d-mole, seq-ft, ewc-lora, … An unknown name lists them.")
+    ] = "d-mole",
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the training split. [default: the card's]")
     ] = None,
@@ -39,6 +45,22 @@ def train_task(
     transfer: Annotated[
         bool | None,
         typer.Option("--transfer/--no-transfer", help="Let the nearest earlier expert join, frozen (d-mole)."),
+    ] = None,
+    merge: MergeOption = False,
+    orthogonal: Annotated[
+        float | None,
+        typer.Option(help="Weight of O-LoRA's penalty between new and earlier experts (d-mole). [default: 0]"),
+    ] = None,
+    fisher_samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples that the Fisher information is measured on (ewc-lora). [default: 256]"),
+    ] = None,
+    replay_ratio: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of every earlier task's data (replay). [default: 0.1]")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An option of the method, NAME=NUMBER, like weight=100; repeatable."),
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Parameters of a task for methods without an allocation. [default: 2%]")
@@ -60,6 +82,8 @@ def train_task(
         "dropout": dropout,
         "transfer": transfer,
     }
+    method = with_merge(method, merge)
+    options = method_options(setting, orthogonal=orthogonal, fisher_samples=fisher_samples, replay_ratio=replay_ratio)
     session = open_session(
         run=run,
         shared=shared,
@@ -69,9 +93,14 @@ def train_task(
         data_root=data_root,
         train=section,
         allocate={"budget": budget},
+        method={method: options},
     )
-    names = chosen_tasks(session, task, in_stream=True)
+    from dmole_cli.methods.contract import load_method
     from dmole_cli.stages.train_task import train_task as stage
+
+    names = chosen_tasks(session, task, in_stream=True) if task else load_method(method).stages(session.config.tasks)
+    if not names:
+        raise DmoleError(f"method {method} trains nothing", f"evaluate it: dmole evaluate --method {method}")
 
     track = console.tracker(not json)
     outcomes = [stage(session, name, method=method, force=force, track=track) for name in names]

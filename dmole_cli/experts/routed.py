@@ -15,11 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from dmole_cli.errors import DmoleError
 
 
 @dataclass
@@ -30,16 +33,21 @@ class Expert:
         sites: site -> (A [rank, in], B [out, rank]), float32.
         scale: alpha / rank.
         trainable: whether A and B take gradients.
+        gates: site -> [parts, in] where the expert is a dense mixture of as many parts: the ranks of A and B belong to them in
+            turn, equally many each, and every token weighs them by a softmax over its own gate values.
     """
 
     sites: dict[str, tuple[torch.Tensor, torch.Tensor]]
     scale: float
     trainable: bool = False
+    gates: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def parameters(self) -> Iterator[torch.Tensor]:
-        """A and B of every site, in a fixed order."""
+        """A and B of every site, and its gate if it has one, in a fixed order."""
         for site in sorted(self.sites):
             yield from self.sites[site]
+            if site in self.gates:
+                yield self.gates[site]
 
 
 def new_expert(shapes: Mapping[str, tuple[int, int, int]], *, scale: float, generator: torch.Generator) -> Expert:
@@ -151,6 +159,28 @@ class _SitePlan:
     trained: tuple[torch.Tensor, ...]
 
 
+@dataclass
+class _Mixture:
+    """A dense mixture at one site for one batch.
+
+    Attributes:
+        a: A of all parts [ranks, in]; b: B of all parts [out, ranks]; weigh: the gate [parts, in].
+        gate: the scale for each row, 0 where the mixture is not its sample's.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    weigh: torch.Tensor
+    gate: _Gate
+
+    def add_to(self, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Output [rows, ..., out] and what the parts make of x [rows, ..., in], each by its share of the token."""
+        shares = torch.softmax(F.linear(x.float(), self.weigh.float()), dim=-1) * self.gate.like(output)
+        low = F.linear(x, self.a.to(x.dtype))
+        low = low * shares.repeat_interleave(len(self.a) // len(self.weigh), dim=-1).to(x.dtype)
+        return output + F.linear(low, self.b.to(x.dtype)).to(output.dtype)
+
+
 class RoutedExperts:
     """The experts attached to one backbone, and the route plan of the batch at hand.
 
@@ -166,6 +196,9 @@ class RoutedExperts:
         self.experts: dict[str, Expert] = {}
         self._hooks: dict[str, torch.utils.hooks.RemovableHandle] = {}
         self._plans: dict[str, _SitePlan] = {}
+        self._mixtures: dict[str, list[_Mixture]] = {}
+        self._merged: tuple[str, ...] = ()
+        self._weights: dict[str, torch.Tensor] = {}
         self._moved: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def add(self, name: str, expert: Expert) -> None:
@@ -176,8 +209,38 @@ class RoutedExperts:
             if site not in self._hooks:
                 self._hooks[site] = self.model.get_submodule(site).register_forward_hook(self._hook(site))
 
+    @torch.no_grad()
+    def merge(self, names: Iterable[str]) -> None:
+        """Fold experts into the weights of their hosts, in place of those folded in before; none gives the weights back.
+
+        Exact to single precision; in half precision most of a small product would be rounded away, so those are refused.
+
+        Raises:
+            DmoleError: a host is no plain linear in single precision, or an expert is a mixture, which no weight can hold.
+        """
+        wanted = tuple(names)
+        if wanted == self._merged:
+            return
+        for site, weight in self._weights.items():
+            self._host(site).weight.copy_(weight)
+        self._weights.clear()
+        for name in wanted:
+            expert = self.experts[name]
+            for site, (a, b) in expert.sites.items():
+                host = self._host(site)
+                if type(host) is not nn.Linear or host.weight.dtype != torch.float32 or expert.gates:
+                    message = f"the expert of {name} cannot be merged at {site}"
+                    raise DmoleError(message, "merging needs plain linear layers in float32 and plain LoRA experts")
+                self._weights.setdefault(site, host.weight.clone())
+                host.weight.addmm_(b.to(host.weight.device), a.to(host.weight.device), alpha=expert.scale)
+        self._merged = wanted
+
+    def _host(self, site: str) -> Any:
+        return self.model.get_submodule(site)
+
     def close(self) -> None:
-        """Detach everything."""
+        """Detach everything, and give merged weights back."""
+        self.merge(())
         for hook in self._hooks.values():
             hook.remove()
         self._hooks.clear()
@@ -190,8 +253,8 @@ class RoutedExperts:
         sets: Sequence[Iterable[str]],
         *,
         rows: Mapping[str, torch.Tensor | None] | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Iterator[None]:
         """Route a batch: inside the block, sample i passes through the experts `sets[i]`.
 
@@ -199,21 +262,28 @@ class RoutedExperts:
             sets: names of the experts of each sample; any number, also none.
             rows: modality -> sample index of each row of that tower's tensors [rows], where a row is not a sample (a tile
                 or an image of several); a backward pass must run inside the block too if activations are recomputed.
-            device: of the backbone.
-            dtype: of its activations; experts stay float32 and are cast for the products.
+            device: of the backbone; None for that of its first weight.
+            dtype: of its activations; experts stay float32 and are cast for the products. None for that of its first weight.
         """
-        self._plans = self._plan([tuple(s) for s in sets], rows or {}, torch.device(device), dtype)
+        before = self._plans, self._mixtures
+        weight = next(self.model.parameters())
+        place = torch.device(device) if device is not None else weight.device
+        self._plans, self._mixtures = self._plan(
+            [tuple(s) for s in sets], rows or {}, place, weight.dtype if dtype is None else dtype
+        )
         try:
             yield
         finally:
-            self._plans = {}
+            self._plans, self._mixtures = before
 
     def keep(self, samples: torch.Tensor) -> None:
         """Go on with these samples [indices] of the routed batch alone, as decoding does when answers have ended.
 
         Only towers whose rows are samples run from here on; pictures were looked at before the first answer ended.
         """
-        for gate in {id(plan.gate): plan.gate for plan in self._plans.values()}.values():
+        gates = [plan.gate for plan in self._plans.values()]
+        gates += [mixture.gate for here in self._mixtures.values() for mixture in here]
+        for gate in {id(gate): gate for gate in gates}.values():
             if gate.of_samples:
                 gate.rows = gate.rows[samples]
 
@@ -224,19 +294,26 @@ class RoutedExperts:
         rows: Mapping[str, torch.Tensor | None],
         device: torch.device,
         dtype: torch.dtype,
-    ) -> dict[str, _SitePlan]:
+    ) -> tuple[dict[str, _SitePlan], dict[str, list[_Mixture]]]:
         active = {name for names in sets for name in names}
         used = sorted((n for n in self.experts if n in active), key=lambda n: not self.experts[n].trainable)
         # [samples, experts]: the scale of those that a sample has, 0 for the others.
         scales = torch.tensor([[self.experts[n].scale * (n in s) for n in used] for s in sets])
         plans: dict[str, _SitePlan] = {}
+        mixtures: dict[str, list[_Mixture]] = {}
         gates: dict[tuple, _Gate] = {}
         for site in self._hooks:
             here = [name for name in used if site in self.experts[name].sites]
+            modality = self.modality_of(site)
+            for name in (name for name in here if site in self.experts[name].gates):
+                gate = _gate(scales[:, [used.index(name)]].to(device, dtype), rows.get(modality))
+                expert = self.experts[name]
+                a, b, weigh = (matrix.to(device) for matrix in (*expert.sites[site], expert.gates[site]))
+                mixtures.setdefault(site, []).append(_Mixture(a, b, weigh, gate))
+            here = [name for name in here if site not in self.experts[name].gates]
             if not here:
                 continue
             pairs = [self._matrices(name, site, device, dtype) for name in here]
-            modality = self.modality_of(site)
             columns = tuple(used.index(name) for name, (a, _) in zip(here, pairs, strict=True) for _ in range(len(a)))
             key = (columns, modality)
             if key not in gates:
@@ -247,7 +324,7 @@ class RoutedExperts:
                 gate=gates[key],
                 trained=tuple(t for n in here if self.experts[n].trainable for t in self.experts[n].sites[site]),
             )
-        return plans
+        return plans, mixtures
 
     def _matrices(
         self, name: str, site: str, device: torch.device, dtype: torch.dtype
@@ -264,6 +341,8 @@ class RoutedExperts:
 
     def _hook(self, site: str):
         def add_experts(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+            for mixture in self._mixtures.get(site, ()):
+                output = mixture.add_to(output, args[0])
             plan = self._plans.get(site)
             if plan is None:
                 return output

@@ -1,53 +1,104 @@
-"""What a method is: a module of functions; the training loop, the evaluation and the artifacts are shared.
+"""What a method is: a module of functions, each with a default; the training loop, the evaluation and the artifacts are shared.
 
-A method's file defines
+A method's file links its paper and defines what differs from these defaults, and nothing else:
 
-- `PAPER`: a link;
-- `place(stage) -> dict[str, int]`: the sites that get a trainable expert of this task, with its rank;
-- `scale(stage) -> float`: alpha / rank, what these experts' products are multiplied with;
-- `needs(run, tasks, task) -> list[Path]`: the artifacts that training reads, beside the expert of `start`;
-- `settings(config) -> dict`: what of the configuration shapes the result, beside the training recipe;
-- `start(tasks, task) -> str | None`: the earlier task whose expert is trained on, None for a fresh one;
-- `joins(stage) -> list[tuple[str, ...]]`: earlier experts that are active, frozen, for each training sample;
-- `cells(tasks, unseen) -> list[(stage, task)]`: what is evaluated;
-- `active(routing) -> list[tuple[str, ...]]`: tasks whose experts are active for each test sample;
-- `USES_ROUTERS`: whether `active` looks at reconstruction losses.
+- `PAPER`: a link (the one thing without a default);
+- `OPTIONS = {}`: its own hyper-parameters with their defaults, numbers; read them as `stage.options[name]`;
+- `USES_ROUTERS = False`: whether `active` looks at reconstruction losses;
+- `ALLOCATES = False`: whether `dmole allocate` places its experts; `allocation(settings)` then says with which settings;
+- `MERGES = False`: whether active experts are folded into the backbone's weights instead of computed beside them;
+- `stages(tasks)`: the tasks at which something trains (all);
+- `data(tasks, task, options)`: task -> share of its training split that trains at this stage (`{task: 1.0}`);
+- `start(tasks, task)`: the earlier task whose expert is trained on, None for a fresh one (None);
+- `place(stage)`: site -> rank of a fresh expert (every candidate site, at the highest rank that fits the budget);
+- `scale(stage)`: alpha / rank (the configuration's);
+- `fresh(stage, generator)`: the fresh expert itself, where sites and ranks do not say it all;
+- `needs(stage)`: artifacts that training reads, beside the expert of `start` (none);
+- `settings(config)`: what of the configuration shapes the result beside recipe and options (budget, sites, scale);
+- `joins(stage)`: earlier tasks whose experts are active, frozen, for each training sample (none);
+- `penalty(stage, training)`: None, or a function of a `Step` that gives what is added to its loss (None);
+- `remember(stage, training)`: named tensors that the next task's training finds in `training.memory` (none);
+- `cells(tasks, unseen)`: (stage, task) pairs to evaluate (all of them);
+- `active(routing)`: tasks whose experts are active for each test sample (the last one's).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from dmole_cli import catalog
 from dmole_cli.artifacts.layout import Run
-from dmole_cli.config import Config
+from dmole_cli.config import AllocateSettings, Config
+from dmole_cli.errors import DmoleError
+from dmole_cli.experts.routed import Expert, RoutedExperts, new_expert
 from dmole_cli.sample import Sample
+from dmole_cli.training.loop import Penalty, Step
 
 if TYPE_CHECKING:
     from dmole_cli.backbones.adapter import Backbone
 
+__all__ = ["Penalty", "Step"]
+
 Cell = tuple[int, str]
+Options = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a method may look at while a task trains.
+    """What a method may look at when a task is about to train.
 
     Attributes:
+        method: the method itself.
         run: the run directory.
         config: the settings.
+        options: the method's own, complete.
         task: the task that trains.
-        samples: its training split.
+    """
+
+    method: Method
+    run: Run
+    config: Config
+    options: Options
+    task: str
+
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """Tasks that arrived before this one."""
+        return self.config.earlier(self.task)
+
+
+@dataclass(frozen=True)
+class LoadedStage(Stage):
+    """A stage whose data and backbone are at hand.
+
+    Attributes:
+        samples: what trains, after `data`.
         backbone: the frozen model.
     """
 
-    run: Run
-    config: Config
-    task: str
     samples: Sequence[Sample]
     backbone: Backbone
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a method may look at while a task trains.
+
+    Attributes:
+        routed: the experts attached to the backbone.
+        expert: the one that trains.
+        memory: what the method remembered after the task of `start`; empty at the first.
+    """
+
+    routed: RoutedExperts
+    expert: Expert
+    memory: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -71,57 +122,72 @@ class Routing:
     batch_size: int
 
 
-class Method(Protocol):
-    """A module of `methods/`."""
-
-    PAPER: str
-    USES_ROUTERS: bool
-
-    def place(self, stage: Stage) -> dict[str, int]: ...
-    def scale(self, stage: Stage) -> float: ...
-    def needs(self, run: Run, tasks: Sequence[str], task: str) -> list[Path]: ...
-    def settings(self, config: Config) -> dict[str, Any]: ...
-    def start(self, tasks: Sequence[str], task: str) -> str | None: ...
-    def joins(self, stage: Stage) -> list[tuple[str, ...]]: ...
-    def cells(self, tasks: Sequence[str], unseen: Sequence[str]) -> list[Cell]: ...
-    def active(self, routing: Routing) -> list[tuple[str, ...]]: ...
+def every_task(tasks: Sequence[str]) -> list[str]:
+    """Something trains at every task."""
+    return list(tasks)
 
 
-def every_cell(tasks: Sequence[str], unseen: Sequence[str]) -> list[Cell]:
-    """All stages, the pretrained backbone's included, times all tasks, the unseen ones too."""
-    return [(stage, task) for task in (*tasks, *unseen) for stage in range(len(tasks) + 1)]
+def own_data(tasks: Sequence[str], task: str, options: Options) -> dict[str, float]:
+    """The task's own training split, all of it."""
+    return {task: 1.0}
 
 
-def nothing_joins(stage: Stage) -> list[tuple[str, ...]]:
-    """No earlier expert is active while a task trains."""
-    return [() for _ in stage.samples]
+def afresh(tasks: Sequence[str], task: str) -> str | None:
+    """Every task starts with a fresh expert."""
+    return None
 
 
-def needs_nothing(run: Run, tasks: Sequence[str], task: str) -> list[Path]:
-    """Training reads no artifact but the expert that it starts from."""
-    return []
+def task_before(tasks: Sequence[str], task: str) -> str | None:
+    """The expert of the task before is trained on."""
+    position = list(tasks).index(task)
+    return tasks[position - 1] if position else None
 
 
-def uniform_placement(stage: Stage) -> dict[str, int]:
+def uniform_placement(stage: LoadedStage) -> dict[str, int]:
     """Experts on every candidate site, at the highest rank whose parameters still fit the budget."""
-    from dmole_cli.backbones.sites import find_sites
-    from dmole_cli.placement import budget_total, parse_budget, spread_rank
+    from dmole_cli.placement import spread_rank
 
-    sites = find_sites(stage.backbone.model, stage.config.profile.sites)
-    budget = parse_budget(stage.config.allocate.budget)
-    shapes = [(site.in_features, site.out_features) for site in sites]
+    sites, parameters = candidate_sites(stage)
+    rank = spread_rank([(site.in_features, site.out_features) for site in sites], budget_parameters=parameters)
+    return {site.name: rank for site in sites}
+
+
+def candidate_sites(stage: LoadedStage) -> tuple[list[Any], int]:
+    """The candidate sites of the backbone, and how many parameters the budget allows on them."""
+    from dmole_cli.backbones.sites import find_sites
+    from dmole_cli.placement import budget_total, parse_budget
+
+    settings = stage.config.allocate
+    sites, budget = find_sites(stage.backbone.model, stage.config.profile.sites), parse_budget(settings.budget)
     if budget.form == "sites":
         # Half of the sites at the full rank is, on the average site, all of them at half of it.
-        parameters = int(budget.amount * sum(site.expert_parameters(stage.config.allocate.rank) for site in sites))
-    else:
-        parameters = budget_total(budget, sites=len(sites), backbone_parameters=stage.backbone.parameters)
-    rank = spread_rank(shapes, budget_parameters=parameters)
-    return {site.name: rank for site in sites}
+        return sites, int(budget.amount * sum(site.expert_parameters(settings.rank) for site in sites))
+    return sites, budget_total(budget, sites=len(sites), backbone_parameters=stage.backbone.parameters)
 
 
 def configured_scale(stage: Stage) -> float:
     """The configuration's alpha over the configuration's rank, whatever rank the budget leaves."""
     return stage.config.allocate.alpha / stage.config.allocate.rank
+
+
+def placed_expert(stage: LoadedStage, generator: torch.Generator) -> Expert:
+    """A fresh LoRA expert where `place` puts one."""
+    shapes = {}
+    for site, rank in stage.method.place(stage).items():
+        try:
+            module: Any = stage.backbone.model.get_submodule(site)
+        except AttributeError as error:
+            raise DmoleError(
+                f"the backbone has no module '{site}'",
+                f"make the allocation again: dmole allocate --task {stage.task} --force",
+            ) from error
+        shapes[site] = (rank, module.in_features, module.out_features)
+    return new_expert(shapes, scale=stage.method.scale(stage), generator=generator)
+
+
+def needs_nothing(stage: Stage) -> list[Path]:
+    """Training reads no artifact but the expert that it starts from."""
+    return []
 
 
 def placement_settings(config: Config) -> dict[str, Any]:
@@ -131,3 +197,111 @@ def placement_settings(config: Config) -> dict[str, Any]:
         "sites": config.profile.sites,
         "scale": config.allocate.alpha / config.allocate.rank,
     }
+
+
+def nothing_joins(stage: LoadedStage) -> list[tuple[str, ...]]:
+    """No earlier expert is active while a task trains."""
+    return [() for _ in stage.samples]
+
+
+def all_join(stage: LoadedStage) -> list[tuple[str, ...]]:
+    """All earlier experts are active, frozen, while a task trains."""
+    return [stage.earlier for _ in stage.samples]
+
+
+def needs_earlier(stage: Stage) -> list[Path]:
+    """The method's experts of all earlier tasks."""
+    return [stage.run.expert(task, stage.method.name) for task in stage.earlier]
+
+
+def no_penalty(stage: LoadedStage, training: Training) -> Penalty | None:
+    """Nothing but the loss on the answers."""
+    return None
+
+
+def nothing_remembered(stage: LoadedStage, training: Training) -> dict[str, torch.Tensor]:
+    """The expert is all that the next task finds."""
+    return {}
+
+
+def every_cell(tasks: Sequence[str], unseen: Sequence[str]) -> list[Cell]:
+    """All stages, the pretrained backbone's included, times all tasks, the unseen ones too."""
+    return [(stage, task) for task in (*tasks, *unseen) for stage in range(len(tasks) + 1)]
+
+
+def last_expert(routing: Routing) -> list[tuple[str, ...]]:
+    """The expert as it stands after the last trained task, for every sample."""
+    return [tuple(routing.tasks[-1:]) for _ in routing.losses]
+
+
+def all_experts(routing: Routing) -> list[tuple[str, ...]]:
+    """The experts of all tasks trained so far, for every sample."""
+    return [tuple(routing.tasks) for _ in routing.losses]
+
+
+def as_configured(settings: AllocateSettings) -> AllocateSettings:
+    """Placement as the configuration has it."""
+    return settings
+
+
+@dataclass(frozen=True)
+class Method:
+    """A file of `methods/` with the defaults filled in; see the top of this module for each field."""
+
+    name: str
+    PAPER: str
+    OPTIONS: Mapping[str, float] = field(default_factory=dict)
+    USES_ROUTERS: bool = False
+    ALLOCATES: bool = False
+    MERGES: bool = False
+    allocation: Callable[[AllocateSettings], AllocateSettings] = as_configured
+    stages: Callable[[Sequence[str]], list[str]] = every_task
+    data: Callable[[Sequence[str], str, Options], dict[str, float]] = own_data
+    start: Callable[[Sequence[str], str], str | None] = afresh
+    place: Callable[[LoadedStage], dict[str, int]] = uniform_placement
+    scale: Callable[[Stage], float] = configured_scale
+    fresh: Callable[[LoadedStage, torch.Generator], Expert] = placed_expert
+    needs: Callable[[Stage], list[Path]] = needs_nothing
+    settings: Callable[[Config], dict[str, Any]] = placement_settings
+    joins: Callable[[LoadedStage], list[tuple[str, ...]]] = nothing_joins
+    penalty: Callable[[LoadedStage, Training], Penalty | None] = no_penalty
+    remember: Callable[[LoadedStage, Training], dict[str, torch.Tensor]] = nothing_remembered
+    cells: Callable[[Sequence[str], Sequence[str]], list[Cell]] = every_cell
+    active: Callable[[Routing], list[tuple[str, ...]]] = last_expert
+
+    @property
+    def remembers(self) -> bool:
+        """Whether its training leaves more than an expert."""
+        return self.remember is not nothing_remembered
+
+    def options(self, config: Config) -> dict[str, float]:
+        """Its own options: the defaults, and the configuration's `[method.<name>]` over them.
+
+        `learning_rate` is an option of every method: 0 stands for the task card's.
+
+        Raises:
+            DmoleError: the configuration names an option that it does not have.
+        """
+        known = {"learning_rate": 0.0, **self.OPTIONS}
+        given = config.method.get(self.name, {})
+        if unknown := sorted(set(given) - set(known)):
+            message = f"method {self.name} has no option {', '.join(unknown)}"
+            raise DmoleError(message, f"it has: {', '.join(known)}")
+        return {**known, **given}
+
+
+def load_method(name: str) -> Method:
+    """Read a file of `methods/`.
+
+    Raises:
+        DmoleError: there is no such file, it links no paper, or it defines a function that no method has.
+    """
+    module = catalog.load("methods", name)
+    known = {f.name for f in fields(Method)} - {"name"}
+    own = {key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")}
+    if wrong := sorted(key for key in own - known if vars(module)[key].__module__ == module.__name__):
+        message = f"methods/{Path(str(module.__file__)).name} defines {', '.join(wrong)}, which no method has"
+        raise DmoleError(message, f"functions of a method: {', '.join(sorted(known))}; name helpers with a leading _")
+    if not hasattr(module, "PAPER"):
+        raise DmoleError(f"methods/{Path(str(module.__file__)).name} has no PAPER", "link the paper of the method")
+    return Method(name=name, **{key: getattr(module, key) for key in known if hasattr(module, key)})

@@ -7,28 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dmole_cli.methods.contract import (
-    Cell,
-    Routing,
-    configured_scale,
-    needs_nothing,
-    nothing_joins,
-    placement_settings,
-    uniform_placement,
-)
+from dmole_cli.methods.contract import Cell, Routing
 
 PAPER = "https://arxiv.org/abs/2506.11672"
-USES_ROUTERS = False
-joins = nothing_joins
-needs = needs_nothing
-place = uniform_placement
-scale = configured_scale
-settings = placement_settings
-
-
-def start(tasks: Sequence[str], task: str) -> str | None:
-    """From the pretrained backbone, each time."""
-    return None
 
 
 def cells(tasks: Sequence[str], unseen: Sequence[str]) -> list[Cell]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dmole_cli.artifacts.allocation import SCHEMA, VERSION, allocation_header, write_allocation
 from dmole_cli.artifacts.files import digest_of_file
+from dmole_cli.artifacts.layout import D_MOLE
 from dmole_cli.artifacts.profile import SiteProfile, read_profile
 from dmole_cli.artifacts.provenance import Header, up_to_date
 from dmole_cli.config import AllocateSettings
@@ -19,13 +20,26 @@ from dmole_cli.session import Session
 STATISTICS = ("score", "norm_mean")
 
 
-def allocate_task(session: Session, task: str, *, force: bool = False) -> Outcome:
-    """Place one task's experts; reads its profile, writes `allocations/<task>.json`.
+def allocate_task(session: Session, task: str, *, method: str = D_MOLE, force: bool = False) -> Outcome:
+    """Place one task's experts; reads its profile, writes `allocations/<task>.json` (other methods: in their folder).
 
     Raises:
-        DmoleError: there is no profile, it is another backbone's, the budget cannot be, or the output is stale.
+        DmoleError: the method places its experts otherwise; there is no profile, it is another backbone's, the budget
+            cannot be, or the output is stale.
     """
-    profile, path = session.run.profile(task), session.run.allocation(task)
+    profile, path = session.run.profile(task), session.run.allocation(task, method)
+    settings, options = session.config.allocate, {"budget": session.config.allocate.budget}
+    if method != D_MOLE:
+        # Not at the top: a placement needs no torch, and answers at once without it.
+        from dmole_cli.methods.contract import load_method
+
+        rules = load_method(method)
+        if not rules.ALLOCATES:
+            raise DmoleError(
+                f"method {method} reads no allocation",
+                f"train it: {session.command('train-task', task, method=method)}",
+            )
+        settings, options = rules.allocation(settings), {**options, "method": method}
     rows, made = read_profile(profile, hint=f"make it with: {session.command('profile', task)}")
     session.require_backbone(profile, made.backbone, session.command("profile", task))
     key = session.run.name_of(profile)
@@ -35,9 +49,9 @@ def allocate_task(session: Session, task: str, *, force: bool = False) -> Outcom
         task=task,
         profile=(key, profile),
         path=path,
-        settings=session.config.allocate,
+        settings=settings,
         force=force,
-        redo=session.command("allocate", task, budget=session.config.allocate.budget),
+        redo=session.command("allocate", task, **options),
     )
 
 

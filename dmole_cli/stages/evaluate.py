@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from dmole_cli import catalog
 from dmole_cli.artifacts.evaluation import SCHEMA, VERSION, Answer, evaluation_header, write_evaluation
@@ -21,10 +22,11 @@ from dmole_cli.artifacts.generations import read_generations, write_generations
 from dmole_cli.artifacts.provenance import Header, up_to_date, versions
 from dmole_cli.artifacts.router import RouterFile, read_router
 from dmole_cli.backbones.pictures import SeenPictures
+from dmole_cli.config import EvaluateSettings
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.autoencoder import from_tensors
 from dmole_cli.experts.routed import Expert, RoutedExperts
-from dmole_cli.methods.contract import Routing
+from dmole_cli.methods.contract import Method, Routing, load_method
 from dmole_cli.outcome import Outcome, Track, untracked
 from dmole_cli.sample import Sample
 from dmole_cli.session import Session
@@ -35,6 +37,7 @@ from dmole_cli.training.loop import looking
 from dmole_cli.upstream import check_inputs
 
 Active = list[tuple[str, ...]]
+DEFAULT = EvaluateSettings()
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,15 @@ def evaluate(
     Raises:
         DmoleError: an expert or a router is missing, stale or another backbone's; a split cannot be read.
     """
-    rules = catalog.load("methods", method)
+    rules = load_method(method)
+    chosen = session.config.evaluate
+    if not rules.USES_ROUTERS and (chosen.routing, chosen.threshold_scale) != (
+        DEFAULT.routing,
+        DEFAULT.threshold_scale,
+    ):
+        raise DmoleError(
+            f"method {method} has no routers", "leave --routing and --threshold-scale to methods that route"
+        )
     if stages is None:
         stages = range(trained_stages(session, method) + 1)
     wanted = [
@@ -94,19 +105,24 @@ def evaluate(
 
 def trained_stages(session: Session, method: str) -> int:
     """How many tasks of the stream a method has trained, without a gap."""
-    trained = [session.run.expert(task, method).exists() for task in session.config.tasks]
-    return trained.index(False) if False in trained else len(trained)
+    training = set(load_method(method).stages(session.config.tasks))
+    tasks = session.config.tasks
+    there = [task not in training or session.run.expert(task, method).exists() for task in tasks]
+    done = there.index(False) if False in there else len(there)
+    return done if training else 0
 
 
 def _evaluate_task(
-    session: Session, rules: ModuleType, method: str, task: str, stages: list[int], *, force: bool, track: Track
+    session: Session, rules: Method, method: str, task: str, stages: list[int], *, force: bool, track: Track
 ) -> list[Outcome]:
     split = session.config.evaluate.split
     samples, card = session.samples(task, split), session.card(task)
     plans = {stage: _needed(session, rules, method, task, stage) for stage in stages}
     headers = {stage: _header(session, card, rules, method, stage, plans[stage]) for stage in stages}
-    paths = {stage: session.run.evaluation(method, stage, task, split) for stage in stages}
+    label = labelled(method, session.config.evaluate)
+    paths = {stage: session.run.evaluation(label, stage, task, split) for stage in stages}
     chosen = {} if split == "test" else {"split": split}
+    chosen |= routing_options(session.config.evaluate)
     redo = {stage: session.command("evaluate", task, stage=stage, method=method, **chosen) for stage in stages}
     todo = [
         stage
@@ -117,7 +133,7 @@ def _evaluate_task(
     ]
     outcomes = [
         Outcome(
-            f"evaluate {method}",
+            f"evaluate {label}",
             task,
             paths[stage],
             written=False,
@@ -128,10 +144,10 @@ def _evaluate_task(
     ]
     if not todo:
         return outcomes
-    with session.measured("-".join(["evaluate", *chosen.values(), method]), task, adding=True):
+    with session.measured("-".join(["evaluate", *([] if split == "test" else [split]), label]), task, adding=True):
         table = _losses(session, samples, task, max(todo), track) if rules.USES_ROUTERS else None
         cells = [_cell(session, rules, method, task, stage, samples, headers[stage], table) for stage in todo]
-        answers, fresh = _answers(session, card, samples, cells, method, force=force, track=track)
+        answers, fresh = _answers(session, card, samples, cells, rules, force=force, track=track)
         metric = catalog.load("metrics", card.metric)
         references, details = [list(s.references) for s in samples], [dict(s.details) for s in samples]
         for cell in cells:
@@ -155,11 +171,27 @@ def _evaluate_task(
                 "generated": len(new),
                 "reused": len(samples) - len(new),
             }
-            outcomes.append(Outcome(f"evaluate {method}", task, cell.path, written=True, facts=facts))
+            outcomes.append(Outcome(f"evaluate {label}", task, cell.path, written=True, facts=facts))
     return outcomes
 
 
-def _needed(session: Session, rules: ModuleType, method: str, task: str, stage: int) -> list[Path]:
+def labelled(method: str, chosen: EvaluateSettings) -> str:
+    """The name that evaluations of a method have: its own, and what differs from the usual routing behind an `@`."""
+    return "@".join(
+        [
+            method,
+            *(f"{value:g}" if key == "threshold_scale" else value for key, value in routing_options(chosen).items()),
+        ]
+    )
+
+
+def routing_options(chosen: EvaluateSettings) -> dict[str, Any]:
+    """The options of `evaluate` that differ from the usual routing."""
+    found = {"routing": chosen.routing, "threshold_scale": chosen.threshold_scale}
+    return {key: value for key, value in found.items() if value != getattr(DEFAULT, key)}
+
+
+def _needed(session: Session, rules: Method, method: str, task: str, stage: int) -> list[Path]:
     """Experts and routers that an evaluation after this stage may use; checks that they are there and current."""
     if stage == 0:
         return []
@@ -182,7 +214,7 @@ def _needed(session: Session, rules: ModuleType, method: str, task: str, stage: 
 def _header(
     session: Session,
     card: TaskCard,
-    rules: ModuleType,
+    rules: Method,
     method: str,
     stage: int,
     needed: list[Path],
@@ -234,7 +266,7 @@ def _routing(
 
 def _cell(
     session: Session,
-    rules: ModuleType,
+    rules: Method,
     method: str,
     task: str,
     stage: int,
@@ -247,8 +279,11 @@ def _cell(
     losses = [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in samples]
     scale = session.config.evaluate.threshold_scale
     thresholds = [table[name][0].threshold * scale for name in trained] if table else []
-    active = rules.active(_routing(session, trained, task, losses, thresholds)) if stage else [() for _ in samples]
-    path = session.run.evaluation(method, stage, task, session.config.evaluate.split)
+    active: Active = [() for _ in samples]
+    if stage:
+        active = rules.active(_routing(session, trained, task, losses, thresholds))
+    chosen = session.config.evaluate
+    path = session.run.evaluation(labelled(method, chosen), stage, task, chosen.split)
     return Cell(method, stage, path, header, active, losses)
 
 
@@ -257,14 +292,14 @@ def _answers(
     card: TaskCard,
     samples: Sequence[Sample],
     cells: list[Cell],
-    method: str,
+    rules: Method,
     *,
     force: bool,
     track: Track,
 ) -> tuple[dict[tuple[int, tuple[str, ...]], str], set[tuple[int, frozenset[str]]]]:
     """Answers by (sample index, experts), kept ones where they are there; and which (sample, set) are new."""
     names = sorted({name for cell in cells for active in cell.active for name in active})
-    digests = {name: digest_of_file(session.run.expert(name, method)) for name in names}
+    digests = {name: digest_of_file(session.run.expert(name, rules.name)) for name in names}
     common = [session.fingerprint, asdict(card.generation)]
     pictures = session.picture_digests(card.name, session.config.evaluate.split)
 
@@ -279,7 +314,7 @@ def _answers(
     # Two routes to the same set of experts (in another order) are one key, generated once.
     missing = {k: pair for pair, k in wanted.items() if k not in kept}
     if missing:
-        fresh = _generate(session, card, samples, list(missing.values()), method, track)
+        fresh = _generate(session, card, samples, list(missing.values()), rules, track)
         kept = {**read_generations(path), **dict(zip(missing, fresh, strict=True))}
         write_generations(path, kept, session.fingerprint)
     return {pair: kept[k] for pair, k in wanted.items()}, {(i, frozenset(active)) for i, active in missing.values()}
@@ -290,19 +325,19 @@ def _generate(
     card: TaskCard,
     samples: Sequence[Sample],
     pairs: list[tuple[int, tuple[str, ...]]],
-    method: str,
+    rules: Method,
     track: Track,
 ) -> list[str]:
     """Greedy answers of (sample index, experts) pairs, batched by experts and length of the question."""
     backbone = session.backbone
     order = sorted(range(len(pairs)), key=lambda p: (pairs[p][1], len(samples[pairs[p][0]].question), pairs[p][0]))
-    size = session.config.evaluate.batch_size
-    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    batches = _batches(order, [active for _, active in pairs], session.config.evaluate.batch_size, apart=rules.MERGES)
+    method = rules.name
     routed = RoutedExperts(backbone.model, backbone.modality_of)
     for name in sorted({name for _, active in pairs for name in active}):
         redo = f"make it again with: {session.command('train-task', name, method=method)} --force"
         file = read_expert(session.run.expert(name, method), hint=redo)
-        routed.add(name, Expert(file.sites, file.scale))
+        routed.add(name, Expert(file.sites, file.scale, gates=file.gates))
     # Worth its place only where a sample is answered more than once without an expert that looks at its pictures.
     blind = [i for i, active in pairs if not looking(backbone, routed, [active])]
     room = session.config.picture_store * 2**20 if len(set(blind)) < len(blind) else 0
@@ -316,6 +351,9 @@ def _generate(
             sets = [pairs[p][1] for p in batch]
             if not looking(backbone, routed, sets):
                 inputs = seen.replace(inputs, rows)
+            if rules.MERGES:
+                routed.merge(sets[0])
+                sets = [() for _ in sets]
             with routed.route(sets, rows=vision_rows, device=backbone.device, dtype=backbone.dtype):
                 texts = backbone.generate(
                     inputs,
@@ -329,3 +367,9 @@ def _generate(
         routed.close()
         seen.close()
     return out
+
+
+def _batches(order: list[int], active: Active, size: int, *, apart: bool) -> list[list[int]]:
+    """Batches of indices in a given order; `apart`: none holds two sets of experts."""
+    groups = [list(group) for _, group in groupby(order, key=active.__getitem__)] if apart else [order]
+    return [group[i : i + size] for group in groups for i in range(0, len(group), size)]

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 
-from dmole_cli import catalog
 from dmole_cli.artifacts.expert import SCHEMA, VERSION, ExpertFile, expert_header, read_expert, write_expert
+from dmole_cli.artifacts.memory import read_memory, write_memory
 from dmole_cli.artifacts.provenance import Header, up_to_date, versions
 from dmole_cli.backbones.adapter import Encoded
 from dmole_cli.backbones.pictures import SeenPictures
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.routed import Expert, RoutedExperts, new_expert
-from dmole_cli.methods.contract import Stage
+from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.methods.contract import LoadedStage, Stage, Training, load_method
 from dmole_cli.outcome import Outcome, Track, untracked
+from dmole_cli.sample import Sample
 from dmole_cli.session import Session
 from dmole_cli.tasks import TaskCard
 from dmole_cli.training.batches import encoded_batches, seed_for, shuffled
-from dmole_cli.training.loop import site_shapes, train_expert
+from dmole_cli.training.loop import Losses, train_expert
 from dmole_cli.upstream import check_inputs
 
 
@@ -35,79 +34,110 @@ def train_task(
         DmoleError: an input is missing, stale or another backbone's; the data cannot be read; the loss is not finite.
     """
     config, run = session.config, session.run
-    rules = catalog.load("methods", method)
-    if not config.tasks or task not in config.tasks:
-        config.position(task)
+    rules = load_method(method)
+    config.position(task)
+    if task not in rules.stages(config.tasks):
+        there = ", ".join(rules.stages(config.tasks)) or "none"
+        raise DmoleError(f"method {method} trains nothing at task {task}", f"tasks at which it trains: {there}")
+    stage = Stage(rules, run, config, rules.options(config), task)
     before = rules.start(config.tasks, task)
-    needed = [*rules.needs(run, config.tasks, task), *([run.expert(before, method)] if before else [])]
-    data = {f"data:{task}/train": session.data_digest(task, "train")}
+    needed = rules.needs(stage)
+    if before:
+        needed = [*needed, run.expert(before, method), *([run.memory(before, method)] if rules.remembers else [])]
+    shares = rules.data(config.tasks, task, stage.options)
+    data = {f"data:{name}/train": session.data_digest(name, "train") for name in shares}
     check_inputs(session, needed, data=data)
-    recipe = recipe_of(session, session.card(task))
+    recipe = recipe_of(session, session.card(task), stage.options)
     header = Header(
         SCHEMA,
         VERSION,
         backbone=session.fingerprint,
         seed=config.seed,
-        settings={"method": method, **recipe, **rules.settings(config)},
+        settings={"method": method, **recipe, **rules.settings(config), "options": dict(stage.options)},
         inputs={**data, **session.digests(*needed)},
         versions=versions("torch", "transformers"),
     )
     path = run.expert(task, method)
-    reads = (f"task {task} (train)", f"backbone {config.backbone}", *(str(p) for p in needed))
+    reads = (*(f"task {name} (train)" for name in shares), f"backbone {config.backbone}", *(str(p) for p in needed))
     redo = session.command("train-task", task, method=method)
     if up_to_date(path, None if force else expert_header(path), header, force=force, command=redo):
         return Outcome("train-task", task, path, written=False, reads=reads)
     with session.measured(f"train-task-{method}", task):
-        expert, losses = _train(session, task, method, rules, recipe, track)
-        write_expert(path, ExpertFile(expert.sites, expert.scale, header))
-    tail = losses[-10:]
+        samples = _samples(session, task, shares)
+        loaded = LoadedStage(rules, run, config, stage.options, task, samples, session.backbone)
+        expert, memory, losses = _train(session, loaded, recipe, track)
+        if rules.remembers:
+            # First, because the expert is what says that the work is done.
+            write_memory(run.memory(task, method), memory, header)
+        write_expert(path, ExpertFile(expert.sites, expert.scale, header, expert.gates))
     facts = {
         "parameters": sum(p.numel() for p in expert.parameters()),
-        "steps": len(losses),
-        "first_loss": round(losses[0], 4),
-        "last_loss": round(sum(tail) / len(tail), 4),
+        "steps": len(losses.answers),
+        "first_loss": round(losses.answers[0], 4),
+        "last_loss": _last(losses.answers),
     }
+    if losses.penalty:
+        facts["last_penalty"] = _last(losses.penalty)
     return Outcome("train-task", task, path, written=True, reads=reads, facts=facts)
 
 
-def recipe_of(session: Session, card: TaskCard) -> dict[str, float]:
-    """The training recipe: the settings where they are given, the card's values elsewhere."""
+def _last(values: Sequence[float]) -> float:
+    """Mean of the last steps."""
+    tail = values[-10:]
+    return round(sum(tail) / len(tail), 4)
+
+
+def _samples(session: Session, task: str, shares: Mapping[str, float]) -> list[Sample]:
+    """What trains: the task's own samples first, then a seeded choice of the others', each in the order of its split."""
+    chosen = []
+    for name in sorted(shares, key=lambda other: other != task):
+        split = session.samples(name, "train")
+        count = len(split) if shares[name] >= 1 else math.ceil(shares[name] * len(split))
+        generator = torch.Generator().manual_seed(seed_for(session.config.seed, task, name, "share"))
+        rows = torch.randperm(len(split), generator=generator)[:count]
+        chosen += [split[row] for row in sorted(rows.tolist())]
+    return chosen
+
+
+def recipe_of(session: Session, card: TaskCard, options: Mapping[str, float]) -> dict[str, float]:
+    """The training recipe: the settings where they are given, then the method's learning rate, the card's values elsewhere."""
     settings = asdict(session.config.train)
+    settings["learning_rate"] = settings["learning_rate"] or options["learning_rate"]
     return {key: settings[key] or getattr(card.recipe, key, settings[key]) for key in settings if key != "transfer"}
 
 
 def _train(
-    session: Session, task: str, method: str, rules: ModuleType, recipe: dict[str, float], track: Track
-) -> tuple[Expert, list[float]]:
-    config, run, backbone = session.config, session.run, session.backbone
-    samples = session.samples(task, "train")
-    stage = Stage(run, config, task, samples, backbone)
+    session: Session, stage: LoadedStage, recipe: Mapping[str, float], track: Track
+) -> tuple[Expert, dict[str, torch.Tensor], Losses]:
+    """The trained expert, what the method remembers of it, and its losses."""
+    config, run, backbone, rules, task = stage.config, stage.run, stage.backbone, stage.method, stage.task
     before = rules.start(config.tasks, task)
-    expert = (
-        _fresh(stage, rules)
-        if before is None
-        else _continued(run.expert(before, method), hint=_remake(session, before, method))
-    )
-    joins: list[tuple[str, ...]] = rules.joins(stage)
-    earlier = {
-        name: read_expert(run.expert(name, method), hint=_remake(session, name, method))
-        for name in sorted({n for row in joins for n in row})
-    }
+    generator = torch.Generator().manual_seed(seed_for(config.seed, task, "expert"))
+    expert = rules.fresh(stage, generator) if before is None else _continued(session, before, rules.name)
+    memory = {}
+    if before and rules.remembers:
+        memory = read_memory(run.memory(before, rules.name), hint=_remake(session, before, rules.name))
+    joins = rules.joins(stage)
     routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=float(recipe["dropout"]))
     room = config.picture_store * 2**20 if recipe["epochs"] > 1 else 0
     seen = SeenPictures(backbone, folder=run.root / "cache", limit=room)
     try:
-        for name, file in earlier.items():
-            routed.add(name, Expert(file.sites, file.scale))
+        for name in sorted({n for row in joins for n in row}):
+            file = read_expert(run.expert(name, rules.name), hint=_remake(session, name, rules.name))
+            routed.add(name, Expert(file.sites, file.scale, gates=file.gates))
         routed.add(task, expert)
+        if rules.MERGES:
+            routed.merge(joins[0])
+            joins = [() for _ in joins]
+        training = Training(routed, expert, memory)
         order = shuffled(
-            len(samples),
+            len(stage.samples),
             int(recipe["batch_size"]),
             epochs=int(recipe["epochs"]),
             seed=seed_for(config.seed, task, "order"),
-            lengths=backbone.text_lengths(samples),
+            lengths=backbone.text_lengths(stage.samples),
         )
-        encoded = encoded_batches(backbone, samples, order, with_answer=True)
+        encoded = encoded_batches(backbone, stage.samples, order, with_answer=True)
         # Seeded here and for this task alone, or dropout would depend on what the process did before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(config.seed, task, "dropout"))
@@ -115,50 +145,37 @@ def _train(
                 backbone,
                 routed,
                 expert,
-                _routed_batches(task, stage, joins, order, track(encoded, f"train {task} ({method})", len(order))),
+                _routed_batches(stage, joins, order, track(encoded, f"train {task} ({rules.name})", len(order))),
                 steps=len(order),
                 learning_rate=recipe["learning_rate"],
                 settings=config.train,
+                penalty=rules.penalty(stage, training),
                 seen=seen,
             )
+        remembered = rules.remember(stage, training)
     finally:
         routed.close()
         seen.close()
-    return expert, losses
+    return expert, remembered, losses
 
 
 def _routed_batches(
-    task: str,
-    stage: Stage,
+    stage: LoadedStage,
     joins: Sequence[tuple[str, ...]],
     order: Sequence[Sequence[int]],
     encoded: Iterable[list[Encoded]],
 ) -> Iterator[tuple[list[str], list[tuple[str, ...]], list[Encoded]]]:
     for rows, batch in zip(order, encoded, strict=True):
-        yield [stage.samples[i].sample_id for i in rows], [(task, *joins[i]) for i in rows], batch
-
-
-def _fresh(stage: Stage, rules: ModuleType) -> Expert:
-    placement: dict[str, int] = rules.place(stage)
-    widths: dict[str, tuple[int, int]] = {}
-    for site in placement:
-        try:
-            module: Any = stage.backbone.model.get_submodule(site)
-        except AttributeError as error:
-            raise DmoleError(
-                f"the backbone has no module '{site}'",
-                f"make the allocation again: dmole allocate --task {stage.task} --force",
-            ) from error
-        widths[site] = (module.in_features, module.out_features)
-    generator = torch.Generator().manual_seed(seed_for(stage.config.seed, stage.task, "expert"))
-    return new_expert(site_shapes(placement, widths), scale=rules.scale(stage), generator=generator)
+        yield [stage.samples[i].sample_id for i in rows], [(stage.task, *joins[i]) for i in rows], batch
 
 
 def _remake(session: Session, task: str, method: str) -> str:
     return f"make it again with: {session.command('train-task', task, method=method)} --force"
 
 
-def _continued(path: Path, *, hint: str) -> Expert:
-    file = read_expert(path, hint=hint)
+def _continued(session: Session, task: str, method: str) -> Expert:
+    """The expert of an earlier task, ready to be trained on."""
+    file = read_expert(session.run.expert(task, method), hint=_remake(session, task, method))
     sites = {site: (a.clone().requires_grad_(), b.clone().requires_grad_()) for site, (a, b) in file.sites.items()}
-    return Expert(sites, file.scale, trainable=True)
+    gates = {site: gate.clone().requires_grad_() for site, gate in file.gates.items()}
+    return Expert(sites, file.scale, trainable=True, gates=gates)

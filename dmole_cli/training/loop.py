@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from dmole_cli.backbones.adapter import Backbone, Encoded
 from dmole_cli.backbones.pictures import SeenPictures
@@ -13,7 +16,33 @@ from dmole_cli.config import TrainSettings
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts
 
-Penalty = Callable[[], torch.Tensor]
+
+@dataclass(frozen=True)
+class Step:
+    """One training step, after the forward pass.
+
+    Attributes:
+        inputs: the batch as the model got it.
+        rows: modality -> sample of each row of that tower.
+        logits: at the positions that predict an answer token [answer tokens, vocabulary].
+        samples: in the batch.
+    """
+
+    inputs: Mapping[str, Any]
+    rows: Mapping[str, torch.Tensor]
+    logits: torch.Tensor
+    samples: int
+
+
+Penalty = Callable[[Step], torch.Tensor]
+
+
+@dataclass
+class Losses:
+    """The two terms of the loss, per step: that on the answers, and the method's penalty where it has one."""
+
+    answers: list[float] = field(default_factory=list)
+    penalty: list[float] = field(default_factory=list)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -35,7 +64,7 @@ def train_expert(
     settings: TrainSettings,
     penalty: Penalty | None = None,
     seen: SeenPictures | None = None,
-) -> list[float]:
+) -> Losses:
     """Train one expert in place; nothing else changes.
 
     Args:
@@ -46,18 +75,18 @@ def train_expert(
         steps: number of batches.
         learning_rate: peak.
         settings: weight decay, warm-up, clipping.
-        penalty: added to the loss of every step, if given.
+        penalty: of the method, added to the loss of every step.
         seen: keeps what the vision tower makes of pictures, for batches without an expert in it.
 
     Returns:
-        The loss on the answers, per step.
+        Both terms of the loss, per step.
 
     Raises:
         DmoleError: a loss or its gradient is not finite; the samples of the batch are named.
     """
     parameters = list(expert.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=settings.weight_decay)
-    losses = []
+    losses = Losses()
     for step, (ids, sets, encoded) in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * learning_rate_factor(step, steps, settings.warmup)
@@ -65,9 +94,13 @@ def train_expert(
         if seen is not None and not looking(backbone, routed, sets):
             inputs = seen.replace(inputs, encoded)
         with routed.route(sets, rows=rows, device=backbone.device, dtype=backbone.dtype):
-            loss = backbone.answer_loss(inputs)
-            total = loss if penalty is None else loss + penalty()
-            value = loss.item()
+            logits, answers = backbone.answer_logits(inputs)
+            loss = total = F.cross_entropy(logits.float(), answers)
+            if penalty is not None:
+                extra = penalty(Step(inputs, rows, logits, len(encoded)))
+                total = loss + extra
+                losses.penalty.append(extra.item())
+            value = total.item()
             if not math.isfinite(value):
                 raise _not_finite(step, value, ids)
             optimizer.zero_grad(set_to_none=True)
@@ -76,7 +109,7 @@ def train_expert(
         if not math.isfinite(norm):
             raise _not_finite(step, norm, ids, what="gradient's norm")
         optimizer.step()
-        losses.append(value)
+        losses.answers.append(value if penalty is None else loss.item())
     return losses
 
 
@@ -92,8 +125,3 @@ def _not_finite(step: int, value: float, ids: Sequence[str], *, what: str = "los
         f"the {what} of step {step + 1} is {value}; nothing was written. Batch: {shown}",
         "look at these samples with `dmole tasks --check`, or lower --learning-rate",
     )
-
-
-def site_shapes(placement: Mapping[str, int], widths: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int, int]]:
-    """Site -> (rank, in, out) of a placement {site: rank}."""
-    return {site: (rank, *widths[site]) for site, rank in placement.items()}

@@ -86,7 +86,7 @@ def ours(
         routed = attached(backbone, used)
         try:
             with recomputed(backbone) if checkpointing else nullcontext():
-                (loss,) = train_expert(
+                losses = train_expert(
                     backbone,
                     routed,
                     experts[case.newest],
@@ -97,7 +97,7 @@ def ours(
                 )
         finally:
             routed.close()
-        return loss
+        return losses.answers[0]
 
     return run
 

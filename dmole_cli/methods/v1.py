@@ -1,0 +1,19 @@
+"""Ablation v1 of D-MoLE: only the language model may change. Paper: D-MoLE, arXiv 2506.11672."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dmole_cli.config import AllocateSettings
+from dmole_cli.methods._mixture import OPTIONS, active, joins, needs, penalty, place, scale, settings
+
+__all__ = ["OPTIONS", "active", "joins", "needs", "penalty", "place", "scale", "settings"]
+
+PAPER = "https://arxiv.org/abs/2506.11672"
+USES_ROUTERS = True
+ALLOCATES = True
+
+
+def allocation(settings: AllocateSettings) -> AllocateSettings:
+    """All of the budget for the language model."""
+    return replace(settings, modalities=("language",))
