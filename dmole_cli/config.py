@@ -19,6 +19,7 @@ ROUTING_MODES = ("top-2", "top-1", "batch-vote", "oracle", "always-all")
 DECODERS = ("sigmoid", "linear")
 STARTS = ("mean", "random")
 EVALUATED_SPLITS = ("test", "validation")
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,9 @@ class Config:
         tasks: names or card paths, in the order in which they arrive.
         unseen: tasks that are evaluated and never trained.
         seed: of the experts, of the order of their training samples and of dropout.
+        device: where the backbone computes: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is cuda if there is one, else the CPU.
+        precision: of profiling, training and answering: `float32`, `bfloat16` (autocast; experts and their optimiser stay
+            float32), or `auto`: bfloat16 on cuda, float32 elsewhere. Routing features are float32 always.
         data_root: where relative data paths of cards start, None = beside the card.
         picture_store: megabytes on disk, while a command runs, for encoded pictures that no active expert looks at and that
             are needed more than once; 0 encodes them each time.
@@ -156,6 +160,8 @@ class Config:
     tasks: tuple[str, ...] = DEFAULT_TASKS
     unseen: tuple[str, ...] = DEFAULT_UNSEEN
     seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
     data_root: str | None = None
     picture_store: int = 1024
     shared: str | None = None
@@ -276,6 +282,7 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "train.weight_decay": (lambda v: 0 <= v < math.inf, "0 or more"),
     "train.warmup": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "train.clip": (lambda v: v > 0, "over 0"),
+    "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
     "picture_store": (lambda v: v >= 0, "0 or more"),
     "train.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "evaluate.routing": (lambda v: v in ROUTING_MODES, f"one of {', '.join(ROUTING_MODES)}"),

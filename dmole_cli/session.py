@@ -20,15 +20,17 @@ from dmole_cli.sample import Sample
 from dmole_cli.tasks import TaskCard, load_card, samples
 
 if TYPE_CHECKING:
+    import torch
+
     from dmole_cli.backbones.adapter import Backbone
 
 # Shared options that a subcommand does not have.
-# Profiles and routers have a seed of their own, because they do not change with the run's.
+# Profiles and routers have a seed of their own, because they do not change with the run's; routing features are float32.
 WITHOUT = {
-    "allocate": ("seed", "data_root"),
+    "allocate": ("seed", "data_root", "device", "precision"),
     "evaluate": ("seed",),
     "profile": ("seed",),
-    "train-router": ("seed",),
+    "train-router": ("seed", "precision"),
 }
 
 
@@ -63,11 +65,25 @@ class Session:
         return fingerprint_of(self.config.backbone)
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where the backbone computes; does not load it."""
+        from dmole_cli.backbones.device import find_device
+
+        return find_device(self.config.device)
+
+    @cached_property
+    def precision(self) -> str:
+        """What profiling, training and answering compute in: `float32` or `bfloat16`, what goes into headers."""
+        from dmole_cli.backbones.device import find_precision
+
+        return find_precision(self.config.precision, self.device)
+
+    @cached_property
     def backbone(self) -> Backbone:
         """The loaded model."""
         from dmole_cli.backbones.adapter import load_backbone
 
-        return load_backbone(self.config.backbone)
+        return load_backbone(self.config.backbone, device=self.device, precision=self.precision)
 
     def counts(self) -> Counter[str]:
         """What the backbone has computed so far; nothing if it was never needed."""

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,18 +51,24 @@ class Encoded:
 class Backbone:
     """A frozen image-text-to-text model with its processor.
 
+    Args:
+        precision: see the attribute.
+
     Attributes:
         name: what the user called it.
         fingerprint: sha256 over the files it was loaded from.
         model: the model, no parameter of which ever takes gradients unless a stage asks for it.
+        precision: `bfloat16` to compute losses and answers under autocast; the weights stay what they are, and features are
+            computed in their type, because features decide routes.
         processor: its processor.
         counts: what it has computed so far: `feature_passes` and `generations` (samples), `decode_rows` and
             `decode_rows_needed`, `training_tokens` and `training_tokens_needed`, `vision_rows` (pictures or tiles
             encoded for training).
     """
 
-    def __init__(self, name: str, fingerprint: str, model: Any, processor: Any) -> None:
+    def __init__(self, name: str, fingerprint: str, model: Any, processor: Any, *, precision: str = "float32") -> None:
         self.name, self.fingerprint, self.model, self.processor = name, fingerprint, model, processor
+        self.precision = precision
         self.model.eval().requires_grad_(False)
         self.tokenizer = processor.tokenizer
         self.counts: Counter[str] = Counter()
@@ -79,6 +86,15 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return next(self.model.parameters()).dtype
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of what the linear modules answer in losses and answers; experts are cast to it."""
+        return torch.bfloat16 if self.precision == "bfloat16" else self.dtype
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """What losses and answers are computed in."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
     @property
     def device(self) -> torch.device:
@@ -144,7 +160,8 @@ class Backbone:
             left: pad on the left (generation) or on the right (training).
 
         Returns:
-            The model's inputs (with `labels` where all samples have them), and modality -> sample index of each row.
+            The model's inputs (with `labels` where all samples have them, which stay on the CPU: what they select is known
+            there without waiting for the device), and modality -> sample index of each row.
         """
         inputs = {
             "input_ids": pad([s.tokens for s in samples], self.tokenizer.pad_token_id, left=left),
@@ -152,11 +169,17 @@ class Backbone:
         }
         if all(s.labels is not None for s in samples):
             inputs["labels"] = pad([s.labels for s in samples if s.labels is not None], IGNORED, left=left)
+            self.counts["training_tokens"] += inputs["labels"].numel()
+            self.counts["training_tokens_needed"] += sum(len(s.tokens) for s in samples)
         for key in sorted({k for s in samples for k in s.vision}):
             inputs[key] = torch.cat([s.vision[key] for s in samples if key in s.vision])
         counts = torch.tensor([len(s.vision["pixel_values"]) if "pixel_values" in s.vision else 0 for s in samples])
-        rows = {"vision": torch.repeat_interleave(torch.arange(len(samples)), counts).to(self.device)}
-        return {k: v.to(self.device) for k, v in inputs.items()}, rows
+        rows = {"vision": self._sent(torch.repeat_interleave(torch.arange(len(samples)), counts))}
+        return {k: v if k == "labels" else self._sent(v) for k, v in inputs.items()}, rows
+
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the CPU on the device; CUDA is not waited for."""
+        return tensor.to(self.device, non_blocking=self.device.type == "cuda")
 
     # ------------------------------------------------------------------------------------------------ outputs
 
@@ -167,13 +190,15 @@ class Backbone:
         """
         labels = inputs["labels"]
         self.counts["vision_rows"] += len(inputs.get("pixel_values", ()))
-        self.counts["training_tokens"] += labels.numel()
-        self.counts["training_tokens_needed"] += int(inputs["attention_mask"].sum())
-        hidden = self.model.model(
-            **{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False
-        ).last_hidden_state
-        keep = labels[:, 1:] != IGNORED
-        return self.model.get_output_embeddings()(hidden[:, :-1][keep]), labels[:, 1:][keep]
+        answers = labels[:, 1:]
+        rows, columns = (answers != IGNORED).nonzero(as_tuple=True)
+        wanted = self._sent(answers[rows, columns])
+        places = self._sent(rows * labels.shape[1] + columns)
+        with self.autocast():
+            hidden = self.model.model(
+                **{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False
+            ).last_hidden_state
+            return self.model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, places)), wanted
 
     def answer_loss(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Mean next-token cross-entropy over the answer tokens of a batch (scalar)."""
@@ -182,7 +207,7 @@ class Backbone:
 
     @torch.no_grad()
     def features(self, samples: Sequence[Encoded]) -> torch.Tensor:
-        """Routing features [samples, width], L2-normalised (D-MoLE, arXiv 2506.11672, section 4.1).
+        """Routing features [samples, width] on the CPU, L2-normalised (D-MoLE, arXiv 2506.11672, section 4.1).
 
         [ max over vision tokens of the vision encoder's last hidden state ; max over the instruction's tokens of the
         language model's last hidden state ]. Each sample's value depends on that sample alone: pictures are pooled per
@@ -190,19 +215,17 @@ class Backbone:
         """
         self.counts["feature_passes"] += len(samples)
         widths = self.feature_layout()
-        vision = torch.full((len(samples), widths[0]["width"]), float("-inf"))
+        vision = torch.full((len(samples), widths[0]["width"]), float("-inf"), device=self.device)
         pixels = [s.vision["pixel_values"] for s in samples if "pixel_values" in s.vision]
         if pixels:
-            states = (
-                self.vision(pixel_values=torch.cat(pixels).to(self.device, self.dtype)).last_hidden_state.float().cpu()
-            )
+            states = self.vision(pixel_values=torch.cat(pixels).to(self.device, self.dtype)).last_hidden_state.float()
             start = 0
             for i, sample in enumerate(samples):
                 count = len(sample.vision.get("pixel_values", ()))
                 if count:
                     vision[i] = states[start : start + count].flatten(0, 1).amax(dim=0)
                 start += count
-        vision = vision.masked_fill(vision.isinf(), 0.0)
+        vision = vision.masked_fill(vision.isinf(), 0.0).cpu()
         tokens = pad([s.instruction for s in samples], self.tokenizer.pad_token_id, left=False).to(self.device)
         mask = pad([torch.ones_like(s.instruction) for s in samples], 0, left=False).to(self.device)
         text = self.language(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state.float()
@@ -232,16 +255,17 @@ class Backbone:
             leave: told which rows go on whenever some end and leave the batch (`RoutedExperts.keep`).
         """
         self.counts["generations"] += len(inputs["input_ids"])
-        new = self.model.generate(
-            **{k: v for k, v in inputs.items() if k != "labels"},
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens or None,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.tokenizer.eos_token_id,
-            custom_generate=dropping_finished_rows(leave, self.counts),
-        )
+        with self.autocast():
+            new = self.model.generate(
+                **{k: v for k, v in inputs.items() if k != "labels"},
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=min_new_tokens or None,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=self.tokenizer.pad_token_id,
+                eos_token_id=self.tokenizer.eos_token_id,
+                custom_generate=dropping_finished_rows(leave, self.counts),
+            )
         return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
@@ -280,8 +304,13 @@ def fingerprint_of(name: str) -> str:
     return hashlib.sha256(json.dumps([[f.name, digest_of_file(f)] for f in files]).encode()).hexdigest()
 
 
-def load_backbone(name: str) -> Backbone:
+def load_backbone(name: str, *, device: torch.device | str = "cpu", precision: str = "float32") -> Backbone:
     """Load a backbone in float32 from a folder, a hub id, or `embedded`.
+
+    Args:
+        name: as the user typed it.
+        device: where it computes.
+        precision: of losses and answers, `float32` or `bfloat16` (see `Backbone`).
 
     Raises:
         DmoleError: there is no such model, or it is no image-text-to-text model.
@@ -291,20 +320,22 @@ def load_backbone(name: str) -> Backbone:
 
     # Numbers too small for a normal float are many times slower on a CPU and say nothing to a model.
     torch.set_flush_denormal(True)
+    # Unasked, CUDA rounds the inputs of float32 convolutions to ten bits; patches would come out otherwise than said.
+    torch.backends.cudnn.allow_tf32 = False
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     fingerprint = fingerprint_of(name)
     path = resolve(name)
     try:
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=False, dtype=torch.float32)
+        model: Any = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=False, dtype=torch.float32)
     # Whatever a library meets in files that are no model (cut weights, foreign keys, no such repository, no network).
     except Exception as error:
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise _not_a_model(name, why[0]) from error
     if getattr(processor, "tokenizer", None) is None:
         raise _not_a_model(name, "its processor has no tokenizer")
-    return Backbone(name, fingerprint, model, processor)
+    return Backbone(name, fingerprint, model.to(device), processor, precision=precision)
 
 
 def _not_a_model(name: str, why: str) -> DmoleError:

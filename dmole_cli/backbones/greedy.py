@@ -49,7 +49,7 @@ def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callabl
             first = False
             if not done.any():
                 continue
-            ended |= {int(row): tokens[prompt:] for row, tokens in zip(rows[done], input_ids[done], strict=True)}
+            ended |= {row: tokens[prompt:] for row, tokens in zip(rows[done].tolist(), input_ids[done], strict=True)}
             going = (~done).nonzero()[:, 0]
             rows, input_ids = rows[going], input_ids[going]
             kwargs = {name: _select(name, value, going, len(done)) for name, value in kwargs.items()}

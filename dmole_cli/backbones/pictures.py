@@ -70,9 +70,11 @@ class SeenPictures:
             return [self._read(*place) for place in places]
         self.backbone.counts["vision_rows"] += len(sample.vision["pixel_values"])
         vision = {name: value.to(self.backbone.device) for name, value in sample.vision.items() if name in self._takes}
-        pooled = self.backbone.model.model.get_image_features(**vision, return_dict=True).pooler_output
+        with self.backbone.autocast():
+            pooled = self.backbone.model.model.get_image_features(**vision, return_dict=True).pooler_output
         self._stacked = isinstance(pooled, torch.Tensor)
-        parts = [pooled] if self._stacked else list(pooled)
+        # In the type of the embeddings that they will stand among, as `_read` gives them, whatever autocast made of them.
+        parts = [part.to(self.backbone.dtype) for part in ([pooled] if self._stacked else pooled)]
         self._keep(key.digest(), parts)
         return parts
 

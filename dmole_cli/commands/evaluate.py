@@ -13,9 +13,11 @@ from dmole_cli.commands.options import (
     BackboneOption,
     ConfigOption,
     DataRootOption,
+    DeviceOption,
     ForceOption,
     JsonOption,
     MergeOption,
+    PrecisionOption,
     RunOption,
     SharedOption,
     open_session,
@@ -65,6 +67,8 @@ def evaluate(
     config: ConfigOption = None,
     shared: SharedOption = None,
     backbone: BackboneOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
     data_root: DataRootOption = None,
     json: JsonOption = False,
     force: ForceOption = False,
@@ -75,7 +79,14 @@ def evaluate(
     methods = [with_merge(name, merge) for name in method or (["seq-ft"] if merge else [])]
     section = {"split": split, "batch_size": batch_size}
     session = open_session(
-        run=run, shared=shared, config=config, backbone=backbone, data_root=data_root, evaluate=section
+        run=run,
+        shared=shared,
+        config=config,
+        backbone=backbone,
+        device=device,
+        precision=precision,
+        data_root=data_root,
+        evaluate=section,
     )
     if report is None or stage or task:
         outcomes = []

@@ -44,6 +44,18 @@ SharedOption = Annotated[
 DataRootOption = Annotated[
     Path | None, typer.Option("--data-root", help="Where relative data paths of task cards start.")
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="cpu, cuda, cuda:1, mps, or auto: cuda if there is one, else the CPU. [default: auto]"
+    ),
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", help="float32, bfloat16, or auto: bfloat16 on cuda, float32 elsewhere. [default: auto]"
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make it again even if it is there.")]
 MergeOption = Annotated[
@@ -58,6 +70,8 @@ def open_session(
     config: Path | None,
     seed: int | None = None,
     backbone: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
     data_root: Path | None = None,
     shared: Path | None = None,
     **sections: Mapping[str, object],
@@ -69,6 +83,8 @@ def open_session(
         config: path of a configuration, or None.
         seed: overrides the configuration's.
         backbone: overrides the configuration's.
+        device: overrides the configuration's.
+        precision: overrides the configuration's.
         data_root: overrides the configuration's.
         shared: overrides the configuration's.
         sections: section of the configuration -> options of the command that belong to it (None = not given).
@@ -79,6 +95,7 @@ def open_session(
 
     settings = read_config(config)
     top = {"seed": seed, "backbone": backbone, "data_root": str(data_root) if data_root else None}
+    top |= {"device": device, "precision": precision}
     top["shared"] = str(shared) if shared else None
     settings = override(settings, **top)
     for name, options in sections.items():

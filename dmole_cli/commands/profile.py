@@ -12,8 +12,10 @@ from dmole_cli.commands.options import (
     BackboneOption,
     ConfigOption,
     DataRootOption,
+    DeviceOption,
     ForceOption,
     JsonOption,
+    PrecisionOption,
     RunOption,
     SharedOption,
     StageSeedOption,
@@ -53,6 +55,8 @@ def profile(
     config: ConfigOption = None,
     shared: SharedOption = None,
     backbone: BackboneOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
     data_root: DataRootOption = None,
     seed: StageSeedOption = None,
     json: JsonOption = False,
@@ -68,7 +72,14 @@ def profile(
         "per_sample": per_sample,
     }
     session = open_session(
-        run=run, shared=shared, config=config, backbone=backbone, data_root=data_root, profile=section
+        run=run,
+        shared=shared,
+        config=config,
+        backbone=backbone,
+        device=device,
+        precision=precision,
+        data_root=data_root,
+        profile=section,
     )
     names = chosen_tasks(session, task)
     from dmole_cli.stages.profile import profile as stage

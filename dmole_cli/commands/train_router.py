@@ -12,6 +12,7 @@ from dmole_cli.commands.options import (
     BackboneOption,
     ConfigOption,
     DataRootOption,
+    DeviceOption,
     ForceOption,
     JsonOption,
     RunOption,
@@ -42,6 +43,7 @@ def train_router(
     config: ConfigOption = None,
     shared: SharedOption = None,
     backbone: BackboneOption = None,
+    device: DeviceOption = None,
     data_root: DataRootOption = None,
     seed: StageSeedOption = None,
     json: JsonOption = False,
@@ -50,7 +52,13 @@ def train_router(
     """Stage 3."""
     section = {"seed": seed, "decoder": decoder, "start": start, "epochs": epochs, "threshold_scale": threshold_scale}
     session = open_session(
-        run=run, shared=shared, config=config, backbone=backbone, data_root=data_root, router=section
+        run=run,
+        shared=shared,
+        config=config,
+        backbone=backbone,
+        device=device,
+        data_root=data_root,
+        router=section,
     )
     names = chosen_tasks(session, task)
     from dmole_cli.stages.train_router import train_router as stage

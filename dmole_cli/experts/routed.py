@@ -50,19 +50,28 @@ class Expert:
                 yield self.gates[site]
 
 
-def new_expert(shapes: Mapping[str, tuple[int, int, int]], *, scale: float, generator: torch.Generator) -> Expert:
+def new_expert(
+    shapes: Mapping[str, tuple[int, int, int]],
+    *,
+    scale: float,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> Expert:
     """Make an untrained expert: A Kaiming-uniform, B zero, so that it changes nothing yet.
 
     Args:
         shapes: site -> (rank, in_features, out_features).
         scale: alpha / rank.
-        generator: source of randomness; sites are drawn in the order of `shapes`.
+        generator: source of randomness, of the CPU, so that every device starts from the same numbers; sites are drawn in
+            the order of `shapes`.
+        device: where it will train.
     """
     sites = {}
     for site, (rank, width_in, width_out) in shapes.items():
         a = torch.empty(rank, width_in)
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
-        sites[site] = (a.requires_grad_(), torch.zeros(width_out, rank, requires_grad=True))
+        b = torch.zeros(width_out, rank, device=device)
+        sites[site] = (a.to(device).requires_grad_(), b.requires_grad_())
     return Expert(sites, scale, trainable=True)
 
 
@@ -317,7 +326,8 @@ class RoutedExperts:
             columns = tuple(used.index(name) for name, (a, _) in zip(here, pairs, strict=True) for _ in range(len(a)))
             key = (columns, modality)
             if key not in gates:
-                gates[key] = _gate(scales[:, columns].to(device, dtype), rows.get(modality))
+                own = scales[:, columns].to(device, dtype, non_blocking=device.type == "cuda")
+                gates[key] = _gate(own, rows.get(modality))
             plans[site] = _SitePlan(
                 a=torch.cat([a for a, _ in pairs]) if len(pairs) > 1 else pairs[0][0],
                 b=torch.cat([b for _, b in pairs]) if len(pairs) > 1 else pairs[0][1],

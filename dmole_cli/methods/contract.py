@@ -182,7 +182,7 @@ def placed_expert(stage: LoadedStage, generator: torch.Generator) -> Expert:
                 f"make the allocation again: dmole allocate --task {stage.task} --force",
             ) from error
         shapes[site] = (rank, module.in_features, module.out_features)
-    return new_expert(shapes, scale=stage.method.scale(stage), generator=generator)
+    return new_expert(shapes, scale=stage.method.scale(stage), generator=generator, device=stage.backbone.device)
 
 
 def needs_nothing(stage: Stage) -> list[Path]:

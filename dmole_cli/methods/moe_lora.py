@@ -28,6 +28,7 @@ def fresh(stage: LoadedStage, generator: torch.Generator) -> Expert:
         raise DmoleError(message, f"raise --budget to at least params:{widths + gates}")
     rank = (budget // parts - gates) // widths
     shapes = {site.name: (parts * rank, site.in_features, site.out_features) for site in sites}
-    expert = new_expert(shapes, scale=stage.method.scale(stage), generator=generator)
-    expert.gates = {site.name: torch.zeros(parts, site.in_features, requires_grad=True) for site in sites}
+    device = stage.backbone.device
+    expert = new_expert(shapes, scale=stage.method.scale(stage), generator=generator, device=device)
+    expert.gates = {s.name: torch.zeros(parts, s.in_features, device=device, requires_grad=True) for s in sites}
     return expert

@@ -1,8 +1,8 @@
 """Stage `evaluate`: after every stage, every task; a row per sample, and no generation twice.
 
-An answer is a function of the backbone, the sample, the experts that are active for it and the generation settings. Answers
-are kept in the run directory under a key of exactly these, so that of the (T + 1) x T cells only the distinct keys are
-generated, whatever methods, stages and tasks are asked for.
+An answer is a function of the backbone, the sample, the experts that are active for it, the generation settings and the
+precision. Answers are kept in the run directory under a key of exactly these, so that of the (T + 1) x T cells only the
+distinct keys are generated, whatever methods, stages and tasks are asked for.
 """
 
 from __future__ import annotations
@@ -221,6 +221,7 @@ def _header(
 ) -> Header:
     split = session.config.evaluate.split
     settings = {"method": method, "stage": stage, "metric": card.metric, "generation": asdict(card.generation)}
+    settings["precision"] = session.precision
     if rules.USES_ROUTERS:
         chosen = session.config.evaluate
         settings |= {"routing": chosen.routing, "threshold_scale": chosen.threshold_scale}
@@ -300,7 +301,7 @@ def _answers(
     """Answers by (sample index, experts), kept ones where they are there; and which (sample, set) are new."""
     names = sorted({name for cell in cells for active in cell.active for name in active})
     digests = {name: digest_of_file(session.run.expert(name, rules.name)) for name in names}
-    common = [session.fingerprint, asdict(card.generation)]
+    common = [session.fingerprint, asdict(card.generation), session.precision]
     pictures = session.picture_digests(card.name, session.config.evaluate.split)
 
     def key(index: int, active: tuple[str, ...]) -> str:
@@ -354,7 +355,7 @@ def _generate(
             if rules.MERGES:
                 routed.merge(sets[0])
                 sets = [() for _ in sets]
-            with routed.route(sets, rows=vision_rows, device=backbone.device, dtype=backbone.dtype):
+            with routed.route(sets, rows=vision_rows, device=backbone.device, dtype=backbone.compute_dtype):
                 texts = backbone.generate(
                     inputs,
                     max_new_tokens=card.generation.max_new_tokens,

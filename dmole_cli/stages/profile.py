@@ -56,6 +56,7 @@ def profile(session: Session, task: str, *, force: bool = False, track: Track = 
         # Not `checkpointing`: what is recomputed is recomputed to the bit, and a test compares the files' bytes. And
         # `per_sample` only where it is on: without it the file is what it was before there was such a setting.
         settings={"portion": settings.portion, "batch_size": settings.batch_size, "sites": settings.sites}
+        | {"precision": session.precision}
         | ({"per_sample": True} if settings.per_sample else {}),
         inputs={f"data:{task}/train": session.data_digest(task, "train")},
         versions=versions("torch", "transformers"),

@@ -53,7 +53,13 @@ def train_task(
         VERSION,
         backbone=session.fingerprint,
         seed=config.seed,
-        settings={"method": method, **recipe, **rules.settings(config), "options": dict(stage.options)},
+        settings={
+            "method": method,
+            "precision": session.precision,
+            **recipe,
+            **rules.settings(config),
+            "options": dict(stage.options),
+        },
         inputs={**data, **session.digests(*needed)},
         versions=versions("torch", "transformers"),
     )
@@ -175,7 +181,14 @@ def _remake(session: Session, task: str, method: str) -> str:
 
 def _continued(session: Session, task: str, method: str) -> Expert:
     """The expert of an earlier task, ready to be trained on."""
-    file = read_expert(session.run.expert(task, method), hint=_remake(session, task, method))
-    sites = {site: (a.clone().requires_grad_(), b.clone().requires_grad_()) for site, (a, b) in file.sites.items()}
-    gates = {site: gate.clone().requires_grad_() for site, gate in file.gates.items()}
+    file, device = (
+        read_expert(session.run.expert(task, method), hint=_remake(session, task, method)),
+        session.backbone.device,
+    )
+
+    def copied(matrix: torch.Tensor) -> torch.Tensor:
+        return matrix.to(device, copy=True).requires_grad_()
+
+    sites = {site: (copied(a), copied(b)) for site, (a, b) in file.sites.items()}
+    gates = {site: copied(gate) for site, gate in file.gates.items()}
     return Expert(sites, file.scale, trainable=True, gates=gates)

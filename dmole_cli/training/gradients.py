@@ -126,7 +126,7 @@ class SampleNorms:
         """Around the backward pass of one batch.
 
         Args:
-            labels: of the batch [samples, length].
+            labels: of the batch [samples, length], on the CPU.
             rows: modality -> sample index of each row of that tower, ascending, where rows are not samples.
         """
         answers = (labels[:, 1:] != IGNORED).sum(dim=1)
@@ -134,9 +134,12 @@ class SampleNorms:
         self._of_batch.clear()
         yield
         own_loss = answers.sum() / answers
+        # Brought over at once: each look at a number waits for the device.
+        values = torch.stack(list(self._of_batch.values())).cpu() * own_loss if self._of_batch else torch.empty(0)
+        found = dict(zip(self._of_batch, values.tolist(), strict=True))
         for name, norms in self.norms.items():
             # Nothing came by where the loss does not reach, or where nobody has a picture.
-            norms += (self._of_batch[name] * own_loss).tolist() if name in self._of_batch else [0.0] * len(labels)
+            norms += found.get(name, [0.0] * len(labels))
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:
         modality = self._backbone.modality_of(name)

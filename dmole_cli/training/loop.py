@@ -93,23 +93,26 @@ def train_expert(
         inputs, rows = backbone.collate(encoded, left=False)
         if seen is not None and not looking(backbone, routed, sets):
             inputs = seen.replace(inputs, encoded)
-        with routed.route(sets, rows=rows, device=backbone.device, dtype=backbone.dtype):
+        with routed.route(sets, rows=rows, device=backbone.device, dtype=backbone.compute_dtype):
             logits, answers = backbone.answer_logits(inputs)
-            loss = total = F.cross_entropy(logits.float(), answers)
+            loss = F.cross_entropy(logits.float(), answers)
+            extra = torch.zeros_like(loss)
             if penalty is not None:
                 extra = penalty(Step(inputs, rows, logits, len(encoded)))
-                total = loss + extra
-                losses.penalty.append(extra.item())
-            value = total.item()
-            if not math.isfinite(value):
-                raise _not_finite(step, value, ids)
+            total = loss + extra
             optimizer.zero_grad(set_to_none=True)
             total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip).item()
-        if not math.isfinite(norm):
-            raise _not_finite(step, norm, ids, what="gradient's norm")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+        # Both at once: each look at a number waits for the device.
+        value, added, length = torch.stack([loss.detach(), extra.detach(), norm.to(loss.device)]).tolist()
+        if not math.isfinite(value + added):
+            raise _not_finite(step, value + added, ids)
+        if not math.isfinite(length):
+            raise _not_finite(step, length, ids, what="gradient's norm")
         optimizer.step()
-        losses.answers.append(value if penalty is None else loss.item())
+        losses.answers.append(value)
+        if penalty is not None:
+            losses.penalty.append(added)
     return losses
 
 

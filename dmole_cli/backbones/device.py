@@ -1,0 +1,41 @@
+"""Where a backbone computes and in which type: what `--device` and `--precision` mean on this machine."""
+
+from __future__ import annotations
+
+import torch
+
+from dmole_cli.errors import DmoleError
+
+
+def devices() -> list[str]:
+    """What torch finds here, the fastest first; the CPU is always among them."""
+    cuda = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def find_device(name: str) -> torch.device:
+    """The device that a user means.
+
+    Args:
+        name: `cpu`, `cuda` (torch's current one), `cuda:1`, `mps`; or `auto`: cuda if there is one, else the CPU.
+
+    Raises:
+        DmoleError: there is no such device here; those that are there are named.
+    """
+    found = devices()
+    cuda = any(device.startswith("cuda") for device in found)
+    if name == "auto":
+        return torch.device("cuda" if cuda else "cpu")
+    if name not in found and not (name == "cuda" and cuda):
+        raise DmoleError(
+            f"there is no device '{name}' here: torch {torch.__version__} finds {', '.join(found)}",
+            "pass --device one of these, or auto; a build of torch without CUDA finds no GPU",
+        )
+    return torch.device(name)
+
+
+def find_precision(name: str, device: torch.device) -> str:
+    """The precision that a user means, `float32` or `bfloat16`; `auto` is the latter on cuda and the former elsewhere."""
+    if name != "auto":
+        return name
+    return "bfloat16" if device.type == "cuda" else "float32"
