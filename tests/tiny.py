@@ -162,13 +162,16 @@ def _draw(task: str, path: Path, choose: random.Random) -> tuple[str, str]:
 
 
 def write_stream(folder: Path, *, seed: int = 0, settings: str = "") -> Path:
-    """Write backbone, three tasks (the last one never trained) and `dmole.toml`; gives the folder."""
+    """Write backbone, three tasks (the last one never trained) and `dmole.toml`; gives the folder.
+
+    The device is written down because the tests compare bytes, whatever the machine has.
+    """
     build_backbone(folder / "backbone", seed=seed)
     for name in (*TASKS, UNSEEN):
         write_task(folder / "tasks", name)
     listed = ", ".join(f'"tasks/{name}.toml"' for name in TASKS)
     (folder / "dmole.toml").write_text(
-        f'backbone = "backbone"\ntasks = [{listed}]\nunseen = ["tasks/{UNSEEN}.toml"]\n'
+        f'backbone = "backbone"\ndevice = "cpu"\ntasks = [{listed}]\nunseen = ["tasks/{UNSEEN}.toml"]\n'
         '[profile]\nportion = 0.4\nbatch_size = 4\n[allocate]\nbudget = "4%"\nrank = 4\nalpha = 8.0\n'
         f"[router]\nepochs = 60\n{settings}",
         encoding="utf-8",
