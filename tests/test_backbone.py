@@ -1,17 +1,21 @@
 """The backbone adapter on a tiny LLaVA-class model: sites, loss, features, and every sample of a batch on its own."""
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from PIL import Image
+from transformers import BlipProcessor
 
-from dmole_cli.backbones.adapter import fingerprint_of, load_backbone
+from dmole_cli.backbones.adapter import PICTURE_TOKENS, Backbone, fingerprint_of, load_backbone
 from dmole_cli.backbones.pictures import SeenPictures
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.formats._pictures import open_picture
 from dmole_cli.sample import Sample
 
 VISION, LANGUAGE = "model.vision_tower.encoder.layers", "model.language_model.layers"
@@ -26,6 +30,15 @@ def picture(*colour: int, side: int = tiny.SIDE) -> Image.Image:
 
 def sample(question: str, *colours: tuple[int, int, int], answer: str = "yes") -> Sample:
     return Sample(question, question, answer, (answer,), tuple((lambda c=c: picture(*c)) for c in colours))
+
+
+def stored(folder: Path, sizes: list[tuple[int, int]]) -> Sample:
+    """A sample whose pictures (width, height) are files."""
+    files = [folder / f"{width}x{height}.png" for width, height in sizes]
+    for file, size in zip(files, sizes, strict=True):
+        Image.new("RGB", size, (9, 99, 199)).save(file)
+    opened = tuple(partial(open_picture, file, row="here") for file in files)
+    return Sample(str(sizes), "Colour?", "blue", ("blue",), opened, files=tuple(files))
 
 
 SAMPLES = [
@@ -111,6 +124,33 @@ def test_the_prompt_is_the_chat_templates(backbone):
 
 
 # --- features ---
+
+
+def test_lengths_count_the_tokens_of_tiles_without_opening_a_picture(backbone, tmp_path):
+    tiled = Backbone("tiled", "", backbone.model, tiny.tiling_processor(backbone.tokenizer))
+    samples = [stored(tmp_path, sizes) for sizes in ([(24, 24)], [(96, 24)], [(24, 72)], [(100, 60), (96, 24)], [])]
+    tokens = [len(tiled.encode(s, with_answer=True).tokens) for s in samples]
+    lengths = tiled.lengths(samples)
+    assert len(set(tokens)) == len(tokens)
+    assert {t - counted for t, counted in zip(tokens, lengths, strict=True)} == {
+        2
+    }  # the template, less the space between
+    broken = replace(samples[0], files=(tmp_path / "gone.png",))
+    assert tiled.lengths([broken])[0] > lengths[0]  # counts as a composed picture
+
+
+def test_pictures_of_one_size_leave_lengths_in_the_order_of_the_texts(backbone):
+    pictured = [s for s in SAMPLES if len(s.images) == 1]
+    lengths = backbone.lengths(pictured)
+    assert lengths == [len(f"{s.question} {s.answer}".encode()) + tiny.IMAGE_TOKENS for s in pictured]
+
+
+def test_a_processor_that_does_not_count_still_tells_many_pictures_from_few(backbone):
+    silent = BlipProcessor(backbone.processor.image_processor, backbone.tokenizer)
+    assert not hasattr(silent, "_get_num_multimodal_tokens")
+    lengths = Backbone("silent", "", backbone.model, silent).lengths(SAMPLES)
+    pictures = [len(s.images) for s in SAMPLES]
+    assert [length // PICTURE_TOKENS for length in lengths] == pictures
 
 
 def test_features_do_not_depend_on_the_batch(backbone):

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from dmole_cli.training import batches as module
 from dmole_cli.training.batches import shuffled
 
 
@@ -26,3 +27,29 @@ def test_batches_of_similar_length_hold_little_padding_and_come_in_no_order_of_l
     padded = sum(32 * most for most in longest)
     assert padded / sum(lengths) < 1.05
     assert sorted(longest) != longest and longest[0] != min(longest)
+
+
+JOINS = [random.Random(i).choice([(), ("a",), ("b",), ("a", "b")]) for i in range(3200)]
+
+
+def test_samples_of_one_set_of_experts_go_together():
+    lengths = [random.Random(i).randrange(40, 125) for i in range(3200)]
+    batches = shuffled(3200, 32, epochs=2, seed=0, lengths=lengths, joins=JOINS)
+    assert batches == shuffled(3200, 32, epochs=2, seed=0, lengths=lengths, joins=JOINS)
+    for half in (batches[:100], batches[100:]):
+        assert sorted(i for batch in half for i in batch) == list(range(3200))
+        kinds = [len({JOINS[i] for i in batch}) for batch in half]
+        assert set(kinds) == {1, 2} and kinds.count(2) <= 3  # where one of four sets ends and the next begins
+    assert len({JOINS[batch[0]] for batch in batches[:10]}) > 1  # not one set after the other
+    padded = sum(32 * max(lengths[i] for i in batch) for batch in batches)
+    assert padded / (2 * sum(lengths)) < 1.05
+
+
+@pytest.mark.parametrize("joins", [[()] * 900, [("a",)] * 900, [("a", "b")] * 450 + [("b", "a")] * 450])
+def test_where_all_samples_have_one_set_the_order_is_that_of_lengths_alone(joins, monkeypatch):
+    monkeypatch.setattr(module, "WINDOW", 9)
+    lengths = [random.Random(i).randrange(4, 90) for i in range(900)]
+    expected = shuffled(900, 8, epochs=2, seed=1, lengths=lengths)
+    assert shuffled(900, 8, epochs=2, seed=1, lengths=lengths, joins=joins) == expected
+    longest = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in expected]
+    assert 0 < max(longest) < 85  # sorted within stretches

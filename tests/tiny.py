@@ -99,6 +99,25 @@ def build_backbone(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def tiling_processor(tokenizer: Any) -> Any:
+    """A LLaVA-NeXT processor: a picture becomes a thumbnail and one to four tiles, after its own size."""
+    from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
+
+    grids = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [SIDE, 3 * SIDE]]
+    pictures = LlavaNextImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=grids
+    )
+    return LlavaNextProcessor(
+        pictures,
+        tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        chat_template=TEMPLATE,
+        image_token="<image>",
+    )
+
+
 def record(image: str | list[str] | None, question: str, answer: str) -> dict[str, Any]:
     """One LLaVA record."""
     turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]

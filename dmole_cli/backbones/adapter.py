@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from dmole_cli.artifacts.files import digest_of_file
@@ -28,6 +29,8 @@ from dmole_cli.sample import Sample
 
 IGNORED = -100
 STAND_IN = "@@question@@"
+COMPOSED = (448, 448)  # pixels, of a picture whose size nobody knows before it is drawn
+PICTURE_TOKENS = 256  # of any picture, where the processor does not say
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
@@ -145,10 +148,26 @@ class Backbone:
         content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
-    def text_lengths(self, samples: Sequence[Sample]) -> list[int]:
-        """Tokens of question and answer of each sample, without template and pictures: what makes batches uneven."""
+    def lengths(self, samples: Sequence[Sample]) -> list[int]:
+        """Tokens of question, answer and pictures of each sample, without the template: what makes batches uneven.
+
+        No picture is decoded: of a picture file only the head is read, which holds its size, and the processor says how many
+        tokens a picture of that size becomes, tiles and all. Pictures without a file count as COMPOSED ones; where the
+        processor does not say, every picture counts as PICTURE_TOKENS.
+        """
         texts = [f"{sample.question} {sample.answer}" for sample in samples]
-        return [len(tokens) for tokens in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        words = [len(tokens) for tokens in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        sizes = [picture_sizes(sample) for sample in samples]
+        distinct = sorted({size for row in sizes for size in row})
+        tokens = dict(zip(distinct, self._picture_tokens(distinct), strict=True))
+        return [count + sum(tokens[size] for size in row) for count, row in zip(words, sizes, strict=True)]
+
+    def _picture_tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        """Tokens of a picture of each of these sizes (height, width)."""
+        try:
+            return list(self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"])
+        except Exception:  # not every processor can; nothing but the padding depends on it
+            return [PICTURE_TOKENS] * len(sizes)
 
     def collate(
         self, samples: Sequence[Encoded], *, left: bool
@@ -279,6 +298,21 @@ def pad(rows: Sequence[torch.Tensor], value: int, *, left: bool) -> torch.Tensor
         else:
             out[i, : len(row)] = row
     return out
+
+
+def picture_sizes(sample: Sample) -> list[tuple[int, int]]:
+    """(height, width) of each picture, as the heads of its files say; where it has no files, COMPOSED."""
+    if len(sample.files) != len(sample.images):
+        return [COMPOSED] * len(sample.images)
+    return [_picture_size(file) for file in sample.files]
+
+
+def _picture_size(file: Path) -> tuple[int, int]:
+    try:
+        with Image.open(file) as picture:
+            return picture.height, picture.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return COMPOSED  # a broken file is named when its pixels are needed
 
 
 def resolve(name: str) -> str:

@@ -141,7 +141,8 @@ def _train(
             int(recipe["batch_size"]),
             epochs=int(recipe["epochs"]),
             seed=seed_for(config.seed, task, "order"),
-            lengths=backbone.text_lengths(stage.samples),
+            lengths=backbone.lengths(stage.samples),
+            joins=joins,
         )
         encoded = encoded_batches(backbone, stage.samples, order, with_answer=True)
         # Seeded here and for this task alone, or dropout would depend on what the process did before.
