@@ -130,25 +130,26 @@ def test_lengths_count_the_tokens_of_tiles_without_opening_a_picture(backbone, t
     tiled = Backbone("tiled", "", backbone.model, tiny.tiling_processor(backbone.tokenizer))
     samples = [stored(tmp_path, sizes) for sizes in ([(24, 24)], [(96, 24)], [(24, 72)], [(100, 60), (96, 24)], [])]
     tokens = [len(tiled.encode(s, with_answer=True).tokens) for s in samples]
-    lengths = tiled.lengths(samples)
+    lengths = tiled.lengths(samples, with_answer=True)
+    assert [t - len("blue ") for t in lengths] == tiled.lengths(samples, with_answer=False)
     assert len(set(tokens)) == len(tokens)
     assert {t - counted for t, counted in zip(tokens, lengths, strict=True)} == {
         2
     }  # the template, less the space between
     broken = replace(samples[0], files=(tmp_path / "gone.png",))
-    assert tiled.lengths([broken])[0] > lengths[0]  # counts as a composed picture
+    assert tiled.lengths([broken], with_answer=True)[0] > lengths[0]  # counts as a composed picture
 
 
 def test_pictures_of_one_size_leave_lengths_in_the_order_of_the_texts(backbone):
     pictured = [s for s in SAMPLES if len(s.images) == 1]
-    lengths = backbone.lengths(pictured)
+    lengths = backbone.lengths(pictured, with_answer=True)
     assert lengths == [len(f"{s.question} {s.answer}".encode()) + tiny.IMAGE_TOKENS for s in pictured]
 
 
 def test_a_processor_that_does_not_count_still_tells_many_pictures_from_few(backbone):
     silent = BlipProcessor(backbone.processor.image_processor, backbone.tokenizer)
     assert not hasattr(silent, "_get_num_multimodal_tokens")
-    lengths = Backbone("silent", "", backbone.model, silent).lengths(SAMPLES)
+    lengths = Backbone("silent", "", backbone.model, silent).lengths(SAMPLES, with_answer=True)
     pictures = [len(s.images) for s in SAMPLES]
     assert [length // PICTURE_TOKENS for length in lengths] == pictures
 

@@ -154,6 +154,13 @@ def test_the_reference_votes_for_an_earlier_task(small):
     assert _reference.voted(small.backbone, small.batch, small.routers, [0.0] * len(small.routers)) == []
 
 
+def test_batches_of_the_twentieth_task_hold_few_routes_where_they_are_made_as_in_training():
+    together, mixed = (growth.routes(32, together=together) for together in (True, False))
+    assert [len(set(batch)) for batch in together] == [2, 1, 1, 1]
+    assert all(len(batch) == 32 and len(set(batch)) > 12 for batch in mixed)
+    assert len({batch[0] for batch in together}) > 1
+
+
 def test_experts_that_nobody_is_routed_to_change_no_bit_of_a_training_step():
     made = growth.on_random_model(tiny=True)
     sets = [(growth.NEWEST, "3"), (growth.NEWEST,)] * 4

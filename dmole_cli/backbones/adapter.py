@@ -148,14 +148,14 @@ class Backbone:
         content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
-    def lengths(self, samples: Sequence[Sample]) -> list[int]:
-        """Tokens of question, answer and pictures of each sample, without the template: what makes batches uneven.
+    def lengths(self, samples: Sequence[Sample], *, with_answer: bool) -> list[int]:
+        """Tokens of question, pictures and, if wanted, answer of each sample, without the template: what makes batches uneven.
 
         No picture is decoded: of a picture file only the head is read, which holds its size, and the processor says how many
         tokens a picture of that size becomes, tiles and all. Pictures without a file count as COMPOSED ones; where the
         processor does not say, every picture counts as PICTURE_TOKENS.
         """
-        texts = [f"{sample.question} {sample.answer}" for sample in samples]
+        texts = [f"{sample.question} {sample.answer}" if with_answer else sample.question for sample in samples]
         words = [len(tokens) for tokens in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
         sizes = [picture_sizes(sample) for sample in samples]
         distinct = sorted({size for row in sizes for size in row})

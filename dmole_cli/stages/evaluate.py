@@ -329,9 +329,10 @@ def _generate(
     rules: Method,
     track: Track,
 ) -> list[str]:
-    """Greedy answers of (sample index, experts) pairs, batched by experts and length of the question."""
+    """Greedy answers of (sample index, experts) pairs, batched by experts and length of the prompt."""
     backbone = session.backbone
-    order = sorted(range(len(pairs)), key=lambda p: (pairs[p][1], len(samples[pairs[p][0]].question), pairs[p][0]))
+    lengths = backbone.lengths(samples, with_answer=False)
+    order = sorted(range(len(pairs)), key=lambda p: (pairs[p][1], lengths[pairs[p][0]], pairs[p][0]))
     batches = _batches(order, [active for _, active in pairs], session.config.evaluate.batch_size, apart=rules.MERGES)
     method = rules.name
     routed = RoutedExperts(backbone.model, backbone.modality_of)

@@ -141,7 +141,7 @@ def _train(
             int(recipe["batch_size"]),
             epochs=int(recipe["epochs"]),
             seed=seed_for(config.seed, task, "order"),
-            lengths=backbone.lengths(stage.samples),
+            lengths=backbone.lengths(stage.samples, with_answer=True),
             joins=joins,
         )
         encoded = encoded_batches(backbone, stage.samples, order, with_answer=True)

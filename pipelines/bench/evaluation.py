@@ -40,9 +40,10 @@ def answers(
 
 def variants(backbone: Backbone, task: str, count: int) -> dict[str, Variant]:
     """The same samples in batches and one by one."""
-    # Longest last, as `evaluate` sorts them.
-    samples = sorted(some_samples(task, "validation", count), key=lambda s: len(s.question))
-    encoded = [backbone.encode(sample, with_answer=False) for sample in samples]
+    samples = some_samples(task, "validation", count)
+    lengths = backbone.lengths(samples, with_answer=False)
+    order = sorted(range(len(samples)), key=lengths.__getitem__)  # as `evaluate` sorts them
+    encoded = [backbone.encode(samples[i], with_answer=False) for i in order]
     routed = attached(backbone, {"one": slight_expert(backbone, seed=1), "two": slight_expert(backbone, seed=2)})
     return {
         name: lambda size=size: answers(backbone, routed, task, encoded, batch=size)

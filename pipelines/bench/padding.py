@@ -30,7 +30,7 @@ def share(backbone: Backbone, task: str, *, batches: int, sorted_by_length: bool
         earlier: tasks, one of which joins each sample.
     """
     card, samples = load_card(task), some_samples(task, "train", 10_000)
-    lengths = backbone.lengths(samples) if sorted_by_length else None
+    lengths = backbone.lengths(samples, with_answer=True) if sorted_by_length else None
     choose = random.Random(0)
     joins = [(str(choose.randrange(earlier)),) for _ in samples] if earlier else None
     order = shuffled(len(samples), card.recipe.batch_size, epochs=1, seed=0, lengths=lengths, joins=joins)
