@@ -173,7 +173,8 @@ class _Mixture:
     """A dense mixture at one site for one batch.
 
     Attributes:
-        a: A of all parts [ranks, in]; b: B of all parts [out, ranks]; weigh: the gate [parts, in].
+        a: A of all parts [ranks, in]; b: B of all parts [out, ranks]; weigh: the gate [parts, in]. Where they train, they are
+            the expert's own tensors, wherever those lie, so that gradients find their way back.
         gate: the scale for each row, 0 where the mixture is not its sample's.
     """
 
@@ -182,12 +183,16 @@ class _Mixture:
     weigh: torch.Tensor
     gate: _Gate
 
-    def add_to(self, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Output [rows, ..., out] and what the parts make of x [rows, ..., in], each by its share of the token."""
-        shares = torch.softmax(F.linear(x.float(), self.weigh.float()), dim=-1) * self.gate.like(output)
-        low = F.linear(x, self.a.to(x.dtype))
-        low = low * shares.repeat_interleave(len(self.a) // len(self.weigh), dim=-1).to(x.dtype)
-        return output + F.linear(low, self.b.to(x.dtype)).to(output.dtype)
+    def add_to(self, output: torch.Tensor, x: torch.Tensor, *, dropout: float = 0.0) -> torch.Tensor:
+        """Output [rows, ..., out] and what the parts make of x [rows, ..., in], each by its share of the token.
+
+        The gate sees all of x; `dropout` is on what the parts get.
+        """
+        a, b, weigh = (matrix.to(x.device) for matrix in (self.a, self.b, self.weigh))
+        shares = torch.softmax(F.linear(x.float(), weigh.float()), dim=-1) * self.gate.like(output)
+        low = F.linear(F.dropout(x, dropout) if dropout else x, a.to(x.dtype))
+        low = low * shares.repeat_interleave(len(a) // len(weigh), dim=-1).to(x.dtype)
+        return output + F.linear(low, b.to(x.dtype)).to(output.dtype)
 
 
 class RoutedExperts:
@@ -230,19 +235,27 @@ class RoutedExperts:
         wanted = tuple(names)
         if wanted == self._merged:
             return
+        # Before any weight changes, so that a refusal leaves all of them as they are.
+        for name in wanted:
+            self._require_mergeable(name)
+        self._merged = wanted
         for site, weight in self._weights.items():
             self._host(site).weight.copy_(weight)
         self._weights.clear()
         for name in wanted:
             expert = self.experts[name]
             for site, (a, b) in expert.sites.items():
-                host = self._host(site)
-                if type(host) is not nn.Linear or host.weight.dtype != torch.float32 or expert.gates:
-                    message = f"the expert of {name} cannot be merged at {site}"
-                    raise DmoleError(message, "merging needs plain linear layers in float32 and plain LoRA experts")
-                self._weights.setdefault(site, host.weight.clone())
-                host.weight.addmm_(b.to(host.weight.device), a.to(host.weight.device), alpha=expert.scale)
-        self._merged = wanted
+                weight = self._host(site).weight
+                self._weights.setdefault(site, weight.clone())
+                weight.addmm_(b.to(weight.device), a.to(weight.device), alpha=expert.scale)
+
+    def _require_mergeable(self, name: str) -> None:
+        expert = self.experts[name]
+        for site in expert.sites:
+            host = self._host(site)
+            if type(host) is not nn.Linear or host.weight.dtype != torch.float32 or expert.gates:
+                message = f"the expert of {name} cannot be merged at {site}"
+                raise DmoleError(message, "merging needs plain linear layers in float32 and plain LoRA experts")
 
     def _host(self, site: str) -> Any:
         return self.model.get_submodule(site)
@@ -317,8 +330,10 @@ class RoutedExperts:
             for name in (name for name in here if site in self.experts[name].gates):
                 gate = _gate(scales[:, [used.index(name)]].to(device, dtype), rows.get(modality))
                 expert = self.experts[name]
-                a, b, weigh = (matrix.to(device) for matrix in (*expert.sites[site], expert.gates[site]))
-                mixtures.setdefault(site, []).append(_Mixture(a, b, weigh, gate))
+                matrices: tuple[torch.Tensor, ...] = (*expert.sites[site], expert.gates[site])
+                if not expert.trainable:
+                    matrices = tuple(matrix.to(device) for matrix in matrices)
+                mixtures.setdefault(site, []).append(_Mixture(*matrices, gate))
             here = [name for name in here if site not in self.experts[name].gates]
             if not here:
                 continue
@@ -351,8 +366,10 @@ class RoutedExperts:
 
     def _hook(self, site: str):
         def add_experts(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-            for mixture in self._mixtures.get(site, ()):
-                output = mixture.add_to(output, args[0])
+            mixtures = self._mixtures.get(site, ())
+            for mixture in mixtures:
+                dropped = self.dropout if torch.is_grad_enabled() else 0.0
+                output = mixture.add_to(output, args[0], dropout=dropped)
             plan = self._plans.get(site)
             if plan is None:
                 return output
@@ -363,7 +380,7 @@ class RoutedExperts:
             if not torch.is_grad_enabled():
                 _add_low_rank(base, x.to(base.dtype), a, b, gate)
                 return base
-            weight = None if self.dropout else _plain_weight(module, x, base)
+            weight = None if self.dropout or mixtures else _plain_weight(module, x, base)
             if weight is not None:
                 base = base.detach()
             if self.dropout:

@@ -3,7 +3,8 @@
 A method's file links its paper and defines what differs from these defaults, and nothing else:
 
 - `PAPER`: a link (the one thing without a default);
-- `OPTIONS = {}`: its own hyper-parameters with their defaults, numbers; read them as `stage.options[name]`;
+- `OPTIONS = {}`: its own hyper-parameters with their defaults, numbers from 0 up; read them as `stage.options[name]`;
+- `RULES = {}`: option -> (what holds for a possible value, the same in words), where 0 or more does not say it all;
 - `USES_ROUTERS = False`: whether `active` looks at reconstruction losses;
 - `ALLOCATES = False`: whether `dmole allocate` places its experts; `allocation(settings)` then says with which settings;
 - `MERGES = False`: whether active experts are folded into the backbone's weights instead of computed beside them;
@@ -25,9 +26,11 @@ A method's file links its paper and defines what differs from these defaults, an
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +50,8 @@ __all__ = ["Penalty", "Step"]
 
 Cell = tuple[int, str]
 Options = Mapping[str, float]
+Rule = tuple[Callable[[float], bool], str]
+FROM_ZERO: Rule = (lambda v: 0 <= v < math.inf, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -191,11 +196,16 @@ def needs_nothing(stage: Stage) -> list[Path]:
 
 
 def placement_settings(config: Config) -> dict[str, Any]:
-    """What shapes a uniform placement."""
+    """What shapes a uniform placement; the rank only where the budget is a share of the sites at that rank."""
+    from dmole_cli.placement import parse_budget
+
+    settings = config.allocate
+    rank = {"rank": settings.rank} if parse_budget(settings.budget).form == "sites" else {}
     return {
-        "budget": config.allocate.budget,
+        "budget": settings.budget,
         "sites": config.profile.sites,
-        "scale": config.allocate.alpha / config.allocate.rank,
+        "scale": settings.alpha / settings.rank,
+        **rank,
     }
 
 
@@ -251,6 +261,7 @@ class Method:
     name: str
     PAPER: str
     OPTIONS: Mapping[str, float] = field(default_factory=dict)
+    RULES: Mapping[str, Rule] = field(default_factory=dict)
     USES_ROUTERS: bool = False
     ALLOCATES: bool = False
     MERGES: bool = False
@@ -280,28 +291,44 @@ class Method:
         `learning_rate` is an option of every method: 0 stands for the task card's.
 
         Raises:
-            DmoleError: the configuration names an option that it does not have.
+            DmoleError: the configuration names an option that it does not have, or gives one a value that cannot be.
         """
         known = {"learning_rate": 0.0, **self.OPTIONS}
         given = config.method.get(self.name, {})
         if unknown := sorted(set(given) - set(known)):
             message = f"method {self.name} has no option {', '.join(unknown)}"
             raise DmoleError(message, f"it has: {', '.join(known)}")
-        return {**known, **given}
+        options = {**known, **given}
+        rules = {name: self.RULES.get(name, FROM_ZERO) for name in options}
+        if wrong := [
+            name for name, (holds, _) in rules.items() if not (FROM_ZERO[0](options[name]) and holds(options[name]))
+        ]:
+            said = "; ".join(f"{name} is {options[name]:g}, and must be {rules[name][1]}" for name in wrong)
+            raise DmoleError(f"method {self.name}: {said}", f"mend it in --set or in [method.{self.name}]")
+        return options
 
 
 def load_method(name: str) -> Method:
     """Read a file of `methods/`.
 
     Raises:
-        DmoleError: there is no such file, it links no paper, or it defines a function that no method has.
+        DmoleError: there is no such file, it links no paper, or it defines a function or a constant that no method has.
     """
     module = catalog.load("methods", name)
     known = {f.name for f in fields(Method)} - {"name"}
-    own = {key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")}
-    if wrong := sorted(key for key in own - known if vars(module)[key].__module__ == module.__name__):
+    if wrong := sorted(key for key in _defined(module) if key not in known and not key.startswith("_")):
         message = f"methods/{Path(str(module.__file__)).name} defines {', '.join(wrong)}, which no method has"
-        raise DmoleError(message, f"functions of a method: {', '.join(sorted(known))}; name helpers with a leading _")
+        raise DmoleError(message, f"a method has: {', '.join(sorted(known))}; name helpers with a leading _")
     if not hasattr(module, "PAPER"):
         raise DmoleError(f"methods/{Path(str(module.__file__)).name} has no PAPER", "link the paper of the method")
     return Method(name=name, **{key: getattr(module, key) for key in known if hasattr(module, key)})
+
+
+def _defined(module: ModuleType) -> list[str]:
+    """Names of the functions that a module itself defines, and of its constants, which are in capitals."""
+    return [
+        key
+        for key, value in vars(module).items()
+        if (inspect.isfunction(value) and value.__module__ == module.__name__)
+        or (key.isupper() and not inspect.ismodule(value))
+    ]

@@ -15,6 +15,7 @@ from dmole_cli.training.batches import encoded_batches, seed_for
 
 PAPER = "https://arxiv.org/abs/1612.00796"
 OPTIONS = {"weight": 1000.0, "fisher_samples": 256.0}
+RULES = {"fisher_samples": (lambda v: v >= 1, "1 or more")}
 start = task_before
 
 
@@ -28,19 +29,20 @@ def _named(training: Training) -> dict[str, torch.Tensor]:
 
 def penalty(stage: LoadedStage, training: Training) -> Penalty | None:
     """Hold the parameters near where the task before left them, each as strongly as the earlier tasks need it."""
-    if not training.memory:
+    weight = stage.options["weight"]
+    if not training.memory or not weight:
         return None
     now = _named(training)
     anchor = {name: matrix.detach().clone() for name, matrix in now.items()}
     fisher = {name: training.memory[name].to(matrix.device) for name, matrix in now.items()}
 
     def penalty(step: Step) -> torch.Tensor:
-        return stage.options["weight"] / 2 * quadratic(now, anchor, fisher).to(step.logits.device)
+        return weight / 2 * _quadratic(now, anchor, fisher).to(step.logits.device)
 
     return penalty
 
 
-def quadratic(
+def _quadratic(
     now: Mapping[str, torch.Tensor], anchor: Mapping[str, torch.Tensor], fisher: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     """Sum over all parameters of F (theta - theta*)^2 (scalar)."""

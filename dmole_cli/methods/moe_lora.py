@@ -14,6 +14,7 @@ from dmole_cli.methods.contract import LoadedStage, candidate_sites, task_before
 
 PAPER = "https://arxiv.org/abs/2403.08350"
 OPTIONS = {"experts": 8.0}
+RULES = {"experts": (lambda v: v >= 1, "1 or more")}
 start = task_before
 
 

@@ -1,4 +1,4 @@
-"""Replay: Seq-FT that sees a seeded sample of every earlier task's data again.
+"""Replay: Seq-FT that sees a seeded sample of every earlier task's data again, the same one at every later stage.
 
 Paper: Chaudhry et al., On Tiny Episodic Memories in Continual Learning, arXiv 1902.10486.
 """
@@ -11,6 +11,7 @@ from dmole_cli.methods.contract import Options, task_before
 
 PAPER = "https://arxiv.org/abs/1902.10486"
 OPTIONS = {"replay_ratio": 0.1}  # of each earlier task's training split
+RULES = {"replay_ratio": (lambda v: v <= 1, "from 0 to 1")}
 start = task_before
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from dmole_cli.artifacts.provenance import Header, up_to_date
 from dmole_cli.config import AllocateSettings
 from dmole_cli.errors import DmoleError
 from dmole_cli.outcome import Outcome
-from dmole_cli.placement import SiteScore, allocate, parse_budget
+from dmole_cli.placement import SiteScore, allocate, budget_total, parse_budget
 from dmole_cli.session import Session
 
 STATISTICS = ("score", "norm_mean")
@@ -42,6 +42,8 @@ def allocate_task(session: Session, task: str, *, method: str = D_MOLE, force: b
         settings, options = rules.allocation(settings), {**options, "method": method}
     rows, made = read_profile(profile, hint=f"make it with: {session.command('profile', task)}")
     session.require_backbone(profile, made.backbone, session.command("profile", task))
+    if settings.modalities != session.config.allocate.modalities:
+        settings = spendable(rows, made, settings)
     key = session.run.name_of(profile)
     return place(
         rows,
@@ -53,6 +55,21 @@ def allocate_task(session: Session, task: str, *, method: str = D_MOLE, force: b
         force=force,
         redo=session.command("allocate", task, **options),
     )
+
+
+def spendable(rows: list[SiteProfile], made: Header, settings: AllocateSettings) -> AllocateSettings:
+    """Settings of an ablation that leaves towers out, at the lowest rank from the configured one up that can spend the budget.
+
+    So the ablation trains as many parameters as the full method, whatever the size of the tower that is left; the scale
+    alpha / rank stays. A budget in sites does not grow with the rank and is left as it is.
+    """
+    budget = parse_budget(settings.budget)
+    width = sum(row.in_features + row.out_features for row in rows if row.modality in settings.modalities)
+    if budget.form == "sites" or not width:
+        return settings
+    total = budget_total(budget, sites=len(rows), backbone_parameters=int(made.facts["backbone_parameters"]))
+    rank = max(settings.rank, -(-total // width))
+    return replace(settings, rank=rank, alpha=settings.alpha / settings.rank * rank)
 
 
 def allocate_file(profile: Path, out: Path, settings: AllocateSettings, *, force: bool) -> Outcome:

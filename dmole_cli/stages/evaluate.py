@@ -196,9 +196,9 @@ def _needed(session: Session, rules: Method, method: str, task: str, stage: int)
     if stage == 0:
         return []
     trained = session.config.tasks[:stage]
-    used = (
-        trained if rules.USES_ROUTERS else [a[0] for a in rules.active(_routing(session, trained, task, [[]], [])) if a]
-    )
+    used: Sequence[str] = trained
+    if not rules.USES_ROUTERS:
+        [used] = rules.active(_routing(session, trained, task, [[]], []))
     for name in used:
         if not session.run.expert(name, method).exists():
             raise DmoleError(
@@ -351,12 +351,12 @@ def _generate(
         for batch, rows in zip(batches, track(encoded, f"evaluate {card.name} ({method})", len(batches)), strict=True):
             inputs, vision_rows = backbone.collate(rows, left=True)
             sets = [pairs[p][1] for p in batch]
-            if not looking(backbone, routed, sets):
-                inputs = seen.replace(inputs, rows)
             if rules.MERGES:
                 routed.merge(sets[0])
-                sets = [() for _ in sets]
-            with routed.route(sets, rows=vision_rows, device=backbone.device, dtype=backbone.compute_dtype):
+            if not looking(backbone, routed, sets):
+                inputs = seen.replace(inputs, rows)
+            beside = [() for _ in sets] if rules.MERGES else sets
+            with routed.route(beside, rows=vision_rows, device=backbone.device, dtype=backbone.compute_dtype):
                 texts = backbone.generate(
                     inputs,
                     max_new_tokens=card.generation.max_new_tokens,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from decimal import Decimal
+from pathlib import Path
 
 import torch
 
 from dmole_cli.artifacts.expert import SCHEMA, VERSION, ExpertFile, expert_header, read_expert, write_expert
-from dmole_cli.artifacts.memory import read_memory, write_memory
-from dmole_cli.artifacts.provenance import Header, up_to_date, versions
+from dmole_cli.artifacts.memory import memory_header, read_memory, write_memory
+from dmole_cli.artifacts.provenance import Header, differences, up_to_date, versions
 from dmole_cli.backbones.adapter import Encoded
 from dmole_cli.backbones.pictures import SeenPictures
 from dmole_cli.errors import DmoleError
@@ -66,10 +68,11 @@ def train_task(
     path = run.expert(task, method)
     reads = (*(f"task {name} (train)" for name in shares), f"backbone {config.backbone}", *(str(p) for p in needed))
     redo = session.command("train-task", task, method=method)
-    if up_to_date(path, None if force else expert_header(path), header, force=force, command=redo):
+    done = up_to_date(path, None if force else expert_header(path), header, force=force, command=redo)
+    if done and (not rules.remembers or _kept(run.memory(task, method), header)):
         return Outcome("train-task", task, path, written=False, reads=reads)
     with session.measured(f"train-task-{method}", task):
-        samples = _samples(session, task, shares)
+        samples = training_samples(session, task, shares)
         loaded = LoadedStage(rules, run, config, stage.options, task, samples, session.backbone)
         expert, memory, losses = _train(session, loaded, recipe, track)
         if rules.remembers:
@@ -93,13 +96,29 @@ def _last(values: Sequence[float]) -> float:
     return round(sum(tail) / len(tail), 4)
 
 
-def _samples(session: Session, task: str, shares: Mapping[str, float]) -> list[Sample]:
-    """What trains: the task's own samples first, then a seeded choice of the others', each in the order of its split."""
+def _kept(memory: Path, header: Header) -> bool:
+    """Whether the memory is there that was written with an expert of this header."""
+    made = memory_header(memory)
+    return made is not None and not differences(made, header)
+
+
+def training_samples(session: Session, task: str, shares: Mapping[str, float]) -> list[Sample]:
+    """What trains: the task's own samples first, then a seeded choice of the others', each in the order of its split.
+
+    The choice does not depend on the task that trains: what is seen again at every later stage are the same samples, so
+    that the share is also what would have to be stored.
+
+    Args:
+        session: knows the splits and the seed.
+        task: the one that trains.
+        shares: task -> part of its training split, from 0 to 1, rounded up to whole samples.
+    """
     chosen = []
     for name in sorted(shares, key=lambda other: other != task):
         split = session.samples(name, "train")
-        count = len(split) if shares[name] >= 1 else math.ceil(shares[name] * len(split))
-        generator = torch.Generator().manual_seed(seed_for(session.config.seed, task, name, "share"))
+        # As the decimal that the user wrote: in binary, 0.55 of 40 comes out over 22.
+        count = math.ceil(Decimal(str(shares[name])) * len(split))
+        generator = torch.Generator().manual_seed(seed_for(session.config.seed, name, "share"))
         rows = torch.randperm(len(split), generator=generator)[:count]
         chosen += [split[row] for row in sorted(rows.tolist())]
     return chosen
@@ -159,6 +178,7 @@ def _train(
                 penalty=rules.penalty(stage, training),
                 seen=seen,
             )
+        routed.dropout = 0.0
         remembered = rules.remember(stage, training)
     finally:
         routed.close()

@@ -1,0 +1,336 @@
+"""The parts of the methods against their formulas written down plainly, and the contract that a method's file has to keep."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import dmole_cli.methods
+from dmole_cli import catalog
+from dmole_cli.artifacts.expert import ExpertFile, read_expert, write_expert
+from dmole_cli.artifacts.provenance import Header
+from dmole_cli.config import Config, read_config
+from dmole_cli.errors import DmoleError
+from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.methods._overlap import row_overlap
+from dmole_cli.methods.contract import Routing, load_method
+
+SITE, PARTS, RANK, INPUTS, OUTPUTS = "layer", 3, 2, 7, 5
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(INPUTS, OUTPUTS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def frozen_model() -> Model:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return Model().requires_grad_(False)
+
+
+def drawn(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def dense(*, scale: float = 1.5, trainable: bool = True) -> Expert:
+    """A dense mixture with nothing at zero."""
+    a, b, gate = drawn(PARTS * RANK, INPUTS, seed=1), drawn(OUTPUTS, PARTS * RANK, seed=2), drawn(PARTS, INPUTS, seed=3)
+    for tensor in (a, b, gate):
+        tensor.requires_grad_(trainable)
+    return Expert({SITE: (a, b)}, scale, trainable=trainable, gates={SITE: gate})
+
+
+def attached(model: nn.Module, dropout: float = 0.0, **experts: Expert) -> RoutedExperts:
+    routed = RoutedExperts(model, lambda site: "language", dropout=dropout)
+    for name, expert in experts.items():
+        routed.add(name, expert)
+    return routed
+
+
+# --- moe-lora: a dense mixture of parts ---
+
+
+def one_token(model: Model, expert: Expert, x: torch.Tensor) -> torch.Tensor:
+    """W x + bias + scale * sum over parts of softmax(gate x)_p B_p A_p x, part by part."""
+    (a, b), gate = expert.sites[SITE], expert.gates[SITE]
+    shares = torch.softmax(gate @ x, dim=0)
+    y = model.layer.weight @ x + model.layer.bias
+    for part in range(PARTS):
+        own = slice(part * RANK, (part + 1) * RANK)
+        y = y + expert.scale * shares[part] * (b[:, own] @ (a[own] @ x))
+    return y
+
+
+@pytest.mark.parametrize("middle", [(), (4,), (2, 3)], ids=["2d", "3d", "4d"])
+def test_a_mixture_is_a_loop_over_tokens_and_parts(middle):
+    model, expert = frozen_model(), dense()
+    sets = [("mixed",), (), ("mixed",)]
+    x = drawn(len(sets), *middle, INPUTS, seed=5).requires_grad_()
+    rows = []
+    for sample, names in zip(x, sets, strict=True):
+        tokens = [one_token(model, expert, t) if names else model.layer(t) for t in sample.reshape(-1, INPUTS)]
+        rows.append(torch.stack(tokens).view(*middle, OUTPUTS))
+    expected = torch.stack(rows)
+    into = [x, *expert.sites[SITE], expert.gates[SITE]]
+    wanted = torch.autograd.grad((expected * expected.detach().cos()).sum(), into)
+    with attached(model, mixed=expert).route(sets):
+        found = model(x)
+        got = torch.autograd.grad((found * expected.detach().cos()).sum(), into)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found[1], model.layer(x)[1]), "a sample that is not routed there gets the plain layer"
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert float(theirs.abs().max()) > 0
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_shares_of_a_token_sum_to_one():
+    """Where all parts are the same, whatever the gate says is no more and no less than one of them."""
+    model, expert = frozen_model(), dense(trainable=False)
+    a, b = (matrix.clone() for matrix in expert.sites[SITE])
+    expert.sites[SITE] = (a[:RANK].repeat(PARTS, 1), b[:, :RANK].repeat(1, PARTS))
+    single = Expert({SITE: (a[:RANK], b[:, :RANK])}, expert.scale)
+    x = drawn(2, 4, INPUTS, seed=5)
+    routed = attached(model, mixed=expert, single=single)
+    with routed.route([("mixed",)] * 2):
+        mixed = model(x)
+    with routed.route([("single",)] * 2):
+        torch.testing.assert_close(mixed, model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_mixture_follows_the_samples_that_go_on_decoding():
+    model, expert = frozen_model(), dense(trainable=False)
+    sets, x = [("mixed",), (), ("mixed",), ()], drawn(4, 1, INPUTS, seed=5)
+    routed = attached(model, mixed=expert)
+    with torch.no_grad(), routed.route(sets):
+        whole = model(x)
+        stay = torch.tensor([1, 2])
+        routed.keep(stay)
+        torch.testing.assert_close(model(x[stay]), whole[stay])
+
+
+def test_a_mixture_beside_a_plain_expert_in_training_takes_no_gradient_away():
+    model, mixed = frozen_model(), dense(trainable=False)
+    plain = Expert(
+        {SITE: (drawn(2, INPUTS, seed=8).requires_grad_(), drawn(OUTPUTS, 2, seed=9).requires_grad_())}, 0.5, True
+    )
+    x = drawn(1, 3, INPUTS, seed=5).requires_grad_()
+    a, b = plain.sites[SITE]
+    expected = torch.stack([one_token(model, mixed, token) for token in x[0]]) + 0.5 * x[0] @ a.T @ b.T
+    wanted = torch.autograd.grad(expected.square().sum(), [x, a, b])
+    with attached(model, mixed=mixed, plain=plain).route([("mixed", "plain")]):
+        got = torch.autograd.grad(model(x).square().sum(), [x, a, b])
+    for mine, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_reaches_the_parts_of_a_mixture_in_training_alone():
+    model, expert = frozen_model(), dense()
+    x = drawn(1, 3, INPUTS, seed=5)
+    with attached(model, mixed=expert).route([("mixed",)]):
+        whole = model(x)
+    routed = attached(frozen_model(), dropout=0.5, mixed=expert)
+    with routed.route([("mixed",)]):
+        assert not torch.allclose(routed.model(x), whole)
+        with torch.no_grad():
+            torch.testing.assert_close(routed.model(x), whole)
+
+
+def test_a_mixture_in_training_stays_on_the_graph_where_its_backbone_lies_elsewhere():
+    """Tensors on `meta` have shapes and graphs but no values: enough to see a gradient's way from another device."""
+    model = frozen_model().to("meta")
+    with attached(model, mixed=dense()).route([("mixed",)], device="meta"):
+        assert model(torch.zeros(1, 2, INPUTS, device="meta")).requires_grad
+
+
+def test_a_mixtures_file_gives_back_what_was_written(tmp_path):
+    expert, path = dense(trainable=False), tmp_path / "e.safetensors"
+    write_expert(path, ExpertFile(expert.sites, expert.scale, Header("dmole.expert", 1), expert.gates))
+    read = read_expert(path, hint="")
+    for mine, theirs in zip((*read.sites[SITE], read.gates[SITE]), expert.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    size = PARTS * RANK * (INPUTS + OUTPUTS) + PARTS * INPUTS
+    assert (read.scale, read.parameters, read.header.facts["parameters"]) == (expert.scale, size, size)
+    write_expert(path, ExpertFile(expert.sites, 1.0, Header("dmole.expert", 1), {"elsewhere": expert.gates[SITE]}))
+    with pytest.raises(DmoleError, match="not pairs"):
+        read_expert(path, hint="")
+
+
+# --- seq-ft-merge: experts inside the weights ---
+
+
+def plain_expert(seed: int, scale: float) -> Expert:
+    return Expert({SITE: (drawn(2, INPUTS, seed=seed), drawn(OUTPUTS, 2, seed=seed + 1))}, scale)
+
+
+def test_merged_experts_answer_as_beside_the_weights_and_give_them_back():
+    model, x = frozen_model(), drawn(2, 3, INPUTS, seed=5)
+    before = model.layer.weight.clone()
+    routed = attached(model, one=plain_expert(20, 0.7), two=plain_expert(30, -1.2))
+    for names in (("one",), ("one", "two"), ("two",), ()):
+        with routed.route([names] * 2):
+            routed.merge(())
+            beside = model(x)
+        routed.merge(names)
+        # Single precision, sums of seven products in another order.
+        torch.testing.assert_close(model(x), beside, rtol=1e-5, atol=1e-5)
+        assert torch.equal(model.layer.weight, before) == (not names)
+    routed.merge(("two", "one"))
+    routed.close()
+    assert torch.equal(model.layer.weight, before)
+
+
+@pytest.mark.parametrize("refused", ["gates", "half precision", "no plain linear"])
+def test_what_cannot_be_merged_is_refused_before_any_weight_has_changed(refused):
+    model = frozen_model()
+    if refused == "half precision":
+        model = model.to(torch.bfloat16)
+    if refused == "no plain linear":
+        model.layer.__class__ = type("Other", (nn.Linear,), {})
+    before = model.layer.weight.clone()
+    second = dense(trainable=False) if refused == "gates" else plain_expert(30, 1.0)
+    routed = attached(model, one=plain_expert(20, 0.7), two=second)
+    with pytest.raises(DmoleError, match="cannot be merged at layer") as caught:
+        routed.merge(("one", "two"))
+    assert "float32" in caught.value.hint
+    assert torch.equal(model.layer.weight, before)
+    routed.close()
+    assert torch.equal(model.layer.weight, before)
+
+
+# --- o-lora: the overlap of row spaces ---
+
+
+def test_the_overlap_of_row_spaces_by_hand():
+    new = Expert(
+        {
+            "a": (torch.tensor([[1.0, -1.0, 3.0]], requires_grad=True), torch.zeros(2, 1)),
+            "b": (torch.tensor([[2.0, 0.0], [0.0, 1.0]], requires_grad=True), torch.zeros(2, 2)),
+            "c": (torch.ones(1, 4), torch.zeros(2, 1)),
+        },
+        1.0,
+    )
+    earlier = [torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]), torch.tensor([[-3.0, 0.5]]), None]
+    # Site a: |1| + |-2|; site b: |-6| + |0.5|; site c has no earlier expert.
+    overlap = row_overlap(new, earlier)
+    assert overlap.item() == 9.5
+    (grad,) = torch.autograd.grad(overlap, new.sites["a"][0])
+    assert grad.tolist() == [[1.0, -2.0, 0.0]], "sign(A_new A_old^T) A_old"
+    assert row_overlap(new, [None] * 3).item() == 0.0
+
+
+# --- who answers ---
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        *((name, ("b",)) for name in ("seq-ft", "ewc-lora", "lwf-lora", "moe-lora", "replay", "joint")),
+        *((name, ("a", "b")) for name in ("o-lora", "seq-ft-merge")),
+        ("finetune", ("a",)),
+    ],
+)
+def test_the_experts_that_answer_without_a_router(method, expected):
+    routing = Routing(("a", "b"), "a", [[], []], [], "top-2", 64)
+    assert load_method(method).active(routing) == [expected] * 2
+
+
+# --- the contract ---
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A folder that is searched for methods, beside the package's own."""
+    (tmp_path / "methods").mkdir()
+    monkeypatch.setattr(catalog, "PACKAGE", tmp_path)
+    monkeypatch.setattr(dmole_cli.methods, "__path__", [*dmole_cli.methods.__path__, str(tmp_path / "methods")])
+    count = 0
+
+    def write(text: str) -> str:
+        nonlocal count
+        count += 1  # an import is done once for each name
+        (tmp_path / "methods" / f"mine_{tmp_path.name}_{count}.py").write_text(text, encoding="utf-8")
+        return f"mine_{tmp_path.name}_{count}".replace("_", "-")
+
+    return write
+
+
+def test_every_file_of_the_shelf_is_a_method():
+    names = catalog.names("methods")
+    assert len(names) >= 15 and {"d-mole", "seq-ft", "v4"} <= set(names)
+    for name in names:
+        method = load_method(name)
+        assert method.PAPER.startswith("https://arxiv.org/abs/"), name
+        assert method.options(Config()) == {"learning_rate": 0.0, **method.OPTIONS}
+        assert set(method.RULES) <= set(method.OPTIONS)
+        assert method.ALLOCATES <= method.USES_ROUTERS
+
+
+def test_what_a_file_does_not_define_is_the_default(shelf):
+    method = load_method(shelf('PAPER = "https://example.org"\nOPTIONS = {"a": 1.0}\ndef _helper(): pass\n'))
+    assert method.OPTIONS == {"a": 1.0} and not method.USES_ROUTERS and not method.remembers
+    assert method.stages(["x", "y"]) == ["x", "y"] and method.start(["x", "y"], "y") is None
+    assert method.data(["x", "y"], "y", {}) == {"y": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('PAPER = "p"\ndef remembers(stage, training): return {}\n', "defines remembers, which no method has"),
+        ('PAPER = "p"\nUSE_ROUTERS = True\n', "defines USE_ROUTERS, which no method has"),
+        ("OPTIONS = {}\n", "has no PAPER"),
+    ],
+)
+def test_a_file_that_is_no_method_is_refused(shelf, text, said):
+    name = shelf(text)
+    with pytest.raises(DmoleError, match=said) as caught:
+        load_method(name)
+    assert name.replace("-", "_") in caught.value.message and caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("ewc-lora", {"nonsense": 1.0}, "method ewc-lora has no option nonsense"),
+        ("ewc-lora", {"weight": math.nan}, "weight is nan, and must be 0 or more"),
+        ("o-lora", {"weight": math.inf}, "weight is inf, and must be 0 or more"),
+        ("d-mole", {"orthogonal": -1.0}, "orthogonal is -1, and must be 0 or more"),
+        ("ewc-lora", {"fisher_samples": 0.0}, "fisher_samples is 0, and must be 1 or more"),
+        ("lwf-lora", {"temperature": 0.0}, "temperature is 0, and must be over 0"),
+        ("moe-lora", {"experts": 0.5}, "experts is 0.5, and must be 1 or more"),
+        ("replay", {"replay_ratio": 1.5}, "replay_ratio is 1.5, and must be from 0 to 1"),
+        ("seq-ft", {"learning_rate": -1.0}, "learning_rate is -1, and must be 0 or more"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_by_name(method, options, said):
+    rules = load_method(method)
+    with pytest.raises(DmoleError, match=said) as caught:
+        rules.options(Config(method={method: options}))
+    if "nonsense" in options:
+        assert caught.value.hint == "it has: learning_rate, weight, fisher_samples"
+    else:
+        assert f"[method.{method}]" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[method.ewc]\nweight = 1\n", "method.ewc: no such method"),
+        ('[method.ewc-lora]\nweight = "much"\n', "method.ewc-lora: a table of numbers is expected"),
+        ("[method.seq-ft]\nmerge = true\n", "method.seq-ft: a table of numbers is expected"),
+        ("method = 3\n", "method: tables of numbers by the methods' names are expected"),
+    ],
+)
+def test_options_of_a_configuration_are_checked_when_it_is_read(tmp_path, text, said):
+    path = tmp_path / "c.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DmoleError, match="1 problem") as caught:
+        read_config(path)
+    assert said in caught.value.message
+    path.write_text("[method.ewc-lora]\nweight = 5\n", encoding="utf-8")
+    assert load_method("ewc-lora").options(read_config(path))["weight"] == 5.0
