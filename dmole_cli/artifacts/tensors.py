@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dmole_cli.artifacts.files import replacing
 from dmole_cli.artifacts.provenance import HEADER_KEY, Header, read_header
@@ -47,11 +49,24 @@ def header_of_tensors(path: Path, *, schema: str, version: int) -> Header | None
     """Read the header alone; None where the file is not there."""
     if not path.exists():
         return None
+    with _opened(path) as file:
+        return _header(file.metadata(), path=path, schema=schema, version=version)
+
+
+def numbers_in(path: Path) -> int:
+    """How many numbers the tensors of a file hold; reads none of them."""
+    with _opened(path) as file:
+        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 - not a mapping
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file whose tensors are not looked at, so that whoever asks does not wait for torch."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:
-            return _header(file.metadata(), path=path, schema=schema, version=version)
+        with safe_open(path, "numpy") as file:
+            yield file
     except (SafetensorError, OSError) as error:
         raise DmoleError(
             f"{path} cannot be read as safetensors: {error}", "delete it and run the stage again"

@@ -16,6 +16,7 @@ from dmole_cli import catalog
 from dmole_cli.artifacts.evaluation import Answer, read_evaluation
 from dmole_cli.artifacts.expert import expert_header
 from dmole_cli.artifacts.layout import D_MOLE, Run
+from dmole_cli.artifacts.tensors import numbers_in
 from dmole_cli.errors import DmoleError
 from dmole_cli.outcome import read_cost
 from dmole_cli.reports.continual import FORMULAS, Cell, Matrix, continual_scores
@@ -30,6 +31,9 @@ CEILING = 100.0
 
 # In the order of the JSON report.
 QUANTITIES = ("last", "avg", "bwt", "forgetting", "fwt")
+
+# Folders of what has to be kept to answer.
+STORED = ("experts", "routers")
 
 # The stages whose costs are compared, by their folders' names.
 PROFILING, TRAINING = "profile", f"train-task-{D_MOLE}"
@@ -53,6 +57,8 @@ class MethodReport:
         unseen: task outside the stream -> `zero_shot` (R[0]), `last` (R[T]) and `no_expert`, the share (0..1) of its
             samples that activate no expert at stage T.
         trainable_parameters: the most that any of the method's stages trained; None where no expert file is there.
+        stored_parameters: numbers in the files that answers after stage T need (experts, routers; for a method that trains
+            each task alone, those of all tasks) and in what it remembers for a next task; None where one is missing.
     """
 
     method: str
@@ -66,6 +72,7 @@ class MethodReport:
     routing: Mapping[str, Cell]
     unseen: Mapping[str, Mapping[str, Cell]]
     trainable_parameters: int | None
+    stored_parameters: int | None
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class _Evaluated:
     own_expert: Cell
     no_expert: Cell
     backbone: str
+    inputs: tuple[str, ...]
     path: Path
 
 
@@ -131,6 +139,7 @@ def as_json(reports: Sequence[MethodReport]) -> list[dict[str, Any]]:
             "mean": {name: report.mean[name] for name in QUANTITIES},
             "mean_without_cider": {name: report.mean_without_cider[name] for name in QUANTITIES},
             "trainable_parameters": report.trainable_parameters,
+            "stored_parameters": report.stored_parameters,
             "routing": dict(report.routing),
             "unseen": {task: dict(values) for task, values in report.unseen.items()},
         }
@@ -193,7 +202,8 @@ def _report(
         mean_without_cider=_quantities(method, matrix, columns=bounded)[1],
         routing={task: cell.own_expert if (cell := own.get((after, task))) else None for task in tasks},
         unseen={task: _unseen(known.get((0, task)), own.get((after, task))) for task in outside},
-        trainable_parameters=_trainable_parameters(run, method),
+        trainable_parameters=_trainable_parameters(run, base_method(method)),
+        stored_parameters=_stored_parameters(run, base_method(method), tasks, own),
     )
 
 
@@ -246,6 +256,23 @@ def _trainable_parameters(run: Run, method: str) -> int | None:
     return max(found, default=None)
 
 
+def _stored_parameters(run: Run, method: str, tasks: Sequence[str], cells: _Cells) -> int | None:
+    """Every file counts once, however many tasks are answered with it."""
+    whole = method in (ZERO_SHOT, FINETUNE)
+    last = {task: cell for (stage, task), cell in cells.items() if whole or stage == len(tasks)}
+    if not last.keys() >= set(tasks):
+        return None
+    names = {name for cell in last.values() for name in cell.inputs if name.partition("/")[0] in STORED}
+    memory = run.memory(tasks[-1], method)
+    paths = [*map(run.path_of, sorted(names)), *([memory] if memory.exists() else [])]
+    return sum(map(numbers_in, paths)) if all(path.exists() for path in paths) else None
+
+
+def base_method(label: str) -> str:
+    """The method whose experts evaluations of this name used: `d-mole@oracle` are d-mole's under another routing."""
+    return label.partition("@")[0]
+
+
 def _read_cells(run: Run, method: str, split: str) -> dict[tuple[int, str], _Evaluated]:
     folders = [path for path in (run.evaluations(split) / method).glob("*") if path.name.isdecimal()]
     files = [file for folder in sorted(folders) for file in sorted(folder.glob("*.parquet"))]
@@ -262,7 +289,7 @@ def _read_cell(path: Path, split: str) -> _Evaluated:
         raise DmoleError(f"{path} {problem}", f"{command} --force makes it again")
     own_expert, no_expert = _routed(rows, path.stem)
     points = fmean(row.score for row in rows) * catalog.load("metrics", metric).UNIT_SCALE
-    return _Evaluated(points, metric, own_expert, no_expert, header.backbone, path)
+    return _Evaluated(points, metric, own_expert, no_expert, header.backbone, tuple(header.inputs), path)
 
 
 def _routed(rows: Sequence[Answer], task: str) -> tuple[Cell, Cell]:

@@ -1,0 +1,97 @@
+"""The folder of a comparison as rows (method, order, seed, task, quantity, value): all that was measured, nothing rounded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from _plan import Cell, Record
+from _work import cost_of
+
+from dmole_cli.artifacts.layout import Run
+from dmole_cli.reports.summary import QUANTITIES, MethodReport, collect, cost_rows
+
+# What stands in the column of tasks for means and totals.
+MEAN, MEAN_WITHOUT, ALL = "mean", "mean without CIDEr", "all"
+COUNTS = ("trainable_parameters", "stored_parameters")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number; scores in points, shares of samples in per cent."""
+
+    method: str
+    order: str
+    seed: int
+    task: str
+    quantity: str
+    value: float
+
+
+def rows_of(folder: Path, record: Record, *, group: str) -> list[Row]:
+    """Every row of the finished cells of a group; what was not run, or cannot be said of a method, has none.
+
+    Raises:
+        DmoleError: a file of evaluations or costs is damaged.
+    """
+    return [row for cell in record.cells if cell.group == group for row in _cell_rows(folder, record, cell)]
+
+
+def _cell_rows(folder: Path, record: Record, cell: Cell) -> Iterator[Row]:
+    evaluations = _finished_evaluations(folder / cell.folder, cell)
+    if evaluations is None:
+        return
+    run, tasks = Run(folder / cell.folder, folder / cell.shared), record.orders[cell.order]
+    (report,) = collect(run, tasks=tasks, methods=[evaluations], split=record.split)
+    values = {**_scores(report), **_shares(report)}
+    values |= {(ALL, name): getattr(report, name) for name in COUNTS}
+    routes = any(share is not None for share in report.routing.values())
+    seconds = _seconds(run, cell, evaluations, record.split, routes=routes)
+    values |= {(ALL, name): value for name, value in seconds.items()}
+    for (task, quantity), value in values.items():
+        if value is not None:
+            yield Row(cell.label, cell.order, cell.seed, task, quantity, value)
+
+
+def _finished_evaluations(root: Path, cell: Cell) -> str | None:
+    """The name of a cell's evaluations once they are complete."""
+    marker = root / "steps" / f"evaluate-{cell.label if cell.evaluate else cell.method}.json"
+    found = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
+    return found["evaluations"] if found.get("finished") else None
+
+
+def _scores(report: MethodReport) -> dict[tuple[str, str], float | None]:
+    values: dict[tuple[str, str], float | None] = {}
+    for name in QUANTITIES:
+        values |= {(task, name): report.quantities[name][i] for i, task in enumerate(report.tasks)}
+        values[MEAN, name], values[MEAN_WITHOUT, name] = report.mean[name], report.mean_without_cider[name]
+    for stage, row in enumerate(report.matrix):
+        values |= {(task, f"R[{stage}]"): cell for task, cell in zip(report.tasks, row, strict=True)}
+    return values
+
+
+def _shares(report: MethodReport) -> dict[tuple[str, str], float | None]:
+    """Where samples went at the end, in per cent, and the scores of tasks that were never trained."""
+    right = {task: None if share is None else 100 * share for task, share in report.routing.items()}
+    values: dict[tuple[str, str], float | None] = {(task, "routed_right"): share for task, share in right.items()}
+    known = [share for share in right.values() if share is not None]
+    values[MEAN, "routed_right"] = fmean(known) if known and len(known) == len(right) else None
+    for task, found in report.unseen.items():
+        values |= {(task, "zero_shot"): found["zero_shot"], (task, "last"): found["last"]}
+        values[task, "no_expert"] = None if found["no_expert"] is None else 100 * found["no_expert"]
+    return values
+
+
+def _seconds(run: Run, cell: Cell, evaluations: str, split: str, *, routes: bool) -> dict[str, float]:
+    costs = {row["stage"]: row["seconds"] for row in cost_rows(run)}
+    # Only a method that reads profiles or routers has its part in what they cost.
+    allocates = (run.root / "steps" / f"allocate-{cell.method}.json").exists()
+    prepared = [name for name, used in (("profile", allocates), ("train-router", routes)) if used]
+    return {
+        "preparation_seconds": sum(costs.get(name, 0.0) for name in prepared),
+        "training_seconds": costs.get(f"train-task-{cell.method}", 0.0),
+        "evaluation_seconds": costs.get(cost_of(evaluations, split), 0.0),
+    }

@@ -1,0 +1,118 @@
+"""All methods under one protocol, and the table of a paper: `python pipelines/compare/run.py runs/compare`.
+
+Every cell (a method, an order of the tasks, a seed) is run by the command line tool. Start it again after a crash, a kill or a
+restart of the machine and it goes on where it was; several may work in one folder at once.
+
+    python pipelines/compare/run.py runs/compare --methods seq-ft d-mole --seeds 0     # some of it
+    python pipelines/compare/run.py runs/compare --methods mine --force                # again, from its training on
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from _plan import CONFIG, PLAN, Cell, main_cells, read_record, read_toml, rows_of_plan
+from _work import Comparison
+from table import write_results
+
+from dmole_cli.errors import DmoleError
+
+
+def main() -> None:
+    """Run what was asked for, then write and print the table."""
+    options = _options()
+    try:
+        comparison = Comparison(options.folder, read_toml(options.plan), read_toml(options.config))
+        cells = main_cells(comparison.plan, rows=options.methods, seeds=options.seeds, orders=options.orders)
+        failed = run_cells(comparison, cells, force=options.force)
+        write_results(options.folder, options.results or options.folder / "results", comparison.plan)
+    except DmoleError as error:
+        sys.exit(f"error: {error.message}\n  -> {error.hint}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; start the same command again to go on")
+    sys.exit(f"{len(failed)} of {len(cells)} cells failed: {'; '.join(map(str, failed))}" if failed else 0)
+
+
+def run_cells(comparison: Comparison, cells: Sequence[Cell], *, force: bool = False) -> list[Cell]:
+    """Run cells in their order; what fails is said and does not stop the others. Gives the cells that failed.
+
+    Raises:
+        DmoleError: an order of the plan does not fit the configuration, or the record of the folder is damaged.
+    """
+    orders = {order: comparison.names(order) for order in comparison.plan["orders"]}
+    comparison.write_configs()
+    record = read_record(comparison.folder)
+    record.split = comparison.split
+    record.add(cells, orders, rows=rows_of_plan(comparison.plan))
+    record.write(comparison.folder)
+    clock, failed = _Clock(comparison, cells), []
+    for cell in cells if force else ():
+        comparison.forget(cell)
+    for number, cell in enumerate(cells, start=1):
+        try:
+            if comparison.finished(cell):
+                continue
+            for step in comparison.work(cell):
+                say(f"[{number}/{len(cells)}] {cell}: {step} ({clock.words(cells[number - 1 :])})")
+        except DmoleError as error:
+            failed.append(cell)
+            say(f"[{number}/{len(cells)}] {cell}: {error.message}\n  -> {error.hint}")
+    return failed
+
+
+class _Clock:
+    """What has passed, and what remains by what the finished cells took."""
+
+    def __init__(self, comparison: Comparison, cells: Sequence[Cell]) -> None:
+        self.comparison, self.cells, self.started = comparison, cells, time.monotonic()
+
+    def words(self, left: Sequence[Cell]) -> str:
+        """As people say it."""
+        passed = _minutes(time.monotonic() - self.started)
+        took: dict[str, list[float]] = {}
+        waiting = []
+        for cell in self.cells:
+            try:
+                if self.comparison.finished(cell):
+                    took.setdefault(cell.label, []).append(self.comparison.seconds(cell))
+                elif cell in left:
+                    waiting.append(cell)
+            except DmoleError:  # said when it is the cell's turn
+                continue
+        if not took:
+            return passed
+        usual = fmean(seconds for row in took.values() for seconds in row)
+        remaining = sum(fmean(took.get(cell.label, [usual])) for cell in waiting)
+        return f"{passed} so far, about {_minutes(remaining)} to go"
+
+
+def _minutes(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def say(text: str) -> None:
+    """One line of talk; the table alone belongs to stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of the comparison; made when needed")
+    parser.add_argument("--methods", nargs="+", metavar="ROW", help="rows of the table: methods or variants [all]")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="[the plan's]")
+    parser.add_argument("--orders", nargs="+", metavar="NAME", help="of the tasks, by their names in the plan [all]")
+    parser.add_argument("--plan", type=Path, default=PLAN, help="what is compared [pipelines/compare/plan.toml]")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="the stream [pipelines/compare/dmole.toml]")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="where the tables go [FOLDER/results]")
+    parser.add_argument("--force", action="store_true", help="make the chosen cells again, from their training on")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
