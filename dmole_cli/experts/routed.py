@@ -330,10 +330,10 @@ class RoutedExperts:
             for name in (name for name in here if site in self.experts[name].gates):
                 gate = _gate(scales[:, [used.index(name)]].to(device, dtype), rows.get(modality))
                 expert = self.experts[name]
-                matrices: tuple[torch.Tensor, ...] = (*expert.sites[site], expert.gates[site])
+                a, b, weigh = (*expert.sites[site], expert.gates[site])
                 if not expert.trainable:
-                    matrices = tuple(matrix.to(device) for matrix in matrices)
-                mixtures.setdefault(site, []).append(_Mixture(*matrices, gate))
+                    a, b, weigh = a.to(device), b.to(device), weigh.to(device)
+                mixtures.setdefault(site, []).append(_Mixture(a, b, weigh, gate))
             here = [name for name in here if site not in self.experts[name].gates]
             if not here:
                 continue
