@@ -51,14 +51,7 @@ def losses_of(session: Session) -> tuple[dict[str, list[list[float]]], list[floa
     routers = [from_tensors(file.tensors, decoder=file.decoder) for file in files]
     table = {}
     for task in (*tasks, *session.config.unseen):
-        samples = session.samples(task, "validation")
-        features = features_of(
-            session.backbone,
-            samples,
-            run.features(task, "validation"),
-            label=f"{task}/validation",
-            digest=session.data_digest(task, "validation"),
-        )
+        features = features_of(session, task, "validation")
         table[task] = [list(row) for row in zip(*(r.losses(features).tolist() for r in routers), strict=True)]
     return table, [file.threshold for file in files]
 

@@ -160,9 +160,10 @@ def test_features_do_not_depend_on_the_batch(backbone):
     assert together.shape == (len(SAMPLES), sum(part["width"] for part in backbone.feature_layout()))
     torch.testing.assert_close(together.norm(dim=1), torch.ones(len(SAMPLES)))
     alone = torch.cat([backbone.features([row]) for row in rows])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
-    turned = backbone.features(rows[::-1]).flip(0)
-    torch.testing.assert_close(together, turned, rtol=0, atol=1e-6)
+    assert torch.equal(together, alone), "to the bit"
+    assert torch.equal(together, backbone.features(rows[::-1]).flip(0))
+    crowd = backbone.features([*rows[3:], *rows * 5])
+    assert torch.equal(crowd, torch.cat([together[3:], *[together] * 5])), "groups of more than are computed at once"
     distances = torch.cdist(together, together) + torch.eye(len(SAMPLES))
     assert float(distances.min()) > 1e-3, "samples that differ have features that differ"
 

@@ -53,6 +53,19 @@ def test_zero_shot_is_above_chance_on_counting(embedded):
     assert right > chance + 3 * math.sqrt(chance * (1 - chance) / len(rows))
 
 
+@pytest.mark.parametrize("task", ["counting", "digits", "grounding"])
+def test_a_feature_is_the_same_to_the_bit_in_any_company(embedded, task):
+    """Matrices of this size are where a library adds up otherwise when there are fewer rows, or padded ones."""
+    import torch
+
+    rows = [embedded.encode(row, with_answer=False) for row in samples(load_card(task), "validation")[:40]]
+    together = embedded.features(rows)
+    assert torch.equal(together, torch.cat([embedded.features([row]) for row in rows]))
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    parts = [embedded.features([rows[i] for i in part]) for part in order.split(7)]
+    assert torch.equal(together[order], torch.cat(parts))
+
+
 def test_pretraining_pictures_are_in_no_task():
     from dmole_cli.formats.emoji_items import emoji_sets
 

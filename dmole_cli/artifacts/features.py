@@ -1,39 +1,75 @@
-"""`features/<task>.parquet`: one routing feature per sample, kept and reused by every later stage."""
+"""`features/<task>.parquet`: one routing feature per sample, kept and reused by every later stage and every other split."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.provenance import Header, versions
 from dmole_cli.artifacts.tables import header_of_table, read_table, write_table
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch
 
-SCHEMA, VERSION = "dmole.features", 1
+SCHEMA, VERSION = "dmole.features", 2
 
 
-def write_features(path: Path, sample_ids: list[str], features: torch.Tensor, header: Header) -> None:
-    """Write features [samples, width] (float32, L2-normalised), a row per sample."""
+def write_features(path: Path, sample_ids: list[str], keys: list[str], features: torch.Tensor, header: Header) -> None:
+    """Write features [samples, width] (float32, L2-normalised), a row per sample with the key of what it was computed from."""
     import pyarrow as pa
 
-    schema = pa.schema([("sample_id", pa.string()), ("feature", pa.list_(pa.float32()))])
-    rows = [{"sample_id": i, "feature": f} for i, f in zip(sample_ids, features.tolist(), strict=True)]
-    write_table(path, rows, schema, header)
+    fields = [("sample_id", pa.string()), ("key", pa.string()), ("feature", pa.list_(pa.float32()))]
+    rows = [
+        {"sample_id": i, "key": k, "feature": f} for i, k, f in zip(sample_ids, keys, features.tolist(), strict=True)
+    ]
+    write_table(path, rows, pa.schema(fields), header)
 
 
 def read_features(path: Path, *, hint: str) -> tuple[list[str], torch.Tensor, Header]:
     """Read (sample ids, features [samples, width], header)."""
-    import numpy as np
-    import torch
-
     table, header = read_table(path, schema=SCHEMA, version=VERSION, hint=hint)
-    flat = table.column("feature").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    values = torch.from_numpy(np.array(flat, dtype=np.float32)).reshape(table.num_rows, -1)
-    return table.column("sample_id").to_pylist(), values, header
+    return table.column("sample_id").to_pylist(), _values(table, -1), header
 
 
 def features_header(path: Path) -> Header | None:
     """Read the header alone."""
     return header_of_table(path, schema=SCHEMA, version=VERSION)
+
+
+def kept_features(
+    folder: Path, wanted: Collection[str], *, width: int, libraries: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Features [width] by key, of the wanted keys, from all feature files of a folder.
+
+    A file that cannot be read holds nothing for this purpose: who needs that very file says so. Nor does one that other
+    versions of the `libraries` wrote, because their last bits may differ.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    current = versions(*libraries)
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        left = pa.array(set(wanted) - found.keys(), pa.string())
+        try:
+            keys, header = read_table(path, schema=SCHEMA, version=VERSION, hint="", columns=["key"])
+            same = all(header.versions.get(name) == current[name] for name in libraries)
+            if not same or not pc.any(pc.is_in(keys["key"], left)).as_py():
+                continue
+            table, _ = read_table(path, schema=SCHEMA, version=VERSION, hint="", columns=["key", "feature"])
+            table = table.filter(pc.is_in(table["key"], left))
+            found.update(zip(table["key"].to_pylist(), _values(table, width), strict=True))
+        except Exception:  # whatever the libraries say to a file that is damaged, or something else under this name
+            continue
+    return found
+
+
+def _values(table: pa.Table, width: int) -> torch.Tensor:
+    """The column of features as a tensor [rows, width]; -1 for the width that it has."""
+    import numpy as np
+    import torch
+
+    flat = table.column("feature").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return torch.from_numpy(np.array(flat, dtype=np.float32)).reshape(table.num_rows, width)

@@ -17,6 +17,10 @@ from dmole_cli.errors import DmoleError
 HEADER_KEY = "dmole"
 
 
+class OtherVersion(DmoleError):
+    """An artifact of the kind asked for, in a layout of another schema version."""
+
+
 @dataclass(frozen=True)
 class Header:
     """Provenance of one artifact.
@@ -54,7 +58,8 @@ def read_header(raw: Any, *, path: Path, schema: str, version: int) -> Header:
     """Check and build a header from what stood in a file.
 
     Raises:
-        DmoleError: no header, another kind of artifact, or another schema version.
+        DmoleError: no header, or another kind of artifact.
+        OtherVersion: another schema version.
     """
     if isinstance(raw, (str, bytes)):
         try:
@@ -70,7 +75,7 @@ def read_header(raw: Any, *, path: Path, schema: str, version: int) -> Header:
             "check the path, or delete the file and run its stage again",
         )
     if raw["schema_version"] != version:
-        raise DmoleError(
+        raise OtherVersion(
             f"{path} has schema version {raw['schema_version']}, this dmole reads {version}",
             "make the artifact again with --force, or use the dmole version that wrote it",
         )

@@ -14,20 +14,29 @@ if TYPE_CHECKING:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, header: Header) -> None:
-    """Write rows as parquet (zstd), the header under the schema metadata key `dmole`."""
+    """Write rows as parquet (zstd, checksums), the header under the schema metadata key `dmole`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.Table.from_pylist(rows, schema=schema.with_metadata({HEADER_KEY: header.to_json()}))
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
-def read_table(path: Path, *, schema: str, version: int, hint: str) -> tuple[pa.Table, Header]:
+def read_table(
+    path: Path, *, schema: str, version: int, hint: str, columns: list[str] | None = None
+) -> tuple[pa.Table, Header]:
     """Read a table and its header.
 
+    Args:
+        path: the file.
+        schema: the kind of artifact that it must be.
+        version: of that kind's layout.
+        hint: how to make the file.
+        columns: those to read, None = all.
+
     Raises:
-        DmoleError: the file is missing (`hint` says how to make it), damaged, or of another schema.
+        DmoleError: the file is missing, damaged, or of another schema.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -35,7 +44,7 @@ def read_table(path: Path, *, schema: str, version: int, hint: str) -> tuple[pa.
     if not path.exists():
         raise DmoleError(f"{path} is not there", hint)
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise DmoleError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}", hint) from error
     raw = (table.schema.metadata or {}).get(HEADER_KEY.encode())

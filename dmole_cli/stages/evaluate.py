@@ -145,7 +145,7 @@ def _evaluate_task(
     if not todo:
         return outcomes
     with session.measured("-".join(["evaluate", *([] if split == "test" else [split]), label]), task, adding=True):
-        table = _losses(session, samples, task, max(todo), track) if rules.USES_ROUTERS else None
+        table = _losses(session, task, max(todo), track) if rules.USES_ROUTERS else None
         cells = [_cell(session, rules, method, task, stage, samples, headers[stage], table) for stage in todo]
         answers, fresh = _answers(session, card, samples, cells, rules, force=force, track=track)
         metric = catalog.load("metrics", card.metric)
@@ -237,18 +237,12 @@ def _header(
     )
 
 
-def _losses(
-    session: Session, samples: Sequence[Sample], task: str, last: int, track: Track
-) -> dict[str, tuple[RouterFile, list[float]]]:
-    """Reconstruction losses of the samples under every router up to a stage: task -> (router, losses)."""
+def _losses(session: Session, task: str, last: int, track: Track) -> dict[str, tuple[RouterFile, list[float]]]:
+    """Reconstruction losses of a task's samples under every router up to a stage: trained task -> (router, losses)."""
     trained = session.config.tasks[:last]
     if not trained:
         return {}
-    split = session.config.evaluate.split
-    path = session.run.features(task, split)
-    features = features_of(
-        session.backbone, samples, path, label=f"{task}/{split}", digest=session.data_digest(task, split), track=track
-    )
+    features = features_of(session, task, session.config.evaluate.split, track=track)
     table = {}
     for name in trained:
         redo = session.command("train-router", name)

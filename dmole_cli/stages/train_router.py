@@ -43,17 +43,11 @@ def train_router(session: Session, task: str, *, force: bool = False, track: Tra
     )
     path, reads = session.run.router(task), (f"task {task} (train)", f"backbone {config.backbone}")
     redo = session.command("train-router", task, **({"seed": settings.seed} if settings.seed else {}))
-    if up_to_date(path, None if force else router_header(path), header, force=force, command=redo):
+    done = up_to_date(path, None if force else router_header(path), header, force=force, command=redo)
+    if done and session.run.features(task).exists():  # training reads them, and sends people here who have deleted them
         return Outcome("train-router", task, path, written=False, reads=reads)
     with session.measured("train-router", task):
-        features = features_of(
-            session.backbone,
-            samples,
-            session.run.features(task),
-            label=f"{task}/train",
-            digest=session.data_digest(task, "train"),
-            track=track,
-        )
+        features = features_of(session, task, "train", track=track)
         router, epochs = build(session, features, header, task)
         write_router(path, router)
     facts = {"threshold": round(router.threshold, 8), "epochs": epochs, "samples": len(samples)}
