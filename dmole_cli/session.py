@@ -85,13 +85,23 @@ class Session:
 
         return load_backbone(self.config.backbone, device=self.device, precision=self.precision)
 
+    def load(self) -> Backbone:
+        """The model, loaded before a stage's clock starts: a process loads it once, whatever number of tasks it works on."""
+        return self.backbone
+
     def counts(self) -> Counter[str]:
         """What the backbone has computed so far; nothing if it was never needed."""
         return self.backbone.counts if "backbone" in self.__dict__ else Counter()
 
     @contextmanager
     def measured(self, stage: str, task: str, *, adding: bool = False) -> Iterator[None]:
-        """The work of a stage, its artifact's writing included: its cost is written when it ended well (see `clocked`)."""
+        """The work of a stage, its artifact's writing included: its cost is written when it ended well (see `clocked`).
+
+        What a process loads once, however many tasks it works on, is no task's cost: this library is loaded here, the
+        backbone by the stages that always need it, before they enter.
+        """
+        import pyarrow.parquet  # noqa: F401
+
         with clocked(self.run.cost(stage, task), self.counts, adding=adding):
             yield
         self._picture_digests.save()

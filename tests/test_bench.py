@@ -7,11 +7,16 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+
+from dmole_cli.config import EvaluateSettings
+from dmole_cli.methods.contract import every_cell
+from dmole_cli.stages.train_task import train_task
 
 sys.path.insert(0, str(tiny.ROOT))
 FOLDER = tiny.ROOT / "pipelines" / "bench"
@@ -26,9 +31,11 @@ from pipelines.bench import (  # noqa: E402
     evaluation,
     growth,
     layer,
+    matrix,
     padding,
     profiling,
     routing,
+    share,
     step,
     storage,
 )
@@ -207,6 +214,76 @@ def test_the_references_folders_are_counted_as_described():
     assert storage.reference_layout(10, tasks=1) == 2 * once
     assert storage.reference_layout(10, tasks=2) == 2 * (once + once + 2 * 10)
     assert storage.expert(blocks=storage.BLOCKS).parameters == 1_769_472
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A run on two tasks of the stream, beside one that is never trained, with few rows; nothing is evaluated yet."""
+    folder = tmp_path_factory.mktemp("taught")
+    return matrix.trained(folder, tasks=("emoji", "easyvqa"), unseen=("counting",), train=48, test=3)
+
+
+def evaluated_as_plainly(session):
+    """Evaluate anew: routes and answers are those of the plain way."""
+    matrix.evaluate(session, force=True)
+    cells = {cell: matrix.plain(session, cell) for cell in every_cell(session.config.tasks, session.config.unseen)}
+    for cell, rows in cells.items():
+        ours = matrix.evaluated(session, cell)
+        assert [(row.active, row.prediction) for row in ours] == [(row.route, row.answer) for row in rows]
+        assert len(rows) >= 3
+    assert len(cells) == 9
+    return cells
+
+
+def moved(cells, *, since):
+    """Answers of the last stage that are not those of an earlier one."""
+    last = max(stage for stage, _ in cells)
+    pairs = [zip(rows, cells[since, task], strict=True) for (stage, task), rows in cells.items() if stage == last]
+    return [now.answer for column in pairs for now, then in column if now.answer != then.answer]
+
+
+def test_the_matrix_of_a_run_is_that_of_the_plain_way(taught):
+    cells = evaluated_as_plainly(taught)
+    assert sum(matrix.generated(taught).values()) == matrix.distinct(cells)
+    assert sum(bool(row.route) for row in [*cells[2, "emoji"], *cells[2, "easyvqa"]]) >= 4
+    assert moved(cells, since=0)
+
+
+def test_the_matrix_is_that_of_the_plain_way_where_experts_share_a_sample(taught, monkeypatch):
+    monkeypatch.setattr(taught, "config", replace(taught.config, evaluate=EvaluateSettings(threshold_scale=1e9)))
+    cells = evaluated_as_plainly(taught)
+    assert all(len(row.route) == stage for (stage, _), rows in cells.items() for row in rows)
+    assert moved(cells, since=0) and moved(cells, since=1)
+
+
+def test_steps_that_are_timed_beside_profiling_are_those_of_train_task(tmp_path):
+    card = matrix.smaller(tmp_path, "easyvqa", train=80, test=1)
+    session = share.Session(share.Config(tasks=(card,), unseen=()), share.Run(tmp_path / "run"))
+    made, often = share.variants(session, ["easyvqa"], steps=3)  # all there are: 80 rows in batches of 32
+    losses = made["training easyvqa"]()
+    facts = train_task(session, "easyvqa").facts
+    assert facts["steps"] == len(losses) == 3 and often == {"profiling easyvqa": 100, "training easyvqa": 1}
+    assert facts["first_loss"] == round(losses[0], 4) and facts["last_loss"] == round(sum(losses) / 3, 4)
+    written = session.run.profile("easyvqa").read_bytes()
+    assert made["profiling easyvqa"]().written and session.run.profile("easyvqa").read_bytes() == written
+
+
+def test_some_batches_stand_for_all():
+    order, lengths = [[i] for i in range(12)], [5, 1, 9, 3, 11, 7, 0, 2, 8, 4, 10, 6]
+    chosen = share.spread(order, lengths, count=3)
+    assert sorted(lengths[i] for (i,) in chosen) == [2, 6, 10] and chosen == sorted(chosen)
+    assert share.spread(order, lengths, count=12) == order
+
+
+def test_a_share_is_of_all_tasks_together():
+    times = {
+        "profiling a": [1.0, 2.0],
+        "profiling b": [2.0, 2.0],
+        "training a": [10.0, 20.0],
+        "training b": [5.0, 10.0],
+    }
+    often = {"profiling a": 100.0, "profiling b": 100.0, "training a": 2.0, "training b": 4.0}
+    assert share.together(times, often) == {"profiling": [300.0, 400.0], "training": [40.0, 80.0]}
 
 
 # --- all of it ---

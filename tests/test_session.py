@@ -1,8 +1,18 @@
-"""The command lines that errors propose work where the user stands."""
+"""What stages share: command lines that work where the user stands, a clock that starts when everything is loaded."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
+import tiny
+
+from dmole_cli.artifacts.layout import Run
 from dmole_cli.commands.options import open_session
+from dmole_cli.config import read_config
+from dmole_cli.session import Session
+from dmole_cli.stages.allocate import allocate_task
+from dmole_cli.stages.profile import profile
+from dmole_cli.stages.train_router import train_router
+from dmole_cli.stages.train_task import train_task
 
 
 def test_commands_repeat_the_shared_options(tmp_path):
@@ -21,3 +31,20 @@ def test_commands_leave_out_what_a_subcommand_does_not_have():
     assert session.command("allocate", "digits") == "dmole allocate --task digits"
     assert session.command("evaluate", "digits") == "dmole evaluate --task digits --data-root pictures"
     assert session.command("profile", "digits") == "dmole profile --task digits --data-root pictures"
+
+
+def test_loading_the_backbone_is_no_cost_of_the_first_task(stream, tmp_path, monkeypatch):
+    monkeypatch.chdir(stream)
+    config, measured, entered = read_config(stream / "dmole.toml"), Session.measured, []
+
+    @contextmanager
+    def watched(session, stage, task, **options):
+        entered.append((stage, "backbone" in session.__dict__))
+        with measured(session, stage, task, **options):
+            yield
+
+    monkeypatch.setattr(Session, "measured", watched)
+    for stage in (profile, allocate_task, train_router, train_task):
+        session = Session(config, Run(tmp_path))  # each as a command of its own
+        stage(session, tiny.TASKS[0])
+    assert entered == [("profile", True), ("train-router", True), ("train-task-d-mole", True)]

@@ -67,7 +67,7 @@ def profile(session: Session, task: str, *, force: bool = False, track: Track = 
     if up_to_date(path, None if force else profile_header(path), header, force=force, command=redo):
         return Outcome("profile", task, path, written=False, reads=reads)
     batches = subset(len(samples), settings.portion, settings.batch_size, seed=seed_for(settings.seed, task, "profile"))
-    backbone = session.backbone
+    backbone = session.load()
     sites = find_sites(backbone.model, settings.sites)
     with session.measured("profile", task):
         encoded = encoded_batches(backbone, samples, batches, with_answer=True)

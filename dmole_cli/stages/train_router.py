@@ -46,6 +46,7 @@ def train_router(session: Session, task: str, *, force: bool = False, track: Tra
     done = up_to_date(path, None if force else router_header(path), header, force=force, command=redo)
     if done and session.run.features(task).exists():  # training reads them, and sends people here who have deleted them
         return Outcome("train-router", task, path, written=False, reads=reads)
+    session.load()
     with session.measured("train-router", task):
         features = features_of(session, task, "train", track=track)
         router, epochs = build(session, features, header, task)

@@ -71,9 +71,10 @@ def train_task(
     done = up_to_date(path, None if force else expert_header(path), header, force=force, command=redo)
     if done and (not rules.remembers or _kept(run.memory(task, method), header)):
         return Outcome("train-task", task, path, written=False, reads=reads)
+    backbone = session.load()
     with session.measured(f"train-task-{method}", task):
         samples = training_samples(session, task, shares)
-        loaded = LoadedStage(rules, run, config, stage.options, task, samples, session.backbone)
+        loaded = LoadedStage(rules, run, config, stage.options, task, samples, backbone)
         expert, memory, losses = _train(session, loaded, recipe, track)
         if rules.remembers:
             # First, because the expert is what says that the work is done.

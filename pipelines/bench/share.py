@@ -1,0 +1,109 @@
+"""Profiling a task against one epoch of training it: the embedded backbone, the full training splits of the built-in stream.
+
+Profiling is the whole stage, as `profile --force` runs it: draw the subset, encode its samples, measure, write. Training is some
+steps of `train-task`, on batches that stand for short and long ones alike, and their time is scaled to the 80 steps of the epoch.
+It is given less than it takes: its samples are encoded beforehand, in a worker's place, and no earlier expert joins, as the
+routers of this stream let next to none. Model and libraries are loaded before either.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dmole_cli.artifacts.allocation import read_allocation
+from dmole_cli.artifacts.layout import Run
+from dmole_cli.config import Config
+from dmole_cli.experts.routed import new_expert
+from dmole_cli.session import Session
+from dmole_cli.stages.allocate import allocate_task
+from dmole_cli.stages.profile import profile
+from dmole_cli.training.batches import encoded_batches, seed_for, shuffled
+from dmole_cli.training.loop import site_shapes, train_expert
+from pipelines.bench._models import attached
+from pipelines.bench._timing import Row, Times, Variant, interleaved, timed
+
+STEPS = 3  # of a task's epoch, in each round
+PROFILING, TRAINING = "profiling", "training"
+
+
+def training(session: Session, task: str, *, steps: int) -> tuple[Variant, int]:
+    """Some steps of a task's first epoch, giving their losses; and how many steps the epoch has."""
+    backbone, samples, recipe = session.backbone, session.samples(task, "train"), session.card(task).recipe
+    lengths, seed = backbone.text_lengths(samples), session.config.seed
+    order = shuffled(len(samples), recipe.batch_size, epochs=1, seed=seed_for(seed, task, "order"), lengths=lengths)
+    chosen = spread(order, [max(lengths[i] for i in rows) for rows in order], count=steps)
+    encoded = list(encoded_batches(backbone, samples, chosen, with_answer=True))
+    batches = [
+        ([samples[i].sample_id for i in rows], [(task,) for _ in rows], batch)
+        for rows, batch in zip(chosen, encoded, strict=True)
+    ]
+    document, _ = read_allocation(session.run.allocation(task), hint="allocate first")
+    hosts = {site: backbone.model.get_submodule(site) for site in document["sites"]}
+    shapes = site_shapes(
+        dict.fromkeys(hosts, document["rank"]), {s: (h.in_features, h.out_features) for s, h in hosts.items()}
+    )
+
+    def run() -> list[float]:
+        generator = torch.Generator().manual_seed(seed_for(seed, task, "expert"))
+        expert = new_expert(shapes, scale=document["alpha"] / document["rank"], generator=generator)
+        routed = attached(backbone, {task: expert})
+        try:
+            return train_expert(
+                backbone,
+                routed,
+                expert,
+                batches,
+                steps=len(batches),
+                learning_rate=recipe.learning_rate,
+                settings=session.config.train,
+            )
+        finally:
+            routed.close()
+
+    return run, len(order)
+
+
+def spread(order: Sequence[list[int]], lengths: Sequence[int], *, count: int) -> list[list[int]]:
+    """Batches in the middle of `count` equal parts of all batches by length, in their order."""
+    by_length = sorted(range(len(order)), key=lengths.__getitem__)
+    middles = (len(order) * (2 * part + 1) // (2 * count) for part in range(count))
+    return [order[i] for i in sorted(by_length[middle] for middle in middles)]
+
+
+def variants(session: Session, tasks: Sequence[str], *, steps: int) -> tuple[dict[str, Variant], dict[str, float]]:
+    """Both for every task, run once; and how often each goes into what is compared."""
+    made: dict[str, Variant] = {}
+    often: dict[str, float] = {}
+    for task in tasks:
+        profile(session, task)
+        allocate_task(session, task)
+        run, epoch = training(session, task, steps=steps)
+        run()
+        made |= {f"{PROFILING} {task}": partial(profile, session, task, force=True), f"{TRAINING} {task}": run}
+        often |= {f"{PROFILING} {task}": 100.0, f"{TRAINING} {task}": epoch / steps}  # in percent
+    return made, often
+
+
+def together(times: Times, often: Mapping[str, float]) -> Times:
+    """Both over all tasks, per round."""
+    parts = {
+        what: [[seconds * often[name] for seconds in row] for name, row in times.items() if name.startswith(what)]
+        for what in (PROFILING, TRAINING)
+    }
+    return {what: [sum(column) for column in zip(*rows, strict=True)] for what, rows in parts.items()}
+
+
+def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
+    """Time of all tasks together, in percent."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = Session(Config(), Run(Path(folder)))
+        tasks = session.config.tasks[:1] if tiny else session.config.tasks
+        made, often = variants(session, tasks, steps=1 if tiny else STEPS)
+        times = interleaved(made, rounds=rounds or (1 if tiny else 4), warm=True)
+    name = "profiling: time in percent of one epoch of training"
+    return [timed(name, together(times, often), PROFILING, TRAINING, 1.5)]
