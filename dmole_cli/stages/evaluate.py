@@ -1,8 +1,6 @@
 """Stage `evaluate`: after every stage, every task; a row per sample, and no generation twice.
 
-An answer is a function of the backbone, the sample, the experts that are active for it, the generation settings and the
-precision. Answers are kept in the run directory under a key of exactly these, so that of the (T + 1) x T cells only the
-distinct keys are generated, whatever methods, stages and tasks are asked for.
+Who answers what, with which experts, is decided here; the answering itself, and what is kept of it, is `experts/answering.py`.
 """
 
 from __future__ import annotations
@@ -10,30 +8,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from dmole_cli import catalog
 from dmole_cli.artifacts.evaluation import SCHEMA, VERSION, Answer, evaluation_header, write_evaluation
-from dmole_cli.artifacts.expert import read_expert
-from dmole_cli.artifacts.files import digest_of, digest_of_file
-from dmole_cli.artifacts.generations import read_generations, write_generations
 from dmole_cli.artifacts.provenance import Header, up_to_date, versions
 from dmole_cli.artifacts.router import RouterFile, read_router
-from dmole_cli.backbones.pictures import SeenPictures
 from dmole_cli.config import EvaluateSettings
 from dmole_cli.errors import DmoleError
+from dmole_cli.experts.answering import Asking
 from dmole_cli.experts.autoencoder import from_tensors
-from dmole_cli.experts.routed import Expert, RoutedExperts
 from dmole_cli.methods.contract import Method, Routing, load_method
 from dmole_cli.outcome import Outcome, Track, untracked
 from dmole_cli.sample import Sample
 from dmole_cli.session import Session
 from dmole_cli.tasks import TaskCard
-from dmole_cli.training.batches import encoded_batches
 from dmole_cli.training.features import features_of
-from dmole_cli.training.loop import looking
 from dmole_cli.upstream import check_inputs
 
 Active = list[tuple[str, ...]]
@@ -147,7 +138,8 @@ def _evaluate_task(
     with session.measured("-".join(["evaluate", *([] if split == "test" else [split]), label]), task, adding=True):
         table = _losses(session, task, max(todo), track) if rules.USES_ROUTERS else None
         cells = [_cell(session, rules, method, task, stage, samples, headers[stage], table) for stage in todo]
-        answers, fresh = _answers(session, card, samples, cells, rules, force=force, track=track)
+        asking = Asking(session, card, samples, method=method, merges=rules.MERGES, force=force, track=track)
+        answers, fresh = asking.answers(pair for cell in cells for pair in enumerate(cell.active))
         metric = catalog.load("metrics", card.metric)
         references, details = [list(s.references) for s in samples], [dict(s.details) for s in samples]
         for cell in cells:
@@ -280,92 +272,3 @@ def _cell(
     chosen = session.config.evaluate
     path = session.run.evaluation(labelled(method, chosen), stage, task, chosen.split)
     return Cell(method, stage, path, header, active, losses)
-
-
-def _answers(
-    session: Session,
-    card: TaskCard,
-    samples: Sequence[Sample],
-    cells: list[Cell],
-    rules: Method,
-    *,
-    force: bool,
-    track: Track,
-) -> tuple[dict[tuple[int, tuple[str, ...]], str], set[tuple[int, frozenset[str]]]]:
-    """Answers by (sample index, experts), kept ones where they are there; and which (sample, set) are new."""
-    names = sorted({name for cell in cells for active in cell.active for name in active})
-    digests = {name: digest_of_file(session.run.expert(name, rules.name)) for name in names}
-    common = [session.fingerprint, asdict(card.generation), session.precision]
-    pictures = session.picture_digests(card.name, session.config.evaluate.split)
-
-    def key(index: int, active: tuple[str, ...]) -> str:
-        sample = samples[index]
-        looked_at = [sample.sources, [pictures[file] for file in sample.files]]
-        return digest_of([*common, sample.sample_id, sample.question, *looked_at, sorted(digests[n] for n in active)])
-
-    wanted = {(i, active): key(i, active) for cell in cells for i, active in enumerate(cell.active)}
-    path = session.run.generations(card.name, session.config.evaluate.split)
-    kept = {} if force else read_generations(path)
-    # Two routes to the same set of experts (in another order) are one key, generated once.
-    missing = {k: pair for pair, k in wanted.items() if k not in kept}
-    if missing:
-        fresh = _generate(session, card, samples, list(missing.values()), rules, track)
-        kept = {**read_generations(path), **dict(zip(missing, fresh, strict=True))}
-        write_generations(path, kept, session.fingerprint)
-    return {pair: kept[k] for pair, k in wanted.items()}, {(i, frozenset(active)) for i, active in missing.values()}
-
-
-def _generate(
-    session: Session,
-    card: TaskCard,
-    samples: Sequence[Sample],
-    pairs: list[tuple[int, tuple[str, ...]]],
-    rules: Method,
-    track: Track,
-) -> list[str]:
-    """Greedy answers of (sample index, experts) pairs, batched by experts and length of the prompt."""
-    backbone = session.backbone
-    lengths = backbone.lengths(samples, with_answer=False)
-    order = sorted(range(len(pairs)), key=lambda p: (pairs[p][1], lengths[pairs[p][0]], pairs[p][0]))
-    batches = _batches(order, [active for _, active in pairs], session.config.evaluate.batch_size, apart=rules.MERGES)
-    method = rules.name
-    routed = RoutedExperts(backbone.model, backbone.modality_of)
-    for name in sorted({name for _, active in pairs for name in active}):
-        redo = f"make it again with: {session.command('train-task', name, method=method)} --force"
-        file = read_expert(session.run.expert(name, method), hint=redo)
-        routed.add(name, Expert(file.sites, file.scale, gates=file.gates))
-    # Worth its place only where a sample is answered more than once without an expert that looks at its pictures.
-    blind = [i for i, active in pairs if not looking(backbone, routed, [active])]
-    room = session.config.picture_store * 2**20 if len(set(blind)) < len(blind) else 0
-    seen = SeenPictures(backbone, folder=session.run.root / "cache", limit=room)
-    out = [""] * len(pairs)
-    try:
-        rows_of = [[pairs[p][0] for p in batch] for batch in batches]
-        encoded = encoded_batches(backbone, samples, rows_of, with_answer=False)
-        for batch, rows in zip(batches, track(encoded, f"evaluate {card.name} ({method})", len(batches)), strict=True):
-            inputs, vision_rows = backbone.collate(rows, left=True)
-            sets = [pairs[p][1] for p in batch]
-            if rules.MERGES:
-                routed.merge(sets[0])
-            if not looking(backbone, routed, sets):
-                inputs = seen.replace(inputs, rows)
-            beside = [() for _ in sets] if rules.MERGES else sets
-            with routed.route(beside, rows=vision_rows, device=backbone.device, dtype=backbone.compute_dtype):
-                texts = backbone.generate(
-                    inputs,
-                    max_new_tokens=card.generation.max_new_tokens,
-                    min_new_tokens=card.generation.min_new_tokens,
-                    leave=routed.keep,
-                )
-            for p, text in zip(batch, texts, strict=True):
-                out[p] = text
-    finally:
-        routed.close()
-        seen.close()
-    return out
-
-
-def _batches(order: list[int], active: Active, size: int, *, apart: bool) -> list[list[int]]:
-    """Batches of indices in a given order; `apart`: none holds two sets of experts."""
-    groups = [list(group) for _, group in groupby(order, key=active.__getitem__)] if apart else [order]
-    return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
