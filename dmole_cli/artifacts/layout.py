@@ -74,6 +74,18 @@ class Run:
         """A row per sample of a task's split after a stage (0 = the pretrained backbone)."""
         return self.evaluations(split) / method / str(stage) / f"{task}.parquet"
 
+    def likelihoods(self, split: str = "test") -> Path:
+        """All likelihoods of reference answers on a split; the test split has the plain name."""
+        return self.root / ("likelihoods" if split == "test" else f"likelihoods.{split}")
+
+    def likelihood(self, method: str, stage: int, task: str, split: str = "test") -> Path:
+        """A row per sample of a task's split after a stage (0 = the pretrained backbone)."""
+        return self.likelihoods(split) / method / str(stage) / f"{task}.parquet"
+
+    def kept_likelihoods(self, task: str, split: str = "test") -> Path:
+        """Likelihoods already computed for a task's samples, by content key."""
+        return self.likelihoods(split) / "cache" / f"{task}.parquet"
+
     def generations(self, task: str, split: str = "test") -> Path:
         """Answers already generated for a task's samples, by content key; the test split has the plain name."""
         return self.root / "generations" / (f"{task}.parquet" if split == "test" else f"{task}.{split}.parquet")

@@ -21,7 +21,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from dmole_cli.artifacts.files import digest_of_file
+from dmole_cli.artifacts.likelihood import Likelihoods
 from dmole_cli.backbones import embedded
+from dmole_cli.backbones.candidates import Narrow, scoring
 from dmole_cli.backbones.greedy import Leave, dropping_finished_rows
 from dmole_cli.backbones.sites import tower_names
 from dmole_cli.errors import DmoleError
@@ -66,8 +68,8 @@ class Backbone:
             computed in their type, because features decide routes.
         processor: its processor.
         counts: what it has computed so far: `feature_passes` and `generations` (samples), `decode_rows` and
-            `decode_rows_needed`, `training_tokens` and `training_tokens_needed`, `vision_rows` (pictures or tiles
-            encoded for training).
+            `decode_rows_needed`, `likelihood_passes` (samples) and `likelihood_rows` (answers to them), `training_tokens`
+            and `training_tokens_needed`, `vision_rows` (pictures or tiles encoded for training).
     """
 
     def __init__(self, name: str, fingerprint: str, model: Any, processor: Any, *, precision: str = "float32") -> None:
@@ -125,12 +127,16 @@ class Backbone:
         inputs.pop("attention_mask", None)
         labels = None
         if with_answer:
-            answer = self.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
-            reply = torch.tensor([*answer, self.tokenizer.eos_token_id])
+            reply = self.reply(sample.answer)
             labels = torch.cat([torch.full_like(tokens, IGNORED), reply])
             tokens = torch.cat([tokens, reply])
         instruction = self.tokenizer(sample.question, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
         return Encoded(tokens, labels, dict(inputs), instruction)
+
+    def reply(self, answer: str) -> torch.Tensor:
+        """Tokens of an answer with the end that is learnt with it [length, at least 1]."""
+        tokens = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        return torch.tensor([*tokens, self.tokenizer.eos_token_id])
 
     def prompt(self, question: str, *, images: int) -> str:
         """The chat template's text for one user turn.
@@ -302,6 +308,38 @@ class Backbone:
                 custom_generate=dropping_finished_rows(leave, self.counts),
             )
         return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+    @torch.no_grad()
+    def likelihoods(
+        self,
+        inputs: dict[str, torch.Tensor],
+        *,
+        answers: Sequence[Sequence[str]],
+        rows: int,
+        narrow: Narrow | None = None,
+    ) -> list[Likelihoods]:
+        """How likely each sample of a left-padded batch finds each of its answers, the end of the answer included.
+
+        Args:
+            inputs: of `collate`.
+            answers: to each sample, at least one to some sample.
+            rows: how many answers pass through the model at once.
+            narrow: makes what else knows the batch follow while answers pass (`RoutedExperts.narrowed`).
+        """
+        replies = [[self.reply(answer) for answer in own] for own in answers]
+        self.counts["likelihood_passes"] += len(replies)
+        self.counts["likelihood_rows"] += sum(len(own) for own in replies)
+        with self.autocast():
+            sums = self.model.generate(
+                **{k: v for k, v in inputs.items() if k != "labels"},
+                max_new_tokens=max(len(reply) for own in replies for reply in own),
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=self.tokenizer.pad_token_id,
+                eos_token_id=self.tokenizer.eos_token_id,
+                custom_generate=scoring(replies, rows=rows, narrow=narrow),
+            )
+        return [Likelihoods(own, [len(reply) for reply in said]) for own, said in zip(sums, replies, strict=True)]
 
 
 def in_equal_shapes(items: Sequence[tuple[int, torch.Tensor]]) -> Iterator[tuple[list[int], torch.Tensor]]:

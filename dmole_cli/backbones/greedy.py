@@ -52,7 +52,7 @@ def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callabl
             ended |= {row: tokens[prompt:] for row, tokens in zip(rows[done].tolist(), input_ids[done], strict=True)}
             going = (~done).nonzero()[:, 0]
             rows, input_ids = rows[going], input_ids[going]
-            kwargs = {name: _select(name, value, going, len(done)) for name, value in kwargs.items()}
+            kwargs = {name: select_rows(name, value, going, len(done)) for name, value in kwargs.items()}
             if leave is not None and len(going):
                 leave(going)
         counts["decode_rows_needed"] += sum(len(tokens) for tokens in ended.values())
@@ -61,15 +61,15 @@ def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callabl
     return decode
 
 
-def _select(name: str, value: Any, going: torch.Tensor, before: int) -> Any:
-    """The rows of a model input that go on."""
+def select_rows(name: str, value: Any, rows: torch.Tensor, before: int) -> Any:
+    """These rows [indices] of a model input that has `before` of them; a cache is narrowed in place."""
     if name == "past_key_values":
-        value.batch_select_indices(going)
+        value.batch_select_indices(rows)
     elif name in BATCH_FIRST and value is not None:
-        return value[going]
+        return value[rows]
     elif name == "position_ids" and value is not None and value.shape[-2] == before:
         # [rows, tokens], or [axes, rows, tokens] where positions have several axes
-        return value.index_select(-2, going)
+        return value.index_select(-2, rows)
     return value
 
 

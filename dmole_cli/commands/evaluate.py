@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dmole_cli.session import Session
 
 HELP = "Score every task after every stage, and report Last, AVG, BWT and more."
-REPORTS = ("overview", "last", "avg", "bwt", "fwt", "forgetting", "matrix", "cost")
+REPORTS = ("overview", "last", "avg", "bwt", "fwt", "forgetting", "matrix", "knowledge", "cost")
 
 
 def evaluate(
@@ -50,6 +50,10 @@ def evaluate(
             help=f"One of {', '.join(REPORTS)}. Alone it only reads what was evaluated; missing cells stay missing."
         ),
     ] = None,
+    likelihood: Annotated[
+        bool,
+        typer.Option("--likelihood", help="Score the right answers, too: is it knowledge that is lost, or format?"),
+    ] = False,
     merge: MergeOption = False,
     routing: Annotated[
         list[str] | None,
@@ -88,14 +92,15 @@ def evaluate(
         data_root=data_root,
         evaluate=section,
     )
-    if report is None or stage or task:
+    if report is None or stage or task or likelihood:
         outcomes = []
         # The same checkpoint under each routing: what a routing does not change is not generated again.
         for changed in _routings(session.config, routing, threshold_scale):
             session.config = changed
-            outcomes += _evaluate(session, stage, task, methods or ["d-mole"], json, force)
+            outcomes += _evaluate(session, stage, task, methods or ["d-mole"], json, likelihood=likelihood, force=force)
         shown = json and report is None
-        console.report(outcomes, as_json=shown, following="" if report else "dmole evaluate --report bwt")
+        following = "" if report else f"dmole evaluate --report {'knowledge' if likelihood else 'bwt'}"
+        console.report(outcomes, as_json=shown, following=following)
     if report is not None:
         _report(session, report, methods or None, as_json=json)
 
@@ -115,7 +120,14 @@ def _routings(config: Config, modes: list[str] | None, scales: list[float] | Non
 
 
 def _evaluate(
-    session: Session, stage: list[str] | None, task: list[str] | None, methods: list[str], json: bool, force: bool
+    session: Session,
+    stage: list[str] | None,
+    task: list[str] | None,
+    methods: list[str],
+    json: bool,
+    *,
+    likelihood: bool,
+    force: bool,
 ) -> list:
     every = list(range(len(session.config.tasks) + 1))
     stages = None if not stage else every if "all" in stage else [_number(session, s) for s in stage]
@@ -128,7 +140,9 @@ def _evaluate(
     track = console.tracker(not json)
     outcomes = []
     for method in methods:
-        outcomes += run_stage(session, method=method, stages=stages, tasks=task, force=force, track=track)
+        outcomes += run_stage(
+            session, method=method, stages=stages, tasks=task, likelihood=likelihood, force=force, track=track
+        )
     return outcomes
 
 

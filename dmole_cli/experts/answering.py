@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dmole_cli.artifacts.expert import read_expert
 from dmole_cli.artifacts.files import digest_of, digest_of_file
 from dmole_cli.artifacts.generations import read_generations, write_generations
+from dmole_cli.artifacts.likelihood import Likelihoods, read_kept, write_kept
 from dmole_cli.backbones.pictures import SeenPictures
 from dmole_cli.experts.routed import Expert, RoutedExperts
 from dmole_cli.outcome import Track
@@ -78,6 +79,29 @@ class Asking:
             ask=generate,
         )
 
+    def likelihoods(
+        self, pairs: Iterable[Pair], *, answers: Sequence[Sequence[str]]
+    ) -> tuple[dict[Pair, Likelihoods], Fresh]:
+        """How likely each pair finds the answers to its sample, kept ones where they are there; and which are new.
+
+        Args:
+            pairs: as for `answers`.
+            answers: of each sample of the split, those to score.
+        """
+        backbone, rows = self.session.backbone, self.session.config.evaluate.batch_size
+
+        def score(inputs: dict[str, Any], indices: list[int], routed: RoutedExperts) -> list[Likelihoods]:
+            own = [answers[index] for index in indices]
+            return backbone.likelihoods(inputs, answers=own, rows=rows, narrow=routed.narrowed)
+
+        return self._kept(
+            self._keys(pairs, lambda index: list(answers[index])),
+            self.session.run.kept_likelihoods(self.card.name, self.session.config.evaluate.split),
+            read=read_kept,
+            write=write_kept,
+            ask=score,
+        )
+
     def _keys(self, pairs: Iterable[Pair], asked: Callable[[int], Any]) -> dict[Pair, str]:
         """The key of each pair; `asked`: what a sample is asked for, JSON values."""
         wanted = list(dict.fromkeys(pairs))
@@ -90,7 +114,8 @@ class Asking:
             sample = self.samples[index]
             looked_at = [sample.sources, [pictures[file] for file in sample.files]]
             about = [sample.sample_id, sample.question, *looked_at]
-            return digest_of([self.session.fingerprint, asked(index), *about, sorted(digests[name] for name in active)])
+            used = sorted(digests[name] for name in active)
+            return digest_of([self.session.fingerprint, self.session.precision, asked(index), *about, used])
 
         return {pair: key(*pair) for pair in wanted}
 
@@ -114,9 +139,10 @@ class Asking:
         return {pair: kept[key] for pair, key in keys.items()}, new
 
     def _in_batches(self, pairs: list[Pair], ask: Ask[Said]) -> list[Said]:
-        """What is said of each pair, batched by experts and length of the question."""
+        """What is said of each pair, batched by experts and length of the prompt."""
         backbone, samples = self.session.backbone, self.samples
-        order = sorted(range(len(pairs)), key=lambda p: (pairs[p][1], len(samples[pairs[p][0]].question), pairs[p][0]))
+        lengths = backbone.lengths(samples, with_answer=False)
+        order = sorted(range(len(pairs)), key=lambda p: (pairs[p][1], lengths[pairs[p][0]], pairs[p][0]))
         size = self.session.config.evaluate.batch_size
         batches = _batches(order, [active for _, active in pairs], size, apart=self.merges)
         routed = self._attached({name for _, active in pairs for name in active})
@@ -131,12 +157,12 @@ class Asking:
             for batch, rows in zip(batches, self.track(encoded, label, len(batches)), strict=True):
                 inputs, vision_rows = backbone.collate(rows, left=True)
                 sets = [pairs[p][1] for p in batch]
-                if not looking(backbone, routed, sets):
-                    inputs = seen.replace(inputs, rows)
                 if self.merges:
                     routed.merge(sets[0])
-                    sets = [() for _ in sets]
-                with routed.route(sets, rows=vision_rows, device=backbone.device, dtype=backbone.dtype):
+                if not looking(backbone, routed, sets):
+                    inputs = seen.replace(inputs, rows)
+                beside = [() for _ in sets] if self.merges else sets
+                with routed.route(beside, rows=vision_rows, device=backbone.device, dtype=backbone.compute_dtype):
                     said = ask(inputs, [pairs[p][0] for p in batch], routed)
                 out |= dict(zip(batch, said, strict=True))
         finally:

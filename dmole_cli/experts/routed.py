@@ -303,11 +303,26 @@ class RoutedExperts:
 
         Only towers whose rows are samples run from here on; pictures were looked at before the first answer ended.
         """
-        gates = [plan.gate for plan in self._plans.values()]
-        gates += [mixture.gate for here in self._mixtures.values() for mixture in here]
-        for gate in {id(gate): gate for gate in gates}.values():
+        for gate in self._gates():
             if gate.of_samples:
                 gate.rows = gate.rows[samples]
+
+    @contextmanager
+    def narrowed(self, samples: torch.Tensor) -> Iterator[None]:
+        """Inside the block, the routed batch is these samples [indices, each any number of times], as for `keep`."""
+        before = [(gate, gate.rows) for gate in self._gates()]
+        self.keep(samples)
+        try:
+            yield
+        finally:
+            for gate, rows in before:
+                gate.rows = rows
+
+    def _gates(self) -> list[_Gate]:
+        """The gates of the routed batch, each once."""
+        gates = [plan.gate for plan in self._plans.values()]
+        gates += [mixture.gate for here in self._mixtures.values() for mixture in here]
+        return list({id(gate): gate for gate in gates}.values())
 
     @torch.no_grad()
     def _plan(

@@ -16,6 +16,7 @@ from dmole_cli import catalog
 from dmole_cli.artifacts.evaluation import Answer, read_evaluation
 from dmole_cli.artifacts.expert import expert_header
 from dmole_cli.artifacts.layout import D_MOLE, Run
+from dmole_cli.artifacts.likelihood import read_likelihood
 from dmole_cli.artifacts.tensors import numbers_in
 from dmole_cli.errors import DmoleError
 from dmole_cli.outcome import read_cost
@@ -34,6 +35,11 @@ QUANTITIES = ("last", "avg", "bwt", "forgetting", "fwt")
 
 # Folders of what has to be kept to answer.
 STORED = ("experts", "routers")
+# What likelihoods say of a task, each in the mean over its samples; to be printed under their table.
+KNOWLEDGE = {
+    "log_likelihood": "log-likelihood of the reference answer, its end included, per token; the best of several references",
+    "ranked_first": "samples whose right answer is more probable than every other possible one, in points",
+}
 
 # The stages whose costs are compared, by their folders' names.
 PROFILING, TRAINING = "profile", f"train-task-{D_MOLE}"
@@ -59,6 +65,9 @@ class MethodReport:
         trainable_parameters: the most that any of the method's stages trained; None where no expert file is there.
         stored_parameters: numbers in the files that answers after stage T need (experts, routers; for a method that trains
             each task alone, those of all tasks) and in what it remembers for a next task; None where one is missing.
+        knowledge: task -> name -> value, from the likelihoods of the reference answers: `log_likelihood_learnt` at R[i,i],
+            `log_likelihood_last` at R[T,i] and `likelihood_forgetting`, the first less the second, in nats per token;
+            `ranked_first_learnt`, `ranked_first_last` and `ranked_forgetting` in points, None for an open task, too.
     """
 
     method: str
@@ -73,6 +82,7 @@ class MethodReport:
     unseen: Mapping[str, Mapping[str, Cell]]
     trainable_parameters: int | None
     stored_parameters: int | None
+    knowledge: Mapping[str, Mapping[str, Cell]]
 
 
 @dataclass(frozen=True)
@@ -88,14 +98,25 @@ class _Evaluated:
     path: Path
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """One file of likelihoods, boiled down: their mean, and the points of right answers that rank first."""
+
+    log_likelihood: float
+    ranked_first: Cell
+    backbone: str
+    path: Path
+
+
 # (stage, task) -> what was read.
 _Cells = Mapping[tuple[int, str], _Evaluated]
+_Likelihoods = Mapping[tuple[int, str], _Scored]
 
 
 def collect(
     run: Run, *, tasks: Sequence[str], methods: Sequence[str] | None = None, split: str = "test"
 ) -> list[MethodReport]:
-    """Read `evaluations/<method>/<stage>/<task>.parquet` into one report per method.
+    """Read `evaluations/<method>/<stage>/<task>.parquet` and `likelihoods/...` into one report per method.
 
     Stage 0 is the pretrained backbone whatever the method, so a method that keeps no file of it shows zero-shot's.
 
@@ -112,8 +133,11 @@ def collect(
     """
     chosen = methods_on_disk(run, split) if methods is None else list(methods)
     cells = {method: _read_cells(run, method, split) for method in {*chosen, ZERO_SHOT}}
-    metrics = _agreed_metrics([cell for found in cells.values() for cell in found.items()])
-    return [_report(run, method, tuple(tasks), cells, metrics) for method in chosen]
+    scored = {method: _read_likelihoods(run, method, split) for method in {*chosen, ZERO_SHOT}}
+    evaluated = [cell for found in cells.values() for cell in found.items()]
+    _same_backbone([*(cell for _, cell in evaluated), *(cell for found in scored.values() for cell in found.values())])
+    metrics = _agreed_metrics(evaluated)
+    return [_report(run, method, tuple(tasks), cells, scored, metrics) for method in chosen]
 
 
 def methods_on_disk(run: Run, split: str = "test") -> list[str]:
@@ -142,6 +166,7 @@ def as_json(reports: Sequence[MethodReport]) -> list[dict[str, Any]]:
             "stored_parameters": report.stored_parameters,
             "routing": dict(report.routing),
             "unseen": {task: dict(values) for task, values in report.unseen.items()},
+            "knowledge": {task: dict(values) for task, values in report.knowledge.items()},
         }
         for report in reports
     ]
@@ -180,13 +205,18 @@ def share_of_profiling(rows: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _report(
-    run: Run, method: str, tasks: tuple[str, ...], cells: Mapping[str, _Cells], metrics: Mapping[str, str]
+    run: Run,
+    method: str,
+    tasks: tuple[str, ...],
+    cells: Mapping[str, _Cells],
+    scored: Mapping[str, _Likelihoods],
+    metrics: Mapping[str, str],
 ) -> MethodReport:
     own, last_stage = cells[method], len(tasks)
     # A method trained anew for each task never sees the backbone as a stage of its own.
     backbone = {} if method == FINETUNE else {key: cell for key, cell in cells[ZERO_SHOT].items() if key[0] == 0}
     known: _Cells = {**backbone, **own}
-    matrix = _matrix(method, known, tasks)
+    matrix = _matrix(method, {place: cell.points for place, cell in known.items()}, tasks)
     quantities, mean = _quantities(method, matrix)
     bounded = [column for column, task in enumerate(tasks) if metrics.get(task) not in UNBOUNDED]
     outside = sorted({task for _, task in own} - set(tasks))
@@ -204,14 +234,29 @@ def _report(
         unseen={task: _unseen(known.get((0, task)), own.get((after, task))) for task in outside},
         trainable_parameters=_trainable_parameters(run, base_method(method)),
         stored_parameters=_stored_parameters(run, base_method(method), tasks, own),
+        knowledge=_knowledge(method, scored[method], tasks),
     )
 
 
-def _matrix(method: str, cells: _Cells, tasks: Sequence[str]) -> Matrix:
+def _matrix(method: str, cells: Mapping[tuple[int, str], Cell], tasks: Sequence[str]) -> Matrix:
     """R[stage][task]; the pretrained backbone stays the pretrained backbone at every stage."""
     stages = range(len(tasks) + 1)
     sources = [0 for _ in stages] if method == ZERO_SHOT else list(stages)
-    return [[cell.points if (cell := cells.get((stage, task))) else None for task in tasks] for stage in sources]
+    return [[cells.get((stage, task)) for task in tasks] for stage in sources]
+
+
+def _knowledge(method: str, cells: _Likelihoods, tasks: Sequence[str]) -> dict[str, dict[str, Cell]]:
+    """What was known of each task when it was learnt and at the end, and the difference."""
+    out: dict[str, dict[str, Cell]] = {task: {} for task in tasks}
+    for name, lost in (("log_likelihood", "likelihood_forgetting"), ("ranked_first", "ranked_forgetting")):
+        matrix = _matrix(method, {place: getattr(cell, name) for place, cell in cells.items()}, tasks)
+        for column, task in enumerate(tasks):
+            learnt = matrix[column + 1][column]
+            # Each task alone has no later stage to forget it in.
+            last = None if method == FINETUNE else matrix[-1][column]
+            difference = None if learnt is None or last is None else learnt - last
+            out[task] |= {f"{name}_learnt": learnt, f"{name}_last": last, lost: difference}
+    return out
 
 
 def _quantities(
@@ -274,14 +319,38 @@ def base_method(label: str) -> str:
 
 
 def _read_cells(run: Run, method: str, split: str) -> dict[tuple[int, str], _Evaluated]:
-    folders = [path for path in (run.evaluations(split) / method).glob("*") if path.name.isdecimal()]
-    files = [file for folder in sorted(folders) for file in sorted(folder.glob("*.parquet"))]
-    return {(int(file.parent.name), file.stem): _read_cell(file, split) for file in files}
+    return {place: _read_cell(file, split) for place, file in _files(run.evaluations(split) / method)}
+
+
+def _read_likelihoods(run: Run, method: str, split: str) -> dict[tuple[int, str], _Scored]:
+    return {place: _read_scored(file, split) for place, file in _files(run.likelihoods(split) / method)}
+
+
+def _files(folder: Path) -> list[tuple[tuple[int, str], Path]]:
+    """((stage, task), file) of every file of a method."""
+    stages = [path for path in folder.glob("*") if path.name.isdecimal()]
+    files = [file for stage in sorted(stages) for file in sorted(stage.glob("*.parquet"))]
+    return [((int(file.parent.name), file.stem), file) for file in files]
+
+
+def _maker(path: Path, split: str) -> str:
+    """The command that makes a file of a cell."""
+    command = f"dmole evaluate --method {path.parts[-3]} --stage {path.parts[-2]} --task {path.stem}"
+    return command + ("" if split == "test" else f" --split {split}")
+
+
+def _read_scored(path: Path, split: str) -> _Scored:
+    mend = f"{_maker(path, split)} --likelihood --force makes it again"
+    rows, header = read_likelihood(path, hint=mend)
+    if not rows:
+        raise DmoleError(f"{path} holds no sample", mend)
+    ranked = [row.ranked_first for row in rows if row.ranked_first is not None]
+    points = 100 * fmean(ranked) if ranked else None
+    return _Scored(fmean(row.log_likelihood for row in rows), points, header.backbone, path)
 
 
 def _read_cell(path: Path, split: str) -> _Evaluated:
-    command = f"dmole evaluate --method {path.parts[-3]} --stage {path.parts[-2]} --task {path.stem}"
-    command += "" if split == "test" else f" --split {split}"
+    command = _maker(path, split)
     rows, header = read_evaluation(path, hint=f"{command} --force makes it again")
     metric = header.settings.get("metric")
     if not isinstance(metric, str) or not rows:
@@ -303,7 +372,6 @@ def _agreed_metrics(cells: Sequence[tuple[tuple[int, str], _Evaluated]]) -> dict
     """Task -> metric, once it is sure that all files can stand in one table."""
     first: dict[str, _Evaluated] = {}
     for (_, task), cell in cells:
-        _same_backbone(cells[0][1], cell)
         known = first.setdefault(task, cell)
         if cell.metric != known.metric:
             raise DmoleError(
@@ -313,13 +381,14 @@ def _agreed_metrics(cells: Sequence[tuple[tuple[int, str], _Evaluated]]) -> dict
     return {task: cell.metric for task, cell in first.items()}
 
 
-def _same_backbone(first: _Evaluated, other: _Evaluated) -> None:
-    if first.backbone != other.backbone:
-        raise DmoleError(
-            f"{first.path} and {other.path} were made with two backbones "
-            f"({first.backbone[:12] or 'unnamed'} and {other.backbone[:12] or 'unnamed'})",
-            "evaluate again with --force, or pass another --run for the second backbone",
-        )
+def _same_backbone(cells: Sequence[_Evaluated | _Scored]) -> None:
+    for other in cells:
+        if (first := cells[0]).backbone != other.backbone:
+            raise DmoleError(
+                f"{first.path} and {other.path} were made with two backbones "
+                f"({first.backbone[:12] or 'unnamed'} and {other.backbone[:12] or 'unnamed'})",
+                "evaluate again with --force, or pass another --run for the second backbone",
+            )
 
 
 def _cost_row(folder: Path) -> dict[str, Any]:

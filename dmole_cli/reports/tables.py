@@ -12,7 +12,7 @@ from rich.text import Text
 
 from dmole_cli.errors import DmoleError
 from dmole_cli.reports.continual import FORMULAS, Cell
-from dmole_cli.reports.summary import CEILING, MethodReport, share_of_profiling
+from dmole_cli.reports.summary import CEILING, KNOWLEDGE, MethodReport, share_of_profiling
 
 MISSING = "–"
 # Columns of text that a file or a pipe gets: at least, and at most.
@@ -22,7 +22,7 @@ UNITS = f"Points: 0 to 100, CIDEr x 100. The mean caps every score at {CEILING:.
 
 
 def for_report(reports: Sequence[MethodReport], name: str) -> list[Table]:
-    """Give the tables of a report: `overview`, `matrix` (one per method), or one quantity.
+    """Give the tables of a report: `overview`, `matrix` (one per method), `knowledge`, or one quantity.
 
     Raises:
         DmoleError: no such report.
@@ -32,6 +32,8 @@ def for_report(reports: Sequence[MethodReport], name: str) -> list[Table]:
         return [overview_table(reports), *routing]
     if name == "matrix":
         return [matrix_table(report) for report in reports]
+    if name == "knowledge":
+        return [knowledge_table(reports)]
     return [report_table(reports, quantity=name)]
 
 
@@ -104,6 +106,52 @@ def routing_table(reports: Sequence[MethodReport]) -> Table:
             cells = (_percent(values["no_expert"]), points(values["zero_shot"]), points(values["last"]))
             table.add_row(report.method, f"{task} (never trained)", *cells)
     return table
+
+
+def knowledge_table(reports: Sequence[MethodReport]) -> Table:
+    """Show what was lost of the scores beside what was lost of the knowledge behind them, a row per method and task."""
+    caption = "\n".join(
+        [
+            f"score: {FORMULAS['bwt'].partition(';')[0]} in points; an answer in another form counts as wrong.",
+            f"first: {KNOWLEDGE['ranked_first']}; {MISSING} for open tasks.",
+            f"nats: {KNOWLEDGE['log_likelihood']}.",
+            "change: R[T,i] - R[i,i].",
+        ]
+    )
+    table = _table("What was lost: answers, or the knowledge behind them", caption)
+    table.add_column("method")
+    table.add_column("task")
+    titles = ["score\nBWT"]
+    titles += [
+        f"{what}\n{when}" for what in ("ranked first", "log-likelihood") for when in ("R[i,i]", "R[T,i]", "change")
+    ]
+    for title in titles:
+        table.add_column(Text(title), justify="right", no_wrap=True)
+    for report in reports:
+        for column, task in enumerate(report.tasks):
+            known = report.knowledge[task]
+            table.add_row(
+                report.method if column == 0 else "",
+                task,
+                points(report.quantities["bwt"][column]),
+                points(known["ranked_first_learnt"]),
+                points(known["ranked_first_last"]),
+                points(_negative(known["ranked_forgetting"])),
+                nats(known["log_likelihood_learnt"]),
+                nats(known["log_likelihood_last"]),
+                nats(_negative(known["likelihood_forgetting"])),
+                end_section=task == report.tasks[-1],
+            )
+    return table
+
+
+def nats(value: Cell) -> str:
+    """Write a log-likelihood with three decimals, or the sign for a missing one; no "-0.000"."""
+    return MISSING if value is None else f"{round(value, 3) + 0.0:.3f}"
+
+
+def _negative(value: Cell) -> Cell:
+    return None if value is None else -value
 
 
 def points(value: Cell) -> str:

@@ -6,24 +6,31 @@ Who answers what, with which experts, is decided here; the answering itself, and
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from dmole_cli import catalog
-from dmole_cli.artifacts.evaluation import SCHEMA, VERSION, Answer, evaluation_header, write_evaluation
+from dmole_cli.artifacts import evaluation
+from dmole_cli.artifacts import likelihood as likelihoods
+from dmole_cli.artifacts.evaluation import Answer, write_evaluation
+from dmole_cli.artifacts.layout import Run
+from dmole_cli.artifacts.likelihood import Likelihood, Likelihoods, write_likelihood
 from dmole_cli.artifacts.provenance import Header, up_to_date, versions
 from dmole_cli.artifacts.router import RouterFile, read_router
 from dmole_cli.config import EvaluateSettings
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.answering import Asking
+from dmole_cli.experts.answering import Asking, Fresh
 from dmole_cli.experts.autoencoder import from_tensors
 from dmole_cli.methods.contract import Method, Routing, load_method
 from dmole_cli.outcome import Outcome, Track, untracked
 from dmole_cli.sample import Sample
 from dmole_cli.session import Session
 from dmole_cli.tasks import TaskCard
+from dmole_cli.tasks.choices import Choices, choices_of
 from dmole_cli.training.features import features_of
 from dmole_cli.upstream import check_inputs
 
@@ -33,14 +40,46 @@ DEFAULT = EvaluateSettings()
 
 @dataclass(frozen=True)
 class Cell:
-    """One evaluation file to make: who answers what, with which experts."""
+    """Who answers what after a stage: the experts of each sample, and its loss under each router."""
 
-    method: str
+    active: Active
+    losses: list[list[float]]
+
+
+@dataclass(frozen=True)
+class File:
+    """One file to make for a cell."""
+
     stage: int
     path: Path
     header: Header
-    active: Active
-    losses: list[list[float]]
+
+
+Todo = list[tuple[File, Cell]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the files that a cell gets.
+
+    Attributes:
+        name: in outcomes.
+        option: of the command that makes it.
+        schema, version: of the file.
+        path: (run, method's label, stage, task, split) -> where it lies.
+        made: reads its header.
+        settings: what of the task's card shapes it.
+        write: makes it for some cells of a task, and gives the facts worth saying of each.
+    """
+
+    name: str
+    option: str
+    schema: str
+    version: int
+    path: Callable[[Run, str, int, str, str], Path]
+    made: Callable[[Path], Header | None]
+    settings: Callable[[TaskCard], dict[str, Any]]
+    write: Callable[[Asking, Todo], list[dict[str, Any]]]
 
 
 def evaluate(
@@ -49,6 +88,7 @@ def evaluate(
     method: str = "d-mole",
     stages: Sequence[int] | None = None,
     tasks: Sequence[str] | None = None,
+    likelihood: bool = False,
     force: bool = False,
     track: Track = untracked,
 ) -> list[Outcome]:
@@ -60,7 +100,8 @@ def evaluate(
         method: a file of `methods/`.
         stages: which stages (0 = the pretrained backbone), None = those trained so far.
         tasks: which tasks, None = the stream and the unseen ones.
-        force: generate again what is there.
+        likelihood: write `likelihoods/<method>/<stage>/<task>.parquet` as well, how likely the right answers are.
+        force: compute again what is there.
         track: shows progress.
 
     Raises:
@@ -88,9 +129,8 @@ def evaluate(
         )
     outcomes = []
     for task in dict.fromkeys(task for _, task in wanted):
-        outcomes += _evaluate_task(
-            session, rules, method, task, [s for s, t in wanted if t == task], force=force, track=track
-        )
+        cells = [stage for stage, name in wanted if name == task]
+        outcomes += _evaluate_task(session, rules, task, cells, likelihood=likelihood, force=force, track=track)
     return outcomes
 
 
@@ -104,67 +144,136 @@ def trained_stages(session: Session, method: str) -> int:
 
 
 def _evaluate_task(
-    session: Session, rules: Method, method: str, task: str, stages: list[int], *, force: bool, track: Track
+    session: Session,
+    rules: Method,
+    task: str,
+    stages: list[int],
+    *,
+    likelihood: bool,
+    force: bool,
+    track: Track,
 ) -> list[Outcome]:
-    split = session.config.evaluate.split
+    split, label = session.config.evaluate.split, labelled(rules.name, session.config.evaluate)
     samples, card = session.samples(task, split), session.card(task)
-    plans = {stage: _needed(session, rules, method, task, stage) for stage in stages}
-    headers = {stage: _header(session, card, rules, method, stage, plans[stage]) for stage in stages}
-    label = labelled(method, session.config.evaluate)
-    paths = {stage: session.run.evaluation(label, stage, task, split) for stage in stages}
-    chosen = {} if split == "test" else {"split": split}
-    chosen |= routing_options(session.config.evaluate)
-    redo = {stage: session.command("evaluate", task, stage=stage, method=method, **chosen) for stage in stages}
-    todo = [
-        stage
-        for stage, path in paths.items()
-        if not up_to_date(
-            path, None if force else evaluation_header(path), headers[stage], force=force, command=redo[stage]
-        )
-    ]
-    outcomes = [
-        Outcome(
-            f"evaluate {label}",
-            task,
-            paths[stage],
-            written=False,
-            facts={"at_stage": stage},
-        )
-        for stage in stages
-        if stage not in todo
-    ]
-    if not todo:
+    plans = {stage: _needed(session, rules, rules.name, task, stage) for stage in stages}
+    todo: dict[Kind, list[File]] = {}
+    outcomes = []
+    for kind in KINDS if likelihood else KINDS[:1]:
+        files = [
+            File(
+                stage,
+                kind.path(session.run, label, stage, task, split),
+                _header(session, kind, card, rules, stage, plans[stage]),
+            )
+            for stage in stages
+        ]
+        todo[kind] = [file for file in files if not _is_done(session, kind, rules.name, task, file, force=force)]
+        outcomes += [
+            Outcome(f"{kind.name} {label}", task, file.path, written=False, facts={"at_stage": file.stage})
+            for file in files
+            if file not in todo[kind]
+        ]
+    missing = sorted({file.stage for files in todo.values() for file in files})
+    if not missing:
         return outcomes
     with session.measured("-".join(["evaluate", *([] if split == "test" else [split]), label]), task, adding=True):
-        table = _losses(session, task, max(todo), track) if rules.USES_ROUTERS else None
-        cells = [_cell(session, rules, method, task, stage, samples, headers[stage], table) for stage in todo]
-        asking = Asking(session, card, samples, method=method, merges=rules.MERGES, force=force, track=track)
-        answers, fresh = asking.answers(pair for cell in cells for pair in enumerate(cell.active))
-        metric = catalog.load("metrics", card.metric)
-        references, details = [list(s.references) for s in samples], [dict(s.details) for s in samples]
-        for cell in cells:
-            predictions = [answers[i, active] for i, active in enumerate(cell.active)]
-            scores = metric.score(predictions, references=references, details=details)
-            rows = [
-                Answer(s.sample_id, s.question, p, r, float(score), list(a), m, json.dumps(d, ensure_ascii=False))
-                for s, p, r, score, a, m, d in zip(
-                    samples, predictions, references, scores, cell.active, cell.losses, details, strict=True
-                )
+        table = _losses(session, task, missing[-1], track) if rules.USES_ROUTERS else None
+        cells = {stage: _cell(session, rules, task, stage, samples, table) for stage in missing}
+        asking = Asking(session, card, samples, method=rules.name, merges=rules.MERGES, force=force, track=track)
+        for kind, files in todo.items():
+            facts = kind.write(asking, [(file, cells[file.stage]) for file in files])
+            outcomes += [
+                Outcome(f"{kind.name} {label}", task, file.path, written=True, facts={"at_stage": file.stage, **told})
+                for file, told in zip(files, facts, strict=True)
             ]
-            write_evaluation(cell.path, rows, cell.header)
-            points = metric.UNIT_SCALE * sum(scores) / len(scores)
-            # An answer that several cells share was generated for the first of them.
-            new = {(i, frozenset(active)) for i, active in enumerate(cell.active)} & fresh
-            fresh -= new
-            facts = {
-                "at_stage": cell.stage,
+    return outcomes
+
+
+def _is_done(session: Session, kind: Kind, method: str, task: str, file: File, *, force: bool) -> bool:
+    chosen = session.config.evaluate
+    options = {} if chosen.split == "test" else {"split": chosen.split}
+    options |= routing_options(chosen)
+    redo = session.command("evaluate", task, stage=file.stage, method=method, **options) + kind.option
+    made = None if force else kind.made(file.path)
+    return up_to_date(file.path, made, file.header, force=force, command=redo)
+
+
+def _write_evaluations(asking: Asking, todo: Todo) -> list[dict[str, Any]]:
+    """Write the evaluation of each cell; gives the facts worth saying of each."""
+    card, samples = asking.card, asking.samples
+    answers, fresh = asking.answers(pair for _, cell in todo for pair in enumerate(cell.active))
+    metric = catalog.load("metrics", card.metric)
+    references, details = [list(s.references) for s in samples], [dict(s.details) for s in samples]
+    facts = []
+    for file, cell in todo:
+        predictions = [answers[pair] for pair in enumerate(cell.active)]
+        scores = metric.score(predictions, references=references, details=details)
+        rows = [
+            Answer(s.sample_id, s.question, p, r, float(score), list(a), m, json.dumps(d, ensure_ascii=False))
+            for s, p, r, score, a, m, d in zip(
+                samples, predictions, references, scores, cell.active, cell.losses, details, strict=True
+            )
+        ]
+        write_evaluation(file.path, rows, file.header)
+        points = metric.UNIT_SCALE * sum(scores) / len(scores)
+        new = _count_new(cell, fresh)
+        facts.append(
+            {
                 card.metric: round(points, 2),
                 "samples": len(samples),
-                "generated": len(new),
-                "reused": len(samples) - len(new),
+                "generated": new,
+                "reused": len(samples) - new,
             }
-            outcomes.append(Outcome(f"evaluate {label}", task, cell.path, written=True, facts=facts))
-    return outcomes
+        )
+    return facts
+
+
+def _write_likelihoods(asking: Asking, todo: Todo) -> list[dict[str, Any]]:
+    """Write the likelihoods of each cell; gives the facts worth saying of each."""
+    samples = asking.samples
+    choices = [choices_of(asking.card, sample) for sample in samples]
+    pairs = (pair for _, cell in todo for pair in enumerate(cell.active))
+    found, fresh = asking.likelihoods(pairs, answers=[choice.answers for choice in choices])
+    facts = []
+    for file, cell in todo:
+        rows = [
+            _likelihood(sample, choice, found[pair], pair[1])
+            for sample, choice, pair in zip(samples, choices, enumerate(cell.active), strict=True)
+        ]
+        write_likelihood(file.path, rows, file.header)
+        ranked = [row.ranked_first for row in rows if row.ranked_first is not None]
+        new = _count_new(cell, fresh)
+        facts.append(
+            {
+                "log_likelihood": round(fmean(row.log_likelihood for row in rows), 4),
+                **({"ranked_first": round(100 * fmean(ranked), 2)} if ranked else {}),
+                "samples": len(samples),
+                "scored": new,
+                "reused": len(samples) - new,
+            }
+        )
+    return facts
+
+
+def _likelihood(sample: Sample, choices: Choices, found: Likelihoods, active: tuple[str, ...]) -> Likelihood:
+    """One row from what the model makes of a sample's references, and of its closed set if it has one.
+
+    Answers are ranked by their whole probability, not by the token: that is what an answer given freely is drawn by.
+    """
+    means = [total / tokens for total, tokens in zip(found.sums, found.tokens, strict=True)]
+    first = None
+    if choices.right is not None:
+        right = [value for value, is_right in zip(found.sums, choices.right, strict=True) if is_right]
+        wrong = [value for value, is_right in zip(found.sums, choices.right, strict=True) if not is_right]
+        first = max(right) > max(wrong, default=-math.inf)
+    return Likelihood(sample.sample_id, max(means[: choices.references]), first, list(active))
+
+
+def _count_new(cell: Cell, fresh: Fresh) -> int:
+    """How much was computed for this cell; what several cells share was computed for the first of them."""
+    new = {(i, frozenset(active)) for i, active in enumerate(cell.active)} & fresh
+    fresh -= new
+    return len(new)
 
 
 def labelled(method: str, chosen: EvaluateSettings) -> str:
@@ -203,25 +312,17 @@ def _needed(session: Session, rules: Method, method: str, task: str, stage: int)
     return paths
 
 
-def _header(
-    session: Session,
-    card: TaskCard,
-    rules: Method,
-    method: str,
-    stage: int,
-    needed: list[Path],
-) -> Header:
+def _header(session: Session, kind: Kind, card: TaskCard, rules: Method, stage: int, needed: list[Path]) -> Header:
     split = session.config.evaluate.split
-    settings = {"method": method, "stage": stage, "metric": card.metric, "generation": asdict(card.generation)}
-    settings["precision"] = session.precision
+    settings = {"method": rules.name, "stage": stage, "precision": session.precision, **kind.settings(card)}
     if rules.USES_ROUTERS:
         chosen = session.config.evaluate
         settings |= {"routing": chosen.routing, "threshold_scale": chosen.threshold_scale}
         if chosen.routing == "batch-vote":
             settings["batch_size"] = chosen.batch_size
     return Header(
-        SCHEMA,
-        VERSION,
+        kind.schema,
+        kind.version,
         backbone=session.fingerprint,
         settings=settings,
         inputs={f"data:{card.name}/{split}": session.data_digest(card.name, split), **session.digests(*needed)},
@@ -254,11 +355,9 @@ def _routing(
 def _cell(
     session: Session,
     rules: Method,
-    method: str,
     task: str,
     stage: int,
     samples: Sequence[Sample],
-    header: Header,
     table: dict[str, tuple[RouterFile, list[float]]] | None,
 ) -> Cell:
     trained = session.config.tasks[:stage]
@@ -269,6 +368,28 @@ def _cell(
     active: Active = [() for _ in samples]
     if stage:
         active = rules.active(_routing(session, trained, task, losses, thresholds))
-    chosen = session.config.evaluate
-    path = session.run.evaluation(labelled(method, chosen), stage, task, chosen.split)
-    return Cell(method, stage, path, header, active, losses)
+    return Cell(active, losses)
+
+
+KINDS = (
+    Kind(
+        "evaluate",
+        "",
+        evaluation.SCHEMA,
+        evaluation.VERSION,
+        Run.evaluation,
+        evaluation.evaluation_header,
+        lambda card: {"metric": card.metric, "generation": asdict(card.generation)},
+        _write_evaluations,
+    ),
+    Kind(
+        "likelihood",
+        " --likelihood",
+        likelihoods.SCHEMA,
+        likelihoods.VERSION,
+        Run.likelihood,
+        likelihoods.likelihood_header,
+        lambda card: {"answers": list(card.answers)},
+        _write_likelihoods,
+    ),
+)

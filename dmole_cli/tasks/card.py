@@ -73,6 +73,8 @@ class TaskCard:
         prompt: template of the instruction; `{question}` is replaced by the sample's question.
         metric: a file name of `dmole_cli/metrics`.
         title: a few words for tables and figures.
+        answers: every answer that the task can have, where that is a short list and samples have no options of their own;
+            empty for an open task. Nothing but `evaluate --likelihood` looks at it, to rank the right one among them.
         data: the format's own options, complete with the format's defaults.
         path: the file that the card was read from; relative data paths start at its folder.
     """
@@ -82,6 +84,7 @@ class TaskCard:
     prompt: str
     metric: str
     title: str = ""
+    answers: tuple[str, ...] = ()
     generation: Generation = field(default_factory=Generation)
     recipe: Recipe = field(default_factory=Recipe)
     sizes: Sizes = field(default_factory=Sizes)
@@ -210,5 +213,11 @@ def _impossible(values: Mapping[str, Any]) -> list[str]:
         problems.append("'generation' must have 0 <= min_new_tokens <= max_new_tokens and max_new_tokens >= 1")
     if recipe.epochs < 1 or recipe.batch_size < 1 or not recipe.learning_rate > 0:
         problems.append("'recipe' must have epochs >= 1, batch_size >= 1 and learning_rate > 0")
+    answers = values.get("answers", ())
+    if answers and values["metric"] != "exact_match":
+        problems.append("'answers' goes with the metric exact_match; multiple choice has its options in the samples")
+    folded = {answer.strip().lower() for answer in answers}
+    if answers and ("" in folded or len(folded) < max(2, len(answers))):
+        problems.append("'answers' must be two or more texts that differ by more than case, none of them empty")
     problems.extend(f"'sizes.{split}' must not be negative" for split in SPLITS if getattr(sizes, split) < 0)
     return problems

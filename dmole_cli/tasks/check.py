@@ -10,6 +10,7 @@ from itertools import combinations
 from dmole_cli.errors import DmoleError
 from dmole_cli.sample import Sample
 from dmole_cli.tasks.card import TaskCard
+from dmole_cli.tasks.choices import right_answers
 
 SHOWN = 3
 
@@ -20,7 +21,7 @@ class Problem:
 
     Attributes:
         split: the split, or two joined by `+` for what they share.
-        kind: `split`, `image`, `answer`, `length`, `sources` or `sample_id`.
+        kind: `split`, `image`, `answer`, `length`, `answers`, `sources` or `sample_id`.
         count: how many rows (for `sources`: items) have it.
         first: the first few of them, in words.
     """
@@ -40,6 +41,7 @@ SENTENCES = {
     "image": "a picture does not open",
     "answer": "an answer is empty",
     "length": "an answer has more words than the generation limit has tokens",
+    "answers": "a reference is not among the card's 'answers'",
     "sources": "source items occur in both splits",
     "sample_id": "a sample id occurs twice",
 }
@@ -80,6 +82,7 @@ def check_rows(
         found += _problem(split, "image", list(_unopened(chosen)))
         found += _problem(split, "answer", [row.sample_id for row in members if not row.answer.strip()])
         found += _problem(split, "length", [row.sample_id for row in members if len(row.answer.split()) > limit])
+        found += _problem(split, "answers", [row.sample_id for row in members if _outside(card, row)])
         found += _problem(split, "sample_id", _repeated([row.sample_id for row in members]))
     for left, right in combinations(rows, 2):
         shared = _sources(rows[left]) & _sources(rows[right])
@@ -106,6 +109,12 @@ def _unopened(members: Sequence[Sample]) -> Iterator[str]:
                 open_image()
             except DmoleError as error:
                 yield error.message
+
+
+def _outside(card: TaskCard, sample: Sample) -> bool:
+    """Whether a card with a closed set of answers holds none that is right for a sample without options of its own."""
+    asked = card.answers and not sample.details.get("options")
+    return bool(asked) and not any(right_answers(card, card.answers, sample.references))
 
 
 def _sources(members: Sequence[Sample]) -> set[str]:
