@@ -74,3 +74,24 @@ def _run_sequence(folder: Path, run: tiny.Forks) -> None:
     say("finetune", "train-task", "--method", "finetune", "--json")
     say("evaluate", "evaluate", "--stage", "all", "--json")
     say("evaluate-others", "evaluate", "--method", "seq-ft", "--method", "finetune", "--json")
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """Puts a file on the shelf of methods, in a folder of its own beside the package's; gives the method's name."""
+    import dmole_cli.methods
+    from dmole_cli import catalog
+
+    package, folder = catalog.PACKAGE, tmp_path / "shelves"
+    (folder / "methods").mkdir(parents=True)
+    for other in ("formats", "metrics"):
+        (folder / other).symlink_to(package / other)
+    monkeypatch.setattr(catalog, "PACKAGE", folder)
+    monkeypatch.setattr(dmole_cli.methods, "__path__", [*dmole_cli.methods.__path__, str(folder / "methods")])
+
+    def write(text: str) -> str:
+        stem = f"mine_{tiny.digest(str(tmp_path).encode())[:8]}"  # an import is done once for each name
+        (folder / "methods" / f"{stem}.py").write_text(text, encoding="utf-8")
+        return stem.replace("_", "-")
+
+    return write

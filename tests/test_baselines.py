@@ -1,6 +1,7 @@
 """Each method trained and evaluated on the tiny stream: what it computes, what it keeps, and what it leaves alone."""
 
 import json
+import re
 import shutil
 import tomllib
 from dataclasses import replace
@@ -560,7 +561,15 @@ def test_replay_sees_a_seeded_sample_of_earlier_tasks_again(opened, tmp_path):
     assert third == seen(THIRD)
     assert third[FIRST] == seen(SECOND)[FIRST], "what is stored is stored once"
     assert third[FIRST] != seen(THIRD, seed=1)[FIRST]
-    assert [len(seen(THIRD, ratio=ratio)[FIRST]) for ratio in (0.0, 0.01, 0.55, 1.0)] == [0, 1, 22, 40]
+    assert [len(seen(THIRD, ratio=ratio)[FIRST]) for ratio in (0.0, 0.01, 0.5, 1.0)] == [0, 1, 20, 40]
+
+
+def test_a_share_of_a_split_is_counted_in_decimals(tmp_path):
+    card = tiny.write_task(tmp_path, FIRST, train=100, test=1)
+    session = Session(Config(tasks=(str(card),), unseen=()), Run(tmp_path / "run"))
+    # In binary, 0.55 x 100 comes out over 55, and would be rounded up to 56.
+    counts = {share: len(training_samples(session, FIRST, {FIRST: share})) for share in (0.07, 0.55, 0.551, 1.0)}
+    assert counts == {0.07: 7, 0.55: 55, 0.551: 56, 1.0: 100}
 
 
 def test_joint_sees_every_sample_once_in_an_epoch_and_trains_when_all_tasks_are_there(opened, backbone, tmp_path):
@@ -662,6 +671,24 @@ def test_a_budget_in_sites_depends_on_the_rank_that_they_are_counted_at(opened, 
     session.config = replace(session.config, allocate=AllocateSettings(budget="sites:50%", rank=8, alpha=16.0))
     with pytest.raises(DmoleError, match="rank 4 -> 8"):
         train(session, "seq-ft", FIRST)
+
+
+# --- a method of one's own ---
+
+
+def test_the_documentations_own_method_trains(opened, plain, shelf, tmp_path):
+    text = (tiny.ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    name = shelf(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0])
+    free, pulled = (opened(tmp_path / str(weight), method={name: {"weight": weight}}) for weight in (0.0, 100.0))
+    assert "last_penalty" in train(pulled, name)[1]
+    train(free, name)
+    assert same(tensors_of(free, name, SECOND), tensors_of(plain, "seq-ft", SECOND))
+
+    def distance(session: Session) -> float:
+        first, second = (tensors_of(session, name, task) for task in tiny.TASKS)
+        return sum(((second[key] - first[key]) ** 2).sum().item() for key in first)
+
+    assert distance(pulled) < distance(free)
 
 
 # --- by the command line ---

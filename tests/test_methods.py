@@ -1,12 +1,13 @@
 """The parts of the methods against their formulas written down plainly, and the contract that a method's file has to keep."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-import dmole_cli.methods
 from dmole_cli import catalog
 from dmole_cli.artifacts.expert import ExpertFile, read_expert, write_expert
 from dmole_cli.artifacts.provenance import Header
@@ -243,23 +244,6 @@ def test_the_experts_that_answer_without_a_router(method, expected):
 # --- the contract ---
 
 
-@pytest.fixture
-def shelf(tmp_path, monkeypatch):
-    """A folder that is searched for methods, beside the package's own."""
-    (tmp_path / "methods").mkdir()
-    monkeypatch.setattr(catalog, "PACKAGE", tmp_path)
-    monkeypatch.setattr(dmole_cli.methods, "__path__", [*dmole_cli.methods.__path__, str(tmp_path / "methods")])
-    count = 0
-
-    def write(text: str) -> str:
-        nonlocal count
-        count += 1  # an import is done once for each name
-        (tmp_path / "methods" / f"mine_{tmp_path.name}_{count}.py").write_text(text, encoding="utf-8")
-        return f"mine_{tmp_path.name}_{count}".replace("_", "-")
-
-    return write
-
-
 def test_every_file_of_the_shelf_is_a_method():
     names = catalog.names("methods")
     assert len(names) >= 15 and {"d-mole", "seq-ft", "v4"} <= set(names)
@@ -269,6 +253,20 @@ def test_every_file_of_the_shelf_is_a_method():
         assert method.options(Config()) == {"learning_rate": 0.0, **method.OPTIONS}
         assert set(method.RULES) <= set(method.OPTIONS)
         assert method.ALLOCATES <= method.USES_ROUTERS
+
+
+def test_the_documentation_names_every_method_with_its_paper_and_options():
+    """A method's paragraph starts with its name in bold; v1 and v2 share one."""
+    text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+    paragraphs = [" ".join(p.split()) for p in text.split("\n\n") if p.startswith("**`")]
+    described = {name: p for p in paragraphs for name in re.findall(r"\*\*`([\w-]+)`\*\*", p)}
+    assert set(described) == set(catalog.names("methods"))
+    for name, paragraph in described.items():
+        method = load_method(name)
+        assert f"]({method.PAPER})" in paragraph, name
+        _, _, listed = paragraph.partition("Options: ")
+        options = dict(re.findall(r"`(\w+)` \(([\d.]+)\)", listed.split(". ")[0]))
+        assert {key: float(value) for key, value in options.items()} == method.OPTIONS, name
 
 
 def test_what_a_file_does_not_define_is_the_default(shelf):

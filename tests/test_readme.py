@@ -51,6 +51,11 @@ def test_dmole_lines(line):
             )
 
 
+def test_help_says_defaults_and_files_as_they_were_written():
+    text = help_of("train-task")
+    assert "[default: the card's]" in text and "[default: 256]" in text and "experts/<task>.safetensors" in text
+
+
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith(("bash ", "python "))])
 def test_scripts_exist(line):
     script = shlex.split(line)[1]

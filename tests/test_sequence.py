@@ -439,6 +439,9 @@ def test_routing_modes_and_the_threshold(copy, run):
     tiny.succeed(*args, "--routing", "top-1", "--threshold-scale", "1000", cwd=copy, run=run)
     assert routed("d-mole@top-1@1000") == [names[:1] for names in both]
     assert routed("d-mole") == usual
+    reports = json.loads(tiny.succeed("evaluate", "--report", "overview", "--json", cwd=copy, run=run).stdout)
+    sizes = {report["method"]: report["trainable_parameters"] for report in reports}
+    assert sizes["d-mole@oracle"] == sizes["d-mole"] > 0
 
     # The same checkpoint under other thresholds: whatever they do not change is not generated again.
     again = json.loads(tiny.succeed(*args, "--threshold-scale", "999", "--json", cwd=copy, run=run).stdout)

@@ -22,7 +22,7 @@ from dmole_cli.commands.options import (
 )
 from dmole_cli.errors import DmoleError
 
-HELP = "Place a task's experts under a parameter budget: allocations/<task>.json."
+HELP = "Place a task's experts under a parameter budget: `allocations/<task>.json`."
 
 
 def _fraction(text: str | None) -> float | None:

@@ -20,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # the other mode takes "[default: 2%]" for markup and leaves it out
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("tasks", help=tasks.HELP)(tasks.tasks)

@@ -24,7 +24,7 @@ from dmole_cli.commands.options import (
     open_session,
 )
 
-HELP = "Measure how strongly a task pulls at each layer: profiles/<task>.parquet."
+HELP = "Measure how strongly a task pulls at each layer: `profiles/<task>.parquet`."
 
 
 def profile(

@@ -23,7 +23,7 @@ from dmole_cli.commands.options import (
     open_session,
 )
 
-HELP = "Train the autoencoder that recognises a task's inputs: routers/<task>.safetensors."
+HELP = "Train the autoencoder that recognises a task's inputs: `routers/<task>.safetensors`."
 
 
 def train_router(

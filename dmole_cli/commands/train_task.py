@@ -28,7 +28,7 @@ from dmole_cli.commands.options import (
 )
 from dmole_cli.errors import DmoleError
 
-HELP = "Train one task's expert, and nothing else: experts/<task>.safetensors."
+HELP = "Train one task's expert, and nothing else: `experts/<task>.safetensors`."
 
 
 def train_task(
@@ -62,7 +62,10 @@ def train_task(
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", help="An option of the method, NAME=NUMBER, like weight=100; repeatable."),
+        typer.Option(
+            "--set",
+            help="An option of the method, NAME=NUMBER, like weight=100; repeatable. A wrong name lists those it has.",
+        ),
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Parameters of a task for methods without an allocation. [default: 2%]")

@@ -345,7 +345,7 @@ class RoutedExperts:
             for name in (name for name in here if site in self.experts[name].gates):
                 gate = _gate(scales[:, [used.index(name)]].to(device, dtype), rows.get(modality))
                 expert = self.experts[name]
-                a, b, weigh = (*expert.sites[site], expert.gates[site])
+                (a, b), weigh = expert.sites[site], expert.gates[site]
                 if not expert.trainable:
                     a, b, weigh = a.to(device), b.to(device), weigh.to(device)
                 mixtures.setdefault(site, []).append(_Mixture(a, b, weigh, gate))

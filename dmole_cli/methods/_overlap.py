@@ -1,4 +1,4 @@
-"""O-LoRA's penalty: how far the row spaces of a new expert and of earlier ones overlap (arXiv 2310.14152, equation 8)."""
+"""O-LoRA's penalty: how far the row spaces of a new expert and of earlier ones overlap (arXiv 2310.14152, as in its code)."""
 
 from __future__ import annotations
 

@@ -296,7 +296,8 @@ def _unseen(before: _Evaluated | None, after: _Evaluated | None) -> dict[str, Ce
 def _trainable_parameters(run: Run, method: str) -> int | None:
     if method == ZERO_SHOT:
         return 0
-    files = sorted(run.expert("task", method).parent.glob("*.safetensors"))
+    # Behind an @ stands how the same experts were routed.
+    files = sorted(run.expert("task", method.partition("@")[0]).parent.glob("*.safetensors"))
     found = [header.facts["parameters"] for path in files if (header := expert_header(path))]
     return max(found, default=None)
 

@@ -117,7 +117,7 @@ def training_samples(session: Session, task: str, shares: Mapping[str, float]) -
     chosen = []
     for name in sorted(shares, key=lambda other: other != task):
         split = session.samples(name, "train")
-        # As the decimal that the user wrote: in binary, 0.55 of 40 comes out over 22.
+        # As the decimal that the user wrote: in binary, 0.55 of 100 comes out over 55.
         count = math.ceil(Decimal(str(shares[name])) * len(split))
         generator = torch.Generator().manual_seed(seed_for(session.config.seed, name, "share"))
         rows = torch.randperm(len(split), generator=generator)[:count]
