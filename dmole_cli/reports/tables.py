@@ -121,9 +121,9 @@ def knowledge_table(reports: Sequence[MethodReport]) -> Table:
     table = _table("What was lost: answers, or the knowledge behind them", caption)
     table.add_column("method")
     table.add_column("task")
-    titles = ["score\nBWT"]
-    titles += [
-        f"{what}\n{when}" for what in ("ranked first", "log-likelihood") for when in ("R[i,i]", "R[T,i]", "change")
+    titles = [
+        "score\nBWT",
+        *(f"{what}\n{when}" for what in ("first", "nats") for when in ("R[i,i]", "R[T,i]", "change")),
     ]
     for title in titles:
         table.add_column(Text(title), justify="right", no_wrap=True)

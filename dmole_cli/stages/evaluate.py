@@ -181,7 +181,7 @@ def _evaluate_task(
         cells = {stage: _cell(session, rules, task, stage, samples, table) for stage in missing}
         asking = Asking(session, card, samples, method=rules.name, merges=rules.MERGES, force=force, track=track)
         for kind, files in todo.items():
-            facts = kind.write(asking, [(file, cells[file.stage]) for file in files])
+            facts = kind.write(asking, [(file, cells[file.stage]) for file in files]) if files else []
             outcomes += [
                 Outcome(f"{kind.name} {label}", task, file.path, written=True, facts={"at_stage": file.stage, **told})
                 for file, told in zip(files, facts, strict=True)
