@@ -10,11 +10,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dmole_cli.artifacts import evaluation, expert
+from dmole_cli.artifacts import evaluation, expert, likelihood
 from dmole_cli.artifacts.evaluation import Answer, write_evaluation
 from dmole_cli.artifacts.expert import ExpertFile, write_expert
 from dmole_cli.artifacts.files import write_json
 from dmole_cli.artifacts.layout import D_MOLE, Run
+from dmole_cli.artifacts.likelihood import Likelihood, write_likelihood
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.errors import DmoleError
 from dmole_cli.reports.continual import FORMULAS
@@ -23,7 +24,9 @@ from dmole_cli.reports.tables import (
     MISSING,
     cost_table,
     for_report,
+    knowledge_table,
     matrix_table,
+    nats,
     overview_table,
     points,
     report_table,
@@ -68,6 +71,24 @@ def put(
     settings = {"metric": metric or METRICS[task]}
     header = Header(evaluation.SCHEMA, evaluation.VERSION, backbone=backbone, settings=settings)
     write_evaluation(run.evaluation(method, stage, task), rows, header)
+
+
+def put_likelihood(
+    run: Run,
+    method: str,
+    stage: int,
+    task: str,
+    means: Sequence[float],
+    *,
+    ranked: Sequence[bool] | None = None,
+    backbone: str = "b",
+) -> None:
+    """Write a file of likelihoods; `ranked` where the task's set of answers is closed."""
+    rows = [
+        Likelihood(str(index), mean, None if ranked is None else ranked[index], []) for index, mean in enumerate(means)
+    ]
+    header = Header(likelihood.SCHEMA, likelihood.VERSION, backbone=backbone)
+    write_likelihood(run.likelihood(method, stage, task), rows, header)
 
 
 def put_expert(run: Run, method: str, task: str, *, width: int) -> None:
@@ -212,6 +233,94 @@ def test_an_unrouted_method_has_no_share_without_expert(run: Run) -> None:
     assert seq_ft.unseen == {"counting": {"zero_shot": 50, "last": 0, "no_expert": None}}
 
 
+def know(run: Run, method: str) -> None:
+    """Shapes are known by rank, captions are open; both become less likely after they were learnt."""
+    put_likelihood(run, method, 1, "shapes", [-0.1, -0.3, -0.2, -0.2], ranked=[True] * 4)
+    put_likelihood(run, method, 2, "shapes", [-2.0, -1.0, -1.0, -2.0], ranked=[True, True, True, False])
+    put_likelihood(run, method, 2, "captions", [-1.0, -2.0])
+
+
+def test_knowledge_is_told_apart_from_answers(run: Run) -> None:
+    fill(run, "seq-ft")
+    know(run, "seq-ft")
+    report = only(collect(run, tasks=TASKS))
+    assert report.quantities["bwt"][0] == close(-30)
+    assert report.knowledge["shapes"] == close(
+        {
+            "log_likelihood_learnt": -0.2,
+            "log_likelihood_last": -1.5,
+            "likelihood_forgetting": 1.3,
+            "ranked_first_learnt": 100,
+            "ranked_first_last": 75,
+            "ranked_forgetting": 25,
+        }
+    )
+    assert report.knowledge["captions"] == close(
+        {
+            "log_likelihood_learnt": -1.5,
+            "log_likelihood_last": -1.5,
+            "likelihood_forgetting": 0,
+            "ranked_first_learnt": None,
+            "ranked_first_last": None,
+            "ranked_forgetting": None,
+        }
+    )
+    shown = text_of(knowledge_table([report]))
+    (row,) = [line.split() for line in shown.splitlines() if "shapes" in line]
+    assert row == ["seq-ft", "shapes", "-30.0", "100.0", "75.0", "-25.0", "-0.200", "-1.500", "-1.300"]
+    (row,) = [line.split() for line in shown.splitlines() if "captions" in line]
+    assert row == ["captions", "0.0", MISSING, MISSING, MISSING, "-1.500", "-1.500", "0.000"]
+    assert "its end included, per token" in " ".join(shown.split())
+
+
+def test_knowledge_that_was_not_measured_stays_missing(run: Run) -> None:
+    fill(run, "seq-ft")
+    know(run, "seq-ft")
+    run.likelihood("seq-ft", 2, "shapes").unlink()
+    put(run, "ewc-lora", 2, "shapes", [1])
+    entries = json.loads(json.dumps(as_json(collect(run, tasks=TASKS)), allow_nan=False))
+    ewc, seq_ft = entries
+    assert seq_ft["knowledge"]["shapes"] == {
+        "log_likelihood_learnt": close(-0.2),
+        "log_likelihood_last": None,
+        "likelihood_forgetting": None,
+        "ranked_first_learnt": close(100),
+        "ranked_first_last": None,
+        "ranked_forgetting": None,
+    }
+    assert set(ewc["knowledge"]["shapes"].values()) == {None}
+    shown = text_of(for_report(collect(run, tasks=TASKS), "knowledge")[0])
+    assert [line.split() for line in shown.splitlines() if "ewc-lora" in line] == [
+        ["ewc-lora", "shapes", *[MISSING] * 7]
+    ]
+
+
+def test_knowledge_of_the_backbone_and_of_each_task_alone(run: Run) -> None:
+    put_likelihood(run, "zero-shot", 0, "shapes", [-1.0], ranked=[False])
+    put(run, "zero-shot", 0, "shapes", [0])
+    put_likelihood(run, "finetune", 1, "shapes", [-0.5], ranked=[True])
+    put(run, "finetune", 1, "shapes", [1])
+    put_likelihood(run, "finetune", 2, "captions", [-0.7])
+    zero_shot, finetune = (report.knowledge for report in collect(run, tasks=TASKS))
+    assert zero_shot["shapes"]["log_likelihood_learnt"] == zero_shot["shapes"]["log_likelihood_last"] == -1.0
+    assert zero_shot["shapes"]["ranked_forgetting"] == 0
+    assert finetune["shapes"]["ranked_first_learnt"] == 100
+    for task, learnt in (("shapes", -0.5), ("captions", -0.7)):
+        assert finetune[task]["log_likelihood_learnt"] == learnt
+        assert finetune[task]["log_likelihood_last"] is finetune[task]["likelihood_forgetting"] is None
+
+
+def test_likelihoods_that_cannot_be_used_are_named(run: Run) -> None:
+    put(run, "seq-ft", 1, "shapes", [1])
+    put_likelihood(run, "seq-ft", 1, "shapes", [])
+    with pytest.raises(DmoleError, match=r"likelihoods.*shapes\.parquet holds no sample") as error:
+        collect(run, tasks=TASKS)
+    assert "dmole evaluate --method seq-ft --stage 1 --task shapes --likelihood --force" in error.value.hint
+    put_likelihood(run, "seq-ft", 1, "shapes", [-1.0], backbone="another")
+    with pytest.raises(DmoleError, match="two backbones"):
+        collect(run, tasks=TASKS)
+
+
 def test_order_of_methods(run: Run) -> None:
     for method in (D_MOLE, "seq-ft", "ewc-lora", "joint", "finetune", "zero-shot"):
         put(run, method, 0, "shapes", [1])
@@ -300,6 +409,7 @@ def test_routing_table_shows_per_cent(run: Run) -> None:
 
 def test_points_have_no_negative_zero() -> None:
     assert [points(value) for value in (-0.04, 0.0, 12.25, None)] == ["0.0", "0.0", "12.2", MISSING]
+    assert [nats(value) for value in (-0.0004, -1.25, None)] == ["0.000", "-1.250", MISSING]
 
 
 def test_a_report_by_name(run: Run) -> None:

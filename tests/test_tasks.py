@@ -15,6 +15,7 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.formats import emoji_captions, emoji_items, emoji_scenes, satellite_crops
 from dmole_cli.metrics import exact_match, grounding, multiple_choice
 from dmole_cli.tasks import SPLITS, check_card, load_card, samples, task_names
+from dmole_cli.tasks.choices import choices_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
 import question_only
@@ -104,6 +105,17 @@ def test_text_alone_is_worth_what_the_card_says(name):
     assert question_only.question_only(card, train, validation, test) == pytest.approx(
         card.reading.question_only, abs=0.06
     )
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_closed_set_of_answers_is_the_one_that_the_data_have(name):
+    given = {row.answer for split in SPLITS for row in rows_of(name, split)}
+    answers = load_card(name).answers
+    assert set(answers) == (given if name in ("easyvqa", "counting") else set())
+    choices = [choices_of(load_card(name), row) for row in rows_of(name, "test")]
+    closed = {choice.right is not None for choice in choices}
+    assert closed == {name in ("easyvqa", "counting", "satellite")}
+    assert closed == {False} or {sum(choice.right) for choice in choices} == {1}
 
 
 def test_easyvqa_uses_the_packages_own_test_split():
