@@ -225,7 +225,7 @@ def taught(tmp_path_factory):
 
 
 def evaluated_as_plainly(session):
-    """Evaluate anew: routes and answers are those of the plain way."""
+    """Evaluate anew: routes and answers are those of the plain way, and none is generated twice."""
     matrix.evaluate(session, force=True)
     cells = {cell: matrix.plain(session, cell) for cell in every_cell(session.config.tasks, session.config.unseen)}
     for cell, rows in cells.items():
@@ -233,6 +233,7 @@ def evaluated_as_plainly(session):
         assert [(row.active, row.prediction) for row in ours] == [(row.route, row.answer) for row in rows]
         assert len(rows) >= 3
     assert len(cells) == 9
+    assert sum(matrix.generated(session).values()) == matrix.distinct(cells)
     return cells
 
 
@@ -245,7 +246,6 @@ def moved(cells, *, since):
 
 def test_the_matrix_of_a_run_is_that_of_the_plain_way(taught):
     cells = evaluated_as_plainly(taught)
-    assert sum(matrix.generated(taught).values()) == matrix.distinct(cells)
     assert sum(bool(row.route) for row in [*cells[2, "emoji"], *cells[2, "easyvqa"]]) >= 4
     assert moved(cells, since=0)
 

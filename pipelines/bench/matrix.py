@@ -27,7 +27,7 @@ from dmole_cli.methods.contract import Cell, every_cell
 from dmole_cli.outcome import read_cost
 from dmole_cli.session import Session
 from dmole_cli.stages.allocate import allocate_task
-from dmole_cli.stages.evaluate import evaluate
+from dmole_cli.stages.evaluate import evaluate, labelled
 from dmole_cli.stages.profile import profile
 from dmole_cli.stages.train_router import train_router
 from dmole_cli.stages.train_task import train_task
@@ -80,7 +80,7 @@ def smaller(folder: Path, task: str, *, train: int, test: int) -> str:
 def evaluated(session: Session, cell: Cell) -> list[Answer]:
     """What `evaluate` has written of a cell."""
     stage, task = cell
-    return read_evaluation(session.run.evaluation(D_MOLE, stage, task), hint="")[0]
+    return read_evaluation(session.run.evaluation(_label(session), stage, task), hint="")[0]
 
 
 @torch.no_grad()
@@ -140,13 +140,17 @@ def answer(session: Session, task: str, encoded: Encoded) -> str:
 
 def generated(session: Session) -> dict[str, int]:
     """Task -> answers that `evaluate` counted while it generated them."""
-    costs = {task: read_cost(session.run.cost(f"evaluate-{D_MOLE}", task)) for task in _every_task(session)}
+    costs = {task: read_cost(session.run.cost(f"evaluate-{_label(session)}", task)) for task in _every_task(session)}
     return {task: cost["counts"]["generations"] for task, cost in costs.items()}
 
 
 def distinct(cells: Mapping[Cell, Sequence[Plain]]) -> int:
     """Pairs of a sample and a set of experts: no more answers than these can differ."""
     return len({(task, i, frozenset(row.route)) for (_, task), rows in cells.items() for i, row in enumerate(rows)})
+
+
+def _label(session: Session) -> str:
+    return labelled(D_MOLE, session.config.evaluate)
 
 
 def _every_task(session: Session) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from dmole_cli.session import Session
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.profile import profile
 from dmole_cli.training.batches import encoded_batches, seed_for, shuffled
-from dmole_cli.training.loop import site_shapes, train_expert
+from dmole_cli.training.loop import train_expert
 from pipelines.bench._models import attached
 from pipelines.bench._timing import Row, Times, Variant, interleaved, timed
 
@@ -34,7 +35,7 @@ PROFILING, TRAINING = "profiling", "training"
 def training(session: Session, task: str, *, steps: int) -> tuple[Variant, int]:
     """Some steps of a task's first epoch, giving their losses; and how many steps the epoch has."""
     backbone, samples, recipe = session.backbone, session.samples(task, "train"), session.card(task).recipe
-    lengths, seed = backbone.text_lengths(samples), session.config.seed
+    lengths, seed = backbone.lengths(samples, with_answer=True), session.config.seed
     order = shuffled(len(samples), recipe.batch_size, epochs=1, seed=seed_for(seed, task, "order"), lengths=lengths)
     chosen = spread(order, [max(lengths[i] for i in rows) for rows in order], count=steps)
     encoded = list(encoded_batches(backbone, samples, chosen, with_answer=True))
@@ -43,10 +44,10 @@ def training(session: Session, task: str, *, steps: int) -> tuple[Variant, int]:
         for rows, batch in zip(chosen, encoded, strict=True)
     ]
     document, _ = read_allocation(session.run.allocation(task), hint="allocate first")
-    hosts = {site: backbone.model.get_submodule(site) for site in document["sites"]}
-    shapes = site_shapes(
-        dict.fromkeys(hosts, document["rank"]), {s: (h.in_features, h.out_features) for s, h in hosts.items()}
-    )
+    shapes: dict[str, tuple[int, int, int]] = {}
+    for site in document["sites"]:
+        host: Any = backbone.model.get_submodule(site)
+        shapes[site] = (document["rank"], host.in_features, host.out_features)
 
     def run() -> list[float]:
         generator = torch.Generator().manual_seed(seed_for(seed, task, "expert"))
@@ -61,7 +62,7 @@ def training(session: Session, task: str, *, steps: int) -> tuple[Variant, int]:
                 steps=len(batches),
                 learning_rate=recipe.learning_rate,
                 settings=session.config.train,
-            )
+            ).answers
         finally:
             routed.close()
 
