@@ -705,7 +705,7 @@ def place(stream, tmp_path) -> Path:
     return tmp_path
 
 
-def test_methods_by_the_command_line(place, run):
+def test_methods_by_the_command_line(place, shared, run):
     def say(*args: object) -> list[dict]:
         return json.loads(tiny.succeed(*args, "--json", cwd=place, run=run).stdout)
 
@@ -717,6 +717,9 @@ def test_methods_by_the_command_line(place, run):
     said = say("evaluate", "--method", "seq-ft", "--merge", "--stage", "2", "--task", FIRST)
     assert [o["path"] for o in said] == [f"dmole-run/evaluations/seq-ft-merge/2/{FIRST}.parquet"]
     assert [o["task"] for o in say("train-task", "--method", "joint")] == [SECOND]
+    shutil.copytree(shared / "profiles", place / "dmole-run" / "profiles")
+    placed = say("allocate", "--method", "v1", "--budget", "2%", "--task", FIRST)
+    assert [(o["path"], o["vision_sites"]) for o in placed] == [(f"dmole-run/allocations/v1/{FIRST}.json", 0)]
     assert [o["task"] for o in say("evaluate", "--method", "joint")] == [*tiny.TASKS, THIRD]
     reports = say("evaluate", "--report", "overview")
     assert {r["method"]: r["trainable_parameters"] for r in reports} == {"joint": 1920, "seq-ft-merge": 1920}
