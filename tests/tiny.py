@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import random
+import socketserver
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -237,11 +239,12 @@ def succeed(*args: object, cwd: Path, run: Any = dmole) -> subprocess.CompletedP
 class Forks:
     """`dmole` without the wait: commands fork from a process that has imported the libraries (see forking.py)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, package: Path = ROOT) -> None:
+        """Start it; the package is imported from the folder `package`."""
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("forking.py"))],
-            env=environment(PYTHONWARNINGS="ignore::DeprecationWarning"),
+            env=environment(PYTHONWARNINGS="ignore::DeprecationWarning", PYTHONPATH=str(package)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -279,6 +282,41 @@ class Forks:
         """End the process that forks."""
         self.process.kill()
         self.process.wait()
+
+
+class Interpreter:
+    """A program that a script may take for `python`: what it is asked to run as `-m dmole_cli` is forked by `Forks`."""
+
+    def __init__(self, folder: Path, forks: Forks) -> None:
+        self.program, address = folder / "python", str(folder / "socket")
+        self.program.write_text(
+            f"#!{sys.executable} -SE\nimport json, os, socket, sys\n"
+            f"line = socket.socket(socket.AF_UNIX)\nline.connect({address!r})\n"
+            "file = line.makefile('rw', encoding='utf-8')\n"
+            "args = sys.argv[sys.argv.index('dmole_cli') + 1:]\n"
+            "print(json.dumps([args, os.getcwd()]), file=file, flush=True)\n"
+            "code, out, err = json.loads(file.readline())\nsys.stderr.write(err)\nsys.stdout.write(out)\n"
+            "sys.stdout.flush()\nos._exit(code)\n",
+            encoding="utf-8",
+        )
+        self.program.chmod(0o755)
+        one_at_a_time = threading.Lock()
+
+        class Answer(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                args, cwd = json.loads(self.rfile.readline())
+                with one_at_a_time:
+                    done = forks(*args, cwd=cwd)
+                with suppress(BrokenPipeError):  # whoever asked was killed meanwhile
+                    self.wfile.write(json.dumps([done.returncode, done.stdout, done.stderr]).encode() + b"\n")
+
+        self.server = socketserver.ThreadingUnixStreamServer(address, Answer)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        self.server.shutdown()
+        self.server.server_close()
 
 
 def digest(content: bytes) -> str:

@@ -114,6 +114,24 @@ def _cell(plan: Mapping[str, Any], row: str, *, order: str, seed: int) -> Cell:
     return variant_cell(row, variant, order=order, seed=seed)
 
 
+def study_cells(
+    plan: Mapping[str, Any], *, studies: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+) -> list[Cell]:
+    """The cells of the studies in the first order, study by study; with the first seed of the plan unless others are given.
+
+    Raises:
+        DmoleError: a study does not exist, or a variant has a key that means nothing.
+    """
+    _known("study", studies or (), list(plan.get("studies", {})))
+    first = next(iter(plan["orders"]))
+    return [
+        variant_cell(variant["label"], variant, order=first, seed=seed, group=name)
+        for name in (plan.get("studies", {}) if studies is None else studies)
+        for seed in (plan["seeds"][:1] if seeds is None else seeds)
+        for variant in plan["studies"][name]["variants"]
+    ]
+
+
 def variant_cell(label: str, variant: Mapping[str, Any], *, order: str, seed: int, group: str = MAIN) -> Cell:
     """A cell from a table of the plan.
 

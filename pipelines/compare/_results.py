@@ -16,7 +16,6 @@ from dmole_cli.reports.summary import QUANTITIES, MethodReport, collect, cost_ro
 
 # What stands in the column of tasks for means and totals.
 MEAN, MEAN_WITHOUT, ALL = "mean", "mean without CIDEr", "all"
-COUNTS = ("trainable_parameters", "stored_parameters")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def _cell_rows(folder: Path, record: Record, cell: Cell) -> Iterator[Row]:
     run, tasks = Run(folder / cell.folder, folder / cell.shared), record.orders[cell.order]
     (report,) = collect(run, tasks=tasks, methods=[evaluations], split=record.split)
     values = {**_scores(report), **_shares(report)}
-    values |= {(ALL, name): getattr(report, name) for name in COUNTS}
+    values |= {(ALL, name): getattr(report, name) for name in ("trainable_parameters", "stored_parameters")}
     routes = any(share is not None for share in report.routing.values())
     seconds = _seconds(run, cell, evaluations, record.split, routes=routes)
     values |= {(ALL, name): value for name, value in seconds.items()}

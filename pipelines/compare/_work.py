@@ -25,7 +25,7 @@ from typing import Any
 from _plan import Cell, order_of
 
 import dmole_cli
-from dmole_cli.artifacts.files import write_json
+from dmole_cli.artifacts.files import replacing, write_json
 from dmole_cli.artifacts.layout import Run
 from dmole_cli.config import DEFAULT_TASKS
 from dmole_cli.errors import DmoleError
@@ -158,9 +158,8 @@ class Comparison:
     def write_configs(self) -> None:
         """Write the configurations: the base one with the tasks in each order."""
         for order in self.plan["orders"]:
-            path = self.config_of(order)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(toml({**self.config, "tasks": self.order(order)}), encoding="utf-8")
+            # At once or not at all: a stage that another process has started may be about to read it.
+            write_lines(self.config_of(order), [toml({**self.config, "tasks": self.order(order)})])
 
     def rules(self, method: str) -> Any:
         """The method's own file, loaded (and torch with it).
@@ -204,16 +203,22 @@ class Comparison:
         return steps
 
     def evaluation_steps(self, cell: Cell) -> list[Step]:
-        """What says that a cell is finished; known without loading the method."""
+        """What says that a cell is finished, the last step's marker above all; on the whole known without the method."""
         name = cell.label if cell.evaluate else cell.method
         made_from = {**self._made_from(cell), "training": [*cell.router, *cell.allocate, *cell.train]}
         split = () if self.split == "test" else ("--split", self.split)
         words = ("evaluate", "--method", cell.method, *split, *cell.evaluate, "--json", "--stage")
-        tasks, places, root = self.names(cell.order), self._places(cell), self.folder / cell.folder
+        places, root = self._places(cell), self.folder / cell.folder
         if not self.diagonal:
             return [Step(f"evaluate-{name}", root, (*words, "all"), places, made_from)]
-        last = Step(f"evaluate-{name}", root, (*words, str(len(tasks))), places, made_from)
-        return [last]
+        tasks = self.names(cell.order)
+        there = self.rules(cell.method).cells(tasks, [])
+        early = [(stage, task) for stage, task in enumerate(tasks[:-1], start=1) if (stage, task) in there]
+        steps = [
+            Step(f"evaluate-{name}-{task}", root, (*words, str(stage), "--task", task), places, made_from)
+            for stage, task in early
+        ]
+        return [*steps, Step(f"evaluate-{name}", root, (*words, str(len(tasks))), places, made_from)]
 
     def _places(self, cell: Cell) -> tuple[str, ...]:
         run, shared = self.folder / cell.folder, self.folder / cell.shared
@@ -313,6 +318,12 @@ def toml(table: Mapping[str, Any], *, path: str = "") -> str:
     lines = [f"[{path}]", *values] if path and values else values
     tables = [toml(v, path=f"{path}.{key}" if path else key) for key, v in table.items() if isinstance(v, Mapping)]
     return "\n".join(["\n".join(lines), "", *tables]) if lines else "\n".join(tables)
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write a text."""
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ restart of the machine and it goes on where it was; several may work in one fold
 
     python pipelines/compare/run.py runs/compare --methods seq-ft d-mole --seeds 0     # some of it
     python pipelines/compare/run.py runs/compare --methods mine --force                # again, from its training on
+    python pipelines/compare/run.py runs/compare --only studies                        # what the parts of D-MoLE do
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from _plan import CONFIG, PLAN, Cell, main_cells, read_record, read_toml, rows_of_plan
+from _plan import CONFIG, PLAN, Cell, main_cells, read_record, read_toml, rows_of_plan, study_cells
 from _work import Comparison
 from table import write_results
 
@@ -24,13 +27,14 @@ from dmole_cli.errors import DmoleError
 
 
 def main() -> None:
-    """Run what was asked for, then write and print the table."""
+    """Run what was asked for, then write and print the tables."""
     options = _options()
     try:
         comparison = Comparison(options.folder, read_toml(options.plan), read_toml(options.config))
-        cells = main_cells(comparison.plan, rows=options.methods, seeds=options.seeds, orders=options.orders)
-        failed = run_cells(comparison, cells, force=options.force)
-        write_results(options.folder, options.results or options.folder / "results", comparison.plan)
+        cells = chosen_cells(comparison.plan, options)
+        failed = run_cells(comparison, cells, force=options.force, jobs=options.jobs)
+        shown = {cell.group for cell in cells}
+        write_results(options.folder, options.results or options.folder / "results", comparison.plan, shown=shown)
     except DmoleError as error:
         sys.exit(f"error: {error.message}\n  -> {error.hint}")
     except KeyboardInterrupt:
@@ -38,8 +42,26 @@ def main() -> None:
     sys.exit(f"{len(failed)} of {len(cells)} cells failed: {'; '.join(map(str, failed))}" if failed else 0)
 
 
-def run_cells(comparison: Comparison, cells: Sequence[Cell], *, force: bool = False) -> list[Cell]:
+def chosen_cells(plan: Mapping[str, Any], options: argparse.Namespace) -> list[Cell]:
+    """What was asked for, in the order of work."""
+    cells = []
+    if "main" in options.only:
+        cells += main_cells(plan, rows=options.methods, seeds=options.seeds, orders=options.orders)
+    if studies := [name for name in options.only if name not in ("main", "studies")]:
+        cells += study_cells(plan, studies=studies, seeds=options.seeds)
+    elif "studies" in options.only:
+        cells += study_cells(plan, seeds=options.seeds)
+    return cells
+
+
+def run_cells(comparison: Comparison, cells: Sequence[Cell], *, force: bool = False, jobs: int = 1) -> list[Cell]:
     """Run cells in their order; what fails is said and does not stop the others. Gives the cells that failed.
+
+    Args:
+        comparison: what they have in common.
+        cells: what is to be done.
+        force: forget what is there of them first.
+        jobs: how many are worked on at once.
 
     Raises:
         DmoleError: an order of the plan does not fit the configuration, or the record of the folder is damaged.
@@ -50,44 +72,58 @@ def run_cells(comparison: Comparison, cells: Sequence[Cell], *, force: bool = Fa
     record.split = comparison.split
     record.add(cells, orders, rows=rows_of_plan(comparison.plan))
     record.write(comparison.folder)
-    clock, failed = _Clock(comparison, cells), []
+    failed: list[Cell] = []
+    clock = _Clock(comparison, cells, failed, jobs)
     for cell in cells if force else ():
         comparison.forget(cell)
-    for number, cell in enumerate(cells, start=1):
+
+    def one(number: int, cell: Cell) -> None:
+        place = f"[{number}/{len(cells)}] {cell}"
         try:
-            if comparison.finished(cell):
-                continue
-            for step in comparison.work(cell):
-                say(f"[{number}/{len(cells)}] {cell}: {step} ({clock.words(cells[number - 1 :])})")
+            if not comparison.finished(cell):
+                for step in comparison.work(cell):
+                    say(f"{place}: {step} ({clock.words()})")
         except DmoleError as error:
             failed.append(cell)
-            say(f"[{number}/{len(cells)}] {cell}: {error.message}\n  -> {error.hint}")
-    return failed
+            say(f"{place}: {error.message}\n  -> {error.hint}")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(one, number, cell) for number, cell in enumerate(cells, start=1)]
+        try:
+            for done in waiting:
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return sorted(failed, key=cells.index)
 
 
 class _Clock:
     """What has passed, and what remains by what the finished cells took."""
 
-    def __init__(self, comparison: Comparison, cells: Sequence[Cell]) -> None:
-        self.comparison, self.cells, self.started = comparison, cells, time.monotonic()
+    def __init__(self, comparison: Comparison, cells: Sequence[Cell], failed: Sequence[Cell], jobs: int) -> None:
+        self.comparison, self.cells, self.failed, self.jobs = comparison, cells, failed, jobs
+        self.started = time.monotonic()
 
-    def words(self, left: Sequence[Cell]) -> str:
+    def words(self) -> str:
         """As people say it."""
-        passed = _minutes(time.monotonic() - self.started)
         took: dict[str, list[float]] = {}
         waiting = []
         for cell in self.cells:
+            if cell in self.failed:
+                continue
             try:
                 if self.comparison.finished(cell):
                     took.setdefault(cell.label, []).append(self.comparison.seconds(cell))
-                elif cell in left:
+                else:
                     waiting.append(cell)
             except DmoleError:  # said when it is the cell's turn
                 continue
+        passed = _minutes(time.monotonic() - self.started)
         if not took:
             return passed
         usual = fmean(seconds for row in took.values() for seconds in row)
-        remaining = sum(fmean(took.get(cell.label, [usual])) for cell in waiting)
+        remaining = sum(fmean(took.get(cell.label, [usual])) for cell in waiting) / self.jobs
         return f"{passed} so far, about {_minutes(remaining)} to go"
 
 
@@ -104,12 +140,16 @@ def say(text: str) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of the comparison; made when needed")
+    parser.add_argument(
+        "--only", nargs="+", default=["main"], metavar="PART", help="main, studies, or single studies [main]"
+    )
     parser.add_argument("--methods", nargs="+", metavar="ROW", help="rows of the table: methods or variants [all]")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="[the plan's]")
     parser.add_argument("--orders", nargs="+", metavar="NAME", help="of the tasks, by their names in the plan [all]")
     parser.add_argument("--plan", type=Path, default=PLAN, help="what is compared [pipelines/compare/plan.toml]")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the stream [pipelines/compare/dmole.toml]")
     parser.add_argument("--results", type=Path, metavar="DIR", help="where the tables go [FOLDER/results]")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells worked on at once [1]")
     parser.add_argument("--force", action="store_true", help="make the chosen cells again, from their training on")
     return parser.parse_args()
 

@@ -1,0 +1,159 @@
+"""Rows to tables: means over seeds, as texts for a terminal, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from _plan import Cell
+from _results import ALL, MEAN, MEAN_WITHOUT, Row
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dmole_cli.artifacts.files import replacing
+from dmole_cli.reports.tables import MISSING, TITLES, points
+
+COUNTS = {"trained": "trainable_parameters", "stored": "stored_parameters"}
+SECONDS = {"prepare": "preparation_seconds", "train": "training_seconds", "evaluate": "evaluation_seconds"}
+SUMMARY_COLUMNS = ["method", "order", "task", "quantity", "mean", "deviation", "seeds", "planned"]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A part of a table: texts in rows and columns."""
+
+    title: str
+    heading: list[str]
+    rows: list[list[str]]
+
+
+class Summary:
+    """Rows by what they are of, over the seeds that are there."""
+
+    def __init__(self, rows: Iterable[Row], cells: Iterable[Cell]) -> None:
+        self._values: dict[tuple[str, str, str, str], list[float]] = {}
+        for row in rows:
+            self._values.setdefault((row.order, row.method, row.task, row.quantity), []).append(row.value)
+        self.planned = Counter((cell.order, cell.label) for cell in cells)
+
+    def labels(self, order: str) -> list[str]:
+        """Rows of the table in an order."""
+        return [label for there, label in self.planned if there == order]
+
+    def values(self, order: str, label: str, task: str, quantity: str) -> list[float]:
+        """One for each seed that has it."""
+        return self._values.get((order, label, task, quantity), [])
+
+    def text(self, order: str, label: str, task: str, quantity: str) -> str:
+        """Mean ± sample standard deviation as it stands in the table."""
+        values, planned = self.values(order, label, task, quantity), self.planned[order, label]
+        if not values:
+            return MISSING
+        spread = f" ± {points(stdev(values))}" if len(values) > 1 else ""
+        return points(fmean(values)) + spread + (f" (n={len(values)})" if len(values) < planned else "")
+
+    def count(self, order: str, label: str, quantity: str) -> str:
+        """A whole number; the largest where seeds differ."""
+        values = self.values(order, label, ALL, quantity)
+        return f"{max(values):,.0f}" if values else MISSING
+
+    def each(self) -> list[dict[str, Any]]:
+        """Every mean, a row of `SUMMARY_COLUMNS`."""
+        return [
+            {
+                "method": label,
+                "order": order,
+                "task": task,
+                "quantity": quantity,
+                "mean": fmean(values),
+                "deviation": stdev(values) if len(values) > 1 else None,
+                "seeds": len(values),
+                "planned": self.planned[order, label],
+            }
+            for (order, label, task, quantity), values in self._values.items()
+        ]
+
+    def sheet(
+        self, title: str, order: str, columns: Mapping[str, tuple[str, str]], counts: Mapping[str, str] | None = None
+    ) -> Sheet:
+        """A row for each method: whole numbers first, then means (column -> task and quantity)."""
+        counts = counts or {}
+        rows = [
+            [
+                label,
+                *(self.count(order, label, name) for name in counts.values()),
+                *(self.text(order, label, *where) for where in columns.values()),
+            ]
+            for label in self.labels(order)
+        ]
+        return Sheet(title, ["method", *counts, *columns], rows)
+
+
+def main_sheets(summary: Summary, order: str, tasks: Sequence[str]) -> list[Sheet]:
+    """The parts of the main table for one order: the means, what they cost, and every quantity task by task."""
+    means = {TITLES[name]: (MEAN, name) for name in TITLES}
+    means |= {f"{TITLES[name]} w/o CIDEr": (MEAN_WITHOUT, name) for name in ("last", "avg")}
+    costs = {f"{name} s": (ALL, quantity) for name, quantity in SECONDS.items()}
+    costs["routed right %"] = (MEAN, "routed_right")
+    found = [
+        summary.sheet("Means over the tasks", order, means),
+        summary.sheet("Parameters and seconds", order, costs, COUNTS),
+    ]
+    for name, title in TITLES.items():
+        columns = {task: (task, name) for task in tasks}
+        columns |= {"mean": (MEAN, name), "w/o CIDEr": (MEAN_WITHOUT, name)}
+        found.append(summary.sheet(f"{title} per task", order, columns))
+    return found
+
+
+def study_sheet(summary: Summary, title: str, order: str, tasks: Sequence[str]) -> Sheet:
+    """A study: Last per task, the means, and the mean Last relative to the first row's."""
+    columns = {task: (task, "last") for task in tasks}
+    columns |= {"Last": (MEAN, "last"), "Last w/o CIDEr": (MEAN_WITHOUT, "last"), "AVG": (MEAN, "avg")}
+    columns |= {"BWT": (MEAN, "bwt"), "routed right %": (MEAN, "routed_right")}
+    sheet = summary.sheet(title, order, columns, {"trained": COUNTS["trained"]})
+    means = [summary.values(order, row[0], MEAN, "last") for row in sheet.rows]
+    first = fmean(means[0]) if means and means[0] else 0.0
+    change = [f"{round(100 * (fmean(own) / first - 1), 1) + 0.0:+.1f}" if own and first else MISSING for own in means]
+    rows = [[*row, relative] for row, relative in zip(sheet.rows, change, strict=True)]
+    return Sheet(title, [*sheet.heading, "Last, rel. %"], rows)
+
+
+def markdown(sheets: Sequence[Sheet]) -> list[str]:
+    """Sheets as Markdown tables."""
+    lines = []
+    for sheet in sheets:
+        lines += [f"**{sheet.title}**", "", _line(sheet.heading), "|---" + "|---:" * (len(sheet.heading) - 1) + "|"]
+        lines += [*map(_line, sheet.rows), ""]
+    return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def show(sheets: Sequence[Sheet], console: Console) -> None:
+    """Sheets as tables of a terminal."""
+    for sheet in sheets:
+        title = Text(sheet.title, style="bold")
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for number, name in enumerate(sheet.heading):
+            table.add_column(Text(name), justify="right" if number else "left", no_wrap=number == 0)
+        for row in sheet.rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write rows as CSV; a missing value is an empty field."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
