@@ -101,10 +101,14 @@ def marker(folder: Path, seed: int, step: str) -> dict:
 
 
 def short(stream: Path, folder: Path) -> Path:
-    """The tiny stream with two epochs a task."""
+    """The tiny stream with two epochs a task; all answers of its first task are known."""
     shutil.copytree(stream, folder)
     for card in (folder / "tasks").glob("*.toml"):
-        card.write_text(card.read_text(encoding="utf-8").replace("epochs = 12", "epochs = 2"), encoding="utf-8")
+        text = card.read_text(encoding="utf-8").replace("epochs = 12", "epochs = 2")
+        closed = (
+            f"answers = {json.dumps([colour[0] for colour in tiny.COLOURS])}\n" if card.stem == tiny.TASKS[0] else ""
+        )
+        card.write_text(closed + text, encoding="utf-8")
     return folder
 
 
@@ -179,6 +183,20 @@ def test_results_are_complete_and_what_the_reports_say(compared):
             for name in ("trainable_parameters", "stored_parameters"):
                 assert found[row, seed, "all", name] == report[name]
                 assert (report[name] > 0) == (row == "mine")
+            for task, known in report["knowledge"].items():
+                for kind, lost in (("ranked_first", "ranked_forgetting"), ("log_likelihood", "likelihood_forgetting")):
+                    if kind == "ranked_first" and task != tiny.TASKS[0]:
+                        assert (row, seed, task, f"{kind}_bwt") not in found, "its answers are not known"
+                        continue
+                    assert found[row, seed, task, f"{kind}_last"] == known[f"{kind}_last"]
+                    assert found[row, seed, task, f"{kind}_bwt"] == pytest.approx(-known[lost])
+            first = {
+                kind: found[row, seed, tiny.TASKS[0], kind]
+                for kind in ("ranked_first_bwt", "log_likelihood_bwt", "bwt")
+            }
+            assert found[row, seed, "mean", "ranked_first_bwt"] == first["ranked_first_bwt"]
+            assert found[row, seed, "mean", "log_likelihood_bwt"] == first["log_likelihood_bwt"]
+            assert found[row, seed, "mean", "bwt_of_closed"] == first["bwt"]
             assert (found[row, seed, "all", "training_seconds"] > 0) == (row == "mine")
             assert found[row, seed, "all", "evaluation_seconds"] > 0 == found[row, seed, "all", "preparation_seconds"]
 
@@ -258,7 +276,7 @@ def test_other_code_is_another_experiment_until_the_old_one_is_forgotten(compare
     assert done.stdout == "False\n", done.stderr
     after = stamps(folder / "compared" / "A" / "seed-1")
     gone = {Path(name) for name in before.keys() - after.keys()}
-    assert {path.parts[0] for path in gone} == {"experts", "evaluations", "steps", "costs"}
+    assert {path.parts[0] for path in gone} == {"experts", "evaluations", "likelihoods", "steps", "costs"}
     assert all("mine" in str(path) for path in gone)
     assert {k: v for k, v in before.items() if Path(k) not in gone} == after
     left = [
@@ -281,14 +299,8 @@ def test_d_mole_is_prepared_once_and_a_study_looks_at_the_same_experts(stream, s
     asked = ["--methods", "d-mole", "--only", "main", "routing", "--plan", "plan.toml", "--config", "dmole.toml"]
     shown, said = end(start(folder, "run.py", *asked), code=0)
     steps = [line.split(": ")[1].split()[0] for line in said.splitlines() if line.startswith("[")]
-    assert steps == [
-        "profile",
-        "train-router",
-        "allocate-d-mole",
-        "train-task-d-mole",
-        "evaluate-d-mole",
-        "evaluate-oracle",
-    ]
+    own = ["allocate-d-mole", "train-task-d-mole", "evaluate-d-mole", "likelihood-d-mole"]
+    assert steps == ["profile", "train-router", *own, "evaluate-oracle"]
     compared = folder / "compared"
     assert {path.name for path in (compared / "shared" / "routers").iterdir()} == {
         f"{t}.safetensors" for t in tiny.TASKS

@@ -16,7 +16,9 @@ from dmole_cli.artifacts.expert import ExpertFile, write_expert
 from dmole_cli.artifacts.files import write_json
 from dmole_cli.artifacts.layout import D_MOLE, Run
 from dmole_cli.artifacts.likelihood import Likelihood, write_likelihood
+from dmole_cli.artifacts.memory import write_memory
 from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.tensors import write_tensors
 from dmole_cli.errors import DmoleError
 from dmole_cli.reports.continual import FORMULAS
 from dmole_cli.reports.summary import MethodReport, as_json, collect, cost_rows, methods_on_disk, profiling_share
@@ -53,6 +55,7 @@ def put(
     active: Sequence[Sequence[str]] = (),
     metric: str | None = None,
     backbone: str = "b",
+    inputs: Sequence[str] = (),
 ) -> None:
     """Write an evaluation file; samples are routed (have losses) where `active` says where they went."""
     rows = [
@@ -69,7 +72,8 @@ def put(
         for index, score in enumerate(scores)
     ]
     settings = {"metric": metric or METRICS[task]}
-    header = Header(evaluation.SCHEMA, evaluation.VERSION, backbone=backbone, settings=settings)
+    read = dict.fromkeys(inputs, "digest")
+    header = Header(evaluation.SCHEMA, evaluation.VERSION, backbone=backbone, settings=settings, inputs=read)
     write_evaluation(run.evaluation(method, stage, task), rows, header)
 
 
@@ -343,6 +347,47 @@ def test_trainable_parameters_are_the_most_of_any_stage(run: Run) -> None:
     put_expert(run, D_MOLE, "captions", width=5)
     put_expert(run, "seq-ft", "shapes", width=100)
     assert only(collect(run, tasks=TASKS)).trainable_parameters == 2 * 5 + 3 * 2
+
+
+def test_stored_parameters_are_those_of_the_files_that_the_last_stage_reads(run: Run) -> None:
+    put_expert(run, "seq-ft", "shapes", width=100)
+    put_expert(run, "seq-ft", "captions", width=4)
+    for task in TASKS:
+        put(run, "seq-ft", 1, task, [1], inputs=["data:shapes/test", "experts/seq-ft/shapes.safetensors"])
+        put(run, "seq-ft", 2, task, [1], inputs=["data:shapes/test", "experts/seq-ft/captions.safetensors"])
+    assert only(collect(run, tasks=TASKS)).stored_parameters == 2 * 4 + 3 * 2
+    write_memory(run.memory("shapes", "seq-ft"), {"fisher": torch.zeros(7)}, Header(evaluation.SCHEMA, 1))
+    assert only(collect(run, tasks=TASKS)).stored_parameters == 2 * 4 + 3 * 2, "what is remembered is the last task's"
+    write_memory(run.memory("captions", "seq-ft"), {"fisher": torch.zeros(5, 2)}, Header(evaluation.SCHEMA, 1))
+    assert only(collect(run, tasks=TASKS)).stored_parameters == 2 * 4 + 3 * 2 + 5 * 2
+    run.expert("captions", "seq-ft").unlink()
+    assert only(collect(run, tasks=TASKS)).stored_parameters is None
+
+
+def test_stored_parameters_of_routed_experts_and_of_another_routing(run: Run) -> None:
+    read = [f"{folder}/{task}.safetensors" for folder in ("experts", "routers") for task in TASKS]
+    for name in (D_MOLE, f"{D_MOLE}@oracle"):
+        for task in TASKS:
+            put(run, name, 2, task, [1], inputs=read)
+    for task in TASKS:
+        put_expert(run, D_MOLE, task, width=4)
+        write_tensors(
+            run.router(task), {"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, Header("dmole.router", 1)
+        )
+    reports = collect(run, tasks=TASKS)
+    assert [report.stored_parameters for report in reports] == [2 * (2 * 4 + 3 * 2) + 2 * 15] * 2
+    assert [report.trainable_parameters for report in reports] == [2 * 4 + 3 * 2] * 2
+
+
+def test_stored_parameters_of_the_bounds(run: Run) -> None:
+    for number, task in enumerate(TASKS, start=1):
+        put(run, "zero-shot", 0, task, [1])
+        put_expert(run, "finetune", task, width=4)
+        put(run, "finetune", number, task, [1], inputs=[f"experts/finetune/{task}.safetensors"])
+    zero_shot, finetune = collect(run, tasks=TASKS)
+    assert (zero_shot.stored_parameters, finetune.stored_parameters) == (0, 2 * (2 * 4 + 3 * 2))
+    run.evaluation("finetune", 2, TASKS[1]).unlink()
+    assert collect(run, tasks=TASKS)[1].stored_parameters is None
 
 
 def test_files_that_cannot_stand_in_one_table_are_refused(run: Run) -> None:

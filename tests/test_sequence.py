@@ -523,3 +523,22 @@ def test_evaluation_keeps_no_picture_that_is_needed_once(copy, run):
     counts = json.loads(cost.read_text(encoding="utf-8"))["counts"]
     assert counts["generations"] > 10, "some of the ten samples are answered with and without an expert"
     assert "vision_rows" not in counts
+
+
+def test_the_diagonal_is_each_task_after_its_own_training(copy, run):
+    folder = copy / "dmole-run" / "evaluations" / "seq-ft"
+    shutil.rmtree(folder)
+    tiny.succeed("evaluate", "--method", "seq-ft", "--stage", "diagonal", cwd=copy, run=run)
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*.parquet")}
+    assert found == {f"{stage}/{task}.parquet" for stage, task in enumerate(tiny.TASKS, start=1)}
+    tiny.succeed("evaluate", "--method", "seq-ft", "--stage", "diagonal", "--stage", "2", cwd=copy, run=run)
+    more = {str(path.relative_to(folder)) for path in folder.rglob("*.parquet")} - found
+    assert more == {f"2/{task}.parquet" for task in EVERY} - found
+
+
+def test_seconds_of_likelihoods_are_not_those_of_answers(copy, run):
+    costs = copy / "dmole-run" / "costs"
+    before = {path.name: path.read_bytes() for path in (costs / "evaluate-seq-ft").iterdir()}
+    tiny.succeed("evaluate", "--method", "seq-ft", "--stage", "2", "--likelihood", cwd=copy, run=run)
+    assert {path.name: path.read_bytes() for path in (costs / "evaluate-seq-ft").iterdir()} == before
+    assert {path.stem for path in (costs / "likelihood-seq-ft").iterdir()} == set(EVERY)

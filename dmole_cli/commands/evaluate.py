@@ -37,7 +37,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--stage",
-            help="Stage to evaluate, 0 (pretrained) to T; repeatable; or 'all'. [default: those trained so far]",
+            help="Stage to evaluate, 0 (pretrained) to T; 'diagonal' (each task after its own training); or 'all'; "
+            "repeatable. [default: those trained so far]",
         ),
     ] = None,
     task: Annotated[
@@ -130,7 +131,8 @@ def _evaluate(
     force: bool,
 ) -> list:
     every = list(range(len(session.config.tasks) + 1))
-    stages = None if not stage else every if "all" in stage else [_number(session, s) for s in stage]
+    named = [name for name in stage or () if name != "diagonal"]
+    stages = None if not stage else every if "all" in named else [_number(session, s) for s in named]
     for name in task or ():
         session.card(name)
         if name not in session.config.unseen:
@@ -141,7 +143,14 @@ def _evaluate(
     outcomes = []
     for method in methods:
         outcomes += run_stage(
-            session, method=method, stages=stages, tasks=task, likelihood=likelihood, force=force, track=track
+            session,
+            method=method,
+            stages=stages,
+            tasks=task,
+            diagonal="diagonal" in (stage or ()),
+            likelihood=likelihood,
+            force=force,
+            track=track,
         )
     return outcomes
 
@@ -149,7 +158,7 @@ def _evaluate(
 def _number(session: Session, text: str) -> int:
     last = len(session.config.tasks)
     if not text.isdecimal() or int(text) > last:
-        raise typer.BadParameter(f"--stage {text}: a number from 0 (pretrained) to {last}, or all")
+        raise typer.BadParameter(f"--stage {text}: a number from 0 (pretrained) to {last}, diagonal, or all")
     return int(text)
 
 

@@ -88,6 +88,7 @@ def evaluate(
     method: str = "d-mole",
     stages: Sequence[int] | None = None,
     tasks: Sequence[str] | None = None,
+    diagonal: bool = False,
     likelihood: bool = False,
     force: bool = False,
     track: Track = untracked,
@@ -100,6 +101,7 @@ def evaluate(
         method: a file of `methods/`.
         stages: which stages (0 = the pretrained backbone), None = those trained so far.
         tasks: which tasks, None = the stream and the unseen ones.
+        diagonal: every task after its own training, too, whatever the stages.
         likelihood: write `likelihoods/<method>/<stage>/<task>.parquet` as well, how likely the right answers are.
         force: compute again what is there.
         track: shows progress.
@@ -118,10 +120,11 @@ def evaluate(
         )
     if stages is None:
         stages = range(trained_stages(session, method) + 1)
+    learnt = set(enumerate(session.config.tasks, start=1))
     wanted = [
         (stage, task)
         for stage, task in rules.cells(session.config.tasks, session.config.unseen)
-        if stage in stages and (tasks is None or task in tasks)
+        if (stage in stages or (diagonal and (stage, task) in learnt)) and (tasks is None or task in tasks)
     ]
     if not wanted:
         raise DmoleError(
@@ -176,7 +179,9 @@ def _evaluate_task(
     missing = sorted({file.stage for files in todo.values() for file in files})
     if not missing:
         return outcomes
-    with session.measured("-".join(["evaluate", *([] if split == "test" else [split]), label]), task, adding=True):
+    # Likelihoods alone are another work than answers, whose seconds are compared.
+    work = "evaluate" if todo[KINDS[0]] else "likelihood"
+    with session.measured("-".join([work, *([] if split == "test" else [split]), label]), task, adding=True):
         table = _losses(session, task, missing[-1], track) if rules.USES_ROUTERS else None
         cells = {stage: _cell(session, rules, task, stage, samples, table) for stage in missing}
         asking = Asking(session, card, samples, method=rules.name, merges=rules.MERGES, force=force, track=track)

@@ -16,6 +16,9 @@ from dmole_cli.reports.summary import QUANTITIES, MethodReport, collect, cost_ro
 
 # What stands in the column of tasks for means and totals.
 MEAN, MEAN_WITHOUT, ALL = "mean", "mean without CIDEr", "all"
+# What likelihoods say of a task; see `KNOWLEDGE` of the reports.
+CLOSED = "ranked_first"  # only where the possible answers are known
+KNOWN = (CLOSED, "log_likelihood")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def _cell_rows(folder: Path, record: Record, cell: Cell) -> Iterator[Row]:
         return
     run, tasks = Run(folder / cell.folder, folder / cell.shared), record.orders[cell.order]
     (report,) = collect(run, tasks=tasks, methods=[evaluations], split=record.split)
-    values = {**_scores(report), **_shares(report)}
+    values = {**_scores(report), **_shares(report), **_knowledge(report)}
     values |= {(ALL, name): getattr(report, name) for name in ("trainable_parameters", "stored_parameters")}
     routes = any(share is not None for share in report.routing.values())
     seconds = _seconds(run, cell, evaluations, record.split, routes=routes)
@@ -69,6 +72,25 @@ def _scores(report: MethodReport) -> dict[tuple[str, str], float | None]:
         values[MEAN, name], values[MEAN_WITHOUT, name] = report.mean[name], report.mean_without_cider[name]
     for stage, row in enumerate(report.matrix):
         values |= {(task, f"R[{stage}]"): cell for task, cell in zip(report.tasks, row, strict=True)}
+    return values
+
+
+def _knowledge(report: MethodReport) -> dict[tuple[str, str], float | None]:
+    """What likelihoods say, where they were measured; the change since a task was learnt, as BWT has it."""
+    values: dict[tuple[str, str], float | None] = {}
+    for kind in KNOWN:
+        lost = []
+        for task, known in report.knowledge.items():
+            learnt, last = known[f"{kind}_learnt"], known[f"{kind}_last"]
+            change = None if learnt is None or last is None else last - learnt
+            values |= {(task, f"{kind}_learnt"): learnt, (task, f"{kind}_last"): last, (task, f"{kind}_bwt"): change}
+            # As with BWT, the last task cannot have been forgotten yet.
+            if change is not None and task != report.tasks[-1]:
+                lost.append((change, report.quantities["bwt"][report.tasks.index(task)]))
+        if lost:
+            values[MEAN, f"{kind}_bwt"] = fmean(change for change, _ in lost)
+        if kind == CLOSED and lost and all(score is not None for _, score in lost):
+            values[MEAN, "bwt_of_closed"] = fmean(score for _, score in lost if score is not None)
     return values
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dmole_cli.artifacts.files import replacing
-from dmole_cli.reports.tables import MISSING, TITLES, points
+from dmole_cli.reports.tables import MISSING, TITLES, nats, points
 
 COUNTS = {"trained": "trainable_parameters", "stored": "stored_parameters"}
 SECONDS = {"prepare": "preparation_seconds", "train": "training_seconds", "evaluate": "evaluation_seconds"}
@@ -56,8 +56,9 @@ class Summary:
         values, planned = self.values(order, label, task, quantity), self.planned[order, label]
         if not values:
             return MISSING
-        spread = f" ± {points(stdev(values))}" if len(values) > 1 else ""
-        return points(fmean(values)) + spread + (f" (n={len(values)})" if len(values) < planned else "")
+        written = nats if quantity.startswith("log_likelihood") else points
+        spread = f" ± {written(stdev(values))}" if len(values) > 1 else ""
+        return written(fmean(values)) + spread + (f" (n={len(values)})" if len(values) < planned else "")
 
     def count(self, order: str, label: str, quantity: str) -> str:
         """A whole number; the largest where seeds differ."""
@@ -110,6 +111,19 @@ def main_sheets(summary: Summary, order: str, tasks: Sequence[str]) -> list[Shee
         columns = {task: (task, name) for task in tasks}
         columns |= {"mean": (MEAN, name), "w/o CIDEr": (MEAN_WITHOUT, name)}
         found.append(summary.sheet(f"{title} per task", order, columns))
+    return [*found[:2], *_knowledge_sheets(summary, order, tasks), *found[2:]]
+
+
+def _knowledge_sheets(summary: Summary, order: str, tasks: Sequence[str]) -> list[Sheet]:
+    """What was lost of the answers beside what was lost of the knowledge behind them, where likelihoods were measured."""
+    if not any(summary.values(order, label, MEAN, "log_likelihood_bwt") for label in summary.labels(order)):
+        return []
+    means = {"BWT": (MEAN, "bwt"), "BWT closed": (MEAN, "bwt_of_closed")}
+    means |= {"ranked first closed": (MEAN, "ranked_first_bwt"), "log-likelihood": (MEAN, "log_likelihood_bwt")}
+    found = [summary.sheet("Change since a task was learnt: answers, and the knowledge behind them", order, means)]
+    for title, quantity in (("Ranked first", "ranked_first_bwt"), ("Log-likelihood", "log_likelihood_bwt")):
+        columns = {task: (task, quantity) for task in tasks} | {"mean": (MEAN, quantity)}
+        found.append(summary.sheet(f"{title}: change since a task was learnt, per task", order, columns))
     return found
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _plan import Cell, order_of
+from _plan import MAIN, Cell, order_of
 
 import dmole_cli
 from dmole_cli.artifacts.files import replacing, write_json
@@ -33,6 +33,8 @@ from dmole_cli.errors import DmoleError
 PACKAGE = Path(dmole_cli.__file__).parent
 # What of the configuration shapes profiles, features and routers, beside the tasks.
 SHARED_SETTINGS = ("backbone", "data_root", "profile", "router")
+# What evaluate does: answers, and how likely the right ones are.
+WORK = ("evaluate", "likelihood")
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Comparison:
         config: table of the base configuration.
         split: what is evaluated.
         diagonal: evaluate each task after its own training and at the end only, instead of everything.
+        likelihood: in the main table, ask for the likelihood of the right answers there, too.
     """
 
     folder: Path
@@ -141,6 +144,7 @@ class Comparison:
     config: Mapping[str, Any]
     split: str = "test"
     diagonal: bool = False
+    likelihood: bool = False
     _rules: dict[str, Any] = field(default_factory=dict)
 
     def order(self, name: str) -> list[str]:
@@ -203,22 +207,19 @@ class Comparison:
         return steps
 
     def evaluation_steps(self, cell: Cell) -> list[Step]:
-        """What says that a cell is finished, the last step's marker above all; on the whole known without the method."""
+        """What says that a cell is finished; known without loading the method."""
         name = cell.label if cell.evaluate else cell.method
         made_from = {**self._made_from(cell), "training": [*cell.router, *cell.allocate, *cell.train]}
         split = () if self.split == "test" else ("--split", self.split)
         words = ("evaluate", "--method", cell.method, *split, *cell.evaluate, "--json", "--stage")
         places, root = self._places(cell), self.folder / cell.folder
-        if not self.diagonal:
-            return [Step(f"evaluate-{name}", root, (*words, "all"), places, made_from)]
-        tasks = self.names(cell.order)
-        there = self.rules(cell.method).cells(tasks, [])
-        early = [(stage, task) for stage, task in enumerate(tasks[:-1], start=1) if (stage, task) in there]
-        steps = [
-            Step(f"evaluate-{name}-{task}", root, (*words, str(stage), "--task", task), places, made_from)
-            for stage, task in early
-        ]
-        return [*steps, Step(f"evaluate-{name}", root, (*words, str(len(tasks))), places, made_from)]
+        ends = ("diagonal", "--stage", str(len(self.names(cell.order))))
+        steps = [Step(f"evaluate-{name}", root, (*words, *(ends if self.diagonal else ("all",))), places, made_from)]
+        if self.likelihood and cell.group == MAIN:
+            # Stage 0 is all that zero-shot has, and the same for everybody else.
+            asked = (*words, "0", "--stage", *ends, "--likelihood")
+            steps.append(Step(f"likelihood-{name}", root, asked, places, made_from))
+        return steps
 
     def _places(self, cell: Cell) -> tuple[str, ...]:
         run, shared = self.folder / cell.folder, self.folder / cell.shared
@@ -284,15 +285,17 @@ class Comparison:
             if method not in words or (cell.evaluate and marker.stem != f"evaluate-{cell.label}"):
                 continue
             if name := found.get("evaluations"):
-                shutil.rmtree(run.evaluations(self.split) / name, ignore_errors=True)
+                for folder in (run.evaluations(self.split), run.likelihoods(self.split)):
+                    shutil.rmtree(folder / name, ignore_errors=True)
                 # Seconds of an evaluation are added up, because it may be done bit by bit.
-                shutil.rmtree(run.cost(cost_of(name, self.split), "task").parent, ignore_errors=True)
+                for work in WORK:
+                    shutil.rmtree(run.cost(cost_of(name, self.split, work=work), "task").parent, ignore_errors=True)
             marker.unlink()
 
 
-def cost_of(evaluations: str, split: str) -> str:
-    """The name that the seconds of a method's evaluations have."""
-    return "-".join(["evaluate", *([] if split == "test" else [split]), evaluations])
+def cost_of(evaluations: str, split: str, *, work: str = WORK[0]) -> str:
+    """The name that the seconds of a method's evaluations or likelihoods have."""
+    return "-".join([work, *([] if split == "test" else [split]), evaluations])
 
 
 def source_of(method: str) -> Path:

@@ -30,11 +30,12 @@ def main() -> None:
     """Run what was asked for, then write and print the tables."""
     options = _options()
     try:
-        comparison = Comparison(options.folder, read_toml(options.plan), read_toml(options.config))
-        cells = chosen_cells(comparison.plan, options)
+        plan, config = read_toml(options.plan), read_toml(options.config)
+        comparison = Comparison(options.folder, plan, config, likelihood=options.likelihood)
+        cells = chosen_cells(plan, options)
         failed = run_cells(comparison, cells, force=options.force, jobs=options.jobs)
         shown = {cell.group for cell in cells}
-        write_results(options.folder, options.results or options.folder / "results", comparison.plan, shown=shown)
+        write_results(options.folder, options.results or options.folder / "results", plan, shown=shown)
     except DmoleError as error:
         sys.exit(f"error: {error.message}\n  -> {error.hint}")
     except KeyboardInterrupt:
@@ -146,6 +147,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", metavar="ROW", help="rows of the table: methods or variants [all]")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="[the plan's]")
     parser.add_argument("--orders", nargs="+", metavar="NAME", help="of the tasks, by their names in the plan [all]")
+    parser.add_argument(
+        "--likelihood",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure the likelihood of the right answers as well: knowledge lost, or format? [yes]",
+    )
     parser.add_argument("--plan", type=Path, default=PLAN, help="what is compared [pipelines/compare/plan.toml]")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the stream [pipelines/compare/dmole.toml]")
     parser.add_argument("--results", type=Path, metavar="DIR", help="where the tables go [FOLDER/results]")

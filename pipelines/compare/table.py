@@ -26,6 +26,7 @@ from dmole_cli.artifacts.files import write_json
 from dmole_cli.artifacts.provenance import versions
 from dmole_cli.errors import DmoleError
 from dmole_cli.reports.continual import FORMULAS
+from dmole_cli.reports.summary import KNOWLEDGE
 from dmole_cli.reports.tables import TITLES, UNITS
 
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "safetensors", "pyarrow")
@@ -41,6 +42,9 @@ NOTES = [
     "samples are not in it.",
     "Seconds are the stages' own work, without the start of processes: prepare = profiles and routers (once for all seeds and "
     "orders), train = all tasks, evaluate = all stages and tasks; what a method shares with zero-shot is in zero-shot's.",
+    f"Ranked first, per task R[T,i] - R[i,i] of: {KNOWLEDGE['ranked_first']}. Closed: the mean over those of the first T-1 tasks "
+    "whose possible answers are known.",
+    f"Log-likelihood, R[T,i] - R[i,i] in nats of: {KNOWLEDGE['log_likelihood']}.",
     "Routed right: % of samples whose active experts include their own task's, at the last stage.",
 ]
 
