@@ -90,7 +90,7 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
         variants = {"plain": plain(model, x), "ours": routed(model, experts, x)}
         if has_peft():
             variants["peft"] = peft_mixed(model, experts, x)
-        times = interleaved(variants, rounds=rounds or (1 if tiny else 21), repeats=1 if tiny else 16 // layers)
+        times = interleaved(variants, rounds=rounds or (1 if tiny else 11), repeats=1 if tiny else 16 // layers)
         name = f"decoding step, hidden 2048, {words}"
         rows.append(timed(f"{name}: time over the plain linear", times, "ours", "plain", over_plain))
         if "peft" in times:

@@ -57,7 +57,7 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
     ending = ours(made, made.experts(), SETS)
     variants = {"ending": ending, "forced": forced(made, ours(made, made.experts(), SETS))}
     peaks = {name: peak_bytes(function) for name, function in variants.items()}
-    times = interleaved(variants, rounds=rounds or (1 if tiny else 9), warm=True)
+    times = interleaved(variants, rounds=rounds or (1 if tiny else 7), warm=True)
     name = "new experts in the upper half"
     return [
         timed(f"{name}: time over the step with input gradients forced", times, "ending", "forced", 0.75),

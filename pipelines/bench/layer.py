@@ -23,7 +23,7 @@ ALONE = [(NEWEST,)] * len(PAIRS)  # one expert, everybody's
 SPREAD = [(NEWEST,), ("0",), ("3",), ("5",)]  # one expert each
 REACHES = {896: (1.20, 1.00, 0.60), 2048: (1.10, 1.00, 0.70)}  # over plain, over peft, over the reference as shipped
 MEMORY, FLAT = 1.05, 1.10
-ROUNDS = {896: 25, 2048: 11}
+ROUNDS = {896: 15, 2048: 7}
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from dmole_cli.tasks import load_card
 from pipelines.bench._reference import looped_experts
 from pipelines.bench._timing import Row, counted
 
-TRAIN, TEST = 256, 12  # rows of a task
+TRAIN, TEST = 256, 8  # rows of a task
 MOST = 2  # experts of a sample
 
 

@@ -105,6 +105,6 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
         session = Session(Config(), Run(Path(folder)))
         tasks = session.config.tasks[:1] if tiny else session.config.tasks
         made, often = variants(session, tasks, steps=1 if tiny else STEPS)
-        times = interleaved(made, rounds=rounds or (1 if tiny else 4), warm=True)
+        times = interleaved(made, rounds=rounds or (1 if tiny else 3), warm=True)
     name = "profiling: time in percent of one epoch of training"
     return [timed(name, together(times, often), PROFILING, TRAINING, 1.5)]

@@ -151,7 +151,7 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
         "ours, nothing recomputed": ours(made, made.experts(), SETS),
     }
     peaks = {name: peak_bytes(function) for name, function in variants.items()}
-    times = interleaved(variants, rounds=rounds or (1 if tiny else 7), warm=True)
+    times = interleaved(variants, rounds=rounds or (1 if tiny else 5), warm=True)
     memory = {name: peak / peaks["reference"] for name, peak in peaks.items()}
     free = "ours, nothing recomputed"
     return [
