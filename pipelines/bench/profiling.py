@@ -58,7 +58,7 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
     scores: dict[str, dict[str, float]] = {}
     peaks = {name: peak_bytes(lambda name=name: scores.update({name: variants[name]()})) for name in variants}
     worst = max(abs(scores[v][s] / scores["reference"][s] - 1) for v in variants for s in scores[v])
-    times = interleaved(variants, rounds=rounds or (1 if tiny else 3), warm=True)
+    times = interleaved(variants, rounds=rounds or (1 if tiny else 2), warm=True)
     rows = [counted("profile: largest relative difference of a score", worst, 1e-6)]
     for variant, time, memory in (("ours", 0.70, 0.50), ("checkpointing", 0.95, 0.15), ("per sample", None, None)):
         name = {"ours": "profile", "checkpointing": "profile --checkpointing", "per sample": "profile --per-sample"}[
