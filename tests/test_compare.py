@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 COMPARE = ROOT / "pipelines" / "compare"
 sys.path.append(str(COMPARE))  # its files are scripts and find each other beside them
 
-from _plan import CONFIG, PLAN, main_cells, order_of, read_toml, study_cells  # noqa: E402
+from _plan import CONFIG, PLAN, Record, main_cells, order_of, read_toml, rows_of_plan, study_cells  # noqa: E402
 from _work import code_of, toml  # noqa: E402
 from tune import GRID, trials  # noqa: E402
 
@@ -433,3 +433,15 @@ def test_variants_and_studies_are_what_the_commands_know():
         assert told and [word for word in told if word not in done.stdout] == []
     asked = {"threshold", "ablations", "budget", "rank", "decoder", "score", "transfer", "dropout", "routing"}
     assert {cell.group for cell in cells} == {"main", *asked}
+
+
+def test_a_study_keeps_its_first_row_first_whatever_was_asked_for_before():
+    plan = read_toml(PLAN)
+    record = Record()
+    record.add(main_cells(plan, rows=["d-mole", "v1"], seeds=[0]), {}, rows=rows_of_plan(plan))
+    for studies in (["rank"], ["ablations"]):
+        record.add(study_cells(plan, studies=studies), {}, rows=rows_of_plan(plan))
+    record.add(main_cells(plan, rows=["zero-shot"], seeds=[1], orders=["A"]), {}, rows=rows_of_plan(plan))
+    labels = {group: [c.label for c in record.cells if c.group == group] for group in ("main", "ablations", "rank")}
+    assert labels["main"] == ["zero-shot", "v1", "d-mole", "d-mole"], "order B has no v1"
+    assert labels["ablations"] == ["d-mole", "v1", "v2", "v3", "v4"] and labels["rank"][0] == "d-mole"

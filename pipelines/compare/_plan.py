@@ -180,7 +180,11 @@ class Record:
     def add(self, cells: Sequence[Cell], orders: Mapping[str, Sequence[str]], *, rows: Sequence[str] = ()) -> None:
         """Take in what is asked for now; rows of the main table stay in the order of the plan."""
         known = {(c.group, c.order, c.seed, c.label): c for c in (*self.cells, *cells)}
-        self.cells = sorted(known.values(), key=lambda c: rows.index(c.label) if c.label in rows else len(rows))
+        # A study keeps the order of its variants, the first of which the others are compared with.
+        places = {label: place for place, label in enumerate(rows)}
+        self.cells = sorted(
+            known.values(), key=lambda c: places.get(c.label, len(rows)) if c.group == MAIN else len(rows)
+        )
         self.orders |= {name: [Path(task).stem for task in tasks] for name, tasks in orders.items()}
 
     def write(self, folder: Path) -> None:

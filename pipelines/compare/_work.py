@@ -236,8 +236,9 @@ class Comparison:
         return all(step.finished for step in self.evaluation_steps(cell))
 
     def seconds(self, cell: Cell) -> float:
-        """What the steps of a finished cell took on the clock, its share of a training that others use included."""
-        names = [f"allocate-{cell.method}", f"train-task-{cell.method}", *(s.name for s in self.evaluation_steps(cell))]
+        """What the steps of a finished cell took on the clock; another look at experts that are there trains none."""
+        names = [step.name for step in self.evaluation_steps(cell)]
+        names += [] if cell.evaluate else [f"allocate-{cell.method}", f"train-task-{cell.method}"]
         markers = [self.folder / cell.folder / "steps" / f"{name}.json" for name in names]
         return sum(json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in markers if path.exists())
 
@@ -268,7 +269,8 @@ class Comparison:
             if source != target and there.is_dir() and not here.exists():
                 partial = here.with_name(f"{here.name}.partial")
                 shutil.rmtree(partial, ignore_errors=True)
-                shutil.copytree(there, partial)
+                # Hidden files are what others are just writing.
+                shutil.copytree(there, partial, ignore=shutil.ignore_patterns(".*"))
                 partial.rename(here)
 
     def forget(self, cell: Cell) -> None:

@@ -130,7 +130,7 @@ def headline(summary: Summary, order: str, plan: Mapping[str, Any]) -> list[str]
             best = max(rivals, key=rivals.__getitem__)
             ahead = 100 * (fmean(own) / rivals[best] - 1)
             lines.append(
-                f"Mean {TITLES[name]} of {ours}: {ahead:+.1f} % beside that of {best}, the best of {', '.join(rivals)}."
+                f"Mean {TITLES[name]} of {ours} beside {best}, the best of {', '.join(rivals)}: {ahead:+.1f} %."
             )
     return lines
 
