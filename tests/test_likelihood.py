@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -300,8 +301,10 @@ def rows(folder: Path, kind: str, method: str, stage: int, task: str) -> list[di
 
 
 def costs(folder: Path, method: str, task: str) -> dict[str, int]:
-    path = folder / "dmole-run" / "costs" / f"evaluate-{method}" / f"{task}.json"
-    return json.loads(path.read_text(encoding="utf-8"))["counts"]
+    """Of evaluating, and of adding likelihoods to what was evaluated, which is booked apart."""
+    files = (folder / "dmole-run" / "costs").glob(f"*-{method}/{task}.json")
+    kinds = [file for file in files if file.parent.name.split("-")[0] in ("evaluate", "likelihood")]
+    return sum((Counter(json.loads(file.read_text(encoding="utf-8"))["counts"]) for file in kinds), Counter())
 
 
 def expert(folder: Path, name: str) -> Expert:

@@ -88,7 +88,7 @@ def run_cells(comparison: Comparison, cells: Sequence[Cell], *, force: bool = Fa
             failed.append(cell)
             say(f"{place}: {error.message}\n  -> {error.hint}")
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
         waiting = [pool.submit(one, number, cell) for number, cell in enumerate(cells, start=1)]
         try:
             for done in waiting:
