@@ -60,7 +60,7 @@ class Session:
     @cached_property
     def fingerprint(self) -> str:
         """Of the backbone's files; does not load the model."""
-        from dmole_cli.backbones.adapter import fingerprint_of
+        from dmole_cli.backbones.loading import fingerprint_of
 
         return fingerprint_of(self.config.backbone)
 
@@ -81,7 +81,7 @@ class Session:
     @cached_property
     def backbone(self) -> Backbone:
         """The loaded model."""
-        from dmole_cli.backbones.adapter import load_backbone
+        from dmole_cli.backbones.loading import load_backbone
 
         return load_backbone(self.config.backbone, device=self.device, precision=self.precision)
 

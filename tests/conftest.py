@@ -15,7 +15,7 @@ def stream(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def backbone(stream):
     """The tiny backbone, loaded."""
-    from dmole_cli.backbones.adapter import load_backbone
+    from dmole_cli.backbones.loading import load_backbone
 
     return load_backbone(str(stream / "backbone"))
 

@@ -15,7 +15,7 @@ import torch
 from dmole_cli.artifacts.expert import ExpertFile, read_expert
 from dmole_cli.artifacts.layout import Run
 from dmole_cli.artifacts.memory import memory_header, read_memory
-from dmole_cli.backbones.adapter import load_backbone
+from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.config import AllocateSettings, Config, ProfileSettings, RouterSettings, TrainSettings
 from dmole_cli.errors import DmoleError

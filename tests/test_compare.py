@@ -399,6 +399,14 @@ def test_the_digest_of_code_is_that_of_what_it_does(tmp_path, monkeypatch):
         found.append(code_of("a-b"))
     assert found[0] == found[1] != found[2]
 
+    # What a method shares with others is its code, too, however far away.
+    (shelf / "a_b.py").write_text("from dmole_cli.methods._near import y\n", encoding="utf-8")
+    (shelf / "_near.py").write_text("from dmole_cli.methods._far import y\n", encoding="utf-8")
+    for text in ("y = 1\n", "y = 1  # why\n", "y = 2\n"):
+        (shelf / "_far.py").write_text(text, encoding="utf-8")
+        found.append(code_of("a-b"))
+    assert found[3] == found[4] != found[5]
+
 
 def test_every_method_has_the_same_number_of_trials_with_options_that_it_has():
     from dataclasses import replace

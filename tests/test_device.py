@@ -14,8 +14,9 @@ from test_backbone import SAMPLES
 from test_bad_input import check_refusal
 
 from dmole_cli.artifacts.layout import Run
-from dmole_cli.backbones.adapter import Backbone, load_backbone
+from dmole_cli.backbones.adapter import Backbone
 from dmole_cli.backbones.device import devices, find_device, find_precision
+from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.config import TrainSettings, read_config
 from dmole_cli.errors import DmoleError

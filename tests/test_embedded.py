@@ -11,7 +11,7 @@ from dmole_cli.tasks import load_card, samples
 
 @pytest.fixture(scope="module")
 def embedded():
-    from dmole_cli.backbones.adapter import load_backbone
+    from dmole_cli.backbones.loading import load_backbone
 
     return load_backbone("embedded")
 

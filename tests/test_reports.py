@@ -379,6 +379,24 @@ def test_stored_parameters_of_routed_experts_and_of_another_routing(run: Run) ->
     assert [report.trainable_parameters for report in reports] == [2 * 4 + 3 * 2] * 2
 
 
+@pytest.mark.parametrize(
+    ("label", "options"),
+    [
+        ("d-mole", "--method d-mole"),
+        ("d-mole@oracle", "--method d-mole --routing oracle"),
+        ("d-mole@0.8", "--method d-mole --threshold-scale 0.8"),
+        ("d-mole@top-1@1.25", "--method d-mole --routing top-1 --threshold-scale 1.25"),
+    ],
+)
+def test_a_damaged_evaluation_is_made_again_by_a_command_that_can_be_typed(run: Run, label: str, options: str) -> None:
+    path = run.evaluation(label, 1, TASKS[0])
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no table")
+    with pytest.raises(DmoleError) as failure:
+        collect(run, tasks=TASKS)
+    assert f"dmole evaluate {options} --stage 1 --task {TASKS[0]} --force" in failure.value.hint
+
+
 def test_stored_parameters_of_the_bounds(run: Run) -> None:
     for number, task in enumerate(TASKS, start=1):
         put(run, "zero-shot", 0, task, [1])

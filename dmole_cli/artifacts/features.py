@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dmole_cli.artifacts.provenance import Header, versions
 from dmole_cli.artifacts.tables import header_of_table, read_table, write_table
+from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +62,13 @@ def kept_features(
             table, _ = read_table(path, schema=SCHEMA, version=VERSION, hint="", columns=["key", "feature"])
             table = table.filter(pc.is_in(table["key"], left))
             found.update(zip(table["key"].to_pylist(), _values(table, width), strict=True))
-        except Exception:  # whatever the libraries say to a file that is damaged, or something else under this name
+        except (
+            DmoleError,
+            pa.ArrowException,
+            KeyError,
+            OSError,
+            ValueError,
+        ):  # damaged, or something else under this name
             continue
     return found
 
@@ -72,4 +79,4 @@ def _values(table: pa.Table, width: int) -> torch.Tensor:
     import torch
 
     flat = table.column("feature").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return torch.from_numpy(np.array(flat, dtype=np.float32)).reshape(table.num_rows, width)
+    return torch.from_numpy(np.array(flat, dtype=np.float32).reshape(table.num_rows, width))

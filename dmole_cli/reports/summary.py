@@ -296,8 +296,7 @@ def _unseen(before: _Evaluated | None, after: _Evaluated | None) -> dict[str, Ce
 def _trainable_parameters(run: Run, method: str) -> int | None:
     if method == ZERO_SHOT:
         return 0
-    # Behind an @ stands how the same experts were routed.
-    files = sorted(run.expert("task", method.partition("@")[0]).parent.glob("*.safetensors"))
+    files = sorted(run.expert("task", method).parent.glob("*.safetensors"))
     found = [header.facts["parameters"] for path in files if (header := expert_header(path))]
     return max(found, default=None)
 
@@ -336,7 +335,13 @@ def _files(folder: Path) -> list[tuple[tuple[int, str], Path]]:
 
 def _maker(path: Path, split: str) -> str:
     """The command that makes a file of a cell."""
-    command = f"dmole evaluate --method {path.parts[-3]} --stage {path.parts[-2]} --task {path.stem}"
+    label = path.parts[-3]
+    routing = [
+        f" --threshold-scale {part}" if part[0].isdecimal() else f" --routing {part}" for part in label.split("@")[1:]
+    ]
+    command = (
+        f"dmole evaluate --method {base_method(label)}{''.join(routing)} --stage {path.parts[-2]} --task {path.stem}"
+    )
     return command + ("" if split == "test" else f" --split {split}")
 
 

@@ -110,11 +110,7 @@ def evaluate(
         DmoleError: an expert or a router is missing, stale or another backbone's; a split cannot be read.
     """
     rules = load_method(method)
-    chosen = session.config.evaluate
-    if not rules.USES_ROUTERS and (chosen.routing, chosen.threshold_scale) != (
-        DEFAULT.routing,
-        DEFAULT.threshold_scale,
-    ):
+    if not rules.USES_ROUTERS and routing_options(session.config.evaluate):
         raise DmoleError(
             f"method {method} has no routers", "leave --routing and --threshold-scale to methods that route"
         )
@@ -158,7 +154,7 @@ def _evaluate_task(
 ) -> list[Outcome]:
     split, label = session.config.evaluate.split, labelled(rules.name, session.config.evaluate)
     samples, card = session.samples(task, split), session.card(task)
-    plans = {stage: _needed(session, rules, rules.name, task, stage) for stage in stages}
+    plans = {stage: _needed(session, rules, task, stage) for stage in stages}
     todo: dict[Kind, list[File]] = {}
     outcomes = []
     for kind in KINDS if likelihood else KINDS[:1]:
@@ -283,25 +279,24 @@ def _count_new(cell: Cell, fresh: Fresh) -> int:
 
 def labelled(method: str, chosen: EvaluateSettings) -> str:
     """The name that evaluations of a method have: its own, and what differs from the usual routing behind an `@`."""
-    return "@".join(
-        [
-            method,
-            *(f"{value:g}" if key == "threshold_scale" else value for key, value in routing_options(chosen).items()),
-        ]
-    )
+    return "@".join([method, *routing_options(chosen).values()])
 
 
-def routing_options(chosen: EvaluateSettings) -> dict[str, Any]:
+def routing_options(chosen: EvaluateSettings) -> dict[str, str]:
     """The options of `evaluate` that differ from the usual routing."""
-    found = {"routing": chosen.routing, "threshold_scale": chosen.threshold_scale}
-    return {key: value for key, value in found.items() if value != getattr(DEFAULT, key)}
+    found: dict[str, str] = {}
+    if chosen.routing != DEFAULT.routing:
+        found["routing"] = chosen.routing
+    if chosen.threshold_scale != DEFAULT.threshold_scale:
+        found["threshold_scale"] = f"{chosen.threshold_scale:g}"
+    return found
 
 
-def _needed(session: Session, rules: Method, method: str, task: str, stage: int) -> list[Path]:
+def _needed(session: Session, rules: Method, task: str, stage: int) -> list[Path]:
     """Experts and routers that an evaluation after this stage may use; checks that they are there and current."""
     if stage == 0:
         return []
-    trained = session.config.tasks[:stage]
+    method, trained = rules.name, session.config.tasks[:stage]
     used: Sequence[str] = trained
     if not rules.USES_ROUTERS:
         [used] = rules.active(_routing(session, trained, task, [[]], []))

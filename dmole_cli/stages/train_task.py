@@ -203,10 +203,8 @@ def _remake(session: Session, task: str, method: str) -> str:
 
 def _continued(session: Session, task: str, method: str) -> Expert:
     """The expert of an earlier task, ready to be trained on."""
-    file, device = (
-        read_expert(session.run.expert(task, method), hint=_remake(session, task, method)),
-        session.backbone.device,
-    )
+    file = read_expert(session.run.expert(task, method), hint=_remake(session, task, method))
+    device = session.backbone.device
 
     def copied(matrix: torch.Tensor) -> torch.Tensor:
         return matrix.to(device, copy=True).requires_grad_()

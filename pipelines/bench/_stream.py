@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dmole_cli.backbones.adapter import Backbone, load_backbone
+from dmole_cli.backbones.adapter import Backbone
+from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.experts.routed import Expert
 from dmole_cli.sample import Sample

@@ -306,15 +306,31 @@ def source_of(method: str) -> Path:
 
 
 def code_of(method: str) -> str:
-    """Digest of what a method's file does: comments, docstrings and layout may change."""
-    try:
-        tree = ast.parse(source_of(method).read_text(encoding="utf-8"))
-    except (OSError, SyntaxError) as error:
-        raise DmoleError(f"{source_of(method)} cannot be read: {error}", "mend the file") from error
+    """Digest of what a method's file does, and what it imports of its folder: comments, docstrings and layout may change."""
+    found: dict[Path, str] = {}
+    waiting = [source_of(method)]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (OSError, SyntaxError) as error:
+            raise DmoleError(f"{path} cannot be read: {error}", "mend the file") from error
+        modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        waiting += [path.with_name(f"{m.rpartition('.')[2]}.py") for m in modules if m.startswith("dmole_cli.methods.")]
+        found[path] = _doing(tree)
+    return hashlib.sha256(json.dumps(sorted((path.name, text) for path, text in found.items())).encode()).hexdigest()[
+        :16
+    ]
+
+
+def _doing(tree: ast.Module) -> str:
+    """A module without its docstrings."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    return ast.dump(tree)
 
 
 def toml(table: Mapping[str, Any], *, path: str = "") -> str:
