@@ -76,7 +76,11 @@ def kept_features(
 def _values(table: pa.Table, width: int) -> torch.Tensor:
     """The column of features as a tensor [rows, width]; -1 for the width that it has."""
     import numpy as np
+    import pyarrow as pa
     import torch
 
+    kind = table.schema.field("feature").type
+    if not (pa.types.is_list(kind) and pa.types.is_float32(kind.value_type)):
+        raise ValueError(f"the column of features holds {kind}")
     flat = table.column("feature").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return torch.from_numpy(np.array(flat, dtype=np.float32).reshape(table.num_rows, width))
