@@ -19,7 +19,10 @@ COMPARE = ROOT / "pipelines" / "compare"
 sys.path.append(str(COMPARE))  # its files are scripts and find each other beside them
 
 from _plan import CONFIG, PLAN, Record, main_cells, order_of, read_toml, rows_of_plan, study_cells  # noqa: E402
+from _results import Row  # noqa: E402
+from _sheets import Summary  # noqa: E402
 from _work import code_of, toml  # noqa: E402
+from table import ceiling  # noqa: E402
 from tune import GRID, trials  # noqa: E402
 
 from dmole_cli import catalog  # noqa: E402
@@ -254,6 +257,18 @@ def test_mean_and_deviation_are_those_of_the_seeds(compared):
     table = csv.DictReader((folder / "compared" / "results" / "table.csv").open(encoding="utf-8"))
     (mean,) = [r for r in table if (r["method"], r["task"], r["quantity"]) == ("mine", "mean", "avg")]
     assert len(values) == 2 and (float(mean["mean"]), float(mean["deviation"])) == (fmean(values), stdev(values))
+
+
+def test_the_ceiling_is_finetune_from_a_tasks_turn_on_and_zero_shot_before():
+    scores = {"zero-shot": {"first": 10.0, "second": 50.0}, "finetune": {"first": 90.0, "second": 80.0}}
+    found = [Row(label, "A", 0, task, "last", value) for label, row in scores.items() for task, value in row.items()]
+    found.append(Row("seq-ft", "B", 0, "mean", "avg", 40.0))
+    orders, plan = {"A": ["first", "second"], "B": ["second", "first"]}, {"rivals": ["seq-ft", "lwf-lora"]}
+    # In B the second task comes first: (80 + 80) / 2 and (10 + 90) / 2.
+    (line,) = ceiling(Summary(found, []), "B", orders, plan)
+    assert line.startswith("AVG of zero-shot is 30.0.") and "would be 65.0: +62.5 % beside" in line
+    assert ceiling(Summary(found, []), "A", orders, plan) == [], "no rival has run in it"
+    assert ceiling(Summary(found[1:], []), "B", orders, plan) == [], "what a task starts from is not known"
 
 
 def test_other_code_is_another_experiment_until_the_old_one_is_forgotten(compared, start, package, tmp_path):

@@ -27,7 +27,7 @@ from dmole_cli.artifacts.provenance import versions
 from dmole_cli.errors import DmoleError
 from dmole_cli.reports.continual import FORMULAS
 from dmole_cli.reports.summary import KNOWLEDGE
-from dmole_cli.reports.tables import TITLES, UNITS
+from dmole_cli.reports.tables import TITLES, UNITS, points
 
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "safetensors", "pyarrow")
 NOTES = [
@@ -82,7 +82,8 @@ def _write_main(
     summary, lines = Summary(rows, cells), ["# The comparison", ""]
     for order in (order for order in record.orders if any(cell.order == order for cell in cells)):
         title = f"Order {order}: {' → '.join(record.orders[order])}"
-        sheets, said = main_sheets(summary, order, record.orders[order]), headline(summary, order, plan)
+        sheets = main_sheets(summary, order, record.orders[order])
+        said = [*headline(summary, order, plan), *ceiling(summary, order, record.orders, plan)]
         lines += [f"## {title}", "", *markdown(sheets), *(line for text in said for line in (text, ""))]
         _print(console, title, sheets, said)
     write_lines(results / "table.md", [*lines, "## What the columns mean", "", *(f"- {note}" for note in NOTES)])
@@ -133,6 +134,32 @@ def headline(summary: Summary, order: str, plan: Mapping[str, Any]) -> list[str]
                 f"Mean {TITLES[name]} of {ours} beside {best}, the best of {', '.join(rivals)}: {ahead:+.1f} %."
             )
     return lines
+
+
+def ceiling(summary: Summary, order: str, orders: Mapping[str, Sequence[str]], plan: Mapping[str, Any]) -> list[str]:
+    """How far ahead anybody could be: each task learnt as well as alone, never forgotten, and zero-shot until its turn.
+
+    A stream that the pretrained backbone half knows leaves little room above a method that hardly changes it; this says how
+    much. zero-shot and finetune do not depend on the order, so those of any order serve.
+    """
+
+    def alone(label: str, task: str) -> float | None:
+        found = [v for name in orders for v in summary.values(name, label, task, "last")]
+        return fmean(found) if found else None
+
+    tasks = orders[order]
+    before, after = [alone("zero-shot", task) for task in tasks], [alone("finetune", task) for task in tasks]
+    rivals = [fmean(v) for r in plan.get("rivals", ()) if (v := summary.values(order, r, MEAN, "avg"))]
+    known = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
+    if len(known) < len(tasks) or not rivals or max(rivals) <= 0:
+        return []
+    stages = len(tasks)
+    top = fmean((b * place + a * (stages - place)) / stages for place, (b, a) in enumerate(known))
+    floor, ahead = fmean(b for b, _ in known), 100 * (top / max(rivals) - 1)
+    return [
+        f"AVG of zero-shot is {points(floor)}. With every task at finetune's score from its turn on and zero-shot before, "
+        f"AVG would be {points(top)}: {ahead:+.1f} % beside the best rival."
+    ]
 
 
 def provenance(cells: Sequence[Cell]) -> dict[str, Any]:
