@@ -54,10 +54,11 @@ def load_backbone(name: str, *, device: torch.device | str = "cpu", precision: s
         DmoleError: there is no such model, or it is no image-text-to-text model.
     """
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
 
     from dmole_cli.backbones.adapter import Backbone
+    from dmole_cli.backbones.processors import load_processor
 
     # Numbers too small for a normal float are many times slower on a CPU and say nothing to a model.
     torch.set_flush_denormal(True)
@@ -68,7 +69,7 @@ def load_backbone(name: str, *, device: torch.device | str = "cpu", precision: s
     fingerprint = fingerprint_of(name)
     path = resolve(name)
     try:
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        processor = load_processor(path)
         model: Any = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=False, dtype=torch.float32)
     # Whatever a library meets in files that are no model (cut weights, foreign keys, no such repository, no network).
     except Exception as error:

@@ -1,0 +1,34 @@
+"""PaliGemma: no chat; pictures and the instruction are read in both directions, the answer behind them in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def tiny(folder: Path, *, seed: int = 0) -> Path:
+    """Write the family made tiny: 24 × 24 pictures of 4 tokens."""
+    from transformers import (
+        GemmaConfig,
+        PaliGemmaConfig,
+        PaliGemmaForConditionalGeneration,
+        PaliGemmaProcessor,
+        SiglipImageProcessorPil,
+        SiglipVisionConfig,
+    )
+
+    from dmole_cli.backbones import _tiny
+
+    words = _tiny.tokenizer(start="<bos>", image_token="<image>")
+    pictures: Any = SiglipImageProcessorPil(size={"height": _tiny.SIDE, "width": _tiny.SIDE})
+    pictures.image_seq_length = 4
+    processor = PaliGemmaProcessor(pictures, words)
+    text = _tiny.text_sizes(words) | {"vocab_size": len(processor.tokenizer), "head_dim": 8}
+    config = PaliGemmaConfig(
+        vision_config=SiglipVisionConfig(**_tiny.vision_sizes(patch=12), vision_use_head=False),
+        text_config=GemmaConfig(**text),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        projection_dim=_tiny.WIDTH,
+        hidden_size=_tiny.WIDTH,
+    )
+    return _tiny.write(folder, lambda: PaliGemmaForConditionalGeneration(config), processor, seed=seed)
