@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from transformers import BlipProcessor
 
-from dmole_cli.backbones.adapter import PICTURE_TOKENS, Backbone
+from dmole_cli.backbones.adapter import Backbone
+from dmole_cli.backbones.inputs import PICTURE_TOKENS
 from dmole_cli.backbones.loading import fingerprint_of, load_backbone
 from dmole_cli.backbones.pictures import SeenPictures
 from dmole_cli.backbones.sites import find_sites

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmole_cli.backbones._splitting import global_pictures
+
+if TYPE_CHECKING:
+    import torch
+
+    from dmole_cli.backbones.layouts import View
 
 MARKS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
 TEMPLATE = (
@@ -10,6 +19,13 @@ TEMPLATE = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}"
     "{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+
+
+def whole_pictures(
+    vision: Mapping[str, torch.Tensor], tokens: torch.Tensor, processor: Any, pictures: int
+) -> list[View]:
+    """The tile behind the mark of the global picture."""
+    return global_pictures(vision, tokens, processor, mark=processor.global_image_tag)
 
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmole_cli.backbones.layouts import PIXELS, View, runs
+
+if TYPE_CHECKING:
+    import torch
+
+
+def whole_pictures(
+    vision: Mapping[str, torch.Tensor], tokens: torch.Tensor, processor: Any, pictures: int
+) -> list[View]:
+    """The last tile of each picture; how many it has is told by the tokens that stand for it."""
+    tiles = [length // processor.image_seq_length for _, length in runs(tokens, processor.image_token_id)]
+    return [{PIXELS: own[-1]} for own in vision[PIXELS].split(tiles)]
 
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+
+def picture_tokens(processor: Any, sizes: Sequence[tuple[int, int]], pictures: int) -> Sequence[int]:
+    """Only a picture that is alone becomes crops; one of several is the whole of it, with the end of a line."""
+    if pictures == 1:
+        return processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
+    left_out = processor.vision_feature_select_strategy == "default"
+    return [processor.num_image_tokens + 1 - left_out] * len(sizes)
 
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:

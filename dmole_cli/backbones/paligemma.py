@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+ANSWER_KIND = 1  # 0 is what all tokens see in both directions
+
+
+def prompt(processor: Any, question: str, images: int) -> str:
+    """The bare instruction behind its pictures; the processor puts the start token between them."""
+    return processor.image_token * images + question
+
+
+def prepare(processor: Any, text: str, pictures: Sequence[Image]) -> Mapping[str, torch.Tensor]:
+    """The processor's inputs without its labels, which know no answer here; it takes no text without a picture."""
+    if pictures:
+        inputs = processor(text=[text], images=[list(pictures)], return_tensors="pt", add_special_tokens=False)
+        inputs.pop("labels", None)
+        return inputs
+    words = processor.tokenizer
+    return words(
+        [f"{words.bos_token}{text}\n"], return_tensors="pt", add_special_tokens=False, return_token_type_ids=True
+    )
 
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from dmole_cli.backbones._splitting import global_pictures, split_tokens
+
+if TYPE_CHECKING:
+    import torch
+
+    from dmole_cli.backbones.layouts import View
 
 MARKS = ("<end_of_utterance>", "<global-img>")
 TEMPLATE = (
@@ -12,6 +20,18 @@ TEMPLATE = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+
+
+def whole_pictures(
+    vision: Mapping[str, torch.Tensor], tokens: torch.Tensor, processor: Any, pictures: int
+) -> list[View]:
+    """The tile behind the mark of the global picture."""
+    return global_pictures(vision, tokens, processor, mark=processor.global_image_token)
+
+
+def picture_tokens(processor: Any, sizes: Sequence[tuple[int, int]], pictures: int) -> list[int]:
+    """Tokens of all tiles with the marks between them, as the processor writes them."""
+    return [split_tokens(processor, size) for size in sizes]
 
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -45,15 +44,9 @@ class _Samples(Dataset):
         return encoded
 
 
-def _mapped(encoded: Encoded, convert: Callable[[Any], Any]) -> Encoded:
-    vision = {key: convert(value) for key, value in encoded.vision.items()}
-    labels = None if encoded.labels is None else convert(encoded.labels)
-    return Encoded(convert(encoded.tokens), labels, vision, convert(encoded.instruction))
-
-
 def _to_arrays(rows: list[Encoded | DmoleError]) -> list[Encoded | DmoleError]:
     """Arrays travel from the worker as bytes; tensors would travel as open files, which a Ctrl-C tears apart loudly."""
-    return [row if isinstance(row, DmoleError) else _mapped(row, torch.Tensor.numpy) for row in rows]
+    return [row if isinstance(row, DmoleError) else row.mapped(torch.Tensor.numpy) for row in rows]
 
 
 def _leave_signals(worker: int) -> None:
@@ -84,7 +77,7 @@ def encoded_batches(
             for row in batch:
                 if isinstance(row, DmoleError):
                     raise row
-            yield [_mapped(row, torch.from_numpy) for row in batch]
+            yield [row.mapped(torch.from_numpy) for row in batch]
     except RuntimeError as error:  # the loader's own: its worker was killed
         why = str(error).splitlines()[0]
         hint = "free memory (also shared memory, /dev/shm), then run the same command again"

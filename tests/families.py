@@ -1,0 +1,87 @@
+"""What the tests of the families share: a tiny model of each, and samples that are as unlike as a batch allows."""
+
+from __future__ import annotations
+
+import random
+from functools import cache, partial
+from pathlib import Path
+from tempfile import mkdtemp
+
+import torch
+from PIL import Image
+
+from dmole_cli.backbones.adapter import Backbone
+from dmole_cli.backbones.contract import families
+from dmole_cli.backbones.loading import load_backbone
+from dmole_cli.backbones.sites import find_sites
+from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.formats._pictures import open_picture
+from dmole_cli.sample import Sample
+
+FAMILIES = families()
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    """A picture of coloured stripes, no two alike."""
+    choose = random.Random(seed)
+    image = Image.new("RGB", (width, height), tuple(choose.randrange(256) for _ in range(3)))
+    for _ in range(4):
+        left, top = choose.randrange(width), choose.randrange(height)
+        colour = tuple(choose.randrange(256) for _ in range(3))
+        image.paste(colour, (left, top, min(width, left + 9), min(height, top + 14)))
+    return image
+
+
+def sample(folder: Path, question: str, *sizes: tuple[int, int], answer: str) -> Sample:
+    """A sample with stored pictures (width, height)."""
+    files = tuple(folder / f"{abs(hash((question, i)))}.png" for i in range(len(sizes)))
+    for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
+        picture(*size, seed=len(question) * 10 + number).save(file)
+    opened = tuple(partial(open_picture, file, row="here") for file in files)
+    return Sample(question, question, answer, (answer,), opened, files=files)
+
+
+@cache
+def samples() -> list[Sample]:
+    """Several sizes, shapes, numbers of pictures and lengths of text; one without a picture."""
+    folder = Path(mkdtemp())
+    return [
+        sample(folder, "Colour?", (24, 24), answer="red"),
+        sample(folder, "Which half of this wide picture is white, and which is not?", (72, 30), answer="the left half"),
+        sample(folder, "Both?", (30, 60), (50, 50), answer="no"),
+        sample(folder, "Say a word.", answer="word"),
+        sample(folder, "What is tall here?", (26, 90), answer="k"),
+        sample(folder, "How many pixels?", (49, 47), answer="many"),
+    ]
+
+
+@cache
+def tiny_folder(family: str) -> Path:
+    """A family's tiny model on disk."""
+    from importlib import import_module
+
+    return import_module(f"dmole_cli.backbones.{family}").tiny(Path(mkdtemp()) / family)
+
+
+@cache
+def tiny_backbone(family: str) -> Backbone:
+    """A family's tiny model, loaded."""
+    return load_backbone(str(tiny_folder(family)))
+
+
+def experts(backbone: Backbone) -> RoutedExperts:
+    """Experts that change everything they touch: `eyes` in the vision encoder, `tongue` in the language model, `all`."""
+    sites = find_sites(backbone.model, "linear")
+    generator = torch.Generator().manual_seed(3)
+    routed = RoutedExperts(backbone.model, backbone.modality_of)
+    for name, rank, tower in (("eyes", 3, "vision"), ("tongue", 2, "language"), ("all", 4, "")):
+        chosen = [site for site in sites if tower in ("", site.modality)]
+        drawn = {
+            s.name: (
+                torch.randn(rank, s.in_features, generator=generator) * 0.3,
+                torch.randn(s.out_features, rank, generator=generator) * 0.3,
+            )
+            for s in chosen
+        }
+        routed.add(name, Expert(drawn, scale=1.0 + 0.25 * rank))
+    return routed
