@@ -37,6 +37,7 @@ def whole_pictures(
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:
     """Write the family made tiny: 24 × 24 pictures of 4 tokens; the first block looks back 16 tokens."""
+    import torch
     from transformers import (
         Gemma3Config,
         Gemma3ForConditionalGeneration,
@@ -54,6 +55,8 @@ def tiny(folder: Path, *, seed: int = 0) -> Path:
     processor = Gemma3Processor(pictures, words, chat_template=TEMPLATE, image_seq_length=4)
     text = _tiny.text_sizes(words) | {
         "head_dim": 8,
+        # Small beside what the blocks add, or the tied output head would say the last token again and again.
+        "initializer_range": 0.05,
         "query_pre_attn_scalar": 8,
         "sliding_window": 16,
         "layer_types": ["sliding_attention", "full_attention"],
@@ -66,4 +69,11 @@ def tiny(folder: Path, *, seed: int = 0) -> Path:
         eoi_token_index=words.convert_tokens_to_ids("<end_of_image>"),
         image_token_index=words.convert_tokens_to_ids("<image_soft_token>"),
     )
-    return _tiny.write(folder, lambda: Gemma3ForConditionalGeneration(config), processor, seed=seed)
+
+    def make() -> Gemma3ForConditionalGeneration:
+        model = Gemma3ForConditionalGeneration(config)
+        # Zero until it is trained, which would make every picture the same.
+        torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)
+        return model
+
+    return _tiny.write(folder, make, processor, seed=seed)

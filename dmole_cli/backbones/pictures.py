@@ -68,7 +68,7 @@ class SeenPictures:
             key.update(name.encode() + sample.vision[name].contiguous().numpy().tobytes())
         if (places := self._places.get(key.digest())) is not None:
             return [self._read(*place) for place in places]
-        self.backbone.counts["vision_rows"] += len(sample.vision["pixel_values"])
+        self.backbone.counts["vision_rows"] += self.backbone.family.vision_rows(sample.vision)
         vision = {name: value.to(self.backbone.device) for name, value in sample.vision.items() if name in self._takes}
         with self.backbone.autocast():
             pooled = self.backbone.model.model.get_image_features(**vision, return_dict=True).pooler_output

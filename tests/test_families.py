@@ -1,0 +1,238 @@
+"""Every family: a sample's result is its own, whoever shares its batch and whichever way it is computed.
+
+Parametrised over the folder of families: a new file is tested by being there.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from families import FAMILIES, experts, samples, tiny_backbone
+from torch.nn import functional as F
+
+from dmole_cli.backbones.adapter import IGNORED
+from dmole_cli.backbones.pictures import SeenPictures
+
+SETS = [("eyes",), ("all",), (), ("tongue", "all"), ("eyes", "tongue"), ("all", "eyes")]
+EVERY = len(SETS)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def backbone(family):
+    return tiny_backbone(family)
+
+
+@pytest.fixture(scope="module")
+def routed(backbone):
+    routed = experts(backbone)
+    yield routed
+    routed.close()
+
+
+@pytest.fixture(scope="module")
+def asked(backbone):
+    return [backbone.encode(sample, with_answer=False) for sample in samples()]
+
+
+@pytest.fixture(scope="module")
+def answered(backbone):
+    return [backbone.encode(sample, with_answer=True) for sample in samples()]
+
+
+def losses(backbone, routed, rows, sets, *, seen=None):
+    """The loss of each sample of one batch."""
+    inputs, owners = backbone.collate(rows, left=False)
+    if seen is not None:
+        inputs = seen.replace(inputs, rows)
+    with torch.no_grad(), routed.route(sets, rows=owners):
+        logits, answers = backbone.answer_logits(inputs)
+    own = [int((row.labels != IGNORED).sum()) for row in rows]
+    every = F.cross_entropy(logits.float(), answers, reduction="none")
+    return torch.stack([part.mean() for part in every.split(own)])
+
+
+def test_answer_tokens_alone_carry_loss(backbone, answered, asked):
+    for sample, row, question in zip(samples(), answered, asked, strict=True):
+        learnt = row.labels != IGNORED
+        assert backbone.tokenizer.decode(row.labels[learnt]) == sample.answer + backbone.tokenizer.eos_token
+        assert torch.equal(row.tokens[~learnt], question.tokens) and torch.equal(row.tokens[learnt], row.labels[learnt])
+        assert all(len(kind) == len(row.tokens) for kind in row.kinds.values())
+
+
+def test_the_loss_is_the_models_own_one_sample_at_a_time(backbone, routed, answered):
+    """Against `model(labels=...)` without padding, without a mate and without our way to the logits."""
+    together = losses(backbone, routed, answered, [()] * EVERY)
+    for row, loss in zip(answered, together, strict=True):
+        inputs = {"input_ids": row.tokens[None], "labels": row.labels[None], **row.vision}
+        inputs |= {key: kind[None] for key, kind in row.kinds.items()}
+        with torch.no_grad():
+            own = backbone.model(**inputs).loss
+        torch.testing.assert_close(loss, own, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_with_its_experts_equals_each_sample_alone(backbone, routed, answered):
+    """Experts on vision and on language sites, a set of its own for every sample."""
+    together = losses(backbone, routed, answered, SETS)
+    backwards = losses(backbone, routed, answered[::-1], SETS[::-1]).flip(0)
+    alone = torch.cat([losses(backbone, routed, [row], [own]) for row, own in zip(answered, SETS, strict=True)])
+    torch.testing.assert_close(together, alone, rtol=2e-4, atol=2e-5)
+    torch.testing.assert_close(backwards, alone, rtol=2e-4, atol=2e-5)
+    plain = losses(backbone, routed, answered, [()] * EVERY)
+    touched = (together - plain).abs() > 1e-3
+    assert touched.tolist() == [bool(own) for own in SETS]
+
+
+def test_an_expert_of_the_vision_encoder_touches_its_own_samples_pictures_alone(backbone, routed, answered):
+    plain = losses(backbone, routed, answered, [()] * EVERY)
+    for number, row in enumerate(answered):
+        sets = [("eyes",) if other == number else () for other in range(EVERY)]
+        moved = (losses(backbone, routed, answered, sets) - plain).abs() > 1e-4
+        assert moved.tolist() == [other == number and bool(row.vision) for other in range(EVERY)]
+
+
+def test_every_row_of_the_vision_encoder_has_an_owner(backbone, asked):
+    """The rows that the first block of the vision encoder sees are as many as there are owners."""
+    from dmole_cli.backbones.sites import block_stack
+
+    seen = []
+    block = backbone.vision.get_submodule(block_stack(backbone.vision))[0]
+    hook = block.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(args[0] if args else kwargs["hidden_states"])), with_kwargs=True
+    )
+    try:
+        for rows in (asked, asked[1:3], [row for row in asked if row.vision][::-1]):
+            inputs, owners = backbone.collate(rows, left=True)
+            with torch.no_grad():
+                backbone.model(**inputs)
+            assert seen.pop() == len(owners["vision"])
+    finally:
+        hook.remove()
+
+
+# --- answers ---
+
+
+def alone(backbone, row, *, tokens):
+    """What the model's own `generate` says to one sample, without padding."""
+    inputs = {"input_ids": row.tokens[None], "attention_mask": torch.ones_like(row.tokens)[None], **row.vision}
+    inputs |= {key: kind[None] for key, kind in row.kinds.items()}
+    words = backbone.tokenizer
+    out = backbone.model.generate(
+        **inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=words.pad_token_id, eos_token_id=backbone.ends
+    )
+    return words.decode(out[0, len(row.tokens) :], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("sets", [[()] * EVERY, SETS], ids=["plain", "experts"])
+def test_answers_are_those_of_the_models_own_decoding_one_at_a_time(backbone, routed, asked, sets, monkeypatch):
+    monkeypatch.setattr(type(backbone), "ends", property(lambda self: ENDS))
+    expected = []
+    for row, own in zip(asked, sets, strict=True):
+        with routed.route([own], rows=backbone.collate([row], left=True)[1]):
+            expected.append(alone(backbone, row, tokens=9))
+    inputs, rows = backbone.collate(asked, left=True)
+    backbone.counts.clear()
+    with routed.route(sets, rows=rows):
+        said = backbone.generate(inputs, max_new_tokens=9, min_new_tokens=0, leave=routed.keep)
+    assert said == expected
+    assert backbone.counts["decode_rows"] == backbone.counts["decode_rows_needed"]
+    assert len(set(said)) > 2
+
+
+# Every fourth token of the alphabet ends an answer, so that rows leave the batch at different steps.
+ENDS = list(range(60, 300, 4))
+
+
+def test_rows_leave_the_batch(backbone, asked, monkeypatch):
+    monkeypatch.setattr(type(backbone), "ends", property(lambda self: ENDS))
+    backbone.counts.clear()
+    inputs, _ = backbone.collate(asked, left=True)
+    backbone.generate(inputs, max_new_tokens=30, min_new_tokens=0)
+    assert backbone.counts["decode_rows"] < 30 * EVERY
+
+
+def test_likelihoods_are_those_of_whole_sequences_one_at_a_time(backbone, routed, asked):
+    answers = [[sample.answer, "no", "something longer than that"] for sample in samples()]
+    inputs, rows = backbone.collate(asked, left=True)
+    with routed.route(SETS, rows=rows):
+        found = backbone.likelihoods(inputs, answers=answers, rows=4, narrow=routed.narrowed)
+    for sample, row, own, scored in zip(samples(), answers, SETS, found, strict=True):
+        for answer, value in zip(row, scored.sums, strict=True):
+            whole = backbone.encode(replace(sample, answer=answer), with_answer=True)
+            count = int((whole.labels != IGNORED).sum())
+            loss = losses(backbone, routed, [whole], [own])[0]
+            assert value == pytest.approx(-float(loss) * count, rel=1e-3, abs=1e-3)
+
+
+# --- features ---
+
+
+def test_features_depend_on_the_sample_alone_to_the_bit(backbone, asked):
+    together = backbone.features(asked)
+    for number, row in enumerate(asked):
+        assert torch.equal(backbone.features([row])[0], together[number])
+    assert torch.equal(backbone.features(asked[::-1] * 3)[:EVERY].flip(0), together)
+    assert together.isfinite().all()
+    assert torch.cdist(together, together).fill_diagonal_(1).min() > 1e-3
+
+
+def test_features_are_of_the_instruction_and_the_whole_picture(backbone, asked):
+    """Neither the answer nor the chat template's words are in them, and tiles are not looked at."""
+    calls = []
+    hook = backbone.vision.register_forward_hook(lambda module, args, output: calls.append(output.last_hidden_state))
+    try:
+        for number, sample in enumerate(samples()):
+            calls.clear()
+            whole = backbone.encode(sample, with_answer=True)
+            width = backbone.feature_layout()[0]["width"]
+            feature = backbone.features([whole])[0]
+            words = backbone.tokenizer(sample.question, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                states = backbone.language(input_ids=words, use_cache=False).last_hidden_state[0]
+            top = F.normalize(states.amax(dim=0), dim=0)
+            torch.testing.assert_close(F.normalize(feature[width:], dim=0), top, rtol=1e-4, atol=1e-5)
+            assert torch.equal(feature, backbone.features([asked[number]])[0])
+            assert bool(calls) == bool(sample.images)
+            assert bool(feature[:width].any()) == bool(sample.images)
+    finally:
+        hook.remove()
+    for sample, row in zip(samples(), asked, strict=True):
+        views = backbone._whole_pictures(row)
+        assert len(views) == len(sample.images)
+
+
+# --- pictures that nobody looks at twice, lengths ---
+
+
+def test_encoded_pictures_that_are_kept_change_nothing(backbone, routed, answered, asked, tmp_path):
+    seen = SeenPictures(backbone, folder=tmp_path, limit=2**20)
+    sets = [("tongue",), (), ("tongue",), (), (), ("tongue",)]
+    expected = losses(backbone, routed, answered, sets)
+    backbone.counts.clear()
+    for _ in range(2):
+        torch.testing.assert_close(losses(backbone, routed, answered, sets, seen=seen), expected, rtol=1e-4, atol=1e-5)
+    looked = backbone.counts["vision_rows"]
+    assert looked == sum(backbone.family.vision_rows(row.vision) for row in answered if row.vision)
+    few = [answered[i] for i in (4, 2, 3)]
+    torch.testing.assert_close(
+        losses(backbone, routed, few, [(), ("tongue",), ()], seen=seen), expected[[4, 2, 3]], rtol=1e-4, atol=1e-5
+    )
+    inputs, _ = backbone.collate(asked, left=True)
+    plain = backbone.generate(dict(inputs), max_new_tokens=6, min_new_tokens=0)
+    assert backbone.generate(seen.replace(inputs, asked), max_new_tokens=6, min_new_tokens=0) == plain
+    seen.close()
+
+
+def test_lengths_are_the_tokens_but_for_the_template(backbone, asked):
+    """Among samples with as many pictures, the template is the same, and so is what lengths leave out."""
+    lengths = backbone.lengths(samples(), with_answer=False)
+    left_out = {}
+    for sample, row, length in zip(samples(), asked, lengths, strict=True):
+        left_out.setdefault(len(sample.images), set()).add(len(row.tokens) - length)
+    assert all(len(found) == 1 for found in left_out.values())
+    assert max(left_out[1]) - min(left_out[0]) <= 6, "the tokens of the picture itself are counted"
