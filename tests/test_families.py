@@ -3,15 +3,21 @@
 Parametrised over the folder of families: a new file is tested by being there.
 """
 
+import json
 from dataclasses import replace
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import tiny
 import torch
-from families import FAMILIES, experts, samples, tiny_backbone
+from families import FAMILIES, experts, samples, tiny_backbone, tiny_folder
+from PIL import Image
 from torch.nn import functional as F
 
 from dmole_cli.backbones.adapter import IGNORED
 from dmole_cli.backbones.pictures import SeenPictures
+from dmole_cli.backbones.sites import find_sites
 
 SETS = [("eyes",), ("all",), (), ("tongue", "all"), ("eyes", "tongue"), ("all", "eyes")]
 EVERY = len(SETS)
@@ -201,9 +207,30 @@ def test_features_are_of_the_instruction_and_the_whole_picture(backbone, asked):
             assert bool(feature[:width].any()) == bool(sample.images)
     finally:
         hook.remove()
+
+
+def test_whole_pictures_look_like_the_pictures(backbone, asked):
+    """Of all tiles, the one that is taken for the whole is the one most like the picture made small."""
     for sample, row in zip(samples(), asked, strict=True):
         views = backbone._whole_pictures(row)
         assert len(views) == len(sample.images)
+        if not views or "image_grid_thw" in row.vision:
+            continue
+        tiles = row.vision["pixel_values"].flatten(0, -4)
+        for view, opener in zip(views, sample.images, strict=True):
+            likeness = torch.stack([alike(tile, opener()) for tile in tiles])
+            assert torch.equal(tiles[likeness.argmax()], view["pixel_values"])
+    packed = [row for row in asked if "image_grid_thw" in row.vision]
+    for row in packed:
+        together = torch.cat([view["pixel_values"] for view in backbone._whole_pictures(row)])
+        assert torch.equal(together, row.vision["pixel_values"])
+
+
+def alike(tile, picture):
+    """Correlation of a tile [channels, height, width] with a picture."""
+    pixels = np.asarray(picture.convert("RGB").resize((tile.shape[2], tile.shape[1])), dtype=np.float32)
+    pair = torch.stack([tile.flatten(), torch.from_numpy(pixels).permute(2, 0, 1).flatten()])
+    return torch.corrcoef(pair)[0, 1]
 
 
 # --- pictures that nobody looks at twice, lengths ---
@@ -236,3 +263,46 @@ def test_lengths_are_the_tokens_but_for_the_template(backbone, asked):
         left_out.setdefault(len(sample.images), set()).add(len(row.tokens) - length)
     assert all(len(found) == 1 for found in left_out.values())
     assert max(left_out[1]) - min(left_out[0]) <= 6, "the tokens of the picture itself are counted"
+
+
+# --- from the command line ---
+
+
+def test_five_stages_from_a_folder_on_disk(family, run, tmp_path):
+    """The second task's expert joins the first's in a mixed evaluation; nothing is made twice."""
+    tiny_folder(family)  # written once
+    stream(tmp_path, tiny_folder(family))
+    for stage in ("profile", "allocate", "train-router", "train-task"):
+        tiny.succeed(stage, cwd=tmp_path, run=run)
+    done = tiny.succeed("evaluate", "--likelihood", "--json", cwd=tmp_path, run=run)
+    profile = pq.read_table(tmp_path / "dmole-run/profiles/colours.parquet").to_pylist()
+    scores = {modality: [row["score"] for row in profile if row["modality"] == modality] for modality in TOWERS}
+    assert all(max(found) > 0 for found in scores.values()), "the loss pulls at both towers"
+    allocation = json.loads((tmp_path / "dmole-run/allocations/halves.json").read_text(encoding="utf-8"))
+    assert {site in names(family, "vision") for site in allocation["sites"]} == {True, False}
+    rows = pq.read_table(tmp_path / "dmole-run/evaluations/d-mole/2/halves.parquet").to_pylist()
+    assert len(rows) == 3 and json.loads(done.stdout)
+    again = tiny.succeed("train-task", cwd=tmp_path, run=run)
+    assert again.stderr.count("up to date") == 2
+
+
+TOWERS = ("vision", "language")
+
+
+def names(family, modality):
+    return {site.name for site in find_sites(tiny_backbone(family).model, "attention") if site.modality == modality}
+
+
+def stream(folder, backbone, settings=""):
+    """Two small tasks whose pictures have several shapes, and a configuration."""
+    for name in tiny.TASKS:
+        tiny.write_task(folder / "tasks", name, train=12, test=3)
+        for number, file in enumerate(sorted((folder / "tasks" / name / "pictures").glob("*.png"))):
+            if number % 3:
+                Image.open(file).resize([(72, 30), (30, 60)][number % 2]).save(file)
+    (folder / "dmole.toml").write_text(
+        f'backbone = "{backbone}"\ndevice = "cpu"\ntasks = ["tasks/colours.toml", "tasks/halves.toml"]\nunseen = []\n'
+        f'{settings}[profile]\nportion = 0.5\nbatch_size = 3\n[allocate]\nbudget = "sites:50%"\nrank = 2\n'
+        "[router]\nepochs = 20\n[train]\nepochs = 1\nbatch_size = 4\n[evaluate]\nbatch_size = 4\n",
+        encoding="utf-8",
+    )
