@@ -20,6 +20,9 @@ DECODERS = ("sigmoid", "linear")
 STARTS = ("mean", "random")
 EVALUATED_SPLITS = ("test", "validation")
 PRECISIONS = ("auto", "float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
+ATTENTIONS = ("auto", "sdpa", "eager")
+QUANTIZERS = ("none", "4bit", "8bit")
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class TrainSettings:
         clip: largest norm of the gradient.
         dropout: on the input of the experts while training.
         transfer: let the nearest earlier expert join, frozen, where its router accepts the sample.
+        checkpointing: recompute activations on the way back: less memory, more time, the same expert.
     """
 
     epochs: int = 0
@@ -118,6 +122,7 @@ class TrainSettings:
     clip: float = 1.0
     dropout: float = 0.0
     transfer: bool = True
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,11 @@ class Config:
         seed: of the experts, of the order of their training samples and of dropout.
         device: where the backbone computes: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is cuda if there is one, else the CPU.
         precision: of profiling, training and answering: `float32`, `bfloat16` (autocast; experts and their optimiser stay
-            float32), or `auto`: bfloat16 on cuda, float32 elsewhere. Routing features are float32 always.
+            float32), or `auto`: bfloat16 on cuda, float32 elsewhere, and the weights' own type where that is not float32.
+            Routing features are computed in the type of the weights, whatever the precision.
+        dtype: of the backbone's weights: `float32`, `bfloat16` or `float16`.
+        attention: how it is computed: `sdpa`, `eager`, or `auto`, the model's own choice.
+        quantize: the backbone's linear modules: `4bit` or `8bit` (by bitsandbytes), or `none`.
         data_root: where relative data paths of cards start, None = beside the card.
         picture_store: megabytes on disk, while a command runs, for encoded pictures that no active expert looks at and that
             are needed more than once; 0 encodes them each time.
@@ -162,6 +171,9 @@ class Config:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    dtype: str = "float32"
+    attention: str = "auto"
+    quantize: str = "none"
     data_root: str | None = None
     picture_store: int = 1024
     shared: str | None = None
@@ -283,6 +295,9 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "train.warmup": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "train.clip": (lambda v: v > 0, "over 0"),
     "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+    "dtype": (lambda v: v in DTYPES, f"one of {', '.join(DTYPES)}"),
+    "attention": (lambda v: v in ATTENTIONS, f"one of {', '.join(ATTENTIONS)}"),
+    "quantize": (lambda v: v in QUANTIZERS, f"one of {', '.join(QUANTIZERS)}"),
     "picture_store": (lambda v: v >= 0, "0 or more"),
     "train.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "evaluate.routing": (lambda v: v in ROUTING_MODES, f"one of {', '.join(ROUTING_MODES)}"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from dmole_cli.backbones.adapter import Backbone
+    from dmole_cli.backbones.loading import Loading
 
 # Shared options that a subcommand does not have.
 # Profiles and routers have a seed of their own, because they do not change with the run's; routing features are float32.
@@ -59,10 +60,17 @@ class Session:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the backbone's files; does not load the model."""
+        """Of the backbone's files, and how they are loaded where that is not as plain weights; does not load the model."""
         from dmole_cli.backbones.loading import fingerprint_of
 
-        return fingerprint_of(self.config.backbone)
+        return fingerprint_of(self.config.backbone) + str(self.loading)
+
+    @cached_property
+    def loading(self) -> Loading:
+        """Type and form of the backbone's weights."""
+        from dmole_cli.backbones.loading import Loading
+
+        return Loading(self.config.dtype, self.config.attention, self.config.quantize)
 
     @cached_property
     def device(self) -> torch.device:
@@ -73,17 +81,17 @@ class Session:
 
     @cached_property
     def precision(self) -> str:
-        """What profiling, training and answering compute in: `float32` or `bfloat16`, what goes into headers."""
+        """What profiling, training and answering compute in, what goes into headers: `float32`, `bfloat16` or `float16`."""
         from dmole_cli.backbones.device import find_precision
 
-        return find_precision(self.config.precision, self.device)
+        return find_precision(self.config.precision, self.device, dtype=self.config.dtype)
 
     @cached_property
     def backbone(self) -> Backbone:
         """The loaded model."""
         from dmole_cli.backbones.loading import load_backbone
 
-        return load_backbone(self.config.backbone, device=self.device, precision=self.precision)
+        return load_backbone(self.config.backbone, device=self.device, precision=self.precision, loading=self.loading)
 
     def load(self) -> Backbone:
         """The model, loaded before a stage's clock starts: a process loads it once, whatever number of tasks it works on."""
@@ -161,7 +169,13 @@ class Session:
         """
         if fingerprint != self.fingerprint:
             raise DmoleError(
-                f"{path} was made with another backbone ({fingerprint[:12]}; "
-                f"'{self.config.backbone}' is {self.fingerprint[:12]})",
+                f"{path} was made with another backbone ({_short(fingerprint)}; "
+                f"'{self.config.backbone}' is {_short(self.fingerprint)})",
                 f"{command} --force makes it again, or pass another --run for this backbone",
             )
+
+
+def _short(fingerprint: str) -> str:
+    """The first digits, and how the backbone was loaded, where that is said."""
+    digest, _, loaded = fingerprint.partition(" ")
+    return f"{digest[:12]} {loaded}".strip()

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from families import FAMILIES, experts, samples, tiny_backbone, tiny_folder
+from families_mixed import FAMILIES, experts, samples, tiny_backbone, tiny_folder
 from PIL import Image
 from torch.nn import functional as F
 

@@ -28,7 +28,7 @@ class Header:
     Attributes:
         schema: kind of file, e.g. `dmole.profile`.
         schema_version: version of its layout.
-        backbone: fingerprint of the backbone, empty where none is involved.
+        backbone: fingerprint of the backbone, with how it was loaded where that was not plainly; empty where none is involved.
         seed: the seed used, None where nothing is random.
         settings: every setting that shapes the content.
         inputs: name -> sha256 of each file or data set read.
@@ -106,7 +106,9 @@ def differences(made: Header, wanted: Header) -> list[str]:
     """What differs between how an artifact was made and how it would be made now, in words; empty when nothing does."""
     out = []
     if made.backbone != wanted.backbone:
-        out.append("the backbone is another one")
+        (old_digest, _, before), (new_digest, _, now) = made.backbone.partition(" "), wanted.backbone.partition(" ")
+        loaded = f"the backbone is loaded otherwise ({before or 'plain'} -> {now or 'plain'})"
+        out.append(loaded if old_digest == new_digest else "the backbone is another one")
     if made.seed != wanted.seed:
         out.append(f"seed {made.seed} -> {wanted.seed}")
     old, new = json.loads(made.to_json())["settings"], json.loads(wanted.to_json())["settings"]

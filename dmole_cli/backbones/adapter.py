@@ -37,8 +37,8 @@ class Backbone:
         name: what the user called it.
         fingerprint: sha256 over the files it was loaded from.
         model: the model, no parameter of which ever takes gradients unless a stage asks for it.
-        precision: `bfloat16` to compute losses and answers under autocast; the weights stay what they are, and features are
-            computed in their type, because features decide routes.
+        precision: `bfloat16` to compute losses and answers of float32 weights under autocast; the weights stay what they
+            are, and features are computed in their type, because features decide routes.
         processor: its processor.
         family: what is special about its family.
         inputs: makes its inputs of samples.
@@ -62,7 +62,7 @@ class Backbone:
     @property
     def parameters(self) -> int:
         """Parameters of the whole model, shared ones once."""
-        return sum(p.numel() for p in self.model.parameters())
+        return self.model.num_parameters()  # which knows that quantised weights lie packed
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,11 +72,20 @@ class Backbone:
     @property
     def compute_dtype(self) -> torch.dtype:
         """Of what the linear modules answer in losses and answers; experts are cast to it."""
-        return torch.bfloat16 if self.precision == "bfloat16" else self.dtype
+        return torch.bfloat16 if self._mixed else self.dtype
+
+    @property
+    def _mixed(self) -> bool:
+        return self.precision == "bfloat16" and self.dtype == torch.float32
+
+    @property
+    def loss_scale(self) -> float:
+        """What a loss is multiplied with so that its gradients are not too small for float16; 1 elsewhere."""
+        return 2.0**12 if self.compute_dtype == torch.float16 else 1.0
 
     def autocast(self) -> AbstractContextManager[Any]:
         """What losses and answers are computed in."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self._mixed else nullcontext()
 
     @property
     def device(self) -> torch.device:
@@ -128,8 +137,9 @@ class Backbone:
         return sent, {tower: self._sent(index) for tower, index in rows.items()}
 
     def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor of the CPU on the device; CUDA is not waited for."""
-        return tensor.to(self.device, non_blocking=self.device.type == "cuda")
+        """A tensor of the CPU on the device, numbers in the type of the weights; CUDA is not waited for."""
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.device, dtype, non_blocking=self.device.type == "cuda")
 
     # ------------------------------------------------------------------------------------------------ outputs
 

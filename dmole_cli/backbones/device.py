@@ -34,8 +34,19 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def find_precision(name: str, device: torch.device) -> str:
-    """The precision that a user means, `float32` or `bfloat16`; `auto` is the latter on cuda and the former elsewhere."""
+def find_precision(name: str, device: torch.device, *, dtype: str = "float32") -> str:
+    """The precision that a user means: `bfloat16` for `auto` on cuda and `float32` elsewhere; of other weights their own type.
+
+    Raises:
+        DmoleError: the weights are of another type than the precision.
+    """
+    if dtype != "float32":
+        if name not in ("auto", dtype):
+            raise DmoleError(
+                f"precision {name} with weights in {dtype}: these compute in their own type",
+                "leave --precision out, or load the weights in float32 (--dtype float32)",
+            )
+        return dtype
     if name != "auto":
         return name
     return "bfloat16" if device.type == "cuda" else "float32"

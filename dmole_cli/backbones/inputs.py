@@ -19,6 +19,7 @@ from dmole_cli.sample import Sample
 
 IGNORED = -100
 STAND_IN = "@@question@@"
+BLOCK = 4096  # samples whose texts are tokenised at once, so that memory does not grow with the split
 COMPOSED = (448, 448)  # pixels, of a picture whose size nobody knows before it is drawn
 PICTURE_TOKENS = 256  # of any picture, where the processor does not say
 
@@ -120,6 +121,10 @@ class Inputs:
         tokens a picture of that size becomes, tiles and all. Pictures without a file count as COMPOSED ones; where the
         processor does not say, every picture counts as PICTURE_TOKENS.
         """
+        blocks = (samples[start : start + BLOCK] for start in range(0, len(samples), BLOCK))
+        return [length for block in blocks for length in self._lengths(block, with_answer=with_answer)]
+
+    def _lengths(self, samples: Sequence[Sample], *, with_answer: bool) -> list[int]:
         texts = [f"{sample.question} {sample.answer}" if with_answer else sample.question for sample in samples]
         words = [len(tokens) for tokens in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
         sizes = [picture_sizes(sample) for sample in samples]
@@ -139,8 +144,10 @@ class Inputs:
 
     def instruction_lengths(self, samples: Sequence[Sample]) -> list[int]:
         """Tokens of each sample's instruction, as `Encoded.instruction` has them."""
-        texts = [sample.question for sample in samples]
-        return [len(tokens) for tokens in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        blocks = (samples[start : start + BLOCK] for start in range(0, len(samples), BLOCK))
+        texts = ([sample.question for sample in block] for block in blocks)
+        tokens = (self.tokenizer(block, add_special_tokens=False)["input_ids"] for block in texts)
+        return [len(row) for block in tokens for row in block]
 
     def collate(
         self, samples: Sequence[Encoded], *, left: bool

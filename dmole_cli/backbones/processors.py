@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from transformers import AutoProcessor, ProcessorMixin
+from transformers.utils import is_torchvision_available
 
 VIDEO = "video_processor"
 
@@ -19,7 +20,7 @@ def load_processor(path: str) -> Any:
     try:
         return AutoProcessor.from_pretrained(path, trust_remote_code=False)
     except ImportError as error:
-        if "torchvision" not in str(error).lower():
+        if "torchvision" not in str(error).lower() or is_torchvision_available():
             raise
         return for_pictures(_processor_class(path)).from_pretrained(path, trust_remote_code=False)
 

@@ -10,10 +10,13 @@ import typer
 from dmole_cli.commands import console
 from dmole_cli.commands.options import (
     DEFAULT_RUN,
+    AttentionOption,
     BackboneOption,
     ConfigOption,
+    DtypeOption,
     ForceOption,
     JsonOption,
+    QuantizeOption,
     RunOption,
     SharedOption,
     TaskOption,
@@ -71,6 +74,9 @@ def allocate(
     config: ConfigOption = None,
     shared: SharedOption = None,
     backbone: BackboneOption = None,
+    dtype: DtypeOption = None,
+    attention: AttentionOption = None,
+    quantize: QuantizeOption = None,
     json: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
@@ -88,7 +94,16 @@ def allocate(
         "curriculum": curriculum,
         "modalities": (only,) if only else None,
     }
-    session = open_session(run=run, shared=shared, config=config, backbone=backbone, allocate=section)
+    session = open_session(
+        run=run,
+        shared=shared,
+        config=config,
+        backbone=backbone,
+        dtype=dtype,
+        attention=attention,
+        quantize=quantize,
+        allocate=section,
+    )
     from dmole_cli.stages.allocate import allocate_file, allocate_task
 
     if profile is not None and out is not None:

@@ -37,6 +37,17 @@ StageSeedOption = Annotated[
 BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="'embedded', a folder written by save_pretrained, or a hub id.")
 ]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option("--dtype", help="Type of the backbone's weights: float32, bfloat16, float16. [default: float32]"),
+]
+AttentionOption = Annotated[
+    str | None, typer.Option("--attention", help="sdpa, eager, or auto: the model's own choice. [default: auto]")
+]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option("--quantize", help="4bit or 8bit: the backbone's linear modules, by bitsandbytes. [default: none]"),
+]
 SharedOption = Annotated[
     Path | None,
     typer.Option("--shared", help="Where profiles, features and routers lie, if several runs share them."),
@@ -70,6 +81,9 @@ def open_session(
     config: Path | None,
     seed: int | None = None,
     backbone: str | None = None,
+    dtype: str | None = None,
+    attention: str | None = None,
+    quantize: str | None = None,
     device: str | None = None,
     precision: str | None = None,
     data_root: Path | None = None,
@@ -83,6 +97,9 @@ def open_session(
         config: path of a configuration, or None.
         seed: overrides the configuration's.
         backbone: overrides the configuration's.
+        dtype: overrides the configuration's.
+        attention: overrides the configuration's.
+        quantize: overrides the configuration's.
         device: overrides the configuration's.
         precision: overrides the configuration's.
         data_root: overrides the configuration's.
@@ -95,7 +112,7 @@ def open_session(
 
     settings = read_config(config)
     top = {"seed": seed, "backbone": backbone, "data_root": str(data_root) if data_root else None}
-    top |= {"device": device, "precision": precision}
+    top |= {"dtype": dtype, "attention": attention, "quantize": quantize, "device": device, "precision": precision}
     top["shared"] = str(shared) if shared else None
     settings = override(settings, **top)
     for name, options in sections.items():

@@ -9,14 +9,17 @@ import typer
 from dmole_cli.commands import console
 from dmole_cli.commands.options import (
     DEFAULT_RUN,
+    AttentionOption,
     BackboneOption,
     ConfigOption,
     DataRootOption,
     DeviceOption,
+    DtypeOption,
     ForceOption,
     JsonOption,
     MergeOption,
     PrecisionOption,
+    QuantizeOption,
     RunOption,
     SeedOption,
     SharedOption,
@@ -48,6 +51,13 @@ def train_task(
         bool | None,
         typer.Option("--transfer/--no-transfer", help="Let the nearest earlier expert join, frozen (d-mole)."),
     ] = None,
+    checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--checkpointing/--no-checkpointing",
+            help="Recompute activations: a fraction of the memory, more time, the same expert. [default: no]",
+        ),
+    ] = None,
     merge: MergeOption = False,
     orthogonal: Annotated[
         float | None,
@@ -74,6 +84,9 @@ def train_task(
     config: ConfigOption = None,
     shared: SharedOption = None,
     backbone: BackboneOption = None,
+    dtype: DtypeOption = None,
+    attention: AttentionOption = None,
+    quantize: QuantizeOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     data_root: DataRootOption = None,
@@ -88,6 +101,7 @@ def train_task(
         "learning_rate": learning_rate,
         "dropout": dropout,
         "transfer": transfer,
+        "checkpointing": checkpointing,
     }
     method = with_merge(method, merge)
     options = method_options(setting, orthogonal=orthogonal, fisher_samples=fisher_samples, replay_ratio=replay_ratio)
@@ -97,6 +111,9 @@ def train_task(
         config=config,
         seed=seed,
         backbone=backbone,
+        dtype=dtype,
+        attention=attention,
+        quantize=quantize,
         device=device,
         precision=precision,
         data_root=data_root,

@@ -121,10 +121,10 @@ def measure(
         per_sample: measure each sample's own gradient as well; the rows are `SampledSiteProfile` then.
 
     Raises:
-        DmoleError: a loss is not finite.
+        DmoleError: a loss or a gradient is not finite.
     """
     names = [site.name for site in sites]
-    gradients = SiteGradients(backbone.model, names)
+    gradients = SiteGradients(backbone.model, names, scale=backbone.loss_scale)
     samples = SampleNorms(backbone, names) if per_sample else None
     count = 0
     with (
@@ -142,8 +142,14 @@ def measure(
                 )
             count += len(batch)
             with nullcontext() if samples is None else samples.batch(inputs["labels"], rows), gradients.batch():
-                loss.backward()
+                (loss * backbone.loss_scale).backward()
     found = [_row(site, gradients.sums(site.name), gradients.norms[site.name], count) for site in sites]
+    for row in found:
+        if not math.isfinite(row.score):
+            raise DmoleError(
+                f"the gradient of {row.site} is {row.score}",
+                "profile with --dtype float32 or bfloat16, or check the task's data with `dmole tasks --check`",
+            )
     return found if samples is None else [_sampled(row, samples.norms[row.site]) for row in found]
 
 

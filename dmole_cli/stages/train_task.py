@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
@@ -23,6 +24,7 @@ from dmole_cli.sample import Sample
 from dmole_cli.session import Session
 from dmole_cli.tasks import TaskCard
 from dmole_cli.training.batches import encoded_batches, seed_for, shuffled
+from dmole_cli.training.gradients import recomputed
 from dmole_cli.training.loop import Losses, train_expert
 from dmole_cli.upstream import check_inputs
 
@@ -129,7 +131,9 @@ def recipe_of(session: Session, card: TaskCard, options: Mapping[str, float]) ->
     """The training recipe: the settings where they are given, then the method's learning rate, the card's values elsewhere."""
     settings = asdict(session.config.train)
     settings["learning_rate"] = settings["learning_rate"] or options["learning_rate"]
-    return {key: settings[key] or getattr(card.recipe, key, settings[key]) for key in settings if key != "transfer"}
+    # `transfer` is a rule and `checkpointing` changes no bit of the result: neither belongs to the recipe.
+    keys = [key for key in settings if key not in ("transfer", "checkpointing")]
+    return {key: settings[key] or getattr(card.recipe, key, settings[key]) for key in keys}
 
 
 def _train(
@@ -166,7 +170,8 @@ def _train(
         )
         encoded = encoded_batches(backbone, stage.samples, order, with_answer=True)
         # Seeded here and for this task alone, or dropout would depend on what the process did before.
-        with torch.random.fork_rng(devices=[]):
+        saving = recomputed(backbone) if config.train.checkpointing else nullcontext()
+        with torch.random.fork_rng(devices=[]), saving:
             torch.manual_seed(seed_for(config.seed, task, "dropout"))
             losses = train_expert(
                 backbone,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,16 +39,22 @@ def recomputed(backbone: Backbone) -> Iterator[None]:
 class SiteGradients:
     """Sums and norms of the gradients of some modules; a gradient lives from its completion to its addition to the sum.
 
+    A quantised weight takes no gradient; that of the numbers that it stands for is made from what passes the module.
+
     Args:
         model: frozen.
         names: module paths.
+        scale: what the loss is multiplied with; taken out again.
 
     Attributes:
         norms: name -> a norm per batch, that of the weight plus that of the bias.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str], *, scale: float = 1.0) -> None:
+        self._scale = scale
         self._parameters = {name: list(model.get_submodule(name).parameters(recurse=False)) for name in names}
+        modules: list[Any] = [model.get_submodule(name) for name in names]
+        self._quantised = [m for m in modules if not m.weight.is_floating_point()]
         self._sums: dict[nn.Parameter, torch.Tensor] = {}
         self._of_batch: dict[nn.Parameter, torch.Tensor] = {}
         self.norms: dict[str, list[float]] = {name: [] for name in names}
@@ -59,8 +66,9 @@ class SiteGradients:
     @contextmanager
     def collected(self) -> Iterator[None]:
         """Inside the block the modules take gradients."""
-        parameters = [p for group in self._parameters.values() for p in group]
+        parameters = [p for group in self._parameters.values() for p in group if p.is_floating_point()]
         hooks = [p.requires_grad_(True).register_post_accumulate_grad_hook(self._collect) for p in parameters]
+        hooks += [module.register_forward_hook(self._watch) for module in self._quantised]
         try:
             yield
         finally:
@@ -84,6 +92,19 @@ class SiteGradients:
     def _collect(self, parameter: nn.Parameter) -> None:
         assert parameter.grad is not None
         grad, parameter.grad = parameter.grad.float(), None
+        self._add(parameter, grad)
+
+    def _watch(self, module: Any, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        # Where nothing below takes gradients either, the way back begins here.
+        output = output if output.requires_grad else output.detach().requires_grad_()
+        return _Seen.apply(output, args[0], partial(self._seen, module))
+
+    def _seen(self, module: Any, x: torch.Tensor, grad: torch.Tensor) -> None:
+        self._add(module.weight, grad.flatten(0, -2).float().t() @ x.flatten(0, -2).float())
+
+    def _add(self, parameter: nn.Parameter, grad: torch.Tensor) -> None:
+        if self._scale != 1:
+            grad = grad / self._scale
         self._of_batch[parameter] = grad.norm()
         if parameter in self._sums:
             self._sums[parameter] += grad
@@ -133,7 +154,7 @@ class SampleNorms:
         self._rows = {m: torch.bincount(index, minlength=len(labels)).tolist() for m, index in rows.items()}
         self._of_batch.clear()
         yield
-        own_loss = answers.sum() / answers
+        own_loss = answers.sum() / answers / self._backbone.loss_scale
         # Brought over at once: each look at a number waits for the device.
         values = torch.stack(list(self._of_batch.values())).cpu() * own_loss if self._of_batch else torch.empty(0)
         found = dict(zip(self._of_batch, values.tolist(), strict=True))

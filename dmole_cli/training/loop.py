@@ -85,6 +85,9 @@ def train_expert(
         DmoleError: a loss or its gradient is not finite; the samples of the batch are named.
     """
     parameters = list(expert.parameters())
+    # Gradients of half precision may be too small for it: they are made on a larger scale, and the step on the true one.
+    half = backbone.compute_dtype == torch.float16
+    scaler = torch.amp.GradScaler(backbone.device.type, init_scale=backbone.loss_scale, enabled=half)
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=settings.weight_decay)
     losses = Losses()
     for step, (ids, sets, encoded) in enumerate(batches):
@@ -101,15 +104,18 @@ def train_expert(
                 extra = penalty(Step(inputs, rows, logits, len(encoded)))
             total = loss + extra
             optimizer.zero_grad(set_to_none=True)
-            total.backward()
+            scaler.scale(total).backward()
+        scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
         # Both at once: each look at a number waits for the device.
         value, added, length = torch.stack([loss.detach(), extra.detach(), norm.to(loss.device)]).tolist()
         if not math.isfinite(value + added):
             raise _not_finite(step, value + added, ids)
-        if not math.isfinite(length):
+        # A scale that was too large is halved and the step left out; one that cannot be smaller tells of something else.
+        if not math.isfinite(length) and (not scaler.is_enabled() or scaler.get_scale() < 1):
             raise _not_finite(step, length, ids, what="gradient's norm")
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         losses.answers.append(value)
         if penalty is not None:
             losses.penalty.append(added)
