@@ -203,7 +203,7 @@ class Backbone:
         return self.family.last_hidden_state(self.vision, views)
 
     def _read(self, words: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.language(**words, use_cache=False).last_hidden_state
+        return self.family.read(self.language, words["input_ids"])
 
     def feature_layout(self) -> list[dict[str, Any]]:
         """What a feature is made of, in order, with widths."""

@@ -13,7 +13,9 @@ defines some of these, and nothing else:
 - `vision_rows(vision)`: how many rows of the vision encoder's tensors a sample's pictures become (see layouts.py);
 - `whole_pictures(vision, tokens, processor, pictures)`: what the vision encoder takes of each picture as a whole, where a
   picture becomes tiles (see layouts.py);
-- `last_hidden_state(tower, views)`: [pictures, tokens, width] of such whole pictures, stacked (see layouts.py).
+- `last_hidden_state(tower, views)`: [pictures, tokens, width] of such whole pictures, stacked (see layouts.py);
+- `read(tower, tokens)`: the language model's last hidden state [instructions, tokens, width] of instructions of one length
+  [instructions, tokens], nothing before and nothing behind them (the tower's).
 """
 
 from __future__ import annotations
@@ -65,6 +67,11 @@ def whole_pictures(
     return layouts.whole_pictures(vision, tokens, pictures=pictures)
 
 
+def read(tower: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """The language model's last hidden state of instructions alone."""
+    return tower(input_ids=tokens, use_cache=False).last_hidden_state
+
+
 @dataclass(frozen=True)
 class Family:
     """The functions above, a family's own where it has them."""
@@ -76,6 +83,7 @@ class Family:
     vision_rows: Callable[[Mapping[str, torch.Tensor]], int] = layouts.vision_rows
     whole_pictures: Callable[[Mapping[str, torch.Tensor], torch.Tensor, Any, int], list[layouts.View]] = whole_pictures
     last_hidden_state: Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor] = layouts.last_hidden_state
+    read: Callable[[Any, torch.Tensor], torch.Tensor] = read
 
 
 def family_of(model_type: str) -> Family:

@@ -30,6 +30,18 @@ def prepare(processor: Any, text: str, pictures: Sequence[Image]) -> Mapping[str
     )
 
 
+def read(tower: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """An instruction is read in both directions, which the language model alone does not know.
+
+    Without a mask it would do so or not, depending on how attention is computed.
+    """
+    rows, length = tokens.shape
+    nothing = next(tower.parameters()).new_zeros(rows, 1, length, length)
+    slides = getattr(tower.config, "sliding_window", None) is not None  # PaliGemma 2
+    mask = {"full_attention": nothing, "sliding_attention": nothing} if slides else nothing
+    return tower(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+
+
 def tiny(folder: Path, *, seed: int = 0) -> Path:
     """Write the family made tiny: 24 × 24 pictures of 4 tokens."""
     from transformers import (
