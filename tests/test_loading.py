@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_torchvision_available
 
+from dmole_cli.backbones import _tiny
 from dmole_cli.backbones.device import find_precision
 from dmole_cli.backbones.loading import Loading, fingerprint_of, load_backbone
 from dmole_cli.backbones.sites import find_sites
@@ -194,10 +196,13 @@ def test_tied_embeddings_count_once_and_stay_tied():
 
 
 @pytest.mark.parametrize("quantize", ["4bit", "8bit"])
-@pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl"])
-def test_quantised_backbones_are_profiled_trained_and_asked(family, quantize):
+@pytest.mark.parametrize("family", ["internvl", "llava"])
+def test_quantised_backbones_are_profiled_trained_and_asked(family, quantize, tmp_path, monkeypatch):
     pytest.importorskip("bitsandbytes")
-    plain, backbone = tiny_backbone(family), loaded(family, quantize=quantize)
+    monkeypatch.setattr(_tiny, "WIDTH", 64)  # 4 bits come in blocks of 64
+    monkeypatch.setattr(_tiny, "INNER", 64)
+    folder = str(import_module(f"dmole_cli.backbones.{family}").tiny(tmp_path / family))
+    plain, backbone = load_backbone(folder), load_backbone(folder, loading=Loading(quantize=quantize))
     site = find_sites(backbone.model, "attention")[0].name
     assert not backbone.model.get_submodule(site).weight.is_floating_point()
     assert backbone.parameters == plain.parameters

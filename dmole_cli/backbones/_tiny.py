@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dmole_cli.backbones.processors import VIDEO
 
-SIDE, PATCH, WIDTH = 24, 6, 32  # pixels of a picture or tile and of a patch of it; entries of a hidden state
+SIDE, PATCH = 24, 6  # pixels of a picture or tile, and of a patch of it
+WIDTH, INNER = 32, 48  # entries of a hidden state, and within a block's MLP
 MEAN = STD = [0.5] * 3
 # As Qwen's: a system prompt where none is given, and roles between markers.
 CHAT = (
@@ -58,7 +59,7 @@ def text_sizes(words: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(words),
         "hidden_size": WIDTH,
-        "intermediate_size": 48,
+        "intermediate_size": INNER,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -75,7 +76,7 @@ def vision_sizes(*, patch: int = PATCH) -> dict[str, Any]:
     """Configuration of a vision encoder, as most families name it."""
     return {
         "hidden_size": WIDTH,
-        "intermediate_size": 48,
+        "intermediate_size": INNER,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "image_size": SIDE,

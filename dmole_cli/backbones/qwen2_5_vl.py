@@ -28,7 +28,7 @@ def tiny(folder: Path, *, seed: int = 0) -> Path:
     vision = {
         "depth": 2,
         "hidden_size": _tiny.WIDTH,
-        "intermediate_size": 48,
+        "intermediate_size": _tiny.INNER,
         "num_heads": 2,
         "patch_size": _tiny.PATCH,
         "spatial_merge_size": 2,

@@ -140,9 +140,16 @@ class _Gate:
 
     def like(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, 1 ..., ranks], to be multiplied with what comes of x [rows, ..., in]."""
+        rows, _, ranks = self.rows.shape
+        if rows != len(x):
+            message = (
+                f"{len(x)} rows pass a site, and the batch has owners for {rows}: the layout of its pictures is unknown"
+            )
+            raise DmoleError(
+                message, "give the family a file in dmole_cli/backbones/ with vision_rows (docs/backbones.md)"
+            )
         if x.dim() == 3:
             return self.rows
-        rows, _, ranks = self.rows.shape
         return self.rows.view(rows, *([1] * (x.dim() - 2)), ranks)
 
 
@@ -390,6 +397,10 @@ class RoutedExperts:
                 return output
             x, a, b, gate = args[0], plan.a, plan.b, plan.gate.like(output)
             base = output if output.is_contiguous() else output.contiguous()
+            if type(module) is not nn.Linear and base._is_view():
+                base = (
+                    base.clone()
+                )  # of a function with a way back of its own, as quantised modules have: not to be changed
             if a.dtype != base.dtype:  # under autocast a host answers in a type that its weights do not have
                 a, b, gate = a.to(base.dtype), b.to(base.dtype), gate.to(base.dtype)
             if not torch.is_grad_enabled():
