@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from dmole_cli.config import Config
 from dmole_cli.errors import DmoleError
 from dmole_cli.outcome import clocked
 from dmole_cli.sample import Sample
-from dmole_cli.tasks import TaskCard, load_card, samples
+from dmole_cli.tasks import TaskCard, load_card, samples, task_name
 
 if TYPE_CHECKING:
     import torch
@@ -45,15 +45,13 @@ class Session:
     """
 
     def __init__(self, config: Config, run: Run, *, given: Mapping[str, str] | None = None) -> None:
-        # A task may be listed as the path of a card; its name is the card's stem, and the only identity it has.
-        self._entries = {
-            Path(entry).stem if entry.endswith(".toml") else entry: entry for entry in (*config.tasks, *config.unseen)
-        }
+        # A task may be listed as the path of a card; its name is the only identity it has.
+        self._entries = {task_name(entry): entry for entry in (*config.tasks, *config.unseen)}
         names = tuple(self._entries)
         self.config = replace(config, tasks=names[: len(config.tasks)], unseen=names[len(config.tasks) :])
         self.run, self.given = run, dict(given or {})
         self._cards: dict[str, TaskCard] = {}
-        self._samples: dict[tuple[str, str], list[Sample]] = {}
+        self._samples: dict[tuple[str, str], Sequence[Sample]] = {}
         self._picture_digests = PictureDigests(run.pictures())
         self._pictures: dict[tuple[str, str], dict[Path, str]] = {}
         self._digests: dict[tuple[str, str], str] = {}
@@ -123,7 +121,7 @@ class Session:
 
     def admit(self, entry: str) -> str:
         """Give the name of a task that the user typed, a name or the path of a card; reads its card."""
-        name = Path(entry).stem if entry.endswith(".toml") else entry
+        name = task_name(entry)
         self._entries.setdefault(name, entry)
         self.card(name)
         return name
@@ -134,7 +132,7 @@ class Session:
             self._cards[task] = load_card(self._entries.get(task, task))
         return self._cards[task]
 
-    def samples(self, task: str, split: str) -> list[Sample]:
+    def samples(self, task: str, split: str) -> Sequence[Sample]:
         """A split of a task; pictures are not opened yet."""
         key = (task, split)
         if key not in self._samples:

@@ -100,7 +100,7 @@ def test_an_unreadable_line_is_named(tmp_path):
 
 
 def test_an_unreadable_array_is_named(tmp_path):
-    (tmp_path / "train.jsonl").write_text("[\n{},\n]")
+    (tmp_path / "train.jsonl").write_text(f"[\n{json.dumps(record())},\n]")
     assert "train.jsonl, line 3: not JSON" in failure(tmp_path).message
 
 
@@ -118,8 +118,12 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
         (record(answer="  "), "the answer is empty"),
         (record(question="<image>\n"), "the question is empty"),
         ({"conversations": [{"from": "human", "value": "What?"}]}, "the answer is empty"),
-        ({"conversations": record()["conversations"] * 2}, "one question (human) and one answer"),
-        ({"conversations": ["What?"]}, "one question (human) and one answer"),
+        ({"conversations": record()["conversations"][::-1]}, "must alternate, a question first"),
+        ({"conversations": record()["conversations"] + record()["conversations"][1:]}, "must alternate"),
+        ({"conversations": record()["conversations"] + record()["conversations"][:1]}, "the answer is empty"),
+        ({"conversations": ["What?"]}, "a turn must be a text of 'human' or of 'gpt'"),
+        ({"conversations": record()["conversations"] * 2, "references": ["red"]}, "a record of one question"),
+        (record(answer="\ud800"), "not Unicode"),
         (record(image=3), "'image' must be"),
         (record(references="red"), "'references' must be"),
     ],

@@ -1,127 +1,104 @@
-"""LLaVA/ShareGPT conversation records: the user's own JSON array or JSON lines, a picture and a question each."""
+"""LLaVA/ShareGPT conversation records: a JSON array or JSON lines, a picture (or several, or none) and its conversation.
+
+A record with several questions becomes one sample for each answer, with the turns before it in its question. An answer is
+trained, generated and scored with what came before it in sight, as in training on the whole conversation; a metric
+compares one answer; and no answer is learned twice. What it costs is that the pictures are encoded once for each answer.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.errors import DmoleError
-from dmole_cli.formats._pictures import open_picture
+from dmole_cli.formats._fields import Record
+from dmole_cli.formats._json import records
+from dmole_cli.formats._rows import FILE_OPTIONS, Row, load_rows
 from dmole_cli.sample import Sample
 
 if TYPE_CHECKING:
     from dmole_cli.tasks.card import TaskCard
 
+# The backbone's template puts the pictures in front of the text, wherever the marker stands and where there is none.
 IMAGE_MARKER = "<image>"
-ASKING, ANSWERING = frozenset({"human", "user"}), frozenset({"gpt", "assistant"})
+ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": "system"}
 # A record keeps its own keys for people; these the metrics ask for.
 DETAIL_KEYS = ("options", "box", "width", "height")
+HINT = 'a record is {"image": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}'
 
-# Paths of the annotation files and of the folder that pictures' names start at; relative to --data-root or the card.
-OPTIONS: Mapping[str, Any] = {"train": "", "validation": "", "test": "", "images": ""}
+OPTIONS: Mapping[str, Any] = FILE_OPTIONS
+FILLS_PROMPT = True
 
 
-def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
+def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
     """Read one split's records; a split without a path has no rows.
 
-    A record is one question and one answer; more turns are refused, because a row is scored by one answer. `image` is
-    a path, a list of paths, or absent; `references` (a list of texts) defaults to the answer.
+    `image` is a path, a list of paths, or absent; `references` (a list of texts) defaults to the answer. The texts of a
+    record may be named in the prompt.
 
     Raises:
         DmoleError: the file is missing or unreadable, or a record is not usable; names the file and the record.
     """
-    if not card.data[split]:
-        return []
-    root = data_root or card.path.parent
-    path = root / card.data[split]
-    size = getattr(card.sizes, split)
-    rows: list[Sample] = []
-    for place, record in _records(path):
-        if size and len(rows) == size:
-            break
-        rows.append(
-            _sample(record, sample_id=f"{split}-{len(rows):05d}", place=place, images=root / card.data["images"])
-        )
-    return rows
+    return load_rows(card, split, data_root=data_root, read=_read)
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (where it stands, record) from a JSON array or from JSON lines, told apart by the first character."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DmoleError(f"missing annotation file {path}", "check [data] of the task card or --data-root") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DmoleError(f"cannot read the annotation file {path}: {error}", "it must be JSON in UTF-8") from error
-    if text.lstrip().startswith("["):
-        try:
-            records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DmoleError(f"{path}, line {error.lineno}: not JSON ({error.msg})", "mend the array") from error
-        yield from ((f"{path}, record {number}", record) for number, record in enumerate(records, start=1))
-        return
-    # Not splitlines(): it would also split at U+2028, which JSON allows inside a text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DmoleError(f"{path}, line {number}: not JSON ({error.msg})", "mend or remove the line") from error
-        yield f"{path}, line {number}", record
+def _read(path: Path, beside: Mapping[str, Path]) -> Iterator[Row]:
+    for place, value in records(path):
+        record = Record(path, place, value if isinstance(value, dict) else {}, hint=HINT)
+        turns = _turns(record)
+        images = record.images()
+        for question, answer in turns:
+            yield Row(
+                place=place,
+                question=question,
+                answer=answer,
+                references=_references(record, answer, alone=len(turns) == 1),
+                images=images,
+                details={key: record.value[key] for key in DETAIL_KEYS if key in record.value},
+                named=record.named(),
+            )
 
 
-def _sample(record: Any, *, sample_id: str, place: str, images: Path) -> Sample:
-    question, answer = _turns(record, place=place)
-    references = record.get("references", [answer])
-    if not isinstance(references, list) or not references or not all(isinstance(text, str) for text in references):
-        raise DmoleError(f"{place}: 'references' must be a list of texts", "give at least one, or leave the key out")
-    names = _image_names(record, place=place)
-    return Sample(
-        sample_id=sample_id,
-        question=question,
-        answer=answer,
-        references=tuple(references),
-        images=tuple(partial(open_picture, images / name, row=place) for name in names),
-        details={key: record[key] for key in DETAIL_KEYS if key in record},
-        sources=tuple(f"file:{name}" for name in names),
-        files=tuple(images / name for name in names),
-    )
-
-
-def _turns(record: Any, *, place: str) -> tuple[str, str]:
-    """Give the question without the picture's marker, and the answer."""
-    hint = (
-        'a record is {"image": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}'
-    )
-    turns = record.get("conversations") if isinstance(record, dict) else None
+def _turns(record: Record) -> list[tuple[str, str]]:
+    """The answered questions, each behind the turns before it, without the pictures' markers."""
+    turns = record.value.get("conversations")
     if not isinstance(turns, list) or not turns:
-        raise DmoleError(f"{place}: the record has no conversations", hint)
-    texts: dict[str, str] = {}
-    for turn in turns:
-        role = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
-        text = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
-        kind = "question" if role in ASKING else "answer" if role in ANSWERING else ""
-        if not kind or not isinstance(text, str) or kind in texts:
-            raise DmoleError(f"{place}: the conversation must be one question (human) and one answer (gpt)", hint)
-        texts[kind] = text
-    question = texts.get("question", "").replace(IMAGE_MARKER, "").strip()
-    answer = texts.get("answer", "").strip()
-    if not question:
-        raise DmoleError(f"{place}: the question is empty", hint)
-    if not answer:
-        raise DmoleError(f"{place}: the answer is empty", "give the record an answer or remove it")
-    return question, answer
+        record.refuse("the record has no conversations")
+    said, found, system = list[str](), list[tuple[str, str]](), ""
+    texts = [_turn(record, turn) for turn in turns]
+    if texts[0][0] == "system":
+        system = texts.pop(0)[1]
+    for index, (kind, text) in enumerate(texts):
+        if kind != ("question", "answer")[index % 2]:
+            record.refuse("questions (human) and answers (gpt) must alternate, a question first")
+        if not text:
+            record.refuse(
+                f"the {kind} is empty", "" if kind == "question" else "give the record an answer or remove it"
+            )
+    if len(texts) % 2 or not texts:
+        record.refuse("the answer is empty", "give the record an answer or remove it")
+    for (_, question), (_, answer) in zip(texts[::2], texts[1::2], strict=True):
+        whole = "\n".join([*said, f"User: {question}" if said else question])
+        found.append((f"{system}\n{whole}" if system else whole, answer))
+        said += [f"User: {question}", f"Assistant: {answer}"]
+    return found
 
 
-def _image_names(record: Mapping[str, Any], *, place: str) -> list[str]:
-    value = record.get("image") or []
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise DmoleError(
-            f"{place}: 'image' must be a path or a list of paths", "leave it out for a row without picture"
-        )
-    return names
+def _turn(record: Record, turn: Any) -> tuple[str, str]:
+    role = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
+    text = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
+    if role not in ROLES or not isinstance(text, str):
+        record.refuse("a turn must be a text of 'human' or of 'gpt'")
+    kind = ROLES[role]
+    return kind, (text.replace(IMAGE_MARKER, "") if kind == "question" else text).strip()
+
+
+def _references(record: Record, answer: str, *, alone: bool) -> tuple[str, ...]:
+    if "references" not in record.value:
+        return (answer,)
+    references = record.value["references"]
+    if not alone:
+        record.refuse("'references' belongs to a record of one question")
+    if not isinstance(references, list) or not references or not all(isinstance(text, str) for text in references):
+        record.refuse("'references' must be a list of texts", "give at least one, or leave the key out")
+    return tuple(references)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -26,11 +26,19 @@ class Generation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the task is trained when nothing else is asked for; the learning rate is the experts'."""
+    """How the task is trained when nothing else is asked for.
+
+    Attributes:
+        epochs: passes over the training rows.
+        batch_size: rows of a step.
+        learning_rate: peak rate of the experts.
+        repeats: how often an epoch holds each row: a small task is weighed against large ones by it.
+    """
 
     epochs: int = 1
     batch_size: int = 32
     learning_rate: float = 1.5e-3
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,10 @@ class TaskCard:
     Attributes:
         name: the file's stem; the only identity a task has.
         format: a file name of `dmole_cli/formats`.
-        prompt: template of the instruction; `{question}` is replaced by the sample's question.
+        prompt: template of the instruction; `{question}` is replaced by the sample's question, and in formats of files any
+            other `{name}` by the record's text of that name.
+        train_format: of the training file, where it has another format than the rest.
+        train_prompt: of the training file, where it differs: `{question}` for instructions that are whole already.
         metric: a file name of `dmole_cli/metrics`.
         title: a few words for tables and figures.
         answers: every answer that the task can have, where that is a short list and samples have no options of their own;
@@ -84,6 +95,8 @@ class TaskCard:
     prompt: str
     metric: str
     title: str = ""
+    train_format: str = ""
+    train_prompt: str = ""
     answers: tuple[str, ...] = ()
     generation: Generation = field(default_factory=Generation)
     recipe: Recipe = field(default_factory=Recipe)
@@ -93,10 +106,33 @@ class TaskCard:
     data: Mapping[str, Any] = field(default_factory=dict)
     path: Path = Path()
 
+    def holds_out(self, split: str) -> bool:
+        """Whether a split is the part of the training file that is set aside from training."""
+        return split == "validation" and not self.data.get("validation") and self.data.get("held_out", 0) > 0
+
+    def read_as(self, split: str) -> TaskCard:
+        """The card by which a split is read: with the format and the prompt of the file that holds its rows."""
+        if split != "train" and not self.holds_out(split):
+            return self
+        return replace(self, format=self.train_format or self.format, prompt=self.train_prompt or self.prompt)
+
 
 def task_names() -> list[str]:
     """List the built-in tasks in alphabetical order (the order of a stream is the configuration's business)."""
-    return sorted(path.stem for path in CARD_FOLDER.glob("*.toml"))
+    return sorted(_built_in())
+
+
+def _built_in() -> dict[str, Path]:
+    cards = CARD_FOLDER.rglob("*.toml")
+    return {task_name(path.relative_to(CARD_FOLDER).with_suffix("").as_posix()): path for path in cards}
+
+
+def task_name(entry: str) -> str:
+    """The name of a task that was typed as a name or as the path of a card.
+
+    A name is also a file's: a built-in card in a folder, typed `coin/vizwiz`, has the name `coin-vizwiz`.
+    """
+    return Path(entry).stem if entry.endswith(".toml") else entry.replace("/", "-")
 
 
 def format_names() -> list[str]:
@@ -111,16 +147,14 @@ def load_card(name_or_path: str | Path) -> TaskCard:
         DmoleError: no such task; the file is not TOML; keys are unknown or values cannot be (all named at once).
     """
     path = _card_path(str(name_or_path))
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DmoleError(f"cannot read the task card {path}: {error}", "docs/tasks.md shows a card") from error
+    table = _read_table(path)
     problems: list[str] = []
-    table.setdefault("name", path.stem)
+    table.setdefault("name", next((name for name, card in _built_in().items() if card == path), path.stem))
     data = table.pop("data", {})
     values = _read_section(TaskCard, table, where="", problems=problems, skip=("data", "path"))
     if not problems:
-        values["data"] = _read_options(values["format"], data, problems=problems)
+        formats = [values["format"], values.get("train_format", "")]
+        values["data"] = _read_options([name for name in formats if name], data, problems=problems)
         problems.extend(_impossible(values))
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
@@ -128,12 +162,36 @@ def load_card(name_or_path: str | Path) -> TaskCard:
     return TaskCard(**values, path=path)
 
 
+def _read_table(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The card's TOML, laid over that of the card it is `like`."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DmoleError(f"cannot read the task card {path}: {error}", "docs/tasks.md shows a card") from error
+    like = table.pop("like", None)
+    if like is None:
+        return table
+    other = _card_path(like if isinstance(like, str) else "")
+    if other in (path, *above):
+        raise DmoleError(f"the task card {path} is like itself", "take `like` out of one of the cards")
+    return _laid_over(_read_table(other, above=(path, *above)), table)
+
+
+def _laid_over(below: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in table.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _laid_over(merged[key], value) if both else value
+    return merged
+
+
 def _card_path(text: str) -> Path:
-    if text in task_names():
-        return CARD_FOLDER / f"{text}.toml"
+    cards = _built_in()
+    if not text.endswith(".toml") and task_name(text) in cards:
+        return cards[task_name(text)]
     path = Path(text)
     if path.suffix != ".toml":
-        known = ", ".join(task_names())
+        known = ", ".join(sorted(cards))
         raise DmoleError(f"unknown task '{text}'", f"known tasks: {known}; or give the path of a task card (.toml)")
     if not path.is_file():
         raise DmoleError(f"no task card at {path}", "check the path of the .toml file")
@@ -184,19 +242,21 @@ def _read_value(kind: Any, value: Any, *, where: str, problems: list[str]) -> An
     return value
 
 
-def _read_options(name: str, data: Any, *, problems: list[str]) -> dict[str, Any]:
-    """Complete the [data] table with the format's defaults; the default's type is the option's type."""
-    if name not in format_names():
-        problems.append(f"unknown format '{name}' (known: {', '.join(format_names())})")
-        return {}
-    options: dict[str, Any] = dict(catalog.load("formats", name).OPTIONS)
+def _read_options(names: Sequence[str], data: Any, *, problems: list[str]) -> dict[str, Any]:
+    """Complete the [data] table with the defaults of the formats, the first one's last; a default's type is the option's."""
+    options: dict[str, Any] = {}
+    for name in reversed(names):
+        if name not in format_names():
+            problems.append(f"unknown format '{name}' (known: {', '.join(format_names())})")
+            return {}
+        options |= catalog.load("formats", name).OPTIONS
     if not isinstance(data, dict):
         problems.append("'data' must be a table: [data]")
         return options
     for key, value in data.items():
         if key not in options:
-            known_options = ", ".join(options) or "none"
-            problems.append(f"unknown key 'data.{key}' (options of the format '{name}': {known_options})")
+            of = " and ".join(f"'{name}'" for name in names)
+            problems.append(f"unknown key 'data.{key}' (options of the format {of}: {', '.join(options) or 'none'})")
         else:
             options[key] = _read_value(type(options[key]), value, where=f"data.{key}", problems=problems)
     return options
@@ -211,8 +271,8 @@ def _impossible(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"unknown metric '{values['metric']}' (known: {', '.join(catalog.names('metrics'))})")
     if not 0 <= generation.min_new_tokens <= generation.max_new_tokens or generation.max_new_tokens < 1:
         problems.append("'generation' must have 0 <= min_new_tokens <= max_new_tokens and max_new_tokens >= 1")
-    if recipe.epochs < 1 or recipe.batch_size < 1 or not recipe.learning_rate > 0:
-        problems.append("'recipe' must have epochs >= 1, batch_size >= 1 and learning_rate > 0")
+    if min(recipe.epochs, recipe.batch_size, recipe.repeats) < 1 or not recipe.learning_rate > 0:
+        problems.append("'recipe' must have epochs >= 1, batch_size >= 1, repeats >= 1 and learning_rate > 0")
     answers = values.get("answers", ())
     if answers and values["metric"] != "exact_match":
         problems.append("'answers' goes with the metric exact_match; multiple choice has its options in the samples")

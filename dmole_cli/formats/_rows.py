@@ -1,0 +1,316 @@
+"""Annotation files as samples, whatever their number: converted once into an Arrow file, read from it a block at a time.
+
+A format of files says what a record is: it yields a `Row` for each, in order. Everything else is the same for all of them and
+stands here: where the files lie, the prompt, how many rows are wanted, what is held out, and the Arrow file. So neither the
+annotations nor the samples are ever held as a list of Python objects; a sample is made when it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from dmole_cli.artifacts.files import digest_of, digest_of_file, replacing
+from dmole_cli.errors import DmoleError
+from dmole_cli.formats._pictures import open_picture
+from dmole_cli.formats._seeds import stable_hash
+from dmole_cli.sample import Sample
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dmole_cli.tasks.card import TaskCard
+
+VERSION = 1  # of the Arrow files: raise it when a record is read otherwise than before
+BLOCK = 512  # rows that are read at once
+IN_MEMORY = 4 << 20  # bytes of annotations up to which nothing is written: reading them again is as quick
+
+# Of every format of files, relative to --data-root or the card: the annotations of each split, and the folders that
+# pictures' names start at (those of the test split, where they lie elsewhere). `held_out` is the share of training
+# pictures that are the validation split where there is no file of one; they are not trained on.
+FILE_OPTIONS: Mapping[str, Any] = {
+    "train": "",
+    "validation": "",
+    "test": "",
+    "images": "",
+    "test_images": "",
+    "held_out": 0.0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a record says.
+
+    Attributes:
+        place: where it stands in its file.
+        question: without the prompt.
+        answer: to train on.
+        references: what the metric accepts.
+        images: names of picture files.
+        details: what the metric needs, JSON values.
+        named: texts that a prompt may name beside `{question}`.
+    """
+
+    place: str
+    question: str
+    answer: str
+    references: tuple[str, ...]
+    images: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    named: Mapping[str, str] = field(default_factory=dict)
+
+
+# The split's annotation file, and the files beside it by the option that names them -> rows.
+Read = Callable[[Path, Mapping[str, Path]], Iterable[Row]]
+
+
+def load_rows(
+    card: TaskCard, split: str, *, data_root: Path | None, read: Read, beside: Sequence[str] = ()
+) -> Sequence[Sample]:
+    """Give the samples of one split; a split without a path has none.
+
+    Args:
+        card: the task.
+        split: `train`, `validation` or `test`.
+        data_root: where relative paths start; by default the card's folder.
+        read: what a record is.
+        beside: options that name further files, where they are given.
+
+    Raises:
+        DmoleError: a file is missing or unreadable, or a record is not usable; names the file and the record.
+    """
+    options, root = card.data, data_root or card.path.parent
+    if not 0 <= options["held_out"] < 1:
+        raise DmoleError(f"{card.path}: data.held_out is {options['held_out']}", "give a share from 0 to below 1")
+    part = "train" if card.holds_out(split) else split
+    if not options[part]:
+        return []
+    path = root / options[part]
+    others = {name: root / options[name] for name in beside if options[name]}
+    # What is held out of training is decided after reading, so that both splits share one Arrow file.
+    divided = part == "train" and not options["validation"] and options["held_out"] > 0
+    size = getattr(card.sizes, split)
+    rows = converted(
+        partial(_rows, card.prompt, path, partial(read, path, others), None if divided else size or None),
+        key=[card.format, card.prompt, dict(options), None if divided else size, part],
+        files=[path, *others.values()],
+    )
+    chosen = _divided(rows, options["held_out"], size, held=split == "validation") if divided else None
+    folder = options["test_images"] if part == "test" and options["test_images"] else ""
+    return FileRows(
+        rows, split, annotations=path, images=root / (folder or options["images"]), within=folder, chosen=chosen
+    )
+
+
+def unusable(path: Path, place: str, what: str, hint: str) -> DmoleError:
+    """What a reader says of a record that it cannot use."""
+    return DmoleError(f"{path}, {place}: {what}", hint)
+
+
+def _rows(prompt: str, path: Path, read: Callable[[], Iterable[Row]], size: int | None) -> Iterator[Row]:
+    for row in islice(read(), size):
+        try:
+            "".join([row.question, row.answer, *row.references, *row.images]).encode()
+        except UnicodeEncodeError as error:
+            raise unusable(path, row.place, f"a text is not Unicode ({error.reason})", "mend the record") from error
+        yield replace(row, question=filled(prompt, {**row.named, "question": row.question}))
+
+
+def filled(prompt: str, texts: Mapping[str, str]) -> str:
+    """The prompt with each `{name}` replaced by the text of that name; braces that name nothing stay."""
+    return re.sub(r"\{(\w+)\}", lambda found: texts.get(found[1], found[0]), prompt)
+
+
+class FileRows(Sequence[Sample]):
+    """The samples of one split; each is made when it is asked for.
+
+    Args:
+        rows: what the records say.
+        split: of the samples' ids.
+        annotations: the file, for messages.
+        images: the folder that pictures' names start at.
+        within: that folder, where a split has its own: part of the pictures' identity.
+        chosen: which rows, None for all.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        split: str,
+        *,
+        annotations: Path,
+        images: Path,
+        within: str = "",
+        chosen: array[int] | None = None,
+    ) -> None:
+        self.rows, self.split, self.chosen = rows, split, chosen
+        self.annotations, self.images, self.within = annotations, images, within
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.chosen is None else len(self.chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self._sample(place) for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._sample(index % len(self))
+
+    def _sample(self, index: int) -> Sample:
+        row = self.rows[index if self.chosen is None else self.chosen[index]]
+        paths = tuple(self.images / name for name in row["images"])
+        place = f"{self.annotations}, {row['place']}"
+        return Sample(
+            sample_id=f"{self.split}-{index:05d}",
+            question=row["question"],
+            answer=row["answer"],
+            references=tuple(row["references"]),
+            images=tuple(partial(open_picture, path, row=place) for path in paths),
+            details=json.loads(row["details"]),
+            sources=tuple(
+                f"file:{Path(self.within, name).as_posix() if self.within else name}" for name in row["images"]
+            ),
+            files=paths,
+        )
+
+
+def _divided(rows: Rows, share: float, size: int, *, held: bool) -> array[int]:
+    """Indices of the rows that are held out, or of the others; rows of one picture go together.
+
+    Which pictures are held out depends on their names alone, so that tasks over the same pictures agree.
+    """
+    chosen = array("q")
+    for index in range(len(rows)):
+        row = rows[index]
+        names = sorted(row["images"]) or [row["question"]]
+        if (stable_hash("held out", *names) / 2**64 < share) == held:
+            chosen.append(index)
+        if size and len(chosen) == size:
+            break
+    return chosen
+
+
+# ------------------------------------------------------------------------------------------------ the Arrow file
+
+
+class Rows:
+    """Rows in an Arrow file, of which one block is in memory.
+
+    Not memory-mapped: pages of a map count as memory of the process, and a pass over the file would touch them all.
+
+    Args:
+        source: the file, or its bytes.
+    """
+
+    def __init__(self, source: Path | pa.Buffer) -> None:
+        self.source = source
+        self._open()
+
+    def _open(self) -> None:
+        import pyarrow as pa
+
+        file = pa.OSFile(str(self.source)) if isinstance(self.source, Path) else pa.BufferReader(self.source)
+        self._reader = pa.ipc.open_file(file)
+        self._number, self._block = -1, None
+        blocks = self._reader.num_record_batches
+        self._count = (blocks - 1) * BLOCK + self._batch(blocks - 1).num_rows if blocks else 0
+
+    def __getstate__(self) -> Path | pa.Buffer:
+        return self.source  # a worker process opens the file itself
+
+    def __setstate__(self, source: Path | pa.Buffer) -> None:
+        self.source = source
+        self._open()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number, place = divmod(index, BLOCK)
+        batch = self._batch(number)
+        return {name: column[place].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+
+    def _batch(self, number: int) -> Any:
+        if number != self._number:
+            self._number, self._block = number, self._reader.get_batch(number)
+        return self._block
+
+
+def converted(rows: Callable[[], Iterable[Row]], *, key: Sequence[Any], files: Sequence[Path]) -> Rows:
+    """The rows of some annotation files: from the cache if they were read before, else read now.
+
+    Args:
+        rows: reads them.
+        key: all that shapes them beside the files' content.
+        files: what is read.
+
+    Raises:
+        DmoleError: a file is missing or unreadable, or the cache cannot be written.
+    """
+    import pyarrow as pa
+
+    try:
+        large = sum(path.stat().st_size for path in files) > IN_MEMORY
+        digests = [digest_of_file(path) for path in files] if large else []
+    except FileNotFoundError as error:
+        raise DmoleError(
+            f"missing annotation file {error.filename}", "check [data] of the task card or --data-root"
+        ) from error
+    except OSError as error:
+        raise DmoleError(f"cannot read the annotation file: {error}", "check its path and its permissions") from error
+    if not large:
+        sink = pa.BufferOutputStream()
+        _write(sink, rows())
+        return Rows(sink.getvalue())
+    path = cache_folder() / "rows" / f"{digest_of([VERSION, *key, *digests])}.arrow"
+    if not path.exists():
+        try:
+            with replacing(path) as temporary:
+                _write(str(temporary), rows())
+        except DmoleError as error:
+            if "cannot write" not in error.message:
+                raise
+            raise DmoleError(error.message, "set DMOLE_CACHE to a folder that can be written") from error
+    return Rows(path)
+
+
+def cache_folder() -> Path:
+    """Where converted annotations are kept: $DMOLE_CACHE, else `dmole` in the user's cache folder."""
+    chosen = os.environ.get("DMOLE_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmole"
+
+
+def _write(sink: Any, rows: Iterable[Row]) -> None:
+    import pyarrow as pa
+
+    text = pa.string()
+    names = ("place", "question", "answer", "references", "images", "details")
+    schema = pa.schema([(name, pa.list_(text) if name in ("references", "images") else text) for name in names])
+    source = iter(rows)
+    with pa.ipc.new_file(sink, schema) as writer:
+        while block := list(islice(source, BLOCK)):
+            writer.write_batch(pa.RecordBatch.from_pylist([_cells(row) for row in block], schema))
+
+
+def _cells(row: Row) -> dict[str, Any]:
+    return {
+        "place": row.place,
+        "question": row.question,
+        "answer": row.answer,
+        "references": list(row.references),
+        "images": list(row.images),
+        "details": json.dumps(row.details),
+    }

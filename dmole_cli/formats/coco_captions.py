@@ -1,0 +1,61 @@
+"""COCO captions: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmole_cli.formats._fields import Record, Unannotated
+from dmole_cli.formats._json import members
+from dmole_cli.formats._lookup import looked_up
+from dmole_cli.formats._rows import FILE_OPTIONS, Row, load_rows
+from dmole_cli.sample import Sample
+
+if TYPE_CHECKING:
+    from dmole_cli.tasks.card import TaskCard
+
+HINT = 'the file is {"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 1, "caption": "..."}]}'
+
+OPTIONS: Mapping[str, Any] = FILE_OPTIONS
+FILLS_PROMPT = True
+
+
+def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
+    """Read one split: for validation and test a row an image, for training a row a caption; all have all references.
+
+    The instruction is the card's prompt alone (`{question}` is empty).
+
+    Raises:
+        DmoleError: the file is missing or unreadable, a record is not usable, or an image has no caption.
+    """
+    return load_rows(card, split, data_root=data_root, read=partial(_read, each=split == "train"))
+
+
+def _read(path: Path, beside: Mapping[str, Path], *, each: bool) -> Iterator[Row]:
+    missing = Unannotated(path, "caption")
+    with looked_up(_captions(path)) as captions:
+        for place, image in _members(path, "images"):
+            key, name = image.value.get("id"), image.value.get("file_name", image.value.get("image"))
+            if key is None or not isinstance(name, str):
+                image.refuse("an image needs 'id' and 'file_name'")
+            texts = tuple(captions.all(key))
+            if not texts:
+                missing.add(key)
+            for text in texts if each else texts[:1]:
+                yield Row(place, question="", answer=text, references=texts, images=(name,), details={"id": key})
+    missing.refuse()
+
+
+def _captions(path: Path) -> Iterator[tuple[Any, str]]:
+    for _, annotation in _members(path, "annotations"):
+        if annotation.value.get("image_id") is None:
+            annotation.refuse("an annotation needs 'image_id'")
+        yield annotation.value["image_id"], annotation.text("caption")
+
+
+def _members(path: Path, group: str) -> Iterator[tuple[str, Record]]:
+    for member in members(path):
+        if member.group == group:
+            yield member.place, Record(path, member.place, member.value, hint=HINT)

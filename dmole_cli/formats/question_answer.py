@@ -1,0 +1,47 @@
+"""Questions with one answer or several that count alike, as OCR-VQA and KVQA have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmole_cli.formats._fields import Record, identity
+from dmole_cli.formats._json import records
+from dmole_cli.formats._rows import FILE_OPTIONS, Row, load_rows
+from dmole_cli.sample import Sample
+
+if TYPE_CHECKING:
+    from dmole_cli.tasks.card import TaskCard
+
+HINT = 'a record is {"image": "x.jpg", "question": "...", "question_id": 7, "answer": "..."}; the answer may be a list'
+
+# The keys of a record, where they have other names.
+OPTIONS: Mapping[str, Any] = {**FILE_OPTIONS, "image": "image", "question": "question", "answer": "answer"}
+FILLS_PROMPT = True
+
+
+def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
+    """Read one split's records (a JSON array or JSON lines); of several answers the first is trained.
+
+    Raises:
+        DmoleError: the file is missing or unreadable, or a record is not usable; names the file and the record.
+    """
+    return load_rows(card, split, data_root=data_root, read=partial(_read, keys=card.data))
+
+
+def _read(path: Path, beside: Mapping[str, Path], *, keys: Mapping[str, str]) -> Iterator[Row]:
+    for place, value in records(path):
+        record = Record(path, place, value, hint=HINT)
+        several = isinstance(record.value.get(keys["answer"]), list)
+        answers = record.texts(keys["answer"]) if several else [record.text(keys["answer"])]
+        yield Row(
+            place,
+            question=record.text(keys["question"]),
+            answer=answers[0],
+            references=tuple(answers),
+            images=record.images(keys["image"]),
+            details=identity(record),
+            named=record.named(),
+        )
