@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,3 +36,32 @@ class Sample:
     details: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+
+
+class Picked(Sequence[Sample]):
+    """Some samples of some splits, in a chosen order, each made when it is asked for.
+
+    Args:
+        splits: where they are taken from.
+        rows: which rows, counted through all splits, one split after the other.
+    """
+
+    def __init__(self, splits: Sequence[Sequence[Sample]], rows: Iterable[int]) -> None:
+        self._splits, self._rows = splits, array("q", rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        row = self._rows[index]
+        for split in self._splits:
+            if row < len(split):
+                return split[row]
+            row -= len(split)
+        raise IndexError(index)

@@ -52,8 +52,7 @@ class Session:
         self.run, self.given = run, dict(given or {})
         self._cards: dict[str, TaskCard] = {}
         self._samples: dict[tuple[str, str], Sequence[Sample]] = {}
-        self._picture_digests = PictureDigests(run.pictures())
-        self._pictures: dict[tuple[str, str], dict[Path, str]] = {}
+        self.picture_digests = PictureDigests(run.pictures())
         self._digests: dict[tuple[str, str], str] = {}
 
     @cached_property
@@ -110,7 +109,7 @@ class Session:
 
         with clocked(self.run.cost(stage, task), self.counts, adding=adding):
             yield
-        self._picture_digests.save()
+        self.picture_digests.save()
 
     def command(self, subcommand: str, task: str, /, **options: object) -> str:
         """The command line that makes an artifact, as the user would type it in this place."""
@@ -140,19 +139,12 @@ class Session:
             self._samples[key] = samples(self.card(task), split, data_root=root)
         return self._samples[key]
 
-    def picture_digests(self, task: str, split: str) -> dict[Path, str]:
-        """sha256 of every picture file of a split."""
-        if (task, split) not in self._pictures:
-            files = dict.fromkeys(file for sample in self.samples(task, split) for file in sample.files)
-            self._pictures[task, split] = {file: self._picture_digests.of(file) for file in files}
-        return self._pictures[task, split]
-
     def data_digest(self, task: str, split: str) -> str:
         """Digest of a split: texts and pictures."""
         if (task, split) not in self._digests:
             from dmole_cli.training.batches import data_digest
 
-            self._digests[task, split] = data_digest(self.samples(task, split), self.picture_digests(task, split))
+            self._digests[task, split] = data_digest(self.samples(task, split), self.picture_digests)
         return self._digests[task, split]
 
     def digests(self, *paths: Path) -> dict[str, str]:

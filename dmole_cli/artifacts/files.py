@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -87,5 +87,18 @@ def _digest(path: Path, state: tuple[int, int, int]) -> str:
 
 def digest_of(value: Any) -> str:
     """sha256 of a JSON value in canonical form, hexadecimal."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(value)).hexdigest()
+
+
+def digest_of_each(values: Iterable[Any]) -> str:
+    """What `digest_of` gives for the list of these values, which are held one at a time."""
+    digest, before = hashlib.sha256(b"["), b""
+    for value in values:
+        digest.update(before + _canonical(value))
+        before = b","
+    digest.update(b"]")
+    return digest.hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str).encode()

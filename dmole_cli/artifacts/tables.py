@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, header: Header) -> None:
-    """Write rows as parquet (zstd, checksums), the header under the schema metadata key `dmole`."""
+def write_table(path: Path, rows: list[dict[str, Any]] | pa.Table, schema: pa.Schema, header: Header) -> None:
+    """Write rows, or a table, as parquet (zstd, checksums), the header under the schema metadata key `dmole`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist(rows, schema=schema.with_metadata({HEADER_KEY: header.to_json()}))
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=schema)
+    table = table.replace_schema_metadata({HEADER_KEY: header.to_json()})
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 

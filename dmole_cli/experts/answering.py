@@ -105,10 +105,10 @@ class Asking:
     def _keys(self, pairs: Iterable[Pair], asked: Callable[[int], Any]) -> dict[Pair, str]:
         """The key of each pair; `asked`: what a sample is asked for, JSON values."""
         wanted = list(dict.fromkeys(pairs))
-        run, split = self.session.run, self.session.config.evaluate.split
+        run = self.session.run
         names = sorted({name for _, active in wanted for name in active})
         digests = {name: digest_of_file(run.expert(name, self.method)) for name in names}
-        pictures = self.session.picture_digests(self.card.name, split)
+        pictures = self.session.picture_digests
 
         def key(index: int, active: tuple[str, ...]) -> str:
             sample = self.samples[index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -33,6 +34,19 @@ def open_picture(path: Path, *, row: str) -> Image.Image:
         raise DmoleError(f"missing picture {path} ({row})", "check the record's path or --data-root") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DmoleError(f"cannot open the picture {path} ({row}): {error}", "replace or remove the file") from error
+
+
+def open_bytes(content: bytes, *, row: str) -> Image.Image:
+    """Decode a picture file's content as RGB.
+
+    Raises:
+        DmoleError: it is not a picture that PIL can decode; names the row.
+    """
+    try:
+        with Image.open(BytesIO(content)) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DmoleError(f"cannot open a picture of {row}: {error}", "replace or remove it") from error
 
 
 @lru_cache(maxsize=CACHED_SPRITES)

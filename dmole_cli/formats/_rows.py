@@ -12,6 +12,7 @@ import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -26,6 +27,7 @@ from dmole_cli.sample import Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from PIL.Image import Image
 
     from dmole_cli.tasks.card import TaskCard
 
@@ -69,6 +71,7 @@ class Row:
     named: Mapping[str, str] = field(default_factory=dict)
 
 
+Pictures = tuple[tuple[Callable[[], "Image"], ...], tuple[str, ...], tuple[Path, ...]]
 # The split's annotation file, and the files beside it by the option that names them -> rows.
 Read = Callable[[Path, Mapping[str, Path]], Iterable[Row]]
 
@@ -100,23 +103,24 @@ def load_rows(
     divided = part == "train" and not options["validation"] and options["held_out"] > 0
     size = getattr(card.sizes, split)
     rows = converted(
-        partial(_rows, card.prompt, path, partial(read, path, others), None if divided else size or None),
+        partial(prompted, card.prompt, path, partial(read, path, others), None if divided else size or None),
         key=[card.format, card.prompt, dict(options), None if divided else size, part],
-        files=[path, *others.values()],
+        content=_content([path, *others.values()]),
     )
-    chosen = _divided(rows, options["held_out"], size, held=split == "validation") if divided else None
+    chosen = divide(rows, options["held_out"], size, held=split == "validation") if divided else None
     folder = options["test_images"] if part == "test" and options["test_images"] else ""
     return FileRows(
         rows, split, annotations=path, images=root / (folder or options["images"]), within=folder, chosen=chosen
     )
 
 
-def unusable(path: Path, place: str, what: str, hint: str) -> DmoleError:
+def unusable(path: Path | str, place: str, what: str, hint: str) -> DmoleError:
     """What a reader says of a record that it cannot use."""
     return DmoleError(f"{path}, {place}: {what}", hint)
 
 
-def _rows(prompt: str, path: Path, read: Callable[[], Iterable[Row]], size: int | None) -> Iterator[Row]:
+def prompted(prompt: str, path: Path | str, read: Callable[[], Iterable[Row]], size: int | None) -> Iterator[Row]:
+    """The rows that are read, at most so many, with their prompts filled in."""
     for row in islice(read(), size):
         try:
             "".join([row.question, row.answer, *row.references, *row.images]).encode()
@@ -170,24 +174,29 @@ class FileRows(Sequence[Sample]):
         return self._sample(index % len(self))
 
     def _sample(self, index: int) -> Sample:
-        row = self.rows[index if self.chosen is None else self.chosen[index]]
-        paths = tuple(self.images / name for name in row["images"])
-        place = f"{self.annotations}, {row['place']}"
+        number = index if self.chosen is None else self.chosen[index]
+        row = self.rows[number]
+        images, sources, files = self.pictures(number, row)
         return Sample(
             sample_id=f"{self.split}-{index:05d}",
             question=row["question"],
             answer=row["answer"],
             references=tuple(row["references"]),
-            images=tuple(partial(open_picture, path, row=place) for path in paths),
+            images=images,
             details=json.loads(row["details"]),
-            sources=tuple(
-                f"file:{Path(self.within, name).as_posix() if self.within else name}" for name in row["images"]
-            ),
-            files=paths,
+            sources=sources,
+            files=files,
         )
 
+    def pictures(self, number: int, row: Mapping[str, Any]) -> Pictures:
+        """What opens a row's pictures, what they are known by, and their files."""
+        paths = tuple(self.images / name for name in row["images"])
+        names = [Path(self.within, name).as_posix() if self.within else name for name in row["images"]]
+        place = f"{self.annotations}, {row['place']}"
+        return tuple(partial(open_picture, path, row=place) for path in paths), tuple(f"file:{n}" for n in names), paths
 
-def _divided(rows: Rows, share: float, size: int, *, held: bool) -> array[int]:
+
+def divide(rows: Rows, share: float, size: int, *, held: bool) -> array[int]:
     """Indices of the rows that are held out, or of the others; rows of one picture go together.
 
     Which pictures are held out depends on their names alone, so that tasks over the same pictures agree.
@@ -249,42 +258,54 @@ class Rows:
         return self._block
 
 
-def converted(rows: Callable[[], Iterable[Row]], *, key: Sequence[Any], files: Sequence[Path]) -> Rows:
-    """The rows of some annotation files: from the cache if they were read before, else read now.
+def converted(rows: Callable[[], Iterable[Row]], *, key: Sequence[Any], content: Sequence[str]) -> Rows:
+    """Rows in Arrow: from the cache if they were read before, else read now.
 
     Args:
         rows: reads them.
-        key: all that shapes them beside the files' content.
-        files: what is read.
+        key: all that shapes them beside the content of what is read.
+        content: digests of that; none where it is so little that nothing is kept.
 
     Raises:
-        DmoleError: a file is missing or unreadable, or the cache cannot be written.
+        DmoleError: a file is unreadable, or the cache cannot be written.
     """
     import pyarrow as pa
 
-    try:
-        large = sum(path.stat().st_size for path in files) > IN_MEMORY
-        digests = [digest_of_file(path) for path in files] if large else []
-    except FileNotFoundError as error:
-        raise DmoleError(
-            f"missing annotation file {error.filename}", "check [data] of the task card or --data-root"
-        ) from error
-    except OSError as error:
-        raise DmoleError(f"cannot read the annotation file: {error}", "check its path and its permissions") from error
-    if not large:
+    if not content:
         sink = pa.BufferOutputStream()
         _write(sink, rows())
         return Rows(sink.getvalue())
-    path = cache_folder() / "rows" / f"{digest_of([VERSION, *key, *digests])}.arrow"
+    path = cache_folder() / "rows" / f"{digest_of([VERSION, *key, *content])}.arrow"
     if not path.exists():
-        try:
-            with replacing(path) as temporary:
-                _write(str(temporary), rows())
-        except DmoleError as error:
-            if "cannot write" not in error.message:
-                raise
-            raise DmoleError(error.message, "set DMOLE_CACHE to a folder that can be written") from error
+        with _kept(path) as temporary:
+            _write(str(temporary), rows())
     return Rows(path)
+
+
+@contextmanager
+def _kept(path: Path) -> Iterator[Path]:
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except DmoleError as error:
+        if isinstance(error.__cause__, OSError) and str(path) in error.message:
+            hint = "set DMOLE_CACHE to a folder on a disk with room that can be written"
+            raise DmoleError(error.message, hint) from error
+        raise
+
+
+def _content(files: Sequence[Path]) -> list[str]:
+    """Digests of files, none if they are small."""
+    try:
+        large = sum(path.stat().st_size for path in files) > IN_MEMORY
+        return [digest_of_file(path) for path in files] if large else []
+    except FileNotFoundError as error:
+        hint = "check [data] of the task card or --data-root"
+        raise DmoleError(f"missing annotation file {error.filename}", hint) from error
+    except OSError as error:
+        raise DmoleError(
+            f"cannot read the annotation file {error.filename}: {error.strerror}", "check the path"
+        ) from error
 
 
 def cache_folder() -> Path:
@@ -312,5 +333,5 @@ def _cells(row: Row) -> dict[str, Any]:
         "answer": row.answer,
         "references": list(row.references),
         "images": list(row.images),
-        "details": json.dumps(row.details),
+        "details": json.dumps(row.details, default=str),
     }

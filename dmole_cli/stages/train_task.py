@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts
 from dmole_cli.methods.contract import LoadedStage, Stage, Training, load_method
 from dmole_cli.outcome import Outcome, Track, untracked
-from dmole_cli.sample import Sample
+from dmole_cli.sample import Picked, Sample
 from dmole_cli.session import Session
 from dmole_cli.tasks import TaskCard
 from dmole_cli.training.batches import encoded_batches, seed_for, shuffled
@@ -105,7 +106,7 @@ def _kept(memory: Path, header: Header) -> bool:
     return made is not None and not differences(made, header)
 
 
-def training_samples(session: Session, task: str, shares: Mapping[str, float]) -> list[Sample]:
+def training_samples(session: Session, task: str, shares: Mapping[str, float]) -> Sequence[Sample]:
     """What trains: the task's own samples first, then a seeded choice of the others', each in the order of its split.
 
     The choice does not depend on the task that trains: what is seen again at every later stage are the same samples, so
@@ -116,15 +117,17 @@ def training_samples(session: Session, task: str, shares: Mapping[str, float]) -
         task: the one that trains.
         shares: task -> part of its training split, from 0 to 1, rounded up to whole samples.
     """
-    chosen = []
+    splits, chosen, before = list[Sequence[Sample]](), array("q"), 0
     for name in sorted(shares, key=lambda other: other != task):
         split = session.samples(name, "train")
         # As the decimal that the user wrote: in binary, 0.55 of 100 comes out over 55.
         count = math.ceil(Decimal(str(shares[name])) * len(split))
         generator = torch.Generator().manual_seed(seed_for(session.config.seed, name, "share"))
         rows = torch.randperm(len(split), generator=generator)[:count]
-        chosen += [split[row] for row in sorted(rows.tolist())]
-    return chosen
+        chosen.extend(before + row for row in sorted(rows.tolist()))
+        splits.append(split)
+        before += len(split)
+    return Picked(splits, chosen)
 
 
 def recipe_of(session: Session, card: TaskCard, options: Mapping[str, float]) -> dict[str, float]:
@@ -133,7 +136,9 @@ def recipe_of(session: Session, card: TaskCard, options: Mapping[str, float]) ->
     settings["learning_rate"] = settings["learning_rate"] or options["learning_rate"]
     # `transfer` is a rule and `checkpointing` changes no bit of the result: neither belongs to the recipe.
     keys = [key for key in settings if key not in ("transfer", "checkpointing")]
-    return {key: settings[key] or getattr(card.recipe, key, settings[key]) for key in keys}
+    recipe = {key: settings[key] or getattr(card.recipe, key, settings[key]) for key in keys}
+    # Only where there are any: without them the header is what it was before there was such a thing.
+    return recipe | ({"repeats": card.recipe.repeats} if card.recipe.repeats > 1 else {})
 
 
 def _train(
@@ -149,7 +154,8 @@ def _train(
         memory = read_memory(run.memory(before, rules.name), hint=_remake(session, before, rules.name))
     joins = rules.joins(stage)
     routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=float(recipe["dropout"]))
-    room = config.picture_store * 2**20 if recipe["epochs"] > 1 else 0
+    repeats, count = int(recipe.get("repeats", 1)), len(stage.samples)
+    room = config.picture_store * 2**20 if recipe["epochs"] * repeats > 1 else 0
     seen = SeenPictures(backbone, folder=run.root / "cache", limit=room)
     try:
         for name in sorted({n for row in joins for n in row}):
@@ -161,13 +167,14 @@ def _train(
             joins = [() for _ in joins]
         training = Training(routed, expert, memory)
         order = shuffled(
-            len(stage.samples),
+            count * repeats,
             int(recipe["batch_size"]),
             epochs=int(recipe["epochs"]),
             seed=seed_for(config.seed, task, "order"),
-            lengths=backbone.lengths(stage.samples, with_answer=True),
-            joins=joins,
+            lengths=backbone.lengths(stage.samples, with_answer=True) * repeats,
+            joins=list(joins) * repeats,
         )
+        order = [[row % count for row in batch] for batch in order]
         encoded = encoded_batches(backbone, stage.samples, order, with_answer=True)
         # Seeded here and for this task alone, or dropout would depend on what the process did before.
         saving = recomputed(backbone) if config.train.checkpointing else nullcontext()

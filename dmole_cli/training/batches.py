@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dmole_cli.artifacts.files import digest_of
+from dmole_cli.artifacts.files import digest_of, digest_of_each
+from dmole_cli.artifacts.pictures import PictureDigests
 from dmole_cli.backbones.adapter import Backbone, Encoded
 from dmole_cli.errors import DmoleError
 from dmole_cli.sample import Sample
@@ -145,19 +146,9 @@ def seed_for(*parts: object) -> int:
     return int(digest_of([str(p) for p in parts])[:15], 16)
 
 
-def data_digest(samples: Sequence[Sample], pictures: Mapping[Path, str]) -> str:
+def data_digest(samples: Sequence[Sample], pictures: Mapping[Path, str] | PictureDigests) -> str:
     """Digest of a split's rows: ids, texts, references, sources, and the content of its picture files."""
-    return digest_of(
-        [
-            [
-                s.sample_id,
-                s.question,
-                s.answer,
-                s.references,
-                s.details,
-                s.sources,
-                [pictures[file] for file in s.files],
-            ]
-            for s in samples
-        ]
+    return digest_of_each(
+        [s.sample_id, s.question, s.answer, s.references, s.details, s.sources, [pictures[file] for file in s.files]]
+        for s in samples
     )

@@ -22,10 +22,11 @@ from dmole_cli.artifacts.features import (
     write_features,
 )
 from dmole_cli.artifacts.files import digest_of
+from dmole_cli.artifacts.pictures import PictureDigests
 from dmole_cli.artifacts.provenance import Header, OtherVersion, differences, versions
 from dmole_cli.backbones.adapter import Backbone
 from dmole_cli.outcome import Track, untracked
-from dmole_cli.sample import Sample
+from dmole_cli.sample import Picked, Sample
 from dmole_cli.session import Session
 from dmole_cli.training.batches import encoded_batches, in_order
 
@@ -64,17 +65,18 @@ def features_of(session: Session, task: str, split: str, *, track: Track = untra
         made = None
     if made is not None and not differences(made, header):
         return read_features(path, hint="delete it: it is computed again when needed")[1]
-    keys = [feature_key(header, sample, session.picture_digests(task, split)) for sample in samples]
+    keys = [feature_key(header, sample, session.picture_digests) for sample in samples]
     width = sum(part["width"] for part in backbone.feature_layout())
     known = kept_features(path.parent, keys, width=width, libraries=LIBRARIES)
-    new = {key: sample for key, sample in zip(keys, samples, strict=True) if key not in known}
-    known |= zip(new, _computed(backbone, list(new.values()), f"features of {task}/{split}", track), strict=True)
+    new = {key: row for row, key in enumerate(keys) if key not in known}
+    computed = _computed(backbone, Picked([samples], new.values()), f"features of {task}/{split}", track)
+    known |= zip(new, computed, strict=True)
     features = torch.stack([known[key] for key in keys])
     write_features(path, [s.sample_id for s in samples], keys, features, header)
     return features
 
 
-def feature_key(header: Header, sample: Sample, pictures: Mapping[Path, str]) -> str:
+def feature_key(header: Header, sample: Sample, pictures: Mapping[Path, str] | PictureDigests) -> str:
     """Digest of all that a feature depends on.
 
     Picture files are known by their content (`pictures`). Pictures without a file are known by their pixels: their sources
