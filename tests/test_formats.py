@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+import tiny
 from PIL import Image
 
 from dmole_cli.errors import DmoleError
+from dmole_cli.formats import _json, _rows
 from dmole_cli.tasks import check_card, load_card, samples
+
+sys.path.insert(0, str(tiny.ROOT))
+from pipelines.bench import rows as bench
 
 
 def record(question="<image>\nWhat is it?", answer="a red square", **more):
@@ -174,3 +180,161 @@ def test_the_check_reports_counts_and_first_offenders(tmp_path):
     assert "test.jsonl" in found["test", "split"].first[0]
     assert "and 2 more" in str(found["train", "image"])
     assert not report.ok
+
+
+# ------------------------------------------------------------------------------------------------ several turns
+
+
+def test_each_answer_of_a_conversation_is_a_sample_with_the_turns_before_it(tmp_path):
+    turns = [
+        {"from": "system", "value": "Be brief."},
+        *record()["conversations"],
+        {"from": "human", "value": "And how large?"},
+        {"from": "gpt", "value": "small"},
+    ]
+    write_lines(tmp_path / "train.jsonl", {"image": "red.png", "conversations": turns}, record())
+    first, second, third = samples(load_card(write_card(tmp_path)), "train")
+    assert first.question == "Be brief.\nWhat is it? Answer in a few words."
+    assert second.question == (
+        "Be brief.\nUser: What is it?\nAssistant: a red square\nUser: And how large? Answer in a few words."
+    )
+    assert [row.answer for row in (first, second, third)] == ["a red square", "small", "a red square"]
+    assert [row.sample_id for row in (first, second, third)] == ["train-00000", "train-00001", "train-00002"]
+    assert first.files == second.files == third.files
+
+
+def test_roles_and_contents_may_have_the_names_of_chats(tmp_path):
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a can"}]
+    write_lines(tmp_path / "train.jsonl", {"conversations": turns})
+    (row,) = samples(load_card(write_card(tmp_path)), "train")
+    assert (row.question, row.answer, row.images) == ("What? Answer in a few words.", "a can", ())
+
+
+def test_a_prompt_names_any_text_of_a_record_and_braces_that_name_none_stay(tmp_path):
+    write_lines(tmp_path / "train.jsonl", record(question="What is {place}?", place="Rome {question}"))
+    card = write_card(tmp_path)
+    card.write_text(card.read_text().replace("{question} Answer in a few words.", "At {place}: {question} {other}"))
+    (row,) = samples(load_card(card), "train")
+    assert row.question == "At Rome {question}: What is {place}? {other}"
+
+
+# ------------------------------------------------------------------------------------------------ long files
+
+
+@pytest.mark.parametrize("piece", [1, 3, 64, 1 << 20])
+def test_json_read_in_pieces_is_what_json_reads(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(_json, "PIECE", piece)
+    value = {"a": [1, -2.5e3, True, None, 'x\u2028\\"y', {"b": [[], {}]}], "c": {"d": {"e": "é"}, "f": 7}, "g": "text"}
+    for indent in (None, 2):
+        path = tmp_path / "value.json"
+        path.write_text(json.dumps(value, indent=indent, ensure_ascii=False), encoding="utf-8")
+        assert dict(_json.entries(path)) == value
+        found = [(m.group, m.key, m.value) for m in _json.members(path)]
+        assert found == [
+            *(("a", "", v) for v in value["a"]),
+            ("c", "d", {"e": "é"}),
+            ("c", "f", 7),
+            ("g", "", "text"),
+        ]
+        path.write_text(json.dumps(value["a"], indent=indent), encoding="utf-8")
+        assert [v for _, v in _json.records(path)] == value["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("[1, 2", "line 1: not JSON"),
+        ('[\n"a",\n"b', "line 3: not JSON (Unterminated string"),
+        ("[1 2]", "Expecting ',' or ']'"),
+        ("[1]\n[2]", "line 2: not JSON (Extra data)"),
+        ("[1, nul]", "not JSON (Expecting value)"),
+        ('[1, "\\uZZ"]', "not JSON (Invalid"),
+    ],
+)
+def test_an_array_that_is_not_json_is_named_with_its_line(tmp_path, text, part):
+    path = tmp_path / "wrong.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DmoleError) as caught:
+        list(_json.records(path))
+    assert part in caught.value.message and str(path) in caught.value.message
+
+
+@pytest.mark.parametrize("text", ['{"a" 1}', '{"a": 1,}', "7", "{1: 2}", ""])
+def test_a_document_that_is_none_is_named(tmp_path, text):
+    path = tmp_path / "wrong.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DmoleError, match=r"wrong\.json"):
+        list(_json.members(path))
+
+
+def test_a_long_file_is_converted_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMOLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_rows, "IN_MEMORY", 100)
+    monkeypatch.setattr(_rows, "BLOCK", 4)
+    card = write_card(tmp_path)
+    write_lines(tmp_path / "train.jsonl", *(record(answer=f"answer {n}") for n in range(11)))
+    first = samples(load_card(card), "train")
+    (made,) = (tmp_path / "cache" / "rows").iterdir()
+    state = made.stat().st_mtime_ns
+    rows = samples(load_card(card), "train")
+    assert [row.answer for row in rows] == [f"answer {n}" for n in range(11)] == [row.answer for row in first]
+    assert [rows[n].answer for n in (10, 0, -1, 5)] == ["answer 10", "answer 0", "answer 10", "answer 5"]
+    assert [row.sample_id for row in rows[3:9:2]] == ["train-00003", "train-00005", "train-00007"]
+    with pytest.raises(IndexError):
+        rows[11]
+    assert made.stat().st_mtime_ns == state and len(list(made.parent.iterdir())) == 1
+    write_lines(tmp_path / "train.jsonl", *(record(answer=f"other {n}") for n in range(11)))
+    assert samples(load_card(card), "train")[0].answer == "other 0"
+    card.write_text(card.read_text().replace("in a few words", "in one word"))
+    assert samples(load_card(card), "train")[0].question.endswith("in one word.")
+    assert len(list(made.parent.iterdir())) == 3
+
+
+def test_a_record_that_is_unusable_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMOLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_rows, "IN_MEMORY", 0)
+    write_lines(tmp_path / "train.jsonl", record(), record(answer=""))
+    for _ in range(2):
+        assert "line 2: the answer is empty" in failure(tmp_path).message
+    assert list((tmp_path / "cache" / "rows").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("in the way")
+    monkeypatch.setenv("DMOLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_rows, "IN_MEMORY", 0)
+    write_lines(tmp_path / "train.jsonl", record())
+    error = failure(tmp_path)
+    assert "cannot write" in error.message and "DMOLE_CACHE" in error.hint
+
+
+def test_memory_does_not_grow_with_the_rows():
+    few, many = (next(bench.measured(count, times=1))["peak"] for count in (1_000, 24_000))
+    assert many - few < 15 * 2**20
+    # As a measure it would see them: as many samples in a list take more than that.
+    (kept,) = bench.measured(24_000, times=1, keep=True)
+    assert kept["peak"] - few > 30 * 2**20
+
+
+# ------------------------------------------------------------------------------------------------ what a card is like
+
+
+def test_a_card_like_another_says_what_differs(tmp_path):
+    base = write_card(tmp_path, extra="[recipe]\nepochs = 3\nbatch_size = 5\n")
+    write_lines(tmp_path / "other.jsonl", record(answer="four"))
+    path = tmp_path / "like.toml"
+    path.write_text(f'like = "{base}"\ntitle = "other"\n[recipe]\nepochs = 1\n[data]\ntrain = "other.jsonl"\n')
+    card = load_card(path)
+    assert (card.name, card.title, card.metric) == ("like", "other", "exact_match")
+    assert (card.recipe.epochs, card.recipe.batch_size) == (1, 5)
+    assert card.data["test"] == "test.jsonl" and samples(card, "train")[0].answer == "four"
+
+
+@pytest.mark.parametrize(
+    ("like", "part"), [('"like.toml"', "like itself"), ('"nobody"', "unknown task"), ("3", "unknown task")]
+)
+def test_a_card_like_none_is_refused(tmp_path, monkeypatch, like, part):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "like.toml").write_text(f"like = {like}\n")
+    with pytest.raises(DmoleError, match=part):
+        load_card("like.toml")

@@ -142,8 +142,8 @@ def _evaluate(
     every = list(range(len(session.config.tasks) + 1))
     named = [name for name in stage or () if name != "diagonal"]
     stages = None if not stage else every if "all" in named else [_number(session, s) for s in named]
-    for name in task or ():
-        session.card(name)
+    names = [session.admit(name) for name in task or ()]
+    for name in names:
         if name not in session.config.unseen:
             session.config.position(name)
     from dmole_cli.stages.evaluate import evaluate as run_stage
@@ -155,7 +155,7 @@ def _evaluate(
             session,
             method=method,
             stages=stages,
-            tasks=task,
+            tasks=names or None,
             diagonal="diagonal" in (stage or ()),
             likelihood=likelihood,
             force=force,

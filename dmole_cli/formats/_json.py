@@ -135,13 +135,14 @@ class _Text:
                 value, end = json.JSONDecoder().raw_decode(self.held, self.at)
             except json.JSONDecodeError as error:
                 cut = error.pos >= len(self.held) - LONGEST_TOKEN or error.msg.startswith("Unterminated string")
-                if not (cut and self._more()):
+                if self.ended or not cut:
                     raise self._wrong(error.msg, error.pos) from error
-                continue
-            # A number at the very end may go on in the next piece.
-            if end < len(self.held) or not self._more():
-                self.at = end
-                return value
+            else:
+                # A number near the end may go on in the next piece: "2" of "2.5".
+                if self.ended or end <= len(self.held) - LONGEST_TOKEN:
+                    self.at = end
+                    return value
+            self._more()
 
     def elements(self) -> Iterator[Any]:
         """The values of the array that starts here."""

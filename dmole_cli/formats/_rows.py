@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # of the Arrow files: raise it when a record is read otherwise than before
 BLOCK = 512  # rows that are read at once
+NAMES, LISTS = ("place", "question", "answer", "references", "images", "details"), ("references", "images")
 IN_MEMORY = 4 << 20  # bytes of annotations up to which nothing is written: reading them again is as quick
 
 # Of every format of files, relative to --data-root or the card: the annotations of each split, and the folders that
@@ -233,9 +234,9 @@ class Rows:
 
         file = pa.OSFile(str(self.source)) if isinstance(self.source, Path) else pa.BufferReader(self.source)
         self._reader = pa.ipc.open_file(file)
-        self._number, self._block = -1, None
+        self._number, self._block = -1, list[tuple[str, Any]]()
         blocks = self._reader.num_record_batches
-        self._count = (blocks - 1) * BLOCK + self._batch(blocks - 1).num_rows if blocks else 0
+        self._count = (blocks - 1) * BLOCK + self._reader.get_batch(blocks - 1).num_rows if blocks else 0
 
     def __getstate__(self) -> Path | pa.Buffer:
         return self.source  # a worker process opens the file itself
@@ -249,13 +250,9 @@ class Rows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, place = divmod(index, BLOCK)
-        batch = self._batch(number)
-        return {name: column[place].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
-
-    def _batch(self, number: int) -> Any:
         if number != self._number:
-            self._number, self._block = number, self._reader.get_batch(number)
-        return self._block
+            self._number, self._block = number, list(zip(NAMES, self._reader.get_batch(number).columns, strict=True))
+        return {name: column[place].as_py() for name, column in self._block}
 
 
 def converted(rows: Callable[[], Iterable[Row]], *, key: Sequence[Any], content: Sequence[str]) -> Rows:
@@ -318,8 +315,7 @@ def _write(sink: Any, rows: Iterable[Row]) -> None:
     import pyarrow as pa
 
     text = pa.string()
-    names = ("place", "question", "answer", "references", "images", "details")
-    schema = pa.schema([(name, pa.list_(text) if name in ("references", "images") else text) for name in names])
+    schema = pa.schema([(name, pa.list_(text) if name in LISTS else text) for name in NAMES])
     source = iter(rows)
     with pa.ipc.new_file(sink, schema) as writer:
         while block := list(islice(source, BLOCK)):
@@ -327,11 +323,7 @@ def _write(sink: Any, rows: Iterable[Row]) -> None:
 
 
 def _cells(row: Row) -> dict[str, Any]:
-    return {
-        "place": row.place,
-        "question": row.question,
-        "answer": row.answer,
-        "references": list(row.references),
-        "images": list(row.images),
-        "details": json.dumps(row.details, default=str),
-    }
+    # Backslashes for all that is not ASCII: half a surrogate pair in an option can be kept then, too.
+    details = json.dumps(row.details, default=str)
+    texts = (row.place, row.question, row.answer, list(row.references), list(row.images), details)
+    return dict(zip(NAMES, texts, strict=True))

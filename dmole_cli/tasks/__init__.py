@@ -67,7 +67,7 @@ def check_card(card: TaskCard, *, data_root: Path | None = None, images: int = 6
     """
     rows: dict[str, Sequence[Sample]] = {}
     problems: list[Problem] = []
-    for split in SPLITS:
+    for split in filter(card.declares, SPLITS):
         try:
             rows[split] = samples(card, split, data_root=data_root)
         except DmoleError as error:

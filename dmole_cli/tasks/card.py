@@ -106,6 +106,10 @@ class TaskCard:
     data: Mapping[str, Any] = field(default_factory=dict)
     path: Path = Path()
 
+    def declares(self, split: str) -> bool:
+        """Whether the card says where the rows of a split are; many benchmarks have no validation split."""
+        return bool(self.data.get(split, True)) or self.holds_out(split)
+
     def holds_out(self, split: str) -> bool:
         """Whether a split is the part of the training file that is set aside from training."""
         return split == "validation" and not self.data.get("validation") and self.data.get("held_out", 0) > 0

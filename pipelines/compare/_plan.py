@@ -15,6 +15,7 @@ from typing import Any
 from dmole_cli import catalog
 from dmole_cli.artifacts.files import write_json
 from dmole_cli.errors import DmoleError
+from dmole_cli.tasks import task_name
 
 FOLDER = Path(__file__).parent
 PLAN, CONFIG = FOLDER / "plan.toml", FOLDER / "dmole.toml"
@@ -185,7 +186,7 @@ class Record:
         self.cells = sorted(
             known.values(), key=lambda c: places.get(c.label, len(rows)) if c.group == MAIN else len(rows)
         )
-        self.orders |= {name: [Path(task).stem for task in tasks] for name, tasks in orders.items()}
+        self.orders |= {name: [task_name(task) for task in tasks] for name, tasks in orders.items()}
 
     def write(self, folder: Path) -> None:
         """Write it."""

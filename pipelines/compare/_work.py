@@ -29,6 +29,7 @@ from dmole_cli.artifacts.files import replacing, write_json
 from dmole_cli.artifacts.layout import Run
 from dmole_cli.config import DEFAULT_TASKS
 from dmole_cli.errors import DmoleError
+from dmole_cli.tasks import task_name
 
 PACKAGE = Path(dmole_cli.__file__).parent
 # What of the configuration shapes profiles, features and routers, beside the tasks.
@@ -153,7 +154,7 @@ class Comparison:
 
     def names(self, order: str) -> list[str]:
         """The stream in an order of the plan, by the tasks' names."""
-        return [Path(task).stem if task.endswith(".toml") else task for task in self.order(order)]
+        return [task_name(task) for task in self.order(order)]
 
     def config_of(self, order: str) -> Path:
         """The generated configuration of an order."""

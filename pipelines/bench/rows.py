@@ -1,0 +1,118 @@
+"""Memory against the number of rows: a training file of 10,000, 100,000 and 1,000,000 records, read, digested, gone through.
+
+    python pipelines/bench/rows.py                      # prints a row for each, in minutes
+    python pipelines/bench/rows.py --rows 2000 40000    # others
+
+Each is a process of its own; the records are LLaVA's, a JSON line or an element of an array each, over a few pictures. What is
+printed is the process' peak (VmHWM), once where the file is read for the first time and is converted, once where the
+cache has it. What the libraries alone take stands in the first line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PICTURES = 64
+SIZES = (10_000, 100_000, 1_000_000)
+CARD = (
+    'format = "llava"\nprompt = "{question} Answer in a word."\nmetric = "exact_match"\n[data]\ntrain = "train.json"\n'
+)
+if __name__ == "__main__":  # a script beside the package
+    sys.path[0] = str(Path(__file__).parents[2])
+
+
+def write_task(folder: Path, rows: int, *, array: bool = False) -> Path:
+    """Write pictures, `rows` records and their card; gives the card's path."""
+    from PIL import Image
+
+    for number in range(PICTURES):
+        Image.new("RGB", (24, 24), (number, 2 * number, 3 * number)).save(folder / f"{number}.png")
+    with (folder / "train.json").open("w", encoding="utf-8") as file:
+        file.write("[\n" if array else "")
+        for row in range(rows):
+            asked = f"<image>\nWhat is the number of row {row}, which is asked at some length so that it is like a real one?"
+            turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": f"row {row}"}]
+            end = ",\n" if array and row < rows - 1 else "\n"
+            file.write(json.dumps({"id": str(row), "image": f"{row % PICTURES}.png", "conversations": turns}) + end)
+        file.write("]\n" if array else "")
+    card = folder / "rows.toml"
+    card.write_text(CARD, encoding="utf-8")
+    return card
+
+
+def read(card: str, *, keep: bool = False) -> dict[str, Any]:
+    """Read a task, digest it and go through it once; gives what was seen and the peak in bytes (`keep`: of a list of it)."""
+    from dmole_cli.artifacts.pictures import PictureDigests
+    from dmole_cli.tasks import load_card, samples
+    from dmole_cli.training.batches import data_digest
+
+    started = time.perf_counter()
+    found: dict[str, Any] = {"rows": 0, "libraries": peak()}
+    if card:
+        rows = list(samples(load_card(card), "train")) if keep else samples(load_card(card), "train")
+        found["digest"] = data_digest(rows, PictureDigests(Path(card).parent / "pictures.parquet"))
+        found["rows"] = sum(1 for row in rows if row.answer and row.files)
+    return {**found, "seconds": time.perf_counter() - started, "peak": peak()}
+
+
+def peak() -> int:
+    """The largest resident memory that this process has had, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # of this program alone; what getrusage says may be that of the process it was forked from
+        [line] = [line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measured(rows: int, *, array: bool = False, times: int = 2, keep: bool = False) -> Iterator[dict[str, Any]]:
+    """What a first and further processes find that read a task of so many rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        card = write_task(Path(folder), rows, array=array) if rows else ""
+        for _ in range(times if rows else 1):
+            command = [sys.executable, __file__, "--read", str(card), *(["--keep"] if keep else [])]
+            env = {**os.environ, "DMOLE_CACHE": f"{folder}/cache", "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+            yield json.loads(done.stdout)
+
+
+def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Any]:
+    """The peak at the largest number of rows over that at the smallest."""
+    from pipelines.bench._timing import counted
+
+    least, most = (2_000, 40_000) if tiny else (SIZES[0], SIZES[-1])
+    peaks = [max(found["peak"] for found in measured(rows)) for rows in (least, most)]
+    return [counted(f"peak memory: {most:,} rows over {least:,}", peaks[1] / peaks[0], 1.1)]
+
+
+def main() -> None:
+    """Print a line for each size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=list(SIZES), help="numbers of rows")
+    parser.add_argument("--read", help=argparse.SUPPRESS)
+    parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.read is not None:
+        print(json.dumps(read(options.read, keep=options.keep)))
+        return
+    print("| rows | file | first time: peak MB | seconds | again: peak MB | seconds |\n|---|---|---|---|---|---|")
+    [bare] = measured(0)
+    print(f"| 0 | | {bare['peak'] / 2**20:.0f} | | | |", flush=True)
+    for rows in options.rows:
+        for array in (False, True):
+            both = list(measured(rows, array=array))
+            cells = [f"{found['peak'] / 2**20:.0f} | {found['seconds']:.0f}" for found in both]
+            print(f"| {rows:,} | {'array' if array else 'lines'} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
