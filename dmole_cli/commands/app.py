@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dmole_cli import __version__
-from dmole_cli.commands import allocate, evaluate, profile, tasks, train_router, train_task
+from dmole_cli.commands import allocate, evaluate, profile, sites, tasks, train_router, train_task
 from dmole_cli.commands.console import fail, quiet
 from dmole_cli.errors import DmoleError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("tasks", help=tasks.HELP)(tasks.tasks)
+app.command("sites", help=sites.HELP)(sites.sites)
 app.command("profile", help=profile.HELP)(profile.profile)
 app.command("allocate", help=allocate.HELP)(allocate.allocate)
 app.command("train-router", help=train_router.HELP)(train_router.train_router)
