@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 WITHOUT = {
     "allocate": ("seed", "data_root", "device", "precision"),
     "evaluate": ("seed",),
+    "export": ("seed", "data_root", "precision"),
+    "import": ("seed", "data_root", "device", "precision"),
     "profile": ("seed",),
     "train-router": ("seed", "precision"),
 }

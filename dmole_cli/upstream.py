@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dmole_cli.artifacts.allocation import read_allocation
-from dmole_cli.artifacts.expert import expert_header
+from dmole_cli.artifacts.expert import expert_header, is_imported
 from dmole_cli.artifacts.features import features_header
 from dmole_cli.artifacts.layout import D_MOLE, SHARED_FOLDERS
 from dmole_cli.artifacts.memory import memory_header
@@ -59,6 +59,8 @@ def _check(session: Session, path: Path, data: Mapping[str, str], seen: set[Path
     if not path.exists():
         raise DmoleError(f"{path} is not there", f"make it with: {redo}")
     header = _header(session.run.name_of(path).split("/")[0], path, redo)
+    if is_imported(header):
+        redo = f"{_maker(session, path, command='import')} ADAPTER"
     session.require_backbone(path, header.backbone, redo)
     for name in sorted(header.inputs):
         source = session.run.path_of(name)
@@ -68,12 +70,12 @@ def _check(session: Session, path: Path, data: Mapping[str, str], seen: set[Path
     require_current(path, header, find=session.run.path_of, command=redo, data=data)
 
 
-def _maker(session: Session, path: Path) -> str:
-    """The command that makes an artifact of the run directory."""
+def _maker(session: Session, path: Path, *, command: str = "") -> str:
+    """The command that makes an artifact of the run directory; `command` in place of its folder's usual one."""
     parts = session.run.name_of(path).split("/")
     method = parts[1] if parts[0] not in SHARED_FOLDERS and len(parts) > 2 else D_MOLE
     options = {"method": method} if method != D_MOLE else {}
-    return session.command(MAKERS[parts[0]], path.stem, **options)
+    return session.command(command or MAKERS[parts[0]], path.stem, **options)
 
 
 def _header(folder: str, path: Path, redo: str) -> Header:

@@ -75,3 +75,8 @@ def read_expert(path: Path, *, hint: str) -> ExpertFile:
 def expert_header(path: Path) -> Header | None:
     """Read the header alone."""
     return header_of_tensors(path, schema=SCHEMA, version=VERSION)
+
+
+def is_imported(header: Header) -> bool:
+    """Whether an expert came from an adapter that was trained elsewhere, so that no training here makes it again."""
+    return "imported" in header.settings

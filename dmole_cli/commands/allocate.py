@@ -70,6 +70,10 @@ def allocate(
         Path | None, typer.Option(help="A bare profile file, without a run directory (with --out).")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the placement of --profile.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="peft: print each task's placement as arguments of PEFT's LoraConfig, JSON by task."),
+    ] = None,
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,
     shared: SharedOption = None,
@@ -83,6 +87,8 @@ def allocate(
     """Stage 2."""
     if (profile is None) != (out is None):
         raise typer.BadParameter("--profile and --out go together")
+    if format not in (None, "peft"):
+        raise typer.BadParameter(f"--format {format}: there is peft")
     if only not in (None, "vision", "language"):
         raise typer.BadParameter(f"--only {only}: choose vision or language")
     section = {
@@ -114,4 +120,9 @@ def allocate(
         if not profiled:
             raise DmoleError(f"no task of the stream has a profile in {run}", "make them with: dmole profile")
         outcomes = [allocate_task(session, name, method=method, force=force) for name in profiled]
+    if format == "peft":
+        from dmole_cli.stages.allocate import as_peft
+
+        console.data({outcome.task: as_peft(outcome.path) for outcome in outcomes})
+        return
     console.report(outcomes, as_json=json, following="dmole train-router")

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dmole_cli import __version__
-from dmole_cli.commands import allocate, evaluate, profile, sites, tasks, train_router, train_task
+from dmole_cli.commands import allocate, evaluate, export, import_, profile, sites, tasks, train_router, train_task
 from dmole_cli.commands.console import fail, quiet
 from dmole_cli.errors import DmoleError
 
@@ -30,6 +30,8 @@ app.command("allocate", help=allocate.HELP)(allocate.allocate)
 app.command("train-router", help=train_router.HELP)(train_router.train_router)
 app.command("train-task", help=train_task.HELP)(train_task.train_task)
 app.command("evaluate", help=evaluate.HELP)(evaluate.evaluate)
+app.command("export", help=export.HELP)(export.export)
+app.command("import", help=import_.HELP)(import_.import_)
 
 
 def _version(wanted: bool) -> None:

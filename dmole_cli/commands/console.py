@@ -80,6 +80,8 @@ def report(outcomes: Sequence[Outcome], *, as_json: bool, following: str) -> Non
             say(f"{outcome.stage} {outcome.task}: wrote {outcome.path}" + (f"  ({facts})" if facts else ""))
             if outcome.reads:
                 say(f"  read {', '.join(outcome.reads)}")
+        elif outcome.facts.get("imported"):
+            say(f"{outcome.stage} {outcome.task}: {outcome.path} was imported (--force trains another in its place)")
         else:
             say(f"{outcome.stage} {outcome.task}: {outcome.path} is up to date, nothing to do (--force makes it again)")
     if following:

@@ -19,6 +19,7 @@ TaskOption = Annotated[
     list[str] | None,
     typer.Option("--task", "-t", help="Task of the stream; repeat it for several. Default: all, in order."),
 ]
+OneTaskOption = Annotated[str, typer.Option("--task", "-t", help="Task of the stream.")]
 RunOption = Annotated[Path, typer.Option("--run", help="Run directory: every artifact lies in it.")]
 ConfigOption = Annotated[
     Path | None,

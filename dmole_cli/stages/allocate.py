@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dmole_cli.artifacts.allocation import SCHEMA, VERSION, allocation_header, write_allocation
+from dmole_cli.artifacts.adapter import placement_config
+from dmole_cli.artifacts.allocation import SCHEMA, VERSION, allocation_header, read_allocation, write_allocation
 from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.artifacts.layout import D_MOLE
 from dmole_cli.artifacts.profile import SiteProfile, read_profile
@@ -150,3 +151,10 @@ def place(
         "vision_sites": placed.modalities["vision"].sites if "vision" in placed.modalities else 0,
     }
     return Outcome("allocate", task, path, written=True, reads=reads, facts=facts)
+
+
+def as_peft(path: Path) -> dict[str, Any]:
+    """A placement as the arguments of PEFT's LoraConfig."""
+    document, _ = read_allocation(path, hint="make it with: dmole allocate")
+    ranks = {site: int(document["rank"]) for site in document["sites"]}
+    return placement_config(ranks, scale=float(document["alpha"]) / int(document["rank"]))

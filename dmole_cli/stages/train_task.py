@@ -12,7 +12,15 @@ from pathlib import Path
 
 import torch
 
-from dmole_cli.artifacts.expert import SCHEMA, VERSION, ExpertFile, expert_header, read_expert, write_expert
+from dmole_cli.artifacts.expert import (
+    SCHEMA,
+    VERSION,
+    ExpertFile,
+    expert_header,
+    is_imported,
+    read_expert,
+    write_expert,
+)
 from dmole_cli.artifacts.memory import memory_header, read_memory, write_memory
 from dmole_cli.artifacts.provenance import Header, differences, up_to_date, versions
 from dmole_cli.backbones.adapter import Encoded
@@ -41,6 +49,12 @@ def train_task(
     config, run = session.config, session.run
     rules = load_method(method)
     config.position(task)
+    path = run.expert(task, method)
+    made = None if force else expert_header(path)
+    if made is not None and is_imported(made):
+        # Nothing that is set here has shaped it, so nothing here makes it stale; only who says so trains in its place.
+        check_inputs(session, [path])
+        return Outcome("train-task", task, path, written=False, facts={"imported": True})
     if task not in rules.stages(config.tasks):
         there = ", ".join(rules.stages(config.tasks)) or "none"
         raise DmoleError(f"method {method} trains nothing at task {task}", f"tasks at which it trains: {there}")
@@ -68,10 +82,9 @@ def train_task(
         inputs={**data, **session.digests(*needed)},
         versions=versions("torch", "transformers"),
     )
-    path = run.expert(task, method)
     reads = (*(f"task {name} (train)" for name in shares), f"backbone {config.backbone}", *(str(p) for p in needed))
     redo = session.command("train-task", task, method=method)
-    done = up_to_date(path, None if force else expert_header(path), header, force=force, command=redo)
+    done = up_to_date(path, made, header, force=force, command=redo)
     if done and (not rules.remembers or _kept(run.memory(task, method), header)):
         return Outcome("train-task", task, path, written=False, reads=reads)
     backbone = session.load()
