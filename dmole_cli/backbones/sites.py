@@ -168,6 +168,7 @@ def left_out(model: Any, pattern: str) -> list[LeftOut]:
     hosts = {site.name for site, _ in _hosts(model)}
     counted = {id(p) for name in sites for p in model.get_submodule(name).parameters(recurse=False)}
     heads = {id(module) for module in (model.get_output_embeddings(),) if module is not None}
+    projectors = _projectors(model, towers, stacks)
     found: dict[tuple[str, str, str], LeftOut] = {}
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
@@ -175,6 +176,8 @@ def left_out(model: Any, pattern: str) -> list[LeftOut]:
             continue
         # The innermost tower: some models keep the vision encoder inside of what they call the decoder.
         modality = max((m for m in towers if _within(name, towers[m])), key=lambda m: len(towers[m]), default="")
+        if any(_within(name, projector) for projector in projectors):
+            modality = ""
         if id(module) in heads:
             why = "the output head"
         elif isinstance(module, nn.Embedding):
@@ -193,6 +196,23 @@ def left_out(model: Any, pattern: str) -> list[LeftOut]:
         seen = found.get((place, kind, why), LeftOut(place, modality, kind, 0, 0, why))
         found[place, kind, why] = replace(seen, modules=seen.modules + 1, parameters=seen.parameters + size)
     return list(found.values())
+
+
+def _projectors(model: Any, towers: dict[str, str], stacks: dict[str, str]) -> list[str]:
+    """Parts of the vision tower that lead into the language model, in models with nothing between the towers."""
+    head = model.get_output_embeddings()
+    inside = {id(p) for tower in towers.values() for p in model.get_submodule(tower).parameters()}
+    inside |= {id(p) for p in head.parameters()} if head is not None else set()
+    if any(id(p) not in inside for p in model.parameters()):
+        return []
+    width = model.get_input_embeddings().weight.shape[1]
+    children = {f"{towers['vision']}.{name}": m for name, m in model.get_submodule(towers["vision"]).named_children()}
+    return [
+        name
+        for name, child in children.items()
+        if not _within(stacks["vision"], name)
+        and any(isinstance(m, nn.Linear) and m.out_features == width for m in child.modules())
+    ]
 
 
 def _within(name: str, path: str) -> bool:
