@@ -143,6 +143,8 @@ def measure(
             count += len(batch)
             with nullcontext() if samples is None else samples.batch(inputs["labels"], rows), gradients.batch():
                 (loss * backbone.loss_scale).backward()
+            # Its graph lies in pieces between the tensors' holes in memory, which the next batch could not fill otherwise.
+            del loss
     found = [_row(site, gradients.sums(site.name), gradients.norms[site.name], count) for site in sites]
     for row in found:
         if not math.isfinite(row.score):
