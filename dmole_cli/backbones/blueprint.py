@@ -11,11 +11,12 @@ from dmole_cli.errors import DmoleError
 HINT = "pass --backbone a folder with the config.json of an image-text-to-text model, a hub id, or 'embedded'"
 
 
-def blueprint(name: str) -> Any:
+def blueprint(name: str, *, attention: str = "auto") -> Any:
     """Build a backbone on the meta device: every module and shape, no number, no memory.
 
     Args:
         name: `embedded`, a folder that holds at least config.json, or a hub id (of which only the configuration is fetched).
+        attention: `sdpa`, `eager`, or `auto` for the model's own choice.
 
     Raises:
         DmoleError: there is no configuration, or it is not that of an image-text-to-text model.
@@ -31,7 +32,8 @@ def blueprint(name: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config, trust_remote_code=False).eval()
+            chosen = {} if attention == "auto" else {"attn_implementation": attention}
+            return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, **chosen).eval()
     # Whatever a library meets in what is no configuration (broken JSON, a foreign class, no such repository, no network).
     except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]

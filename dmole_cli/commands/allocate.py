@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,11 @@ from dmole_cli.commands.options import (
     AttentionOption,
     BackboneOption,
     ConfigOption,
+    DataRootOption,
     DtypeOption,
     ForceOption,
     JsonOption,
+    PrecisionOption,
     QuantizeOption,
     RunOption,
     SharedOption,
@@ -70,6 +72,17 @@ def allocate(
         Path | None, typer.Option(help="A bare profile file, without a run directory (with --out).")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the placement of --profile.")] = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="State what budgets buy and what memory profiling and training take; loads no weights, writes nothing. "
+            "Memory is planned for the first task unless --task names some.",
+        ),
+    ] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a batch, for --plan.")] = None,
+    precision: PrecisionOption = None,
+    data_root: DataRootOption = None,
     format: Annotated[
         str | None,
         typer.Option(help="peft: print each task's placement as arguments of PEFT's LoraConfig, JSON by task."),
@@ -108,8 +121,20 @@ def allocate(
         dtype=dtype,
         attention=attention,
         quantize=quantize,
+        precision=precision,
+        data_root=data_root,
         allocate=section,
+        profile={"batch_size": batch_size},
+        train={"batch_size": batch_size},
     )
+    if plan:
+        from dmole_cli.stages.plan import plan as state
+        from dmole_cli.stages.profile import measure
+
+        names = chosen_tasks(session, task)
+        planned = state(session, names if task else names[:1], measure=measure)
+        console.data(planned) if json else _show(planned)
+        return
     from dmole_cli.stages.allocate import allocate_file, allocate_task
 
     if profile is not None and out is not None:
@@ -126,3 +151,29 @@ def allocate(
         console.data({outcome.task: as_peft(outcome.path) for outcome in outcomes})
         return
     console.report(outcomes, as_json=json, following="dmole train-router")
+
+
+def _show(planned: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from dmole_cli.reports.tables import show
+
+    sites = ", ".join(f"{count} {name}" for name, count in planned["sites"].items())
+    print(f"{planned['model']}: {planned['parameters']:,} parameters; sites ({planned['pattern']}): {sites}")
+    budgets = Table("budget", title=f"what a task may add, at rank {planned['rank']}", title_justify="left")
+    for name in ("sites", "parameters", "expert MB"):
+        budgets.add_column(name, justify="right")
+    for row in planned["budgets"]:
+        bought = (str(row["sites"]), f"{row['parameters']:,}", f"{row['bytes'] / 1e6:,.1f}") if "sites" in row else ()
+        budgets.add_row(row["budget"], *(bought or ("", "", "cannot be")))
+    show(budgets)
+    memory = Table("task", "work", title="memory at the peak, MB", title_justify="left")
+    for name in ("batch", "tokens", "checkpointing", "tensors", "weights", "libraries", "process"):
+        memory.add_column(name, justify="right")
+    for row in planned["memory"]:
+        sizes = (f"{row[name] / 1e6:,.0f}" for name in ("tensors", "weights", "libraries", "process"))
+        again = "yes" if row["checkpointing"] else "no"
+        memory.add_row(row["task"], row["work"], str(row["batch_size"]), str(row["tokens"]), again, *sizes)
+    show(memory)
+    for assumption in planned["assumes"]:
+        print(f"assumes: {assumption}")

@@ -10,12 +10,15 @@ import typer
 from dmole_cli.commands import console
 from dmole_cli.commands.options import (
     DEFAULT_RUN,
+    AttentionOption,
     BackboneOption,
     ConfigOption,
     DeviceOption,
+    DtypeOption,
     ForceOption,
     JsonOption,
     OneTaskOption,
+    QuantizeOption,
     RunOption,
     SharedOption,
     chosen_tasks,
@@ -39,11 +42,23 @@ def export(
     shared: SharedOption = None,
     backbone: BackboneOption = None,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    attention: AttentionOption = None,
+    quantize: QuantizeOption = None,
     json: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
     """Beside the five stages."""
-    session = open_session(run=run, shared=shared, config=config, backbone=backbone, device=device)
+    session = open_session(
+        run=run,
+        shared=shared,
+        config=config,
+        backbone=backbone,
+        dtype=dtype,
+        attention=attention,
+        quantize=quantize,
+        device=device,
+    )
     [name] = chosen_tasks(session, [task], in_stream=True)
     from dmole_cli.stages.export import export as stage
 

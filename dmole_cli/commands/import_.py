@@ -10,11 +10,14 @@ import typer
 from dmole_cli.commands import console
 from dmole_cli.commands.options import (
     DEFAULT_RUN,
+    AttentionOption,
     BackboneOption,
     ConfigOption,
+    DtypeOption,
     ForceOption,
     JsonOption,
     OneTaskOption,
+    QuantizeOption,
     RunOption,
     SharedOption,
     chosen_tasks,
@@ -32,11 +35,16 @@ def import_(
     config: ConfigOption = None,
     shared: SharedOption = None,
     backbone: BackboneOption = None,
+    dtype: DtypeOption = None,
+    attention: AttentionOption = None,
+    quantize: QuantizeOption = None,
     json: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
     """In the place of stage 4."""
-    session = open_session(run=run, shared=shared, config=config, backbone=backbone)
+    session = open_session(
+        run=run, shared=shared, config=config, backbone=backbone, dtype=dtype, attention=attention, quantize=quantize
+    )
     [name] = chosen_tasks(session, [task], in_stream=True)
     from dmole_cli.stages.import_adapter import import_adapter
 
