@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from dmole_cli.backbones.layouts import PIXELS, View, runs
-
-if TYPE_CHECKING:
-    import torch
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<start_of_turn>"
@@ -18,21 +11,6 @@ TEMPLATE = (
     "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
-
-
-def whole_pictures(
-    vision: Mapping[str, torch.Tensor], tokens: torch.Tensor, processor: Any, pictures: int
-) -> list[View]:
-    """Each picture without the crops that "pan and scan" may have put behind it, under words of their own."""
-    if len(vision[PIXELS]) == pictures:
-        return [{PIXELS: row} for row in vision[PIXELS]]
-    words, behind, between = processor.tokenizer, 0, []
-    for start, length in runs(tokens, words.image_token_id):
-        between.append(words.decode(tokens[behind:start], clean_up_tokenization_spaces=False))
-        behind = start + length
-    joints = (" ", " and here are some crops to help you see better ")
-    crops = [f"{words.eoi_token}\n\n{joint}\n\n{words.boi_token}" for joint in joints]
-    return [{PIXELS: row} for row, text in zip(vision[PIXELS], between, strict=True) if text not in crops]
 
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:
