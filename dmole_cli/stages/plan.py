@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.backbones.adapter import Backbone, Encoded
@@ -137,9 +139,7 @@ def _memory(
             f"backbone '{config.backbone}' has no processor, which says how long samples are: {why}",
             "put its files beside config.json, or see the sites alone: dmole sites",
         ) from error
-    import pyarrow.parquet  # noqa: F401 - the stages have it loaded, too
-
-    libraries = _resident()  # before the next import, which the stages do without
+    libraries = _libraries()  # before the next import, which the stages do without
     from dmole_cli.training.footprint import held_bytes, hollow, peak_bytes
 
     dtype = getattr(torch, config.dtype)
@@ -218,11 +218,20 @@ def _hosts(session: Session, task: str, backbone: Backbone, sites: Sequence[Site
     return _placed(session, session.config.allocate.budget, sites, backbone.parameters)[0]
 
 
-def _resident() -> int:
-    """Bytes of this process in memory, at most so far; 0 where the system does not say."""
+def _libraries() -> int:
+    """Bytes of this process at most so far, with all that libraries load when they are first used; 0 where nobody says."""
+    import pyarrow
+    import pyarrow.parquet
+
     try:
         import resource
     except ImportError:  # Windows
         return 0
+    patches, projection = nn.Conv2d(3, 64, 8, 8), nn.Linear(64, 64)
+    states = projection(patches(torch.zeros(1, 3, 32, 32)).flatten(2).transpose(1, 2))[:, None]
+    seen = F.scaled_dot_product_attention(states, states, states)
+    F.cross_entropy(seen.flatten(0, 2), torch.zeros(16, dtype=torch.long)).backward()
+    torch.optim.AdamW(projection.parameters()).step()
+    pyarrow.parquet.write_table(pyarrow.table({"number": [0.0]}), pyarrow.BufferOutputStream())
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024

@@ -6,6 +6,7 @@ Prints each figure with its spread and what was asked for, and writes them to be
     python pipelines/bench/run.py --rounds 30                # quieter figures
     python pipelines/bench/run.py --only compiled            # torch.compile, which takes minutes and wants a C++ compiler
     python pipelines/bench/run.py --only rows                # a training file of a million rows
+    python pipelines/bench/run.py --only plan                # memory that is planned beside memory that is used, in processes
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_") and path.stem != "run")
-WHEN_NAMED = ("compiled", "rows")  # not worth everybody's minutes
+WHEN_NAMED = ("compiled", "plan", "rows")  # not worth everybody's minutes
 
 
 def main(arguments: list[str] | None = None) -> None:
