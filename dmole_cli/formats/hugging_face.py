@@ -107,10 +107,8 @@ def _opened(options: Mapping[str, Any], part: str, root: Path) -> Any:
     name = options["dataset"]
     if not name:
         raise DmoleError("the task card names no data set", 'give [data] dataset = "folder", or an id on the hub')
-    try:
-        import datasets
-    except ImportError as error:
-        raise DmoleError("the package 'datasets' is not installed", "pip install 'dmole[datasets]'") from error
+    import datasets
+
     path = root / name
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
