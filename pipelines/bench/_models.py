@@ -134,7 +134,9 @@ def vision_language(
 
 def _backbone(model: Any) -> Backbone:
     tokenizer = SimpleNamespace(pad_token_id=PAD, eos_token_id=END, batch_decode=_as_numbers)
-    return Backbone("random weights", "", model, SimpleNamespace(tokenizer=tokenizer))
+    length = getattr(model.config, "image_seq_length", 1)
+    processor = SimpleNamespace(tokenizer=tokenizer, image_token_id=IMAGE, image_seq_length=length)
+    return Backbone("random weights", "", model, processor)
 
 
 def _as_numbers(tokens: torch.Tensor, *, skip_special_tokens: bool) -> list[str]:
@@ -157,7 +159,7 @@ def random_samples(
         vision = {}
         if tiles:
             vision["pixel_values"] = torch.randn(tiles, 3, *config.vision_config.image_size, generator=generator)
-        samples.append(Encoded(torch.cat([prompt, reply]), labels if answer else None, vision, instruction))
+        samples.append(Encoded(torch.cat([prompt, reply]), labels if answer else None, vision, instruction, pictures=1))
     return samples
 
 
