@@ -114,7 +114,10 @@ def test_the_plan_of_two_billion_parameters(tmp_path, run):
     )
     said = planned(tmp_path, run, "--batch-size", "1")
     assert said["sites"] == {"vision": 96, "language": 96} and 2.1e9 < said["parameters"] < 2.4e9
-    assert said["budgets"][0]["bytes"] == pytest.approx(0.02 * said["parameters"] * 4, rel=0.01)
+    # 2% of such a model is more than rank 8 on all attention sites can take, as `allocate` itself would say.
+    assert "experts of rank 8 on all sites have" in said["budgets"][0]["refused"]
+    everywhere = 8 * 24 * (4 * 2048 + 2 * (2048 + 2048) + 2 * (2048 + 1024))
+    assert next(r for r in said["budgets"] if r["budget"] == "sites:100%")["bytes"] == 4 * everywhere
     profile, again, *_ = said["memory"]
     assert profile["weights"] >= 4 * said["parameters"] and profile["tokens"] > 256
     assert 4e8 < again["tensors"] < profile["tensors"] < 1e10

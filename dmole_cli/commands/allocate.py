@@ -167,6 +167,9 @@ def _show(planned: dict[str, Any]) -> None:
         bought = (str(row["sites"]), f"{row['parameters']:,}", f"{row['bytes'] / 1e6:,.1f}") if "sites" in row else ()
         budgets.add_row(row["budget"], *(bought or ("", "", "cannot be")))
     show(budgets)
+    for row in planned["budgets"]:
+        if "refused" in row:
+            print(row["refused"])
     memory = Table("task", "work", title="memory at the peak, MB", title_justify="left")
     for name in ("batch", "tokens", "checkpointing", "tensors", "weights", "libraries", "process"):
         memory.add_column(name, justify="right")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ BYTES = 4  # of an expert's number, which is float32 while it trains and on disk
 HEAP = 1.45
 ASSUMES = (
     "batches are the longest samples of the task's training split, padded to the longest of them",
-    "experts lie where the task's allocation puts them, or else on the first sites that the budget holds, which keeps most",
+    "experts lie where the task's allocation puts them; without one, on the first sites that the budget holds, which keeps the "
+    "most; on all sites where the budget cannot be",
     "no earlier expert joins, no penalty is added; a worker process that prepares batches has its own memory",
     f"process = libraries as loaded here + weights + {HEAP} x tensors (the CPU's heap); on a GPU: weights + tensors",
 )
@@ -215,11 +217,14 @@ def _hosts(session: Session, task: str, backbone: Backbone, sites: Sequence[Site
         document, made = read_allocation(path, hint="delete it and allocate again")
         if made.backbone == session.fingerprint and int(document["rank"]) == session.config.allocate.rank:
             return [name for name in document["sites"] if name in {site.name for site in sites}]
-    return _placed(session, session.config.allocate.budget, sites, backbone.parameters)[0]
+    try:
+        return _placed(session, session.config.allocate.budget, sites, backbone.parameters)[0]
+    except DmoleError:  # said beside the budget; the most that can train is a plan all the same
+        return [site.name for site in sites if site.modality in session.config.allocate.modalities]
 
 
 def _libraries() -> int:
-    """Bytes of this process at most so far, with all that libraries load when they are first used; 0 where nobody says."""
+    """Bytes of this process in memory, with all that libraries load when they are first used; 0 where nobody says."""
     import pyarrow
     import pyarrow.parquet
 
@@ -233,5 +238,8 @@ def _libraries() -> int:
     F.cross_entropy(seen.flatten(0, 2), torch.zeros(16, dtype=torch.long)).backward()
     torch.optim.AdamW(projection.parameters()).step()
     pyarrow.parquet.write_table(pyarrow.table({"number": [0.0]}), pyarrow.BufferOutputStream())
+    status = Path("/proc/self/statm")
+    if status.exists():  # the other figure starts, on Linux, from what the process that called this one held
+        return int(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
