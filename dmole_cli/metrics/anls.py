@@ -1,0 +1,53 @@
+"""ANLS: how close an answer's spelling is to a reference's, for texts read from pictures (scores one task's answers)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+UNIT_SCALE = 100.0
+NEEDS_DETAILS: tuple[str, ...] = ()
+
+# Below it the answer is taken for another text, not for the right one misread.
+THRESHOLD = 0.5
+
+
+def score(
+    predictions: Sequence[str], *, references: Sequence[Sequence[str]], details: Sequence[Mapping[str, Any]]
+) -> list[float]:
+    """Score every answer 0.0, or between 0.5 and 1.0, the best over its references; `details` is not looked at.
+
+    One minus the edit distance as a share of the longer text, if that is 0.5 or more; case, space around and how much space
+    stands between words do not count. An empty answer scores 0, unless an empty text is itself a reference.
+
+    Source: Biten et al., Scene text visual question answering, https://arxiv.org/abs/1905.13648, and the scoring of the
+    Robust Reading Competition, where exactly 0.5 still counts (in the paper's formula it does not).
+    """
+    return [
+        max((_similarity(_fold(prediction), _fold(reference)) for reference in accepted), default=0.0)
+        for prediction, accepted in zip(predictions, references, strict=True)
+    ]
+
+
+def _fold(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _similarity(first: str, second: str) -> float:
+    longer = max(len(first), len(second))
+    if longer == 0:
+        return 1.0
+    similarity = 1.0 - edit_distance(first, second) / longer
+    return similarity if similarity >= THRESHOLD else 0.0
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Count the characters that have to be put in, taken out or replaced to turn one text into the other (Levenshtein)."""
+    row = list(range(len(second) + 1))
+    for above, character in enumerate(first, start=1):
+        diagonal, row[0] = row[0], above
+        for column, other in enumerate(second, start=1):
+            replaced = diagonal + (character != other)
+            diagonal = row[column]
+            row[column] = min(row[column] + 1, row[column - 1] + 1, replaced)
+    return row[-1]

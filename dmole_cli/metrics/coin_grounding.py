@@ -1,0 +1,54 @@
+"""CoIN's rule for grounding: IoU above 0.5, with the box as its parser reads it (scores one task's answers)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dmole_cli.metrics._boxes import Box, iou
+
+UNIT_SCALE = 100.0
+NEEDS_DETAILS: tuple[str, ...] = ("box", "width", "height")
+
+THRESHOLD = 0.5
+
+
+def score(
+    predictions: Sequence[str], *, references: Sequence[Sequence[str]], details: Sequence[Mapping[str, Any]]
+) -> list[float]:
+    """Score every answer 1.0 when the IoU of its box, as `read_box` reads it, is above 0.5, else 0.0.
+
+    The parser loses digits; it is kept only to compare with what CoIN published.
+
+    Args:
+        predictions: the model's answers.
+        references: not looked at.
+        details: per sample `box` (left, top, right, bottom in pixels), `width` and `height` of the frame in pixels.
+
+    Source: eval_grounding.py of https://github.com/zackschen/CoIN.
+    """
+    return [
+        float(_overlap(prediction, detail) > THRESHOLD) for prediction, detail in zip(predictions, details, strict=True)
+    ]
+
+
+def read_box(answer: str) -> Box | None:
+    """Return an answer's box in fractions of the frame, or None where it is not four numbers with commas between them.
+
+    All brackets are taken away, and then the first and the last character of what is left, which are digits of the first
+    and the last number where only one pair of brackets stood there: "[0.12, 0.3, 0.5, 0.78]" is .12, 0.3, 0.5, 0.7.
+    """
+    inside = answer.strip().replace("[", "").replace("]", "")[1:-1]
+    try:
+        left, top, right, bottom = (float(number) for number in inside.split(","))
+    except ValueError:
+        return None
+    return left, top, right, bottom
+
+
+def _overlap(prediction: str, detail: Mapping[str, Any]) -> float:
+    box = read_box(prediction)
+    if box is None:
+        return 0.0
+    width, height = detail["width"], detail["height"]
+    return iou((box[0] * width, box[1] * height, box[2] * width, box[3] * height), detail["box"])
