@@ -5,11 +5,13 @@ Beside them, the seconds that the stages took. Everything here only reads.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from types import ModuleType
 from typing import Any
 
 from dmole_cli import catalog
@@ -68,6 +70,8 @@ class MethodReport:
         knowledge: task -> name -> value, from the likelihoods of the reference answers: `log_likelihood_learnt` at R[i,i],
             `log_likelihood_last` at R[T,i] and `likelihood_forgetting`, the first less the second, in nats per token;
             `ranked_first_learnt`, `ranked_first_last` and `ranked_forgetting` in points, None for an open task, too.
+        further: task -> what its metric says beside its score (`mean_iou`) -> name (a key of `FORMULAS`) -> value in points;
+            only tasks that have something of the kind.
     """
 
     method: str
@@ -83,6 +87,7 @@ class MethodReport:
     trainable_parameters: int | None
     stored_parameters: int | None
     knowledge: Mapping[str, Mapping[str, Cell]]
+    further: Mapping[str, Mapping[str, Mapping[str, Cell]]]
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class _Evaluated:
     """One evaluation file, boiled down: points, and the shares of samples that reached their own or no expert."""
 
     points: float
+    further: Mapping[str, float]
     metric: str
     own_expert: Cell
     no_expert: Cell
@@ -114,7 +120,12 @@ _Likelihoods = Mapping[tuple[int, str], _Scored]
 
 
 def collect(
-    run: Run, *, tasks: Sequence[str], methods: Sequence[str] | None = None, split: str = "test"
+    run: Run,
+    *,
+    tasks: Sequence[str],
+    methods: Sequence[str] | None = None,
+    split: str = "test",
+    rescored: Sequence[str] = (),
 ) -> list[MethodReport]:
     """Read `evaluations/<method>/<stage>/<task>.parquet` and `likelihoods/...` into one report per method.
 
@@ -126,13 +137,16 @@ def collect(
         methods: those to report, in this order, also where nothing is on disk; by default what is there, the main
             method last.
         split: whose evaluations are read.
+        rescored: metrics; what was scored again by one of them is read in place of the original.
 
     Raises:
-        DmoleError: a file is damaged or names no metric, a task was scored with two metrics, or there are files of
-            two backbones, which no table may put side by side.
+        DmoleError: nothing, or the same cell twice, was scored again by these metrics; a file is damaged or names no metric; a
+            task was scored with two metrics; or there are files of two backbones, which no table may put side by side.
     """
     chosen = methods_on_disk(run, split) if methods is None else list(methods)
     cells = {method: _read_cells(run, method, split) for method in {*chosen, ZERO_SHOT}}
+    for method, place, cell in _read_rescored(run, cells, split, rescored):
+        cells[method][place] = cell
     scored = {method: _read_likelihoods(run, method, split) for method in {*chosen, ZERO_SHOT}}
     evaluated = [cell for found in cells.values() for cell in found.items()]
     _same_backbone([*(cell for _, cell in evaluated), *(cell for found in scored.values() for cell in found.values())])
@@ -167,6 +181,10 @@ def as_json(reports: Sequence[MethodReport]) -> list[dict[str, Any]]:
             "routing": dict(report.routing),
             "unseen": {task: dict(values) for task, values in report.unseen.items()},
             "knowledge": {task: dict(values) for task, values in report.knowledge.items()},
+            "further": {
+                task: {name: {key: values[key] for key in QUANTITIES} for name, values in found.items()}
+                for task, found in report.further.items()
+            },
         }
         for report in reports
     ]
@@ -235,7 +253,20 @@ def _report(
         trainable_parameters=_trainable_parameters(run, base_method(method)),
         stored_parameters=_stored_parameters(run, base_method(method), tasks, own),
         knowledge=_knowledge(method, scored[method], tasks),
+        further=_further(method, known, tasks),
     )
+
+
+def _further(method: str, cells: _Cells, tasks: Sequence[str]) -> dict[str, dict[str, dict[str, Cell]]]:
+    """What metrics say beside the score, task by task, in the same quantities as the score."""
+    out: dict[str, dict[str, dict[str, Cell]]] = {}
+    for column, task in enumerate(tasks):
+        names = dict.fromkeys(name for (_, other), cell in cells.items() if other == task for name in cell.further)
+        for name in names:
+            values = {place: cell.further.get(name) for place, cell in cells.items() if place[1] == task}
+            quantities, _ = _quantities(method, _matrix(method, values, tasks))
+            out.setdefault(task, {})[name] = {key: found[column] for key, found in quantities.items()}
+    return out
 
 
 def _matrix(method: str, cells: Mapping[tuple[int, str], Cell], tasks: Sequence[str]) -> Matrix:
@@ -322,6 +353,29 @@ def _read_cells(run: Run, method: str, split: str) -> dict[tuple[int, str], _Eva
     return {place: _read_cell(file, split) for place, file in _files(run.evaluations(split) / method)}
 
 
+def _read_rescored(
+    run: Run, cells: Mapping[str, _Cells], split: str, metrics: Sequence[str]
+) -> Iterator[tuple[str, tuple[int, str], _Evaluated]]:
+    """(method, (stage, task), cell) of what was scored again."""
+    first: dict[tuple[str, tuple[int, str]], _Evaluated] = {}
+    for metric in metrics:
+        here = {method: _files(run.rescored(metric).evaluations(split) / method) for method in cells}
+        if not any(here.values()):
+            raise DmoleError(
+                f"no evaluation was scored again by {metric} in {run.root}",
+                f"dmole evaluate --rescore {metric} --task TASK scores what is there",
+            )
+        for method, files in here.items():
+            for place, file in files:
+                cell = _read_cell(file, split, command=f"{_maker(file, split)} --rescore {metric}")
+                known = first.setdefault((method, place), cell)
+                if known is not cell:
+                    raise DmoleError(
+                        f"{known.path} and {file} score the same answers", "name one --rescore for each task"
+                    )
+                yield method, place, cell
+
+
 def _read_likelihoods(run: Run, method: str, split: str) -> dict[tuple[int, str], _Scored]:
     return {place: _read_scored(file, split) for place, file in _files(run.likelihoods(split) / method)}
 
@@ -355,16 +409,26 @@ def _read_scored(path: Path, split: str) -> _Scored:
     return _Scored(fmean(row.log_likelihood for row in rows), points, header.backbone, path)
 
 
-def _read_cell(path: Path, split: str) -> _Evaluated:
-    command = _maker(path, split)
+def _read_cell(path: Path, split: str, *, command: str = "") -> _Evaluated:
+    command = command or _maker(path, split)
     rows, header = read_evaluation(path, hint=f"{command} --force makes it again")
     metric = header.settings.get("metric")
     if not isinstance(metric, str) or not rows:
         problem = "holds no sample" if isinstance(metric, str) else "does not name its metric"
         raise DmoleError(f"{path} {problem}", f"{command} --force makes it again")
     own_expert, no_expert = _routed(rows, path.stem)
-    points = fmean(row.score for row in rows) * catalog.load("metrics", metric).UNIT_SCALE
-    return _Evaluated(points, metric, own_expert, no_expert, header.backbone, tuple(header.inputs), path)
+    module = catalog.load("metrics", metric)
+    points = module.UNIT_SCALE * header.facts.get("corpus", fmean(row.score for row in rows))
+    further = _beside_the_score(module, rows)
+    return _Evaluated(points, further, metric, own_expert, no_expert, header.backbone, tuple(header.inputs), path)
+
+
+def _beside_the_score(module: ModuleType, rows: Sequence[Answer]) -> dict[str, float]:
+    """Name -> points of what a metric says beside the score; nothing for most."""
+    names = getattr(module, "FURTHER", {})
+    predictions = [row.prediction for row in rows]
+    details = [json.loads(row.details) for row in rows] if names else []
+    return {name: module.UNIT_SCALE * fmean(values(predictions, details=details)) for name, values in names.items()}
 
 
 def _routed(rows: Sequence[Answer], task: str) -> tuple[Cell, Cell]:
@@ -382,7 +446,8 @@ def _agreed_metrics(cells: Sequence[tuple[tuple[int, str], _Evaluated]]) -> dict
         if cell.metric != known.metric:
             raise DmoleError(
                 f"{cell.path} was scored with {cell.metric}, {known.path} with {known.metric}",
-                f"dmole evaluate --task {task} --force scores both with the metric of the task's card",
+                f"dmole evaluate --task {task} --force scores both with the metric of the task's card, "
+                f"dmole evaluate --task {task} --rescore {cell.metric} everything that is there with {cell.metric}",
             )
     return {task: cell.metric for task, cell in first.items()}
 

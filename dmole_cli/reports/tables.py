@@ -22,14 +22,15 @@ UNITS = f"Points: 0 to 100, CIDEr x 100. The mean caps every score at {CEILING:.
 
 
 def for_report(reports: Sequence[MethodReport], name: str) -> list[Table]:
-    """Give the tables of a report: `overview`, `matrix` (one per method), `knowledge`, or one quantity.
+    """Give the tables of a report: `overview` (and what belongs to it), `matrix` (one per method), `knowledge`, or one quantity.
 
     Raises:
         DmoleError: no such report.
     """
     if name == "overview":
         routing = [routing_table(reports)] if any(_has_routing(report) for report in reports) else []
-        return [overview_table(reports), *routing]
+        further = [further_table(reports)] if any(report.further for report in reports) else []
+        return [overview_table(reports), *further, *routing]
     if name == "matrix":
         return [matrix_table(report) for report in reports]
     if name == "knowledge":
@@ -105,6 +106,21 @@ def routing_table(reports: Sequence[MethodReport]) -> Table:
         for task, values in report.unseen.items():
             cells = (_percent(values["no_expert"]), points(values["zero_shot"]), points(values["last"]))
             table.add_row(report.method, f"{task} (never trained)", *cells)
+    return table
+
+
+def further_table(reports: Sequence[MethodReport]) -> Table:
+    """Show what metrics say beside their score (the mean IoU of grounding), a row per method, task and quantity."""
+    table = _table("Beside the score, in points", "\n".join(FORMULAS[name].partition(";")[0] for name in TITLES))
+    for title in ("method", "task", ""):
+        table.add_column(title)
+    for title in TITLES.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for report in reports:
+        for task, found in report.further.items():
+            for name, values in found.items():
+                cells = [points(values[quantity]) for quantity in TITLES]
+                table.add_row(report.method, task, name.replace("_", " "), *cells)
     return table
 
 
