@@ -74,6 +74,10 @@ class Run:
         """A row per sample of a task's split after a stage (0 = the pretrained backbone)."""
         return self.evaluations(split) / method / str(stage) / f"{task}.parquet"
 
+    def rescored(self, metric: str) -> Run:
+        """Where evaluations that were scored again by another metric lie, in the layout of a run directory."""
+        return Run(self.root / "rescored" / metric)
+
     def likelihoods(self, split: str = "test") -> Path:
         """All likelihoods of reference answers on a split; the test split has the plain name."""
         return self.root / ("likelihoods" if split == "test" else f"likelihoods.{split}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,7 @@ from dmole_cli.commands.options import (
 
 if TYPE_CHECKING:
     from dmole_cli.config import Config
+    from dmole_cli.outcome import Outcome
     from dmole_cli.session import Session
 
 HELP = "Score every task after every stage, and report Last, AVG, BWT and more."
@@ -58,6 +60,12 @@ def evaluate(
         bool,
         typer.Option("--likelihood", help="Score the right answers, too: is it knowledge that is lost, or format?"),
     ] = False,
+    rescore: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Score what was evaluated again by this metric, without the model; with --report alone, show it. Repeatable."
+        ),
+    ] = None,
     merge: MergeOption = False,
     routing: Annotated[
         list[str] | None,
@@ -87,6 +95,11 @@ def evaluate(
     """Stage 5, and the reports."""
     if report is not None and report not in REPORTS:
         raise typer.BadParameter(f"--report {report}: choose one of {', '.join(REPORTS)}")
+    if rescore and (likelihood or routing or threshold_scale):
+        raise typer.BadParameter(
+            "--rescore reads stored answers: leave out --likelihood, and name a routing's evaluations like "
+            "--method d-mole@oracle"
+        )
     methods = [with_merge(name, merge) for name in method or (["seq-ft"] if merge else [])]
     section = {"split": split, "batch_size": batch_size}
     session = open_session(
@@ -104,15 +117,18 @@ def evaluate(
     )
     if report is None or stage or task or likelihood:
         outcomes = []
+        if rescore:
+            outcomes += _rescore(session, rescore, stage, task, methods or None, force=force)
         # The same checkpoint under each routing: what a routing does not change is not generated again.
-        for changed in _routings(session.config, routing, threshold_scale):
+        for changed in () if rescore else _routings(session.config, routing, threshold_scale):
             session.config = changed
             outcomes += _evaluate(session, stage, task, methods or ["d-mole"], json, likelihood=likelihood, force=force)
         shown = json and report is None
-        following = "" if report else f"dmole evaluate --report {'knowledge' if likelihood else 'bwt'}"
+        again = "".join(f" --rescore {metric}" for metric in rescore or ())
+        following = "" if report else f"dmole evaluate{again} --report {'knowledge' if likelihood else 'bwt'}"
         console.report(outcomes, as_json=shown, following=following)
     if report is not None:
-        _report(session, report, methods or None, as_json=json)
+        _report(session, report, methods or None, rescore or (), as_json=json)
 
 
 def _routings(config: Config, modes: list[str] | None, scales: list[float] | None) -> list[Config]:
@@ -139,9 +155,6 @@ def _evaluate(
     likelihood: bool,
     force: bool,
 ) -> list:
-    every = list(range(len(session.config.tasks) + 1))
-    named = [name for name in stage or () if name != "diagonal"]
-    stages = None if not stage else every if "all" in named else [_number(session, s) for s in named]
     names = [session.admit(name) for name in task or ()]
     for name in names:
         if name not in session.config.unseen:
@@ -154,7 +167,7 @@ def _evaluate(
         outcomes += run_stage(
             session,
             method=method,
-            stages=stages,
+            stages=_stages(session, stage),
             tasks=names or None,
             diagonal="diagonal" in (stage or ()),
             likelihood=likelihood,
@@ -164,6 +177,42 @@ def _evaluate(
     return outcomes
 
 
+def _rescore(
+    session: Session,
+    metrics: list[str],
+    stage: list[str] | None,
+    task: list[str] | None,
+    methods: list[str] | None,
+    *,
+    force: bool,
+) -> list[Outcome]:
+    from dmole_cli.stages.rescore import rescore as run_stage
+    from dmole_cli.tasks import task_name
+
+    outcomes = []
+    for metric in metrics:
+        outcomes += run_stage(
+            session,
+            metric,
+            methods=methods,
+            stages=_stages(session, stage),
+            # Not the card: what was evaluated can be scored again without the task's data, too.
+            tasks=[task_name(name) for name in task] if task else None,
+            diagonal="diagonal" in (stage or ()),
+            force=force,
+        )
+    return outcomes
+
+
+def _stages(session: Session, typed: list[str] | None) -> list[int] | None:
+    """The stages that were typed; None for what the work takes by itself."""
+    if not typed:
+        return None
+    if "all" in typed:
+        return list(range(len(session.config.tasks) + 1))
+    return [_number(session, text) for text in typed if text != "diagonal"]
+
+
 def _number(session: Session, text: str) -> int:
     last = len(session.config.tasks)
     if not text.isdecimal() or int(text) > last:
@@ -171,7 +220,7 @@ def _number(session: Session, text: str) -> int:
     return int(text)
 
 
-def _report(session: Session, name: str, methods: list[str] | None, *, as_json: bool) -> None:
+def _report(session: Session, name: str, methods: list[str] | None, rescored: Sequence[str], *, as_json: bool) -> None:
     from dmole_cli.reports import summary, tables
 
     if name == "cost":
@@ -179,7 +228,11 @@ def _report(session: Session, name: str, methods: list[str] | None, *, as_json: 
         console.data(rows) if as_json else tables.show(tables.cost_table(rows))
         return
     reports = summary.collect(
-        session.run, tasks=session.config.tasks, methods=methods, split=session.config.evaluate.split
+        session.run,
+        tasks=session.config.tasks,
+        methods=methods,
+        split=session.config.evaluate.split,
+        rescored=rescored,
     )
     if as_json:
         console.data(summary.as_json(reports))
