@@ -319,7 +319,7 @@ def test_damaged_files(refuse, ready):
     for args, name in [
         (("allocate", "--task", FIRST), "profiles/colours.parquet"),
         (("train-router", "--task", FIRST), "routers/colours.safetensors"),
-        (("train-task", "--task", FIRST), "allocations/colours.json"),
+        (("train-task", "--task", FIRST, "--force"), "allocations/colours.json"),
         (("train-task", "--task", SECOND), "features/halves.parquet"),
         (("evaluate", "--stage", "1", "--task", FIRST), "experts/colours.safetensors"),
         (("evaluate", "--stage", "0", "--task", FIRST, "--method", "seq-ft"), "seq-ft/0/colours.parquet"),

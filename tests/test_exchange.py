@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from families import every_family, family  # noqa: F401 - a fixture
+from builders import every_family, family  # noqa: F401 - a fixture
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import tiny
 import torch
-from families import every_family, family  # noqa: F401 - a fixture
+from builders import every_family, family  # noqa: F401 - a fixture
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from dmole_cli.backbones.blueprint import blueprint
