@@ -30,15 +30,17 @@ from dmole_cli.training.loop import train_expert
 
 BUDGETS = ("0.5%", "1%", "2%", "5%", "sites:25%", "sites:50%", "sites:100%")
 BYTES = 4  # of an expert's number, which is float32 while it trains and on disk
-# What a CPU's heap holds for a byte of tensors: freed places that no later tensor fits into stay with the process. Measured with
-# glibc by pipelines/bench/plan.py; a GPU's allocator packs tensors of one batch more closely.
-HEAP = 1.45
+# Freed places in a CPU's heap that no later tensor fits into stay with the process. How much they come to follows what a step
+# passes through the heap, which recomputing does not lessen: this share of what the step holds where nothing is recomputed.
+# Measured with glibc by pipelines/bench/plan.py; a GPU's allocator packs the tensors of equal batches more closely.
+HOLES = 0.35
 ASSUMES = (
     "batches are the longest samples of the task's training split, padded to the longest of them",
     "experts lie where the task's allocation puts them; without one, on the first sites that the budget holds, which keeps the "
     "most; on all sites where the budget cannot be",
     "no earlier expert joins, no penalty is added; a worker process that prepares batches has its own memory",
-    f"process = libraries as loaded here + weights + {HEAP} x tensors (the CPU's heap); on a GPU: weights + tensors",
+    f"process = libraries as loaded here + weights + tensors + {HOLES} x tensors without checkpointing, for holes in the CPU's "
+    "heap; on a GPU: weights + tensors",
 )
 Measure = Callable[..., object]
 
@@ -153,6 +155,7 @@ def _memory(
         lengths = backbone.inputs.lengths(samples, with_answer=True)
         for work, size in _batch_sizes(session, task, len(samples)).items():
             batch = _longest(backbone, samples, lengths, size)
+            held = 0  # without checkpointing, which comes first
             for checkpointing in (False, True):
                 doing: Callable[[], object]
                 if work == "profile":
@@ -160,7 +163,8 @@ def _memory(
                 else:
                     doing = partial(_train, session, task, backbone, sites, batch, checkpointing=checkpointing)
                 tensors = peak_bytes(backbone.model, doing)
-                process = libraries + weights + round(HEAP * tensors)
+                held = held or tensors
+                process = libraries + weights + tensors + round(HOLES * held)
                 tokens = max(len(sample.tokens) for sample in batch)
                 row = (task, work, len(batch), tokens, session.precision, checkpointing, tensors, weights, libraries)
                 found.append(Memory(*row, process))
