@@ -512,6 +512,14 @@ def test_meteor_of_every_caption_and_of_all(tmp_path):
     assert 0 < corpus < 1
 
 
+def test_a_meteor_that_dies_is_named(monkeypatch):
+    # Enough for the tokeniser, too little for METEOR's paraphrases.
+    monkeypatch.setenv("_JAVA_OPTIONS", "-Xmx60m")
+    with pytest.raises(DmoleError, match=r"METEOR .*OutOfMemoryError") as failure:
+        meteor.score(["a dog"], references=[["a cat"]], details=[{}])
+    assert "memory" in failure.value.hint
+
+
 def test_two_at_once_do_not_disturb_each_other():
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: caption_scores(), range(2))

