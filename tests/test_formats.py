@@ -309,10 +309,10 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_rows():
-    few, many = (next(bench.measured(count, times=1))["peak"] for count in (1_000, 24_000))
+    few, many = (next(bench.measured(count, times=1))["peak"] for count in (1_000, 48_000))
     assert many - few < 15 * 2**20
     # As a measure it would see them: as many samples in a list take more than that.
-    (kept,) = bench.measured(24_000, times=1, keep=True)
+    (kept,) = bench.measured(48_000, times=1, keep=True)
     assert kept["peak"] - few > 30 * 2**20
 
 
