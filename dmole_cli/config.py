@@ -110,6 +110,8 @@ class TrainSettings:
         warmup: share of the steps in which the rate rises.
         clip: largest norm of the gradient.
         dropout: on the input of the experts while training.
+        max_length: tokens of a training sample, template, pictures and answer included; longer ones lose the beginning of
+            their question (2048 in the reference). 0 sets no limit.
         transfer: let the nearest earlier expert join, frozen, where its router accepts the sample.
         checkpointing: recompute activations on the way back: less memory, more time, the same expert.
     """
@@ -121,6 +123,7 @@ class TrainSettings:
     warmup: float = 0.03
     clip: float = 1.0
     dropout: float = 0.0
+    max_length: int = 0
     transfer: bool = True
     checkpointing: bool = False
 
@@ -291,6 +294,7 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "train.epochs": (lambda v: v >= 0, "1 or more, or 0 for the card's"),
     "train.batch_size": (lambda v: v >= 0, "1 or more, or 0 for the card's"),
     "train.learning_rate": (lambda v: 0 <= v < math.inf, "over 0, or 0 for the card's"),
+    "train.max_length": (lambda v: v >= 0, "1 or more, or 0 for no limit"),
     "train.weight_decay": (lambda v: 0 <= v < math.inf, "0 or more"),
     "train.warmup": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "train.clip": (lambda v: v > 0, "over 0"),

@@ -47,6 +47,12 @@ def train_task(
     dropout: Annotated[
         float | None, typer.Option(help="On the experts' input while training, 0..1. [default: 0]")
     ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Tokens of a sample; longer ones lose the front of their question. [default: 0, no limit]"
+        ),
+    ] = None,
     transfer: Annotated[
         bool | None,
         typer.Option("--transfer/--no-transfer", help="Let the nearest earlier expert join, frozen (d-mole)."),
@@ -100,6 +106,7 @@ def train_task(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "dropout": dropout,
+        "max_length": max_length,
         "transfer": transfer,
         "checkpointing": checkpointing,
     }

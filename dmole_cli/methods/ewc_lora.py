@@ -56,7 +56,8 @@ def remember(stage: LoadedStage, training: Training) -> dict[str, torch.Tensor]:
     now = _named(training)
     total = {name: torch.zeros_like(matrix) for name, matrix in now.items()}
     batches = [[row] for row in rows]
-    for encoded in encoded_batches(stage.backbone, stage.samples, batches, with_answer=True):
+    limit = stage.config.train.max_length
+    for encoded in encoded_batches(stage.backbone, stage.samples, batches, with_answer=True, max_length=limit):
         inputs, picture_rows = stage.backbone.collate(encoded, left=False)
         with training.routed.route([(stage.task,)], rows=picture_rows):
             loss = stage.backbone.answer_loss(inputs)

@@ -57,7 +57,9 @@ def profile(session: Session, task: str, *, force: bool = False, track: Track = 
         # `per_sample` only where it is on: without it the file is what it was before there was such a setting.
         settings={"portion": settings.portion, "batch_size": settings.batch_size, "sites": settings.sites}
         | {"precision": session.precision}
-        | ({"per_sample": True} if settings.per_sample else {}),
+        | ({"per_sample": True} if settings.per_sample else {})
+        # Profiling sees the samples as training does.
+        | ({"max_length": config.train.max_length} if config.train.max_length else {}),
         inputs={f"data:{task}/train": session.data_digest(task, "train")},
         versions=versions("torch", "transformers"),
     )
@@ -70,7 +72,7 @@ def profile(session: Session, task: str, *, force: bool = False, track: Track = 
     backbone = session.load()
     sites = find_sites(backbone.model, settings.sites)
     with session.measured("profile", task):
-        encoded = encoded_batches(backbone, samples, batches, with_answer=True)
+        encoded = encoded_batches(backbone, samples, batches, with_answer=True, max_length=config.train.max_length)
         rows = measure(
             backbone,
             sites,

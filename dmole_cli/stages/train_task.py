@@ -6,7 +6,7 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from dmole_cli.tasks import TaskCard
 from dmole_cli.training.batches import encoded_batches, seed_for, shuffled
 from dmole_cli.training.gradients import recomputed
 from dmole_cli.training.loop import Losses, train_expert
+from dmole_cli.training.truncation import Shortened
 from dmole_cli.upstream import check_inputs
 
 
@@ -91,16 +92,18 @@ def train_task(
     with session.measured(f"train-task-{method}", task):
         samples = training_samples(session, task, shares)
         loaded = LoadedStage(rules, run, config, stage.options, task, samples, backbone)
-        expert, memory, losses = _train(session, loaded, recipe, track)
+        expert, memory, losses, shortened = _train(session, loaded, recipe, track)
         if rules.remembers:
             # First, because the expert is what says that the work is done.
             write_memory(run.memory(task, method), memory, header)
-        write_expert(path, ExpertFile(expert.sites, expert.scale, header, expert.gates))
+        told = {"shortened": shortened} if config.train.max_length else {}
+        write_expert(path, ExpertFile(expert.sites, expert.scale, replace(header, facts=told), expert.gates))
     facts = {
         "parameters": sum(p.numel() for p in expert.parameters()),
         "steps": len(losses.answers),
         "first_loss": round(losses.answers[0], 4),
         "last_loss": _last(losses.answers),
+        **told,
     }
     if losses.penalty:
         facts["last_penalty"] = _last(losses.penalty)
@@ -147,8 +150,10 @@ def recipe_of(session: Session, card: TaskCard, options: Mapping[str, float]) ->
     """The training recipe: the settings where they are given, then the method's learning rate, the card's values elsewhere."""
     settings = asdict(session.config.train)
     settings["learning_rate"] = settings["learning_rate"] or options["learning_rate"]
-    # `transfer` is a rule and `checkpointing` changes no bit of the result: neither belongs to the recipe.
-    keys = [key for key in settings if key not in ("transfer", "checkpointing")]
+    # `transfer` is a rule and `checkpointing` changes no bit of the result: neither belongs to the recipe. A limit does where
+    # there is one.
+    without = {"transfer", "checkpointing", *(() if settings["max_length"] else ("max_length",))}
+    keys = [key for key in settings if key not in without]
     recipe = {key: settings[key] or getattr(card.recipe, key, settings[key]) for key in keys}
     # Only where there are any: without them the header is what it was before there was such a thing.
     return recipe | ({"repeats": card.recipe.repeats} if card.recipe.repeats > 1 else {})
@@ -156,8 +161,8 @@ def recipe_of(session: Session, card: TaskCard, options: Mapping[str, float]) ->
 
 def _train(
     session: Session, stage: LoadedStage, recipe: Mapping[str, float], track: Track
-) -> tuple[Expert, dict[str, torch.Tensor], Losses]:
-    """The trained expert, what the method remembers of it, and its losses."""
+) -> tuple[Expert, dict[str, torch.Tensor], Losses, int]:
+    """The trained expert, what the method remembers of it, its losses, and how many samples were shortened."""
     config, run, backbone, rules, task = stage.config, stage.run, stage.backbone, stage.method, stage.task
     before = rules.start(config.tasks, task)
     generator = torch.Generator().manual_seed(seed_for(config.seed, task, "expert"))
@@ -188,7 +193,11 @@ def _train(
             joins=list(joins) * repeats,
         )
         order = [[row % count for row in batch] for batch in order]
-        encoded = encoded_batches(backbone, stage.samples, order, with_answer=True)
+        limit = config.train.max_length
+        shortened = Shortened(backbone, stage.samples, max_length=limit)
+        encoded = shortened.watch(
+            order, encoded_batches(backbone, stage.samples, order, with_answer=True, max_length=limit)
+        )
         # Seeded here and for this task alone, or dropout would depend on what the process did before.
         saving = recomputed(backbone) if config.train.checkpointing else nullcontext()
         with torch.random.fork_rng(devices=[]), saving:
@@ -209,7 +218,7 @@ def _train(
     finally:
         routed.close()
         seen.close()
-    return expert, remembered, losses
+    return expert, remembered, losses, len(shortened.rows)
 
 
 def _routed_batches(

@@ -14,6 +14,7 @@ from dmole_cli.artifacts.pictures import PictureDigests
 from dmole_cli.backbones.adapter import Backbone, Encoded
 from dmole_cli.errors import DmoleError
 from dmole_cli.sample import Sample
+from dmole_cli.training.truncation import fitted
 
 WORKER_FROM = 256  # samples from which a worker process pays for its start
 WINDOW = 50  # batches among which samples are sorted by length
@@ -23,8 +24,8 @@ KEPT = 4096  # encoded samples that a worker keeps for the next pass
 class _Samples(Dataset):
     """Encodes on demand; an error travels as a value, because a worker would wrap it into a traceback."""
 
-    def __init__(self, backbone: Backbone, samples: Sequence[Sample], *, with_answer: bool) -> None:
-        self.backbone, self.samples, self.with_answer = backbone, samples, with_answer
+    def __init__(self, backbone: Backbone, samples: Sequence[Sample], *, with_answer: bool, max_length: int) -> None:
+        self.backbone, self.samples, self.with_answer, self.max_length = backbone, samples, with_answer, max_length
         self.kept: dict[int, Encoded] = {}
 
     def __len__(self) -> int:
@@ -34,7 +35,7 @@ class _Samples(Dataset):
         if index in self.kept:
             return self.kept[index]
         try:
-            encoded = self.backbone.encode(self.samples[index], with_answer=self.with_answer)
+            encoded = self._encode(self.samples[index])
         except DmoleError as error:
             return error
         except Exception as error:  # whatever a processor says to a picture or a text that it cannot take
@@ -43,6 +44,11 @@ class _Samples(Dataset):
         if len(self.kept) < KEPT:
             self.kept[index] = encoded
         return encoded
+
+    def _encode(self, sample: Sample) -> Encoded:
+        if self.with_answer:
+            return fitted(self.backbone, sample, max_length=self.max_length)
+        return self.backbone.encode(sample, with_answer=False)
 
 
 def _to_arrays(rows: list[Encoded | DmoleError]) -> list[Encoded | DmoleError]:
@@ -57,16 +63,21 @@ def _leave_signals(worker: int) -> None:
 
 
 def encoded_batches(
-    backbone: Backbone, samples: Sequence[Sample], batches: Sequence[Sequence[int]], *, with_answer: bool
+    backbone: Backbone,
+    samples: Sequence[Sample],
+    batches: Sequence[Sequence[int]],
+    *,
+    with_answer: bool,
+    max_length: int = 0,
 ) -> Iterator[list[Encoded]]:
-    """Encode `samples[i] for i in batch` for every batch, in order.
+    """Encode `samples[i] for i in batch` for every batch, in order; with answers, in at most `max_length` tokens if over 0.
 
     Raises:
         DmoleError: a sample cannot be read.
     """
     workers = 1 if sum(len(b) for b in batches) >= WORKER_FROM else 0
     loader = DataLoader(
-        _Samples(backbone, samples, with_answer=with_answer),
+        _Samples(backbone, samples, with_answer=with_answer, max_length=max_length),
         batch_sampler=batches,  # type: ignore[arg-type]
         collate_fn=_to_arrays,
         num_workers=workers,

@@ -1,0 +1,90 @@
+"""Samples that are longer than train.max_length: what is cut, what never is, and who says so."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from dmole_cli.backbones.adapter import IGNORED
+from dmole_cli.errors import DmoleError
+from dmole_cli.sample import Sample
+from dmole_cli.tasks import load_card, samples
+from dmole_cli.training.batches import encoded_batches
+from dmole_cli.training.truncation import Shortened, fitted
+
+LONG = "First a story that nobody needs. " * 3 + "Colour, in one letter?"
+
+
+@pytest.fixture
+def sample(stream) -> Sample:
+    row = samples(load_card(stream / "tasks" / "colours.toml"), "train")[0]
+    return replace(row, question=LONG, answer="red and green")
+
+
+def answer_of(backbone, encoded) -> str:
+    return backbone.tokenizer.decode(encoded.labels[encoded.labels != IGNORED], skip_special_tokens=True)
+
+
+def test_the_question_loses_its_front_and_nothing_else(backbone, sample):
+    whole = backbone.encode(sample, with_answer=True)
+    limit = len(whole.tokens) - 60
+    cut = fitted(backbone, sample, max_length=limit)
+    assert len(cut.tokens) == limit
+    question = backbone.tokenizer.decode(cut.instruction)
+    assert LONG.endswith(question) and question.endswith("Colour, in one letter?") and len(question) == len(LONG) - 60
+    assert answer_of(backbone, cut) == answer_of(backbone, whole) == "red and green"
+    assert all(torch.equal(cut.vision[key], whole.vision[key]) for key in whole.vision)
+
+
+def test_a_sample_that_fits_is_as_it_was(backbone, sample):
+    whole = backbone.encode(sample, with_answer=True)
+    for limit in (0, len(whole.tokens)):
+        assert torch.equal(fitted(backbone, sample, max_length=limit).tokens, whole.tokens)
+
+
+def test_letters_of_several_tokens_are_cut_between_letters(backbone, sample):
+    umlauts = replace(sample, question="ä" * 40)
+    whole = backbone.encode(umlauts, with_answer=True)
+    cut = fitted(backbone, umlauts, max_length=len(whole.tokens) - 7)
+    assert backbone.tokenizer.decode(cut.instruction) == "ä" * 36
+
+
+def test_a_row_without_room_for_its_answer_is_refused(backbone, sample):
+    with pytest.raises(
+        DmoleError, match=f"{sample.sample_id}.*tokens of template, pictures and answer alone"
+    ) as caught:
+        fitted(backbone, sample, max_length=12)
+    assert "never cut" in caught.value.hint
+
+
+def test_batches_say_which_samples_they_shortened(backbone, sample):
+    rows = [replace(sample, question="Colour?"), sample]
+    limit = len(backbone.encode(sample, with_answer=True).tokens) - 30
+    order = [[1, 0], [0], [1]]
+    shortened = Shortened(backbone, rows, max_length=limit)
+    batches = encoded_batches(backbone, rows, order, with_answer=True, max_length=limit)
+    lengths = [[len(one.tokens) for one in batch] for batch in shortened.watch(order, batches)]
+    assert lengths[0][0] == lengths[2][0] == limit > lengths[1][0]
+    assert shortened.rows == {1}
+
+
+def test_training_says_how_many_samples_were_shortened(tmp_path, run):
+    folder = tiny.write_stream(tmp_path)
+    data = folder / "tasks" / "colours" / "train.jsonl"
+    records = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    for record in records[:3]:
+        record["conversations"][0]["value"] = f"<image>\n{LONG}"
+    tiny.write_records(data, records)
+    for command in ("profile", "allocate", "train-router"):
+        tiny.succeed(command, "--task", "colours", cwd=folder, run=run)
+    arguments = ("train-task", "--task", "colours", "--epochs", "1", "--json")
+    [free] = json.loads(tiny.succeed(*arguments, cwd=folder, run=run).stdout)
+    assert "shortened" not in free
+    done = run(*arguments, "--max-length", "60", cwd=folder)
+    assert done.returncode == 1 and "max_length None -> 60" in done.stderr  # another expert than before
+    [cut] = json.loads(tiny.succeed(*arguments, "--max-length", "60", "--force", cwd=folder, run=run).stdout)
+    assert cut["shortened"] == 3
+    done = run(*arguments, "--max-length", "8", "--force", cwd=folder)
+    assert done.returncode == 1 and "answer alone" in done.stderr and "Traceback" not in done.stderr
