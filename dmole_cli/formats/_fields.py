@@ -4,14 +4,67 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from dmole_cli.errors import DmoleError
 
+Made = TypeVar("Made")
 SHOWN = 3
+# What a record can be unusable for: its answer is `empty`, it is no `record` of the format, another file has no `annotation`.
+Note = Callable[[str, int, Sequence[str]], None]
+_NOTE: ContextVar[Note | None] = ContextVar("note", default=None)
+
+
+class Unusable(DmoleError):
+    """A record that cannot be used, of a `kind` (see `Note`)."""
+
+    def __init__(self, message: str, hint: str, *, kind: str = "record") -> None:
+        super().__init__(message, hint)
+        self.kind = kind
+
+
+@contextmanager
+def noting(note: Note) -> Iterator[None]:
+    """While this lasts, what cannot be used is told to `note` (kind, how many, the first few in words) and left out,
+    instead of being an error: to look at data as a whole, never to train on them."""
+    token = _NOTE.set(note)
+    try:
+        yield
+    finally:
+        _NOTE.reset(token)
+
+
+def noted() -> bool:
+    """Whether records that cannot be used are left out at present."""
+    return _NOTE.get() is not None
+
+
+def tell(error: Unusable) -> None:
+    """Raise it, or have it noted."""
+    note = _NOTE.get()
+    if note is None:
+        raise error
+    note(error.kind, 1, [error.message])
+
+
+def usable(places: Iterable[tuple[str, Any]], read: Callable[[str, Any], Iterable[Made]]) -> Iterator[Made]:
+    """What is read from each (place, value), all of a record or nothing.
+
+    Raises:
+        Unusable: a record cannot be used, and nobody notes it.
+    """
+    for place, value in places:
+        try:
+            made = list(read(place, value))
+        except Unusable as error:
+            tell(error)
+        else:
+            yield from made
 
 
 class Record:
@@ -30,9 +83,9 @@ class Record:
             self.refuse("a record must be an object")
         self.value: dict[str, Any] = value
 
-    def refuse(self, what: str, hint: str = "") -> NoReturn:
-        """Say what is wrong with it."""
-        raise DmoleError(f"{self.path}, {self.place}: {what}", hint or self.hint)
+    def refuse(self, what: str, hint: str = "", *, kind: str = "record") -> NoReturn:
+        """Say what is wrong with it (`kind`: see `Note`)."""
+        raise Unusable(f"{self.path}, {self.place}: {what}", hint or self.hint, kind=kind)
 
     def text(self, key: str) -> str:
         """A text that is not empty; a number counts as its digits."""
@@ -42,7 +95,7 @@ class Record:
         if not isinstance(value, str):
             self.refuse(f"'{key}' must be a text, not {value!r}")
         if not value.strip():
-            self.refuse(f"'{key}' is empty")
+            self.refuse(f"'{key}' is empty", kind="empty")
         return value.strip()
 
     def texts(self, key: str) -> list[str]:
@@ -135,8 +188,11 @@ class Unannotated:
             self.first.append(str(name))
 
     def refuse(self) -> None:
-        """Raise if there was one."""
-        if self.count:
+        """Raise, or have it noted, if there was one."""
+        note = _NOTE.get()
+        if self.count and note is not None:
+            note("annotation", self.count, [f"{self.path} has no {self.what} for {name}" for name in self.first])
+        elif self.count:
             more = " ..." if self.count > len(self.first) else ""
             raise DmoleError(
                 f"{self.path} has no {self.what} for {self.count} of the split's ids: {', '.join(self.first)}{more}",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dmole_cli.errors import DmoleError
+from dmole_cli.formats._fields import Unusable, tell
 
 PIECE = 1 << 20  # characters read at a time
 # A value that is cut off by the end of a piece fails within so many characters of it; any earlier failure is a mistake.
@@ -50,9 +51,11 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
             if not line.strip():
                 continue
             try:
-                yield f"line {number}", json.loads(line)
+                value = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DmoleError(f"{path}, line {number}: not JSON ({error.msg})", "mend or remove the line") from error
+                tell(Unusable(f"{path}, line {number}: not JSON ({error.msg})", "mend or remove the line"))
+            else:
+                yield f"line {number}", value
 
 
 def members(path: Path) -> Iterator[Member]:

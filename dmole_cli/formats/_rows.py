@@ -17,10 +17,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, overload
 
 from dmole_cli.artifacts.files import digest_of, digest_of_file, replacing
 from dmole_cli.errors import DmoleError
+from dmole_cli.formats._fields import noted
 from dmole_cli.formats._pictures import open_picture
 from dmole_cli.formats._seeds import stable_hash
 from dmole_cli.sample import Sample
@@ -38,7 +40,8 @@ IN_MEMORY = 4 << 20  # bytes of annotations up to which nothing is written: read
 
 # Of every format of files, relative to --data-root or the card: the annotations of each split, and the folders that
 # pictures' names start at (those of the test split, where they lie elsewhere). `held_out` is the share of training
-# pictures that are the validation split where there is no file of one; they are not trained on.
+# pictures that are the validation split where there is no file of one, `held_out_test` those that are the test split; they
+# are not trained on.
 FILE_OPTIONS: Mapping[str, Any] = {
     "train": "",
     "validation": "",
@@ -46,6 +49,7 @@ FILE_OPTIONS: Mapping[str, Any] = {
     "images": "",
     "test_images": "",
     "held_out": 0.0,
+    "held_out_test": 0.0,
 }
 
 
@@ -93,22 +97,22 @@ def load_rows(
         DmoleError: a file is missing or unreadable, or a record is not usable; names the file and the record.
     """
     options, root = card.data, data_root or card.path.parent
-    if not 0 <= options["held_out"] < 1:
-        raise DmoleError(f"{card.path}: data.held_out is {options['held_out']}", "give a share from 0 to below 1")
+    shares = shares_of(card)
     part = "train" if card.holds_out(split) else split
     if not options[part]:
         return []
     path = root / options[part]
     others = {name: root / options[name] for name in beside if options[name]}
     # What is held out of training is decided after reading, so that both splits share one Arrow file.
-    divided = part == "train" and not options["validation"] and options["held_out"] > 0
+    divided = part == "train" and bool(shares)
     size = getattr(card.sizes, split)
     rows = converted(
         partial(prompted, card.prompt, path, partial(read, path, others), None if divided else size or None),
-        key=[card.format, card.prompt, dict(options), None if divided else size, part],
+        # Some formats read a split that is trained on otherwise than one that is scored.
+        key=[card.format, card.prompt, dict(options), None if divided else size, part, split == "train"],
         content=_content([path, *others.values()]),
     )
-    chosen = divide(rows, options["held_out"], size, held=split == "validation") if divided else None
+    chosen = divide(rows, shares, size, split=split) if divided else None
     folder = options["test_images"] if part == "test" and options["test_images"] else ""
     return FileRows(
         rows, split, annotations=path, images=root / (folder or options["images"]), within=folder, chosen=chosen
@@ -197,8 +201,29 @@ class FileRows(Sequence[Sample]):
         return tuple(partial(open_picture, path, row=place) for path in paths), tuple(f"file:{n}" for n in names), paths
 
 
-def divide(rows: Rows, share: float, size: int, *, held: bool) -> array[int]:
-    """Indices of the rows that are held out, or of the others; rows of one picture go together.
+def shares_of(card: TaskCard) -> dict[str, float]:
+    """The splits that are parts of the training file, each with its share of the pictures.
+
+    Raises:
+        DmoleError: a share is none, or nothing is left to train on.
+    """
+    keys = {"validation": "held_out", "test": "held_out_test"}
+    for key in keys.values():
+        if not 0 <= card.data[key] < 1:
+            raise DmoleError(f"{card.path}: data.{key} is {card.data[key]}", "give a share from 0 to below 1")
+    shares = {split: card.data[key] for split, key in keys.items() if card.holds_out(split)}
+    if sum(shares.values()) >= 1:
+        hint = "together they must be below 1, or nothing is left to train on"
+        raise DmoleError(
+            f"{card.path}: data.held_out and data.held_out_test are {card.data['held_out']} and "
+            f"{card.data['held_out_test']}",
+            hint,
+        )
+    return shares
+
+
+def divide(rows: Rows, shares: Mapping[str, float], size: int, *, split: str) -> array[int]:
+    """Indices of the rows of one split of a file that holds several; rows of one picture go together.
 
     Which pictures are held out depends on their names alone, so that tasks over the same pictures agree.
     """
@@ -206,11 +231,20 @@ def divide(rows: Rows, share: float, size: int, *, held: bool) -> array[int]:
     for index in range(len(rows)):
         row = rows[index]
         names = sorted(row["images"]) or [row["question"]]
-        if (stable_hash("held out", *names) / 2**64 < share) == held:
+        if _part(stable_hash("held out", *names) / 2**64, shares) == split:
             chosen.append(index)
         if size and len(chosen) == size:
             break
     return chosen
+
+
+def _part(place: float, shares: Mapping[str, float]) -> str:
+    """The split at a place from 0 to 1: the parts that are held out lie one after another, training behind them."""
+    for split, share in shares.items():
+        if place < share:
+            return split
+        place -= share
+    return "train"
 
 
 # ------------------------------------------------------------------------------------------------ the Arrow file
@@ -227,6 +261,7 @@ class Rows:
 
     def __init__(self, source: Path | pa.Buffer) -> None:
         self.source = source
+        self.folder: TemporaryDirectory[str] | None = None  # that the file goes with
         self._open()
 
     def _open(self) -> None:
@@ -242,7 +277,7 @@ class Rows:
         return self.source  # a worker process opens the file itself
 
     def __setstate__(self, source: Path | pa.Buffer) -> None:
-        self.source = source
+        self.source, self.folder = source, None
         self._open()
 
     def __len__(self) -> int:
@@ -268,6 +303,8 @@ def converted(rows: Callable[[], Iterable[Row]], *, key: Sequence[Any], content:
     """
     import pyarrow as pa
 
+    if noted():  # rows are left out: nothing that training may find again
+        return _aside(rows)
     if not content:
         sink = pa.BufferOutputStream()
         _write(sink, rows())
@@ -277,6 +314,16 @@ def converted(rows: Callable[[], Iterable[Row]], *, key: Sequence[Any], content:
         with _kept(path) as temporary:
             _write(str(temporary), rows())
     return Rows(path)
+
+
+def _aside(rows: Callable[[], Iterable[Row]]) -> Rows:
+    """Rows in a file that goes when they do."""
+    folder = TemporaryDirectory(prefix="dmole-")
+    path = Path(folder.name, "rows.arrow")
+    _write(str(path), rows())
+    found = Rows(path)
+    found.folder = folder
+    return found
 
 
 @contextmanager

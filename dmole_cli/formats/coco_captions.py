@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.formats._fields import Record, Unannotated
+from dmole_cli.formats._fields import Record, Unannotated, usable
 from dmole_cli.formats._json import members
 from dmole_cli.formats._lookup import looked_up
 from dmole_cli.formats._rows import FILE_OPTIONS, Row, load_rows
@@ -36,26 +36,34 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
 def _read(path: Path, beside: Mapping[str, Path], *, each: bool) -> Iterator[Row]:
     missing = Unannotated(path, "caption")
     with looked_up(_captions(path)) as captions:
-        for place, image in _members(path, "images"):
+
+        def rows(place: str, value: Any) -> Iterator[Row]:
+            image = Record(path, place, value, hint=HINT)
             key, name = image.value.get("id"), image.value.get("file_name", image.value.get("image"))
             if key is None or not isinstance(name, str):
                 image.refuse("an image needs 'id' and 'file_name'")
             texts = tuple(captions.all(key))
             if not texts:
                 missing.add(key)
-            for text in texts if each else texts[:1]:
-                yield Row(place, question="", answer=text, references=texts, images=(name,), details={"id": key})
+            for number, text in enumerate(texts if each else texts[:1]):
+                own = f"{key}#{number}" if each else key
+                yield Row(place, question="", answer=text, references=texts, images=(name,), details={"id": own})
+
+        yield from usable(_members(path, "images"), rows)
     missing.refuse()
 
 
 def _captions(path: Path) -> Iterator[tuple[Any, str]]:
-    for _, annotation in _members(path, "annotations"):
+    def pair(place: str, value: Any) -> Iterator[tuple[Any, str]]:
+        annotation = Record(path, place, value, hint=HINT)
         if annotation.value.get("image_id") is None:
             annotation.refuse("an annotation needs 'image_id'")
         yield annotation.value["image_id"], annotation.text("caption")
 
+    return usable(_members(path, "annotations"), pair)
 
-def _members(path: Path, group: str) -> Iterator[tuple[str, Record]]:
+
+def _members(path: Path, group: str) -> Iterator[tuple[str, Any]]:
     for member in members(path):
         if member.group == group:
-            yield member.place, Record(path, member.place, member.value, hint=HINT)
+            yield member.place, member.value

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmole_cli.formats._annotations import answers_by_question, problem_of
 from dmole_cli.formats._boxes import framed
-from dmole_cli.formats._fields import Record, Unannotated, identity, most_given
+from dmole_cli.formats._fields import Record, Unannotated, identity, most_given, usable
 from dmole_cli.formats._json import entries, records
 from dmole_cli.formats._lookup import Lookup, looked_up
 from dmole_cli.formats._rows import FILE_OPTIONS, Row, load_rows
@@ -48,7 +48,8 @@ def _read(path: Path, beside: Mapping[str, Path]) -> Iterator[Row]:
         if "problems" in beside:
             problems = opened.enter_context(looked_up(entries(beside["problems"])))
         missing = [Unannotated(file, {"annotations": "answers"}.get(name, "problem")) for name, file in beside.items()]
-        for place, value in records(path):
+
+        def row(place: str, value: Any) -> Iterator[Row]:
             record = Record(path, place, value, hint=HINT)
             found = [_found(record, lookup) for lookup in (answers, problems) if lookup is not None]
             for unknown, hit in zip(missing, found, strict=True):
@@ -57,6 +58,8 @@ def _read(path: Path, beside: Mapping[str, Path]) -> Iterator[Row]:
             if None not in found:
                 given = found[0] if answers is not None else None
                 yield _row(record, given, (beside["problems"], found[-1]) if problems is not None else None)
+
+        yield from usable(records(path), row)
         for unknown in missing:
             unknown.refuse()
 
@@ -78,6 +81,7 @@ def _row(record: Record, given: list[str] | None, problem: tuple[Path, Any] | No
         details |= {"options": choices, "answer": source.value["answer"]}
     elif given is not None:
         answer = most_given(given)
+        # The one answer that CoIN itself compares with (its rule is the metric coin_exact_match).
         if "answer" in record.value:
             details["coin_answer"] = record.text("answer")
     else:

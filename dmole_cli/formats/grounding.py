@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmole_cli.errors import DmoleError
 from dmole_cli.formats._boxes import UNITS, framed, written
-from dmole_cli.formats._fields import Record, identity
+from dmole_cli.formats._fields import Record, identity, usable
 from dmole_cli.formats._json import records
 from dmole_cli.formats._rows import FILE_OPTIONS, Row, load_rows
 from dmole_cli.sample import Sample
@@ -47,21 +47,23 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
 
 
 def _read(path: Path, beside: Mapping[str, Path], *, keys: Mapping[str, str]) -> Iterator[Row]:
+    return usable(records(path), lambda place, value: [_row(Record(path, place, value, hint=HINT), keys)])
+
+
+def _row(record: Record, keys: Mapping[str, str]) -> Row:
     unit = keys["boxes"]
-    for place, value in records(path):
-        record = Record(path, place, value, hint=HINT)
-        width, height = record.length(keys["width"]), record.length(keys["height"])
-        details = framed(record.numbers(keys["box"], 4), unit=unit, width=width, height=height)
-        left, top, right, bottom = details["box"]
-        if not (left < right and top < bottom):
-            record.refuse(f"the box {details['box']} is empty: left, top, right, bottom are expected")
-        answer = written(details, unit=unit)
-        yield Row(
-            place,
-            question=record.text(keys["question"]),
-            answer=answer,
-            references=(answer,),
-            images=record.images(keys["image"]),
-            details=details | identity(record),
-            named=record.named(),
-        )
+    width, height = record.length(keys["width"]), record.length(keys["height"])
+    details = framed(record.numbers(keys["box"], 4), unit=unit, width=width, height=height)
+    left, top, right, bottom = details["box"]
+    if not (left < right and top < bottom):
+        record.refuse(f"the box {details['box']} is empty: left, top, right, bottom are expected")
+    answer = written(details, unit=unit)
+    return Row(
+        record.place,
+        question=record.text(keys["question"]),
+        answer=answer,
+        references=(answer,),
+        images=record.images(keys["image"]),
+        details=details | identity(record),
+        named=record.named(),
+    )

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.errors import DmoleError
-from dmole_cli.formats._fields import Record, letter_of, lettered
+from dmole_cli.formats._fields import Record, letter_of, lettered, usable
 from dmole_cli.formats._pictures import open_bytes
-from dmole_cli.formats._rows import FileRows, Pictures, Row, converted, divide, prompted
+from dmole_cli.formats._rows import FileRows, Pictures, Row, converted, divide, prompted, shares_of
 from dmole_cli.sample import Sample
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ OPTIONS: Mapping[str, Any] = {
     "choices": "",
     "details": "",
     "held_out": 0.0,
+    "held_out_test": 0.0,
 }
 FILLS_PROMPT = True
 
@@ -64,7 +65,8 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
     # As Arrow, so that nothing is decoded: a picture stays the bytes of its file.
     data = _with_columns(data, options, columns, card.path).with_format("arrow")
     size = getattr(card.sizes, split)
-    divided = options["held_out"] > 0 and not options["validation"] and split != "test"
+    shares = shares_of(card)
+    divided = bool(shares) and (split == "train" or split in shares)
     title = f"{options['dataset']}, split {part}"
     rows = converted(
         partial(
@@ -77,7 +79,7 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
         key=[card.format, card.prompt, dict(options), None if divided else size, part],
         content=[data._fingerprint] if len(data) > FEW else [],
     )
-    chosen = divide(rows, options["held_out"], size, held=split == "validation") if divided else None
+    chosen = divide(rows, shares, size, split=split) if divided else None
     return _PictureRows(rows, split, annotations=Path(title), images=Path(), chosen=chosen, data=data, columns=columns)
 
 
@@ -167,7 +169,8 @@ def _rows(data: Any, options: Mapping[str, Any], columns: Sequence[str], title: 
     kind = data.features[options["answer"]]
     classes = kind.names if isinstance(kind, datasets.ClassLabel) else None
     values = (value for block in data.iter(batch_size=BLOCK) for value in block.to_pylist())
-    for number, value in enumerate(values):
+
+    def row(number: str, value: Any) -> Iterator[Row]:
         record = Record(Path(title), f"row {number}", value, hint=HINT)
         choices = record.texts(options["choices"]) if options["choices"] else []
         answers = _answers(record, options["answer"], choices, classes)
@@ -184,6 +187,8 @@ def _rows(data: Any, options: Mapping[str, Any], columns: Sequence[str], title: 
             details=details,
             named=record.named() | ({"options": lettered(choices)} if choices else {}),
         )
+
+    return usable(((str(number), value) for number, value in enumerate(values)), row)
 
 
 def _answers(record: Record, key: str, choices: list[str], classes: list[str] | None) -> list[str]:

@@ -8,10 +8,11 @@ compares one answer; and no answer is learned twice. What it costs is that the p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.formats._fields import Record
+from dmole_cli.formats._fields import Record, identity, usable
 from dmole_cli.formats._json import records
 from dmole_cli.formats._rows import FILE_OPTIONS, Row, load_rows
 from dmole_cli.sample import Sample
@@ -43,20 +44,24 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
 
 
 def _read(path: Path, beside: Mapping[str, Path]) -> Iterator[Row]:
-    for place, value in records(path):
-        record = Record(path, place, value if isinstance(value, dict) else {}, hint=HINT)
-        turns = _turns(record)
-        images = record.images()
-        for question, answer in turns:
-            yield Row(
-                place=place,
-                question=question,
-                answer=answer,
-                references=_references(record, answer, alone=len(turns) == 1),
-                images=images,
-                details={key: record.value[key] for key in DETAIL_KEYS if key in record.value},
-                named=record.named(),
-            )
+    return usable(records(path), partial(_rows, path))
+
+
+def _rows(path: Path, place: str, value: Any) -> Iterator[Row]:
+    record = Record(path, place, value if isinstance(value, dict) else {}, hint=HINT)
+    turns = _turns(record)
+    images = record.images()
+    for number, (question, answer) in enumerate(turns):
+        own = {key: f"{value}#{number}" if len(turns) > 1 else value for key, value in identity(record, "id").items()}
+        yield Row(
+            place=place,
+            question=question,
+            answer=answer,
+            references=_references(record, answer, alone=len(turns) == 1),
+            images=images,
+            details={key: record.value[key] for key in DETAIL_KEYS if key in record.value} | own,
+            named=record.named(),
+        )
 
 
 def _turns(record: Record) -> list[tuple[str, str]]:
@@ -73,10 +78,12 @@ def _turns(record: Record) -> list[tuple[str, str]]:
             record.refuse("questions (human) and answers (gpt) must alternate, a question first")
         if not text:
             record.refuse(
-                f"the {kind} is empty", "" if kind == "question" else "give the record an answer or remove it"
+                f"the {kind} is empty",
+                "" if kind == "question" else "give the record an answer or remove it",
+                kind="record" if kind == "question" else "empty",
             )
     if len(texts) % 2 or not texts:
-        record.refuse("the answer is empty", "give the record an answer or remove it")
+        record.refuse("the answer is empty", "give the record an answer or remove it", kind="empty")
     for (_, question), (_, answer) in zip(texts[::2], texts[1::2], strict=True):
         whole = "\n".join([*said, f"User: {question}" if said else question])
         found.append((f"{system}\n{whole}" if system else whole, answer))

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.formats._fields import Record, identity, letter_of, lettered
+from dmole_cli.formats._fields import Record, identity, letter_of, lettered, usable
 from dmole_cli.formats._json import records
 from dmole_cli.formats._rows import FILE_OPTIONS, Row, load_rows
 from dmole_cli.sample import Sample
@@ -44,20 +44,22 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
 
 
 def _read(path: Path, beside: Mapping[str, Path], *, keys: Mapping[str, str]) -> Iterator[Row]:
-    for place, value in records(path):
-        record = Record(path, place, value, hint=HINT)
-        choices = record.texts(keys["choices"])
-        letter = letter_of(record.value.get(keys["answer"]), choices)
-        if not 2 <= len(choices) <= MOST:
-            record.refuse(f"a question needs 2 to {MOST} options, not {len(choices)}")
-        if letter is None:
-            record.refuse(f"the answer {record.value.get(keys['answer'])!r} is none of the {len(choices)} options")
-        yield Row(
-            place,
-            question=record.text(keys["question"]),
-            answer=letter,
-            references=(letter,),
-            images=record.images(keys["image"]),
-            details={"options": choices, "answer": letter, **identity(record)},
-            named=record.named() | {"options": lettered(choices)},
-        )
+    return usable(records(path), lambda place, value: [_row(Record(path, place, value, hint=HINT), keys)])
+
+
+def _row(record: Record, keys: Mapping[str, str]) -> Row:
+    choices = record.texts(keys["choices"])
+    letter = letter_of(record.value.get(keys["answer"]), choices)
+    if not 2 <= len(choices) <= MOST:
+        record.refuse(f"a question needs 2 to {MOST} options, not {len(choices)}")
+    if letter is None:
+        record.refuse(f"the answer {record.value.get(keys['answer'])!r} is none of the {len(choices)} options")
+    return Row(
+        record.place,
+        question=record.text(keys["question"]),
+        answer=letter,
+        references=(letter,),
+        images=record.images(keys["image"]),
+        details={"options": choices, "answer": letter, **identity(record)},
+        named=record.named() | {"options": lettered(choices)},
+    )

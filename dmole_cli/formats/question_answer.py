@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.formats._fields import Record, identity
+from dmole_cli.formats._fields import Record, identity, usable
 from dmole_cli.formats._json import records
 from dmole_cli.formats._rows import FILE_OPTIONS, Row, load_rows
 from dmole_cli.sample import Sample
@@ -32,16 +32,18 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
 
 
 def _read(path: Path, beside: Mapping[str, Path], *, keys: Mapping[str, str]) -> Iterator[Row]:
-    for place, value in records(path):
-        record = Record(path, place, value, hint=HINT)
-        several = isinstance(record.value.get(keys["answer"]), list)
-        answers = record.texts(keys["answer"]) if several else [record.text(keys["answer"])]
-        yield Row(
-            place,
-            question=record.text(keys["question"]),
-            answer=answers[0],
-            references=tuple(answers),
-            images=record.images(keys["image"]),
-            details=identity(record),
-            named=record.named(),
-        )
+    return usable(records(path), lambda place, value: [_row(Record(path, place, value, hint=HINT), keys)])
+
+
+def _row(record: Record, keys: Mapping[str, str]) -> Row:
+    several = isinstance(record.value.get(keys["answer"]), list)
+    answers = record.texts(keys["answer"]) if several else [record.text(keys["answer"])]
+    return Row(
+        record.place,
+        question=record.text(keys["question"]),
+        answer=answers[0],
+        references=tuple(answers),
+        images=record.images(keys["image"]),
+        details=identity(record),
+        named=record.named(),
+    )

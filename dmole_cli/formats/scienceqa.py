@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.formats._annotations import problem_of
-from dmole_cli.formats._fields import Unannotated, lettered
+from dmole_cli.formats._fields import Unannotated, lettered, usable
 from dmole_cli.formats._json import entries, members
 from dmole_cli.formats._lookup import looked_up
 from dmole_cli.formats._rows import FILE_OPTIONS, Row, load_rows
@@ -50,19 +50,22 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
 
 def _read(path: Path, beside: Mapping[str, Path], *, split: str) -> Iterator[Row]:
     if "pid_splits" not in beside:
-        for key, problem in entries(path):
-            if isinstance(problem, dict) and problem.get("split") == split:
-                yield _row(path, key, problem, split)
+        chosen = ((key, p) for key, p in entries(path) if isinstance(p, dict) and p.get("split") == split)
+        yield from usable(chosen, lambda key, problem: [_row(path, key, problem, split)])
         return
     missing = Unannotated(path, "problem")
     with looked_up(entries(path)) as problems:
-        for member in members(beside["pid_splits"]):
-            if member.group == split:
-                found = problems.all(member.value)
-                if found:
-                    yield _row(path, str(member.value), found[0], split)
-                else:
-                    missing.add(member.value)
+
+        def listed() -> Iterator[tuple[str, Any]]:
+            for member in members(beside["pid_splits"]):
+                if member.group == split:
+                    found = problems.all(member.value)
+                    if found:
+                        yield str(member.value), found[0]
+                    else:
+                        missing.add(member.value)
+
+        yield from usable(listed(), lambda key, problem: [_row(path, key, problem, split)])
     missing.refuse()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.formats._annotations import answers_by_question
-from dmole_cli.formats._fields import Record, Unannotated, given_answers, identity, most_given
+from dmole_cli.formats._fields import Record, Unannotated, given_answers, identity, most_given, usable
 from dmole_cli.formats._json import records
 from dmole_cli.formats._lookup import Lookup, looked_up
 from dmole_cli.formats._rows import FILE_OPTIONS, Row, load_rows
@@ -49,16 +49,13 @@ def _read(path: Path, beside: Mapping[str, Path]) -> Iterator[Row]:
 
 def _rows(path: Path, answers: Lookup | None, annotations: Path) -> Iterator[Row]:
     missing = Unannotated(annotations, "answers")
-    for place, value in records(path):
+
+    def row(place: str, value: Any) -> Iterator[Row]:
         record = Record(path, place, value, hint=HINT)
-        if answers is None:
-            given = given_answers(record)
-        else:
-            found = answers.all(record.text("question_id"))
-            if not found:
-                missing.add(record.value["question_id"])
-                continue
-            given = found[0]
+        given = given_answers(record) if answers is None else next(iter(answers.all(record.text("question_id"))), None)
+        if given is None:
+            missing.add(record.value["question_id"])
+            return
         yield Row(
             place,
             question=record.text("question"),
@@ -68,4 +65,6 @@ def _rows(path: Path, answers: Lookup | None, annotations: Path) -> Iterator[Row
             details=identity(record),
             named=record.named(),
         )
+
+    yield from usable(records(path), row)
     missing.refuse()

@@ -112,7 +112,8 @@ class TaskCard:
 
     def holds_out(self, split: str) -> bool:
         """Whether a split is the part of the training file that is set aside from training."""
-        return split == "validation" and not self.data.get("validation") and self.data.get("held_out", 0) > 0
+        share = {"validation": "held_out", "test": "held_out_test"}.get(split, "")
+        return not self.data.get(split) and self.data.get(share, 0) > 0
 
     def read_as(self, split: str) -> TaskCard:
         """The card by which a split is read: with the format and the prompt of the file that holds its rows."""
