@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from dmole_cli.backbones.adapter import Backbone
+    from dmole_cli.backbones.inputs import Inputs
 
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
@@ -111,6 +112,30 @@ def load_backbone(
     if getattr(processor, "tokenizer", None) is None:
         raise _not_a_model(name, "its processor has no tokenizer")
     return Backbone(name, fingerprint, model, processor, precision=precision)
+
+
+def load_inputs(name: str) -> tuple[Inputs, Any]:
+    """What makes a backbone's inputs, and its configuration; its weights are not read.
+
+    Raises:
+        DmoleError: as for `load_backbone`.
+    """
+    fingerprint_of(name)
+    path = resolve(name)
+    try:
+        from transformers import AutoConfig
+
+        from dmole_cli.backbones.contract import family_of
+        from dmole_cli.backbones.inputs import Inputs
+        from dmole_cli.backbones.processors import load_processor
+
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        processor = load_processor(path)
+    except Exception as error:  # as in `load_backbone`
+        raise _refusal(name, error, PLAIN) from error
+    if getattr(processor, "tokenizer", None) is None:
+        raise _not_a_model(name, "its processor has no tokenizer")
+    return Inputs(processor, family_of(config.model_type)), config
 
 
 def _arguments(loading: Loading, device: torch.device | str) -> dict[str, Any]:

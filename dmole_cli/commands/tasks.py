@@ -4,53 +4,120 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dmole_cli.commands import console
-from dmole_cli.commands.options import DEFAULT_RUN, ConfigOption, DataRootOption, JsonOption, RunOption, open_session
+from dmole_cli.commands.options import (
+    DEFAULT_RUN,
+    BackboneOption,
+    ConfigOption,
+    DataRootOption,
+    JsonOption,
+    RunOption,
+    open_session,
+)
 from dmole_cli.errors import DmoleError
 
-HELP = "List the tasks; --check opens their data and reports problems before hours are spent."
+if TYPE_CHECKING:
+    from dmole_cli.session import Session
+    from dmole_cli.tasks import CheckReport
+
+HELP = "List the tasks; --check reads their data and reports problems before hours are spent; --new writes a card."
+LOOKS = 5
 
 
 def tasks(
     names: Annotated[
         list[str] | None, typer.Argument(help="Tasks or cards (.toml). Default: the stream, or all that are built in.")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Open the data: counts, pictures, answers, splits.")] = False,
-    images: Annotated[int, typer.Option(min=0, help="Pictures to open per split with --check; 0 = all.")] = 64,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read the data once: rows, pictures, answers, ids, splits.")
+    ] = False,
+    images: Annotated[
+        int, typer.Option(min=0, help="Rows whose pictures are opened, per split, with --check; 0 = all.")
+    ] = 0,
+    looks: Annotated[
+        int, typer.Option(min=0, help="Samples to show as the model sees them, with --check --backbone.")
+    ] = LOOKS,
+    seed: Annotated[int, typer.Option(help="Of the choice of these samples.")] = 0,
+    backbone: BackboneOption = None,
     run: RunOption = DEFAULT_RUN,
     config: ConfigOption = None,
     data_root: DataRootOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List or check."""
-    from dmole_cli.tasks import check_card, load_card, task_names
+    """List, check, or make a card."""
+    from dmole_cli.tasks import load_card, task_names
 
-    session = open_session(run=run, config=config, data_root=data_root)
+    session = open_session(run=run, config=config, data_root=data_root, backbone=backbone)
     stream = (*session.config.tasks, *session.config.unseen)
     chosen = names or [*stream, *(name for name in task_names() if name not in stream and not check)]
     cards = [session.card(name) if name in stream else load_card(name) for name in chosen]
-    if not check:
-        rows = [_row(session.config, card) for card in cards]
-        console.data(rows) if json else _list(rows)
+    if check:
+        _check(session, cards, images=images, looks=looks, seed=seed, backbone=backbone, json=json)
         return
-    root = Path(session.config.data_root) if session.config.data_root else None
-    reports = [check_card(card, data_root=root, images=images) for card in cards]
+    rows = [_row(session.config, card) for card in cards]
+    console.data(rows) if json else _list(rows)
+
+
+def _check(
+    session: Session, cards: list[Any], *, images: int, looks: int, seed: int, backbone: str | None, json: bool
+) -> None:
+    from dmole_cli.tasks import check_card
+
+    model = None
+    if backbone is not None:
+        from dmole_cli.training.sight import Sight
+
+        model = Sight.of(backbone, max_length=session.config.train.max_length)
+    reports = [
+        check_card(
+            card,
+            data_root=Path(session.config.data_root) if session.config.data_root else None,
+            images=images,
+            model=model,
+            looks=looks,
+            seed=seed,
+            digests=session.picture_digests,
+            track=console.tracker(not json),
+        )
+        for card in cards
+    ]
+    if session.run.root.is_dir():
+        session.picture_digests.save()
     if json:
-        console.data([{**asdict(report), "ok": report.ok} for report in reports])
+        console.data([_as_json(report) for report in reports])
     else:
         for report in reports:
-            print(f"{report.task}: " + ", ".join(f"{count} {split}" for split, count in report.rows.items()))
-            for problem in report.problems:
-                print(f"  {problem}")
+            _show(report)
     troubled = [report.task for report in reports if not report.ok]
     if troubled:
         raise DmoleError(
             f"problems in {', '.join(troubled)} (listed above)", "mend the data or the card, then check again"
         )
+
+
+def _as_json(report: CheckReport) -> dict[str, Any]:
+    problems = [{**asdict(problem), "serious": problem.serious} for problem in report.problems]
+    return {**asdict(report), "problems": problems, "ok": report.ok}
+
+
+def _show(report: CheckReport) -> None:
+    counts = ", ".join(f"{count} {split}" for split, count in report.rows.items())
+    print(f"{report.task}: {counts}; {sum(report.opened.values())} pictures opened")
+    for problem in report.problems:
+        print(f"  {problem if problem.serious else f'note: {problem}'}")
+    for look in report.looks:
+        if "problem" in look:
+            print(f"  {look['sample_id']}: {look['problem']}")
+            continue
+        sizes = ", ".join(f"{size['width']} x {size['height']}" for size in look["pictures"])
+        pictures = f"pictures {sizes} in {look['tiles']} tile(s)" if sizes else "no picture"
+        print(f"  {look['sample_id']}: {pictures}, {look['tokens']} tokens, {look['answer_tokens']} of the answer")
+        for line in [*look["prompt"].splitlines(), f"-> {look['answer']}"]:
+            print(f"    | {line}")
 
 
 def _row(config, card) -> dict[str, object]:

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from dmole_cli import catalog
+from dmole_cli.artifacts.pictures import PictureDigests
 from dmole_cli.errors import DmoleError
+from dmole_cli.formats._fields import noting
+from dmole_cli.outcome import Track, untracked
 from dmole_cli.sample import Sample
 from dmole_cli.tasks.card import QUESTION, SPLITS, TaskCard, load_card, task_name, task_names
-from dmole_cli.tasks.check import CheckReport, Problem, check_rows
+from dmole_cli.tasks.check import CheckReport, Findings, Model, Problem, check_rows
 
 __all__ = [
     "SPLITS",
@@ -41,9 +44,7 @@ def samples(card: TaskCard, split: str, *, data_root: Path | None = None) -> Seq
     """
     if split not in SPLITS:
         raise DmoleError(f"unknown split '{split}'", f"splits: {', '.join(SPLITS)}")
-    read = card.read_as(split)
-    reader = catalog.load("formats", read.format)
-    rows = reader.load(read, split, data_root=data_root)
+    rows = _rows(card, split, data_root)
     if not rows:
         noun = "training rows" if split == "train" else f"{split} rows"
         hint = f"look at [data] and [sizes] of {card.path}"
@@ -52,24 +53,70 @@ def samples(card: TaskCard, split: str, *, data_root: Path | None = None) -> Seq
                 "; where a benchmark has no validation split, `held_out = 0.02` in [data] sets a part of training aside"
             )
         raise DmoleError(f"task {card.name} has no {noun}", hint)
+    return rows
+
+
+def _rows(card: TaskCard, split: str, data_root: Path | None) -> Sequence[Sample]:
+    read = card.read_as(split)
+    reader = catalog.load("formats", read.format)
+    rows = reader.load(read, split, data_root=data_root)
     if getattr(reader, "FILLS_PROMPT", False):
         return rows
     return [replace(row, question=card.prompt.replace(QUESTION, row.question)) for row in rows]
 
 
-def check_card(card: TaskCard, *, data_root: Path | None = None, images: int = 64) -> CheckReport:
-    """Open the task's data as a run would and report what is wrong, before hours are spent.
+def check_card(
+    card: TaskCard,
+    *,
+    data_root: Path | None = None,
+    images: int = 0,
+    model: Model | None = None,
+    looks: int = 5,
+    seed: int = 0,
+    digests: PictureDigests | None = None,
+    track: Track = untracked,
+) -> CheckReport:
+    """Read the task's data as a run would and report what is wrong, before hours are spent.
+
+    A split with records that cannot be used is read without them, so that all of them are counted.
 
     Args:
         card: the task.
         data_root: as for `samples`.
-        images: how many pictures to open in each split, evenly spread; 0 opens all of them.
+        images: how many rows' pictures to open in each split, evenly spread; 0 opens all of them.
+        model: what only a backbone can tell: tokens, tiles; None counts words.
+        looks: how many samples to show as the model sees them.
+        seed: of their choice.
+        digests: of picture files; by default they are read here.
+        track: shows progress.
     """
     rows: dict[str, Sequence[Sample]] = {}
-    problems: list[Problem] = []
+    findings = Findings()
     for split in filter(card.declares, SPLITS):
         try:
             rows[split] = samples(card, split, data_root=data_root)
         except DmoleError as error:
-            problems.append(Problem(split=split, kind="split", count=1, first=(error.message,)))
-    return check_rows(card, rows, problems=problems, images=images)
+            usable = _usable(card, split, data_root, findings)
+            if usable:
+                rows[split] = usable
+            elif usable is None:
+                findings.add(split, "split", [error.message])
+    return check_rows(
+        card, rows, findings=findings, images=images, model=model, looks=looks, seed=seed, digests=digests, track=track
+    )
+
+
+def _usable(card: TaskCard, split: str, data_root: Path | None, findings: Findings) -> Sequence[Sample] | None:
+    """The rows of a split that can be used, the others noted; None if that is not what is wrong with it."""
+    noted: list[int] = []
+
+    def note(kind: str, count: int, first: Sequence[str]) -> None:
+        noted.append(count)
+        findings.note(split)(kind, count, first)
+
+    try:
+        with noting(note):
+            rows = _rows(card, split, data_root)
+    except DmoleError:
+        return None
+    return rows if noted else None
