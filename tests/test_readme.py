@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import tiny
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -84,3 +85,32 @@ def test_configurations_in_the_readme_are_valid(tmp_path):
         path = tmp_path / f"{number}.toml"
         path.write_text(block, encoding="utf-8")
         assert read_config(path).tasks
+
+
+def test_a_users_own_data_in_ten_lines(tmp_path, run):
+    """The commands of "Your own task", in their order, on a file of conversations; the backbone alone is a tiny one."""
+    from PIL import Image
+
+    section = README.partition("## Your own task")[2].partition("\n## ")[0]
+    block = re.search(r"```bash\n(.*?)```", section, flags=re.DOTALL)
+    assert block is not None
+    commands = [line.split("#")[0].strip() for line in block[1].splitlines()]
+    assert len(commands) <= 10
+    (tmp_path / "pictures").mkdir()
+    rows = []
+    for number in range(60):
+        shade = 4 * number
+        Image.new("L", (20, 20), shade).save(tmp_path / "pictures" / f"{number}.png")
+        rows.append(tiny.record(f"{number}.png", "Light or dark?", "light" if shade > 127 else "dark"))
+    tiny.write_records(tmp_path / "screws.jsonl", rows)
+    tiny.build_backbone(tmp_path / "backbone")
+    said = ""
+    for command in commands:
+        if command.startswith("dmole "):
+            said = tiny.succeed(*shlex.split(command)[1:], cwd=tmp_path, run=run).stdout
+        else:
+            subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+            settings = 'backbone = "backbone"\ndevice = "cpu"\n[profile]\nportion = 1.0\n[allocate]\nbudget = "4%"\n'
+            with (tmp_path / "dmole.toml").open("a", encoding="utf-8") as file:
+                file.write(settings)
+    assert "screws" in said and "anls" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,9 +36,23 @@ def tasks(
     check: Annotated[
         bool, typer.Option("--check", help="Read the data once: rows, pictures, answers, ids, splits.")
     ] = False,
+    new: Annotated[
+        Path | None, typer.Option("--new", help="Write a task card (.toml) for the data of --from, guessed from them.")
+    ] = None,
+    source: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from", help="File or folder of annotations: one, which is divided; or train, [validation,] test."
+        ),
+    ] = None,
     images: Annotated[
-        int, typer.Option(min=0, help="Rows whose pictures are opened, per split, with --check; 0 = all.")
-    ] = 0,
+        str | None,
+        typer.Option(
+            metavar="DIR|N",
+            help="With --new: the folder that pictures' names start at. With --check: rows whose pictures are opened, "
+            "per split. [default: all]",
+        ),
+    ] = None,
     looks: Annotated[
         int, typer.Option(min=0, help="Samples to show as the model sees them, with --check --backbone.")
     ] = LOOKS,
@@ -47,19 +62,80 @@ def tasks(
     config: ConfigOption = None,
     data_root: DataRootOption = None,
     json: JsonOption = False,
+    force: Annotated[bool, typer.Option("--force", help="With --new: overwrite the card.")] = False,
 ) -> None:
     """List, check, or make a card."""
     from dmole_cli.tasks import load_card, task_names
 
+    if (new is None) != (not source) or (new and (check or names)):
+        raise typer.BadParameter("--new CARD.toml and --from DATA go together, and with no task or --check")
     session = open_session(run=run, config=config, data_root=data_root, backbone=backbone)
+    if new is not None:
+        _new(session, new, source or [], images=images, backbone=backbone, json=json, force=force)
+        return
+    if images is not None and not images.isdecimal():
+        raise typer.BadParameter(f"--images {images}: with --check a number of rows, 0 for all")
     stream = (*session.config.tasks, *session.config.unseen)
     chosen = names or [*stream, *(name for name in task_names() if name not in stream and not check)]
     cards = [session.card(name) if name in stream else load_card(name) for name in chosen]
     if check:
-        _check(session, cards, images=images, looks=looks, seed=seed, backbone=backbone, json=json)
+        _check(session, cards, images=int(images or 0), looks=looks, seed=seed, backbone=backbone, json=json)
         return
     rows = [_row(session.config, card) for card in cards]
     console.data(rows) if json else _list(rows)
+
+
+def _new(
+    session: Session,
+    path: Path,
+    sources: list[Path],
+    *,
+    images: str | None,
+    backbone: str | None,
+    json: bool,
+    force: bool,
+) -> None:
+    from dmole_cli.tasks.new import new_card
+
+    count_tokens = None
+    if backbone is not None:
+        from dmole_cli.training.sight import Sight
+
+        count_tokens = Sight.of(backbone).answer_lengths
+    embedded = session.config.backbone == "embedded"
+    made = new_card(
+        path,
+        sources,
+        images=Path(images) if images else None,
+        learning_rate=6e-3 if embedded else 1e-4,
+        count_tokens=count_tokens,
+        force=force,
+    )
+    option = f" --backbone {shlex.quote(backbone)}" if backbone else ""
+    card = shlex.quote(str(path))
+    following = [f"dmole tasks --check {card}{option}", _listing(path)]
+    following += [
+        f"dmole {stage}{option}" for stage in ("profile", "allocate", "train-router", "train-task", "evaluate")
+    ]
+    if json:
+        said = {key: {"guess": guess, "why": why} for key, (guess, why) in made.said.items()}
+        console.data({"card": str(path), "rows": made.rows, "guessed": said, "next": following})
+        return
+    console.say(f"wrote {path}")
+    for key, (guess, why) in made.said.items():
+        console.say(f"  {key}: {guess or 'none'}  ({why})".replace("\n", "\\n"))
+    console.say("next:")
+    for line in following:
+        console.say(f"  {line}")
+
+
+def _listing(path: Path) -> str:
+    """How the card comes into the stream."""
+    from dmole_cli.config import DEFAULT_FILE
+
+    if DEFAULT_FILE.exists():
+        return f'# add "{path}" to the tasks of {DEFAULT_FILE}'
+    return f"printf 'tasks = [\"{path}\"]\\nunseen = []\\n' > {DEFAULT_FILE}"
 
 
 def _check(

@@ -81,7 +81,7 @@ def _row(record: Record, given: list[str] | None, problem: tuple[Path, Any] | No
         details |= {"options": choices, "answer": source.value["answer"]}
     elif given is not None:
         answer = most_given(given)
-        # The one answer that CoIN itself compares with (its rule is the metric coin_exact_match).
+        # The one answer that CoIN itself compares with (its rule is the metric coin_exact).
         if "answer" in record.value:
             details["coin_answer"] = record.text("answer")
     else:

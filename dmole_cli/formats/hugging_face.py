@@ -83,6 +83,47 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
     return _PictureRows(rows, split, annotations=Path(title), images=Path(), chosen=chosen, data=data, columns=columns)
 
 
+def splits_of(path: Path) -> dict[str, dict[str, str]]:
+    """What a local data set holds: split -> column -> `image`, `text`, `class`, `list` or `other`.
+
+    Raises:
+        DmoleError: `datasets` is not installed, or it cannot read the data set.
+    """
+    datasets = _library()
+    try:
+        if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+            found = datasets.load_from_disk(str(path))
+        elif path.is_file():
+            found = datasets.load_dataset(KINDS[path.suffix], data_files={"train": str(path)})
+        else:
+            found = datasets.load_dataset(str(path))
+    except Exception as error:  # each of its readers has exceptions of its own
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise DmoleError(f"cannot read the data set {path}: {why[0]}", "check the path after --from") from error
+    splits = found if isinstance(found, dict) else {"train": found}
+
+    def kind(feature: Any) -> str:
+        inner = getattr(feature, "feature", feature)
+        if isinstance(inner, datasets.Image):
+            return "image"
+        if isinstance(feature, datasets.ClassLabel):
+            return "class"
+        if isinstance(inner, datasets.Value):
+            return "list" if inner is not feature else "text"
+        return "other"
+
+    return {split: {name: kind(value) for name, value in data.features.items()} for split, data in splits.items()}
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DmoleError("the package 'datasets' is not installed", "pip install 'dmole[datasets]'") from error
+    datasets.disable_progress_bars()
+    return datasets
+
+
 class _PictureRows(FileRows):
     """Rows whose pictures lie in the data set itself; they are known by their content."""
 

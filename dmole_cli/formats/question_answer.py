@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 HINT = 'a record is {"image": "x.jpg", "question": "...", "question_id": 7, "answer": "..."}; the answer may be a list'
 
-# The keys of a record, where they have other names.
+# The keys of a record, where they have other names; `question` is empty where the prompt says it all.
 OPTIONS: Mapping[str, Any] = {**FILE_OPTIONS, "image": "image", "question": "question", "answer": "answer"}
 FILLS_PROMPT = True
 
@@ -40,7 +40,7 @@ def _row(record: Record, keys: Mapping[str, str]) -> Row:
     answers = record.texts(keys["answer"]) if several else [record.text(keys["answer"])]
     return Row(
         record.place,
-        question=record.text(keys["question"]),
+        question=record.text(keys["question"]) if keys["question"] else "",
         answer=answers[0],
         references=tuple(answers),
         images=record.images(keys["image"]),
