@@ -27,6 +27,7 @@ from dmole_cli.metrics import (
     grounding,
     meteor,
     multiple_choice,
+    normalised_match,
     rouge_l,
     scienceqa,
     vqa_accuracy,
@@ -124,6 +125,13 @@ def test_exact_match_takes_the_best_reference_and_forgives_case_and_space():
     assert one(exact_match, " J. K. Rowling\n", "rowling", "j. k. rowling") == 1.0
     assert one(exact_match, "rowlin", "rowling") == 0.0
     assert one(exact_match, "", "") == 1.0
+
+
+def test_normalised_match_forgives_articles_punctuation_and_number_words():
+    assert one(normalised_match, "The Tench, Tinca-tinca.", "tench tinca tinca") == 1.0
+    assert one(normalised_match, "two dogs", "cat", "2 dogs") == 1.0
+    assert one(normalised_match, "tenc", "tench") == 0.0
+    assert one(normalised_match, "the", "a") == one(normalised_match, "", "") == 0.0  # nothing is left of either
 
 
 # --- GQA ---

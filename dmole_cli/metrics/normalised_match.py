@@ -1,0 +1,26 @@
+"""Normalised exact match: articles, punctuation and the spelling of numbers do not count (scores one task's answers)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dmole_cli.metrics.vqa_accuracy import normalise
+
+UNIT_SCALE = 100.0
+NEEDS_DETAILS: tuple[str, ...] = ()
+
+
+def score(
+    predictions: Sequence[str], *, references: Sequence[Sequence[str]], details: Sequence[Mapping[str, Any]]
+) -> list[float]:
+    """Score every answer 1.0 or 0.0, the best over its references, both sides through the VQA challenge's normaliser.
+
+    An answer of which nothing is left ("", "the") is wrong. `details` is not looked at.
+
+    Source: the normaliser of the VQA challenge (https://visualqa.org/evaluation.html), with equality in place of its soft score.
+    """
+    return [
+        float(bool(normalise(prediction)) and normalise(prediction) in map(normalise, accepted))
+        for prediction, accepted in zip(predictions, references, strict=True)
+    ]
