@@ -116,6 +116,8 @@ def train_expert(
             raise _not_finite(step, length, ids, what="gradient's norm")
         scaler.step(optimizer)
         scaler.update()
+        # What is left of the graph lies between the holes in memory, which the next step could not fill otherwise.
+        del logits, loss, extra, total
         losses.answers.append(value)
         if penalty is not None:
             losses.penalty.append(added)
