@@ -44,7 +44,16 @@ RECIPES = {
 RULES = dict(
     zip(
         EIGHT,
-        ["scienceqa", "vqa_accuracy", "normalised_match", "gqa", "vqa_accuracy", "grounding", "vqa_accuracy", "exact_match"],
+        [
+            "scienceqa",
+            "vqa_accuracy",
+            "normalised_match",
+            "gqa",
+            "vqa_accuracy",
+            "grounding",
+            "vqa_accuracy",
+            "exact_match",
+        ],
         strict=True,
     )
 )
