@@ -13,6 +13,7 @@ from dmole_cli import catalog
 from dmole_cli.errors import DmoleError
 from dmole_cli.metrics import (
     _captions,
+    _normalising,
     anls,
     bleu1,
     bleu2,
@@ -254,7 +255,7 @@ def test_coins_grounding_differs_where_digits_count():
     ],
 )
 def test_vqa_normaliser(answer, normal):
-    assert vqa_accuracy.normalise(answer) == normal
+    assert _normalising.normalise(answer) == normal
 
 
 OF_TEN = [(0, 10, 0.0), (1, 10, 0.3), (2, 10, 0.6), (3, 10, 0.9), (4, 10, 1.0), (10, 10, 1.0)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dmole_cli.metrics.vqa_accuracy import normalise
+from dmole_cli.metrics._normalising import normalise
 
 UNIT_SCALE = 100.0
 NEEDS_DETAILS: tuple[str, ...] = ()
