@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -341,3 +342,12 @@ def test_a_missing_data_package_says_what_to_install(monkeypatch):
     with pytest.raises(DmoleError) as caught:
         samples(load_card("easyvqa"), "train")
     assert caught.value.hint == "pip install 'dmole[stream]'"
+
+
+def test_the_list_tells_the_stream_from_what_is_never_trained_and_from_the_rest(tmp_path, run):
+    rows = json.loads(run("tasks", "--json", cwd=tmp_path).stdout)
+    assert [row["name"] for row in rows if row["stage"]] == list(DEFAULT_TASKS)
+    assert [row["name"] for row in rows if row["unseen"]] == list(DEFAULT_UNSEEN)
+    assert {row["name"] for row in rows} == {*task_names(), *DEFAULT_TASKS, *DEFAULT_UNSEEN}
+    shown = run("tasks", cwd=tmp_path).stdout
+    assert shown.count("unseen") == len(DEFAULT_UNSEEN) and "imagenet" in shown

@@ -200,6 +200,7 @@ def _row(config, card) -> dict[str, object]:
     place = config.tasks.index(card.name) + 1 if card.name in config.tasks else None
     return {
         "stage": place,
+        "unseen": card.name in config.unseen,
         "name": card.name,
         "title": card.title,
         "metric": card.metric,
@@ -213,5 +214,10 @@ def _list(rows: list[dict[str, object]]) -> None:
 
     table = Table("stage", "task", "what", "metric")
     for row in rows:
-        table.add_row(str(row["stage"] or "unseen"), str(row["name"]), str(row["title"]), str(row["metric"]))
+        table.add_row(
+            str(row["stage"] or ("unseen" if row["unseen"] else "–")),
+            str(row["name"]),
+            str(row["title"]),
+            str(row["metric"]),
+        )
     Console().print(table)
