@@ -248,6 +248,7 @@ def test_tiles_of_every_family_are_counted(tmp_path):
     from dmole_cli.training.sight import Sight
 
     qwen2_5_vl.tiny(tmp_path / "qwen")
+    (tmp_path / "qwen" / "model.safetensors").unlink()  # weights are not looked at
     inputs, _ = load_inputs(str(tmp_path / "qwen"))
     pictures = (lambda: Image.new("RGB", (40, 60)), lambda: Image.new("RGB", (60, 40)))
     look = Sight(inputs, limit=0).look(Sample("a", "What?", "red", ("red",), images=pictures))

@@ -12,7 +12,7 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.sample import Sample
 from dmole_cli.tasks import load_card, samples
 from dmole_cli.training.batches import encoded_batches
-from dmole_cli.training.truncation import Shortened, fitted
+from dmole_cli.training.truncation import fitted, watched
 
 LONG = "First a story that nobody needs. " * 3 + "Colour, in one letter?"
 
@@ -63,11 +63,11 @@ def test_batches_say_which_samples_they_shortened(backbone, sample):
     rows = [replace(sample, question="Colour?"), sample]
     limit = len(backbone.encode(sample, with_answer=True).tokens) - 30
     order = [[1, 0], [0], [1]]
-    shortened = Shortened(backbone, rows, max_length=limit)
+    shortened = set[int]()
     batches = encoded_batches(backbone, rows, order, with_answer=True, max_length=limit)
-    lengths = [[len(one.tokens) for one in batch] for batch in shortened.watch(order, batches)]
+    lengths = [[len(one.tokens) for one in batch] for batch in watched(order, batches, shortened=shortened)]
     assert lengths[0][0] == lengths[2][0] == limit > lengths[1][0]
-    assert shortened.rows == {1}
+    assert shortened == {1}
 
 
 def test_training_says_how_many_samples_were_shortened(tmp_path, run):

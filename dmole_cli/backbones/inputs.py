@@ -6,7 +6,7 @@ Samples are encoded one by one, so that how many rows of the vision encoder belo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Encoded:
         instruction: tokens of the instruction alone, no template, no picture [length].
         kinds: what the processor says of every token beside, as `token_type_ids` [length].
         pictures: how many it has.
+        shortened: whether its question lost its beginning to fit (see training/truncation.py).
     """
 
     tokens: torch.Tensor
@@ -43,12 +44,14 @@ class Encoded:
     instruction: torch.Tensor
     kinds: dict[str, torch.Tensor] = field(default_factory=dict)
     pictures: int = 0
+    shortened: bool = False
 
     def mapped(self, convert: Callable[[Any], Any]) -> Encoded:
         """The same with every tensor converted."""
         labels = None if self.labels is None else convert(self.labels)
         vision, kinds = ({k: convert(v) for k, v in part.items()} for part in (self.vision, self.kinds))
-        return Encoded(convert(self.tokens), labels, vision, convert(self.instruction), kinds, self.pictures)
+        tokens, instruction = convert(self.tokens), convert(self.instruction)
+        return replace(self, tokens=tokens, labels=labels, vision=vision, instruction=instruction, kinds=kinds)
 
 
 class Inputs:

@@ -33,16 +33,24 @@ def fingerprint_of(name: str) -> str:
     Raises:
         DmoleError: a folder without a model in it.
     """
-    folder = Path(resolve(name))
-    if not folder.is_dir():
-        # A hub id is `name` or `owner/name`; everything else was meant as a folder.
-        if folder.exists() or folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
-            raise _not_a_model(name, f"{folder} is not a folder")
+    folder = _folder_of(name)
+    if folder is None:
         return hashlib.sha256(f"hub:{name}".encode()).hexdigest()
     files = sorted({f for pattern in WEIGHT_FILES for f in folder.glob(pattern)})
     if not (folder / "config.json").exists() or not any(f.suffix == ".safetensors" for f in files):
         raise _not_a_model(name, "it holds no config.json with safetensors weights")
     return hashlib.sha256(json.dumps([[f.name, digest_of_file(f)] for f in files]).encode()).hexdigest()
+
+
+def _folder_of(name: str) -> Path | None:
+    """The folder of a backbone, None of a hub id."""
+    folder = Path(resolve(name))
+    if folder.is_dir():
+        return folder
+    # A hub id is `name` or `owner/name`; everything else was meant as a folder.
+    if folder.exists() or folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise _not_a_model(name, f"{folder} is not a folder")
+    return None
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ def load_inputs(name: str) -> tuple[Inputs, Any]:
     Raises:
         DmoleError: as for `load_backbone`.
     """
-    fingerprint_of(name)
+    _folder_of(name)
     path = resolve(name)
     try:
         from transformers import AutoConfig

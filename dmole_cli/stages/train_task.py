@@ -35,7 +35,7 @@ from dmole_cli.tasks import TaskCard
 from dmole_cli.training.batches import encoded_batches, seed_for, shuffled
 from dmole_cli.training.gradients import recomputed
 from dmole_cli.training.loop import Losses, train_expert
-from dmole_cli.training.truncation import Shortened
+from dmole_cli.training.truncation import watched
 from dmole_cli.upstream import check_inputs
 
 
@@ -194,10 +194,9 @@ def _train(
         )
         order = [[row % count for row in batch] for batch in order]
         limit = config.train.max_length
-        shortened = Shortened(backbone, stage.samples, max_length=limit)
-        encoded = shortened.watch(
-            order, encoded_batches(backbone, stage.samples, order, with_answer=True, max_length=limit)
-        )
+        shortened = set[int]()
+        batches = encoded_batches(backbone, stage.samples, order, with_answer=True, max_length=limit)
+        encoded = watched(order, batches, shortened=shortened)
         # Seeded here and for this task alone, or dropout would depend on what the process did before.
         saving = recomputed(backbone) if config.train.checkpointing else nullcontext()
         with torch.random.fork_rng(devices=[]), saving:
@@ -218,7 +217,7 @@ def _train(
     finally:
         routed.close()
         seen.close()
-    return expert, remembered, losses, len(shortened.rows)
+    return expert, remembered, losses, len(shortened)
 
 
 def _routed_batches(

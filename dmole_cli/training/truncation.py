@@ -36,27 +36,14 @@ def fitted(backbone: Backbone, sample: Sample, *, max_length: int) -> Encoded:
             )
         # Half a letter at the cut, which byte-level tokens can leave, is decoded to this mark.
         rest = backbone.tokenizer.decode(question[len(question) - kept :]).lstrip("\ufffd")
-        encoded = backbone.encode(replace(sample, question=rest), with_answer=True)
+        encoded = replace(backbone.encode(replace(sample, question=rest), with_answer=True), shortened=True)
     return encoded
 
 
-class Shortened:
-    """Which samples were cut, told while their batches pass.
-
-    Args:
-        backbone: whose tokens count.
-        samples: as they are.
-        max_length: of a training sample; 0 sets no limit, and nothing is counted.
-    """
-
-    def __init__(self, backbone: Backbone, samples: Sequence[Sample], *, max_length: int) -> None:
-        self._lengths = backbone.instruction_lengths(samples) if max_length else []
-        self.rows: set[int] = set()
-
-    def watch(self, order: Sequence[Sequence[int]], batches: Iterable[list[Encoded]]) -> Iterator[list[Encoded]]:
-        """The batches as they are."""
-        for rows, batch in zip(order, batches, strict=True):
-            if self._lengths:
-                pairs = zip(rows, batch, strict=True)
-                self.rows |= {row for row, one in pairs if len(one.instruction) < self._lengths[row]}
-            yield batch
+def watched(
+    order: Sequence[Sequence[int]], batches: Iterable[list[Encoded]], *, shortened: set[int]
+) -> Iterator[list[Encoded]]:
+    """The batches as they are; the rows of `order` whose samples were shortened join the set while they pass."""
+    for rows, batch in zip(order, batches, strict=True):
+        shortened.update(row for row, sample in zip(rows, batch, strict=True) if sample.shortened)
+        yield batch
