@@ -2,7 +2,7 @@
 
 Trains all routers with a sigmoid and with a linear decoder, started at the mean of the features or at random as the
 reference does, and asks each of them about every task's validation split: which share of the samples does it accept, and
-how often is a sample's own task among the two nearest that accept it?
+how often is a sample's own task among the two nearest that accept it? `--scales` asks again with all thresholds multiplied.
 """
 
 from __future__ import annotations
@@ -61,14 +61,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="gets a run directory per form")
     parser.add_argument("--epochs", type=int, default=1000, help="at most")
+    parser.add_argument(
+        "--scales", nargs="+", type=float, default=[1.0], metavar="FACTOR", help="on all thresholds [1]"
+    )
     parser.add_argument("--config", type=Path, default=CONFIG)
     options = parser.parse_args()
     folder = options.folder
     tasks = Session(read_config(options.config), Run(folder)).config.tasks
-    print(
-        f"| decoder, start | epochs | samples of | {' | '.join(f'accepted by {t}' for t in tasks)} | own among two nearest |"
-    )
-    print("|" + "---|" * (len(tasks) + 4))
+    accepting = " | ".join(f"accepted by {t}" for t in tasks)
+    print(f"| decoder, start | epochs | scale | samples of | {accepting} | own among two nearest |")
+    print("|" + "---|" * (len(tasks) + 5))
     for number, (decoder, start) in enumerate(FORMS):
         run = Run(folder / f"{decoder}-{start}")
         if number:  # features depend on the backbone and the data alone
@@ -78,14 +80,17 @@ def main() -> None:
             for outcome in train(run.root, decoder, start, epochs=options.epochs, config=options.config)
         ]
         table, thresholds = losses_of(Session(read_config(options.config), run))
-        for task, rows in table.items():
-            accepted = [100 * fmean(row[t] < thresholds[t] for row in rows) for t in range(len(tasks))]
-            own = "–"
-            if task in tasks:
-                right = [tasks.index(task) in top_candidates(row, thresholds, most=2) for row in rows]
-                own = f"{100 * fmean(right):.1f}"
-            cells = " | ".join(f"{share:.1f}" for share in accepted)
-            print(f"| {decoder}, {start} | {min(ran)}–{max(ran)} | {task} | {cells} | {own} |", flush=True)
+        for scale in options.scales:
+            scaled = [scale * threshold for threshold in thresholds]
+            for task, rows in table.items():
+                accepted = [100 * fmean(row[t] < scaled[t] for row in rows) for t in range(len(tasks))]
+                own = "–"
+                if task in tasks:
+                    right = [tasks.index(task) in top_candidates(row, scaled, most=2) for row in rows]
+                    own = f"{100 * fmean(right):.1f}"
+                cells = " | ".join(f"{share:.1f}" for share in accepted)
+                ran_for = f"{min(ran)}–{max(ran)}"
+                print(f"| {decoder}, {start} | {ran_for} | {scale:g} | {task} | {cells} | {own} |", flush=True)
 
 
 if __name__ == "__main__":

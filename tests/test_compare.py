@@ -22,7 +22,7 @@ from _plan import CONFIG, PLAN, Record, main_cells, order_of, read_toml, rows_of
 from _results import Row  # noqa: E402
 from _sheets import Summary  # noqa: E402
 from _work import code_of, toml  # noqa: E402
-from table import ceiling  # noqa: E402
+from table import ceiling, headline  # noqa: E402
 from tune import GRID, trials  # noqa: E402
 
 from dmole_cli import catalog  # noqa: E402
@@ -429,7 +429,8 @@ def test_every_method_has_the_same_number_of_trials_with_options_that_it_has():
     from dmole_cli.methods.contract import load_method
 
     plan, grid = read_toml(PLAN), read_toml(GRID)
-    untuned = {"zero-shot", *grid["like"]}
+    same_experts = {cell.label for cell in main_cells(plan) if cell.evaluate and not cell.trained_apart}
+    untuned = {"zero-shot", *grid["like"], *same_experts}
     assert set(grid["trials"]) | untuned == {*catalog.names("methods"), *plan["variants"]}
     assert set(grid["like"].values()) <= set(grid["trials"]) and grid["seed"] not in plan["seeds"]
     assert len({len(tried) for tried in grid["trials"].values()}) == 1 < len(next(iter(grid["trials"].values())))
@@ -440,6 +441,16 @@ def test_every_method_has_the_same_number_of_trials_with_options_that_it_has():
         assert len({json.dumps(options, sort_keys=True) for options in tried}) == len(tried)
     with pytest.raises(DmoleError, match="not every method has the same number of trials: a 1, b 2"):
         trials(plan, {"trials": {"a": [{}], "b": [{}, {}]}})
+
+
+def test_each_of_our_rows_is_set_beside_the_best_rival():
+    scores = {"seq-ft": 40.0, "moe-lora": 50.0, "d-mole": 55.0, "wide": 60.0, "joint": 90.0}
+    found = [Row(label, "A", 0, "mean", "last", value) for label, value in scores.items()]
+    plan = {"ours": ["d-mole", "wide", "not-run"], "rivals": ["seq-ft", "moe-lora", "lwf-lora"]}
+    first, second = headline(Summary(found, []), "A", plan)
+    assert first.startswith("Mean Last of d-mole beside moe-lora,") and first.endswith(": +10.0 %.")
+    assert second.startswith("Mean Last of wide beside moe-lora,") and second.endswith(": +20.0 %.")
+    assert headline(Summary(found[2:], []), "A", plan) == [], "no rival has run"
 
 
 def test_variants_and_studies_are_what_the_commands_know():
@@ -455,7 +466,7 @@ def test_variants_and_studies_are_what_the_commands_know():
         done = tiny.dmole(command, "--help", cwd=ROOT, env={"COLUMNS": "200"})
         assert told and [word for word in told if word not in done.stdout] == []
     asked = {"threshold", "ablations", "budget", "rank", "decoder", "score", "transfer", "dropout", "routing"}
-    assert {cell.group for cell in cells} == {"main", *asked}
+    assert {cell.group for cell in cells} == {"main", *asked, "threshold-wide", "tight"}
 
 
 def test_a_study_keeps_its_first_row_first_whatever_was_asked_for_before():

@@ -42,10 +42,17 @@ def test_a_recipe_over_seeds_shows_their_spread(fresh):
     assert len(list((fresh / "runs").iterdir())) == 2
 
 
-def test_routers_are_compared_in_every_form(fresh):
-    heading, *rows = table_of(fresh, "routers.py", "runs", "--epochs", "5")
-    assert len(heading) == 3 + len(tiny.TASKS) + 1
-    assert len(rows) == 4 * (len(tiny.TASKS) + 1), "two decoders, two starts, each task and the unseen one"
+def test_routers_are_compared_in_every_form_and_at_every_scale(fresh):
+    heading, *rows = table_of(fresh, "routers.py", "runs", "--epochs", "5", "--scales", "0", "1", "1e6")
+    assert (
+        heading[:4] == ["decoder, start", "epochs", "scale", "samples of"] and len(heading) == 4 + len(tiny.TASKS) + 1
+    )
+    assert len(rows) == 4 * 3 * (len(tiny.TASKS) + 1), (
+        "two decoders, two starts, three scales, each task and the unseen one"
+    )
     assert {row[0] for row in rows} == {f"{d}, {s}" for d in ("sigmoid", "linear") for s in ("mean", "random")}
-    assert all((row[-1] == "–") == (row[2] == tiny.UNSEEN) for row in rows)
-    assert all(0 <= float(cell) <= 100 for row in rows for cell in row[3:] if cell != "–")
+    assert all((row[-1] == "–") == (row[3] == tiny.UNSEEN) for row in rows)
+    for row in rows:
+        accepted = {float(cell) for cell in row[4:-1]}
+        assert all(0 <= share <= 100 for share in accepted)
+        assert row[2] == "1" or accepted == {0.0 if row[2] == "0" else 100.0}

@@ -122,17 +122,19 @@ def _print(console: Console | None, title: str, sheets: Sequence[Sheet], said: S
 
 
 def headline(summary: Summary, order: str, plan: Mapping[str, Any]) -> list[str]:
-    """How far ahead of the best rival the plan's own method is, for Last and AVG, relative."""
-    lines, ours = [], plan.get("ours", "")
+    """How far ahead of the best rival each of the plan's own rows is, for Last and AVG, relative."""
+    lines = []
     for name in ("last", "avg"):
-        own = summary.values(order, ours, MEAN, name)
         rivals = {r: fmean(v) for r in plan.get("rivals", ()) if (v := summary.values(order, r, MEAN, name))}
-        if own and rivals and max(rivals.values()) > 0:
-            best = max(rivals, key=rivals.__getitem__)
-            ahead = 100 * (fmean(own) / rivals[best] - 1)
-            lines.append(
-                f"Mean {TITLES[name]} of {ours} beside {best}, the best of {', '.join(rivals)}: {ahead:+.1f} %."
-            )
+        if not rivals or max(rivals.values()) <= 0:
+            continue
+        best = max(rivals, key=rivals.__getitem__)
+        for row in plan.get("ours", ()):
+            if own := summary.values(order, row, MEAN, name):
+                ahead = 100 * (fmean(own) / rivals[best] - 1)
+                lines.append(
+                    f"Mean {TITLES[name]} of {row} beside {best}, the best of {', '.join(rivals)}: {ahead:+.1f} %."
+                )
     return lines
 
 
