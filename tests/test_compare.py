@@ -18,11 +18,11 @@ ROOT = Path(__file__).parent.parent
 COMPARE = ROOT / "pipelines" / "compare"
 sys.path.append(str(COMPARE))  # its files are scripts and find each other beside them
 
-from _plan import CONFIG, PLAN, Record, main_cells, order_of, read_toml, rows_of_plan, study_cells  # noqa: E402
+from _plan import CONFIG, PLAN, Cell, Record, main_cells, order_of, read_toml, rows_of_plan, study_cells  # noqa: E402
 from _results import Row  # noqa: E402
 from _sheets import Summary  # noqa: E402
-from _work import code_of, toml  # noqa: E402
-from table import ceiling, headline  # noqa: E402
+from _work import Comparison, code_of, toml  # noqa: E402
+from table import ceiling, headline, provenance  # noqa: E402
 from tune import GRID, trials  # noqa: E402
 
 from dmole_cli import catalog  # noqa: E402
@@ -225,6 +225,13 @@ def test_a_method_that_fails_is_said_and_missing_and_stops_nobody(compared):
     assert not [r for r in rows(folder) if r["method"] == "broken"]
 
 
+def test_another_split_needs_a_folder_of_its_own(compared, start, tmp_path):
+    folder = shutil.copytree(compared[0], tmp_path / "copy")
+    asked = [*ASKED, "--methods", "zero-shot", "--config", "dmole.toml", "--split", "validation"]
+    _, said = end(start(folder, "run.py", *asked), code=1)
+    assert "was made from other arguments" in said and "another folder keeps both" in said
+
+
 def test_a_missing_cell_is_missing_and_a_mean_of_fewer_seeds_says_so(compared, start, tmp_path):
     folder = shutil.copytree(compared[0], tmp_path / "copy")
     seed = folder / "compared" / "A" / "seed-1"
@@ -368,7 +375,8 @@ def test_every_method_runs_in_the_first_order_and_the_named_ones_in_the_second()
     cells = main_cells(plan)
     rows = {order: [c.label for c in cells if (c.order, c.seed) == (order, 0)] for order in plan["orders"]}
     assert set(rows["A"]) == {*catalog.names("methods"), *plan["variants"]} and rows["A"][0] == "zero-shot"
-    assert set(rows["B"]) == {"zero-shot", "d-mole", "seq-ft", "lwf-lora", "ewc-lora", "o-lora", "moe-lora"}
+    again = {"zero-shot", "d-mole", "d-mole-1.25", "seq-ft", "lwf-lora", "ewc-lora", "o-lora", "moe-lora"}
+    assert set(rows["B"]) == again
     order = [(c.order, c.seed) for c in cells]
     assert list(dict.fromkeys(order)) == [(o, s) for o in ("A", "B") for s in (0, 1, 2)] and order == sorted(order)
     folders = [(c.folder, c.label if c.evaluate else c.method) for c in cells]
@@ -443,6 +451,15 @@ def test_every_method_has_the_same_number_of_trials_with_options_that_it_has():
         trials(plan, {"trials": {"a": [{}], "b": [{}, {}]}})
 
 
+def test_the_commands_of_the_results_name_each_groups_own_seeds():
+    seeds = {"main": (0, 1), "rank": (0,), "budget": (0,), "threshold": (1, 0)}
+    cells = [Cell("d-mole", "d-mole", "A", seed, group) for group, those in seeds.items() for seed in those]
+    assert [command.partition("--only ")[2] for command in provenance(cells)["commands"]] == [
+        "main threshold --seeds 0 1",
+        "rank budget --seeds 0",
+    ]
+
+
 def test_each_of_our_rows_is_set_beside_the_best_rival():
     scores = {"seq-ft": 40.0, "moe-lora": 50.0, "d-mole": 55.0, "wide": 60.0, "joint": 90.0}
     found = [Row(label, "A", 0, "mean", "last", value) for label, value in scores.items()]
@@ -467,6 +484,17 @@ def test_variants_and_studies_are_what_the_commands_know():
         assert told and [word for word in told if word not in done.stdout] == []
     asked = {"threshold", "ablations", "budget", "rank", "decoder", "score", "transfer", "dropout", "routing"}
     assert {cell.group for cell in cells} == {"main", *asked, "threshold-wide", "tight"}
+
+
+def test_what_a_plan_gives_to_allocate_is_allocated(tmp_path):
+    plan = read_toml(PLAN)
+    comparison = Comparison(tmp_path, plan, read_toml(CONFIG))
+    for cell in (*main_cells(plan, seeds=[0]), *study_cells(plan)):
+        words = [word for step in comparison.training_steps(cell) for word in step.words]
+        assert {*cell.allocate, *cell.train} <= set(words)
+    ignored = Cell("v4-1%", "v4", "A", 0, "tight", allocate=("--budget", "1%"))
+    with pytest.raises(DmoleError, match="v4-1% gives allocate --budget 1%, but v4 has no allocation"):
+        comparison.training_steps(ignored)
 
 
 def test_a_study_keeps_its_first_row_first_whatever_was_asked_for_before():

@@ -202,6 +202,9 @@ class Comparison:
         if rules.ALLOCATES:
             words = ("allocate", "--method", cell.method, *cell.allocate)
             steps.append(Step(f"allocate-{cell.method}", root, words, self._places(cell), self._made_from(cell)))
+        elif cell.allocate:
+            message = f"{cell.label} gives allocate {' '.join(cell.allocate)}, but {cell.method} has no allocation"
+            raise DmoleError(message, 'give the budget to its training: train = ["--budget", ...]')
         if rules.stages(self.names(cell.order)):
             words = ("train-task", "--method", cell.method, "--seed", str(cell.seed), *cell.train)
             steps.append(Step(f"train-task-{cell.method}", root, words, self._places(cell), self._made_from(cell)))

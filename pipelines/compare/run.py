@@ -6,6 +6,7 @@ restart of the machine and it goes on where it was; several may work in one fold
     python pipelines/compare/run.py runs/compare --methods seq-ft d-mole --seeds 0     # some of it
     python pipelines/compare/run.py runs/compare --methods mine --force                # again, from its training on
     python pipelines/compare/run.py runs/compare --only studies                        # what the parts of D-MoLE do
+    python pipelines/compare/run.py runs/chosen --only rank --split validation         # before something is chosen
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main() -> None:
     options = _options()
     try:
         plan, config = read_toml(options.plan), read_toml(options.config)
-        comparison = Comparison(options.folder, plan, config, likelihood=options.likelihood)
+        comparison = Comparison(options.folder, plan, config, split=options.split, likelihood=options.likelihood)
         cells = chosen_cells(plan, options)
         failed = run_cells(comparison, cells, force=options.force, jobs=options.jobs)
         shown = {cell.group for cell in cells}
@@ -147,6 +148,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", metavar="ROW", help="rows of the table: methods or variants [all]")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="[the plan's]")
     parser.add_argument("--orders", nargs="+", metavar="NAME", help="of the tasks, by their names in the plan [all]")
+    parser.add_argument(
+        "--split",
+        choices=("test", "validation"),
+        default="test",
+        help="validation, for choices; in a folder of its own",
+    )
     parser.add_argument(
         "--likelihood",
         action=argparse.BooleanOptionalAction,

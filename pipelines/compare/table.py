@@ -166,14 +166,15 @@ def ceiling(summary: Summary, order: str, orders: Mapping[str, Sequence[str]], p
 
 def provenance(cells: Sequence[Cell]) -> dict[str, Any]:
     """The commands that make the results again, and what made them; no times and no places."""
-    groups = {
-        "main": [c.seed for c in cells if c.group == MAIN],
-        "studies": [c.seed for c in cells if c.group != MAIN],
-    }
+    seeds: dict[str, set[int]] = {}
+    for cell in cells:
+        seeds.setdefault(cell.group, set()).add(cell.seed)
+    together: dict[str, list[str]] = {}
+    for group, those in seeds.items():
+        together.setdefault(" ".join(map(str, sorted(those))), []).append(group)
     commands = [
-        f"python pipelines/compare/run.py runs/compare --only {name} --seeds {' '.join(map(str, sorted(set(seeds))))}"
-        for name, seeds in groups.items()
-        if seeds
+        f"python pipelines/compare/run.py runs/compare --only {' '.join(groups)} --seeds {those}"
+        for those, groups in together.items()
     ]
     return {
         "commands": commands,
