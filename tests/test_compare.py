@@ -497,6 +497,24 @@ def test_what_a_plan_gives_to_allocate_is_allocated(tmp_path):
         comparison.training_steps(ignored)
 
 
+def test_every_budget_of_the_plan_can_be_spent_at_its_rank():
+    from dmole_cli.backbones.loading import load_backbone
+    from dmole_cli.backbones.sites import find_sites
+    from dmole_cli.placement import SiteScore, allocate, parse_budget
+
+    backbone = load_backbone(read_toml(CONFIG)["backbone"])
+    sites = find_sites(backbone.model, "attention")
+    asked = {cell.label: cell.allocate for cell in study_cells(read_toml(PLAN)) if cell.allocate}
+    assert {"budget-4%", "rank-4"} <= set(asked)
+    for label, words in asked.items():
+        given = {"--budget": "2%", "--rank": "8", **dict(zip(words[::2], words[1::2], strict=True))}
+        rank = int(given["--rank"])
+        scores = [SiteScore(site.name, site.modality, site.expert_parameters(rank), 1.0) for site in sites]
+        budget = parse_budget(given["--budget"])
+        placement = allocate(scores, budget=budget, backbone_parameters=backbone.parameters, rank=rank)
+        assert placement.sites, label
+
+
 def test_a_study_keeps_its_first_row_first_whatever_was_asked_for_before():
     plan = read_toml(PLAN)
     record = Record()
