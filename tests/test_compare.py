@@ -522,6 +522,24 @@ def test_a_study_keeps_its_first_row_first_whatever_was_asked_for_before():
     for studies in (["rank"], ["ablations"]):
         record.add(study_cells(plan, studies=studies), {}, rows=rows_of_plan(plan))
     record.add(main_cells(plan, rows=["zero-shot"], seeds=[1], orders=["A"]), {}, rows=rows_of_plan(plan))
+    assert [(c.order, c.seed) for c in record.cells if c.label == "d-mole" and c.group == "main"] == [
+        ("A", 0),
+        ("B", 0),
+    ]
     labels = {group: [c.label for c in record.cells if c.group == group] for group in ("main", "ablations", "rank")}
     assert labels["main"] == ["zero-shot", "v1", "d-mole", "d-mole"], "order B has no v1"
     assert labels["ablations"] == ["d-mole", "v1", "v2", "v3", "v4"] and labels["rank"][0] == "d-mole"
+
+
+def test_a_study_that_has_gained_a_variant_has_it_where_the_plan_has_it():
+    plan = {
+        "orders": {"A": "configured"},
+        "seeds": [0],
+        "studies": {"rank": {"variants": [{"label": "a"}, {"label": "c"}]}},
+    }
+    record = Record()
+    record.add(study_cells(plan), {})
+    plan["studies"]["rank"]["variants"].insert(1, {"label": "b"})
+    record.add(study_cells(plan, seeds=[1]), {})
+    record.add(study_cells(plan), {})
+    assert [(c.seed, c.label) for c in record.cells] == [(s, label) for s in (0, 1) for label in "abc"]

@@ -180,12 +180,18 @@ class Record:
 
     def add(self, cells: Sequence[Cell], orders: Mapping[str, Sequence[str]], *, rows: Sequence[str] = ()) -> None:
         """Take in what is asked for now; rows of the main table stay in the order of the plan."""
-        known = {(c.group, c.order, c.seed, c.label): c for c in (*self.cells, *cells)}
-        # A study keeps the order of its variants, the first of which the others are compared with.
-        places = {label: place for place, label in enumerate(rows)}
-        self.cells = sorted(
-            known.values(), key=lambda c: places.get(c.label, len(rows)) if c.group == MAIN else len(rows)
-        )
+        asked = {(c.group, c.order, c.seed, c.label): c for c in cells}
+        before = [c for c in self.cells if (c.group, c.order, c.seed, c.label) not in asked]
+        groups = list(dict.fromkeys(c.group for c in (*self.cells, *cells)))
+        named = list(dict.fromkeys((*self.orders, *orders, *(c.order for c in (*self.cells, *cells)))))
+
+        # A study keeps the order of its variants, the first of which the others are compared with. One that its plan has
+        # gained since the study was last asked for stands where the plan has it now.
+        def place(cell: Cell) -> tuple[int, ...]:
+            row = rows.index(cell.label) if cell.group == MAIN and cell.label in rows else len(rows)
+            return groups.index(cell.group), row, named.index(cell.order), cell.seed
+
+        self.cells = sorted((*asked.values(), *before), key=place)
         self.orders |= {name: [task_name(task) for task in tasks] for name, tasks in orders.items()}
 
     def write(self, folder: Path) -> None:
