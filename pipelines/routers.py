@@ -12,6 +12,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -80,17 +81,21 @@ def main() -> None:
             for outcome in train(run.root, decoder, start, epochs=options.epochs, config=options.config)
         ]
         table, thresholds = losses_of(Session(read_config(options.config), run))
+        form = f"{decoder}, {start} | {min(ran)}–{max(ran)}"
         for scale in options.scales:
-            scaled = [scale * threshold for threshold in thresholds]
-            for task, rows in table.items():
-                accepted = [100 * fmean(row[t] < scaled[t] for row in rows) for t in range(len(tasks))]
-                own = "–"
-                if task in tasks:
-                    right = [tasks.index(task) in top_candidates(row, scaled, most=2) for row in rows]
-                    own = f"{100 * fmean(right):.1f}"
-                cells = " | ".join(f"{share:.1f}" for share in accepted)
-                ran_for = f"{min(ran)}–{max(ran)}"
-                print(f"| {decoder}, {start} | {ran_for} | {scale:g} | {task} | {cells} | {own} |", flush=True)
+            for row in shares(table, [scale * threshold for threshold in thresholds], tasks):
+                print(f"| {form} | {scale:g} | {row} |", flush=True)
+
+
+def shares(table: dict[str, list[list[float]]], thresholds: list[float], tasks: Sequence[str]) -> Iterator[str]:
+    """A row per task: what each router accepts of its samples, and how often their own is among the two nearest, in %."""
+    for task, rows in table.items():
+        accepted = [100 * fmean(row[t] < thresholds[t] for row in rows) for t in range(len(tasks))]
+        own = "–"
+        if task in tasks:
+            right = [tasks.index(task) in top_candidates(row, thresholds, most=2) for row in rows]
+            own = f"{100 * fmean(right):.1f}"
+        yield " | ".join([task, *(f"{share:.1f}" for share in accepted), own])
 
 
 if __name__ == "__main__":

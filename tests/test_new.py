@@ -161,6 +161,10 @@ def test_limits_follow_the_answers(tmp_path, run):
         ('{"image": "0.png", "colour": "red"}\n' * 2, "no format fits"),
         ('{"rows": [{"a": 1}]}', "no format fits"),
         ('{"image": "0.png", "phrase": "it", "bbox": [1, 1, 2, 2]}\n' * 2, "'width' and 'height'"),
+        (
+            '{"image": "0.png", "phrase": "it", "bbox": ["left", 1, 2, 2], "width": 20, "height": 20}\n' * 2,
+            "line 1: 'bbox' must be 4 numbers",
+        ),
         (json.dumps(tiny.record("gone.png", "What?", "red")) + "\n", "gone.png"),
         (json.dumps(tiny.record("0.png", "What?", "")) + "\n", "line 1: the answer is empty"),
         (json.dumps(tiny.record("0.png", "What?", "red")) + "\n", "too few pictures"),

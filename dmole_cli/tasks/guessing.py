@@ -130,7 +130,8 @@ def _guess_record(source: Path, peeked: Sequence[Mapping[str, Any]]) -> Guess:
         expression = named(EXPRESSION)
         if expression and {"width", "height"} <= keys:
             found = [record[box] for record in peeked]
-            fractions = all(isinstance(one, list) and all(0 <= float(v) <= 1 for v in one) for one in found)
+            # What is no number at all is said of its record by the format, when all are read.
+            fractions = all(isinstance(v, int | float) and 0 <= v <= 1 for one in found for v in _listed(one))
             data = _renamed({"image": image, "question": expression, "box": box}, "grounding")
             data |= {"boxes": "fractions"} if fractions else {}
             why = f"its records have '{expression}' and '{box}' in {'fractions' if fractions else 'pixels'}"
@@ -157,6 +158,10 @@ def _guess_record(source: Path, peeked: Sequence[Mapping[str, Any]]) -> Guess:
         prompt = "" if question else SAY_CAPTION
         return Guess("question_answer", why, data, prompt=prompt, metric="" if question else "cider")
     raise _no_format(source, keys, "none of the fields that hold an answer")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _no_format(source: Path, keys: set[str], why: str) -> DmoleError:

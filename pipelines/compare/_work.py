@@ -196,16 +196,24 @@ class Comparison:
         ]
 
     def training_steps(self, cell: Cell) -> list[Step]:
-        """What cells that differ in evaluation only have in common."""
+        """What cells that differ in evaluation only have in common.
+
+        Raises:
+            DmoleError: the plan gives arguments to a stage that the cell's method does not have.
+        """
         rules, root = self.rules(cell.method), self.folder / cell.folder
+        trains = bool(rules.stages(self.names(cell.order)))
+        for stage, used in {"router": rules.USES_ROUTERS, "allocate": rules.ALLOCATES, "train": trains}.items():
+            if (words := getattr(cell, stage)) and not used:
+                message = f"{cell.label} gives {stage} {' '.join(words)}, but {cell.method} has no such stage"
+                raise DmoleError(
+                    message, "give them to a stage that it has (methods without allocate take train --budget)"
+                )
         steps = []
         if rules.ALLOCATES:
             words = ("allocate", "--method", cell.method, *cell.allocate)
             steps.append(Step(f"allocate-{cell.method}", root, words, self._places(cell), self._made_from(cell)))
-        elif cell.allocate:
-            message = f"{cell.label} gives allocate {' '.join(cell.allocate)}, but {cell.method} has no allocation"
-            raise DmoleError(message, 'give the budget to its training: train = ["--budget", ...]')
-        if rules.stages(self.names(cell.order)):
+        if trains:
             words = ("train-task", "--method", cell.method, "--seed", str(cell.seed), *cell.train)
             steps.append(Step(f"train-task-{cell.method}", root, words, self._places(cell), self._made_from(cell)))
         return steps
