@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmole_cli.artifacts.files import digest_of_file
-from dmole_cli.artifacts.layout import Run
-from dmole_cli.artifacts.pictures import PictureDigests
-from dmole_cli.config import Config
+from dmole_cli.artifacts.image_digests import ImageDigests
+from dmole_cli.artifacts.outcome import clocked
+from dmole_cli.artifacts.run import Run
+from dmole_cli.data.loading import TaskCard, load_card, samples, task_name
+from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.outcome import clocked
-from dmole_cli.sample import Sample
-from dmole_cli.tasks import TaskCard, load_card, samples, task_name
+from dmole_cli.settings.model import Config
 
 if TYPE_CHECKING:
     import torch
 
-    from dmole_cli.backbones.adapter import Backbone
+    from dmole_cli.backbones.backbone import Backbone
     from dmole_cli.backbones.loading import Loading
 
 # Shared options that a subcommand does not have.
@@ -54,7 +54,7 @@ class Session:
         self.run, self.given = run, dict(given or {})
         self._cards: dict[str, TaskCard] = {}
         self._samples: dict[tuple[str, str], Sequence[Sample]] = {}
-        self.picture_digests = PictureDigests(run.pictures())
+        self.image_digests = ImageDigests(run.image_digests())
         self._digests: dict[tuple[str, str], str] = {}
 
     @cached_property
@@ -111,7 +111,7 @@ class Session:
 
         with clocked(self.run.cost(stage, task), self.counts, adding=adding):
             yield
-        self.picture_digests.save()
+        self.image_digests.save()
 
     def command(self, subcommand: str, task: str, /, **options: object) -> str:
         """The command line that makes an artifact, as the user would type it in this place."""
@@ -144,9 +144,9 @@ class Session:
     def data_digest(self, task: str, split: str) -> str:
         """Digest of a split: texts and pictures."""
         if (task, split) not in self._digests:
-            from dmole_cli.training.batches import data_digest
+            from dmole_cli.data.digests import data_digest
 
-            self._digests[task, split] = data_digest(self.samples(task, split), self.picture_digests)
+            self._digests[task, split] = data_digest(self.samples(task, split), self.image_digests)
         return self._digests[task, split]
 
     def digests(self, *paths: Path) -> dict[str, str]:

@@ -16,8 +16,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from dmole_cli import catalog
-from dmole_cli.sample import Sample
-from dmole_cli.tasks import TaskCard, load_card, samples, task_names
+from dmole_cli.data.loading import TaskCard, load_card, samples, task_names
+from dmole_cli.data.sample import Sample
 
 DRAWS = 10
 CAPTION_CANDIDATES = 20

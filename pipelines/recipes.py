@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from statistics import fmean, stdev
 
-from dmole_cli.artifacts.layout import Run
-from dmole_cli.config import read_config
-from dmole_cli.reports.summary import MethodReport, collect
+from dmole_cli.artifacts.run import Run
+from dmole_cli.reports.collect import MethodReport, collect
 from dmole_cli.session import Session
+from dmole_cli.settings.model import read_config
 
 CONFIG = Path(__file__).with_name("sequence") / "dmole.toml"
 METHOD = "finetune"

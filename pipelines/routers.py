@@ -16,12 +16,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from dmole_cli.artifacts.layout import Run
 from dmole_cli.artifacts.router import read_router
-from dmole_cli.config import read_config
-from dmole_cli.experts.autoencoder import from_tensors, top_candidates
+from dmole_cli.artifacts.run import Run
+from dmole_cli.routing.autoencoder import from_tensors, top_candidates
+from dmole_cli.routing.features import routing_features
 from dmole_cli.session import Session
-from dmole_cli.training.features import features_of
+from dmole_cli.settings.model import read_config
 
 CONFIG = Path(__file__).with_name("sequence") / "dmole.toml"
 FORMS = [(decoder, start) for decoder in ("sigmoid", "linear") for start in ("mean", "random")]
@@ -52,7 +52,7 @@ def losses_of(session: Session) -> tuple[dict[str, list[list[float]]], list[floa
     routers = [from_tensors(file.tensors, decoder=file.decoder) for file in files]
     table = {}
     for task in (*tasks, *session.config.unseen):
-        features = features_of(session, task, "validation")
+        features = routing_features(session, task, "validation")
         table[task] = [list(row) for row in zip(*(r.losses(features).tolist() for r in routers), strict=True)]
     return table, [file.threshold for file in files]
 

@@ -10,13 +10,13 @@ from tempfile import mkdtemp
 import torch
 from PIL import Image
 
-from dmole_cli.backbones.adapter import Backbone
-from dmole_cli.backbones.contract import families
+from dmole_cli.backbones.backbone import Backbone
+from dmole_cli.backbones.families.base import families
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
+from dmole_cli.data.images import open_picture
+from dmole_cli.data.sample import Sample
 from dmole_cli.experts.routed import Expert, RoutedExperts
-from dmole_cli.formats._pictures import open_picture
-from dmole_cli.sample import Sample
 
 FAMILIES = families()
 

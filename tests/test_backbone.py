@@ -10,15 +10,16 @@ import torch
 from PIL import Image
 from transformers import BlipProcessor
 
-from dmole_cli.backbones.adapter import Backbone
+from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.inputs import PICTURE_TOKENS
 from dmole_cli.backbones.loading import fingerprint_of, load_backbone
-from dmole_cli.backbones.pictures import SeenPictures
 from dmole_cli.backbones.sites import find_sites
+from dmole_cli.backbones.vision_cache import VisionFeatureCache
+from dmole_cli.data.images import open_picture
+from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts
-from dmole_cli.formats._pictures import open_picture
-from dmole_cli.sample import Sample
+from dmole_cli.inference.decoding import generate as generate_answers
 
 VISION, LANGUAGE = "model.vision_tower.encoder.layers", "model.language_model.layers"
 ATTENTION = {VISION: ("k_proj", "v_proj", "q_proj", "out_proj"), LANGUAGE: ("q_proj", "k_proj", "v_proj", "o_proj")}
@@ -259,7 +260,7 @@ def generate(backbone, routed, samples, sets, *, batch):
     for start in range(0, len(samples), batch):
         inputs, rows = backbone.collate(encoded(backbone, samples[start : start + batch]), left=True)
         with routed.route(sets[start : start + batch], rows=rows):
-            out += backbone.generate(inputs, max_new_tokens=8, min_new_tokens=8)
+            out += generate_answers(backbone, inputs, max_new_tokens=8, min_new_tokens=8)
     return out
 
 
@@ -310,7 +311,7 @@ def test_rows_that_have_ended_leave_the_batch_and_change_nothing(backbone, route
     monkeypatch.setattr(type(backbone.tokenizer), "eos_token_id", end, raising=False)
     backbone.counts.clear()
     with routed.route(SETS, rows=rows):
-        answers = backbone.generate(inputs, max_new_tokens=10, min_new_tokens=0, leave=routed.keep)
+        answers = generate_answers(backbone, inputs, max_new_tokens=10, min_new_tokens=0, leave=routed.keep)
     decode = backbone.tokenizer.batch_decode
     assert answers == [text.strip() for text in decode(expected, skip_special_tokens=True)]
     assert backbone.counts["generations"] == len(SAMPLES)
@@ -326,7 +327,7 @@ def test_pictures_that_no_expert_looks_at_are_encoded_once(backbone, routed, tmp
     The first sample has two pictures and is kept whole or not at all, the second one has one, the third none.
     """
     size = tiny.IMAGE_TOKENS * backbone.language.config.hidden_size * 4
-    seen = SeenPictures(backbone, folder=tmp_path / "cache", limit=room * size)
+    seen = VisionFeatureCache(backbone, folder=tmp_path / "cache", limit=room * size)
     sets = [("tongue",), (), ("tongue",)]
     rows = encoded(backbone, [SAMPLES[2], SAMPLES[0], SAMPLES[3]], with_answer=True)
 

@@ -13,22 +13,22 @@ import tiny
 import torch
 
 from dmole_cli.artifacts.expert import ExpertFile, read_expert
-from dmole_cli.artifacts.layout import Run
 from dmole_cli.artifacts.memory import memory_header, read_memory
+from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
-from dmole_cli.config import AllocateSettings, Config, ProfileSettings, RouterSettings, TrainSettings
+from dmole_cli.data.sample import Sample
+from dmole_cli.data.seeds import seed_for
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts
-from dmole_cli.methods.contract import LoadedStage, Step, Training, load_method
-from dmole_cli.sample import Sample
+from dmole_cli.methods.base import LoadedStage, Step, Training, load_method
 from dmole_cli.session import Session
+from dmole_cli.settings.model import AllocateSettings, Config, ProfileSettings, RouterSettings, TrainSettings
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.evaluate import evaluate
 from dmole_cli.stages.profile import profile
 from dmole_cli.stages.train_router import train_router
 from dmole_cli.stages.train_task import train_task, training_samples
-from dmole_cli.training.batches import seed_for
 from dmole_cli.training.loop import train_expert
 
 FIRST, SECOND = tiny.TASKS

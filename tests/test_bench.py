@@ -14,8 +14,8 @@ import pytest
 import tiny
 import torch
 
-from dmole_cli.config import EvaluateSettings
-from dmole_cli.methods.contract import every_cell
+from dmole_cli.methods.base import every_cell
+from dmole_cli.settings.model import EvaluateSettings
 from dmole_cli.stages.train_task import train_task
 
 sys.path.insert(0, str(tiny.ROOT))

@@ -15,8 +15,8 @@ import tiny
 from benchmarks import BENCHMARKS, CAPTION, LETTER, SHORT, TEST, TRAIN
 
 from dmole_cli import catalog
+from dmole_cli.data.loading import load_card, samples
 from dmole_cli.errors import DmoleError
-from dmole_cli.tasks import load_card, samples
 
 NINE = ("vizwiz_caption", "skvg", "textcaps", "iconqa", "ocrvqa", "flickr30k", "vizwiz", "kvqa", "pmcvqa")
 EIGHT = ("scienceqa", "textvqa", "imagenet", "gqa", "coin-vizwiz", "coin-grounding", "vqav2", "coin-ocrvqa")

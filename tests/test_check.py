@@ -7,7 +7,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from dmole_cli.tasks import check_card, load_card
+from dmole_cli.data.loading import check_card, load_card
 
 CARD = """
 title = "colours"
@@ -125,9 +125,9 @@ def test_training_on_such_data_is_refused_as_before(spoilt, run):
 
 
 def test_large_files_are_not_kept_without_what_is_wrong_with_them(spoilt, monkeypatch):
+    from dmole_cli.data.formats import _rows
+    from dmole_cli.data.loading import samples
     from dmole_cli.errors import DmoleError
-    from dmole_cli.formats import _rows
-    from dmole_cli.tasks import samples
 
     monkeypatch.setattr(_rows, "IN_MEMORY", 0)
     monkeypatch.setenv("DMOLE_CACHE", str(spoilt.parent / "cache"))
@@ -212,14 +212,14 @@ def test_without_a_maximum_length_the_backbones_positions_are_the_limit(with_bac
 
 def test_lengths_are_those_that_training_sees(with_backbone):
     from dmole_cli.backbones.loading import load_backbone
-    from dmole_cli.tasks import samples
-    from dmole_cli.training.sight import Sight
+    from dmole_cli.backbones.preview import SamplePreview
+    from dmole_cli.data.loading import samples
 
     folder = with_backbone.parent / "backbone"
     rows, backbone = samples(load_card(with_backbone), "train"), load_backbone(str(folder))
     exact = [len(backbone.encode(sample, with_answer=True).tokens) for sample in rows]
     for limit in (0, 40, 10_000):  # measured, measured where near, estimated
-        assert Sight.of(str(folder), max_length=limit).lengths(rows) == exact
+        assert SamplePreview.of(str(folder), max_length=limit).lengths(rows) == exact
 
 
 def test_five_samples_as_the_model_sees_them(with_backbone, run):
@@ -242,15 +242,15 @@ def test_a_backbone_that_is_none_is_named(with_backbone, run):
 
 
 def test_tiles_of_every_family_are_counted(tmp_path):
-    from dmole_cli.backbones import qwen2_5_vl
+    from dmole_cli.backbones.families import qwen2_5_vl
     from dmole_cli.backbones.loading import load_inputs
-    from dmole_cli.sample import Sample
-    from dmole_cli.training.sight import Sight
+    from dmole_cli.backbones.preview import SamplePreview
+    from dmole_cli.data.sample import Sample
 
     qwen2_5_vl.tiny(tmp_path / "qwen")
     (tmp_path / "qwen" / "model.safetensors").unlink()  # weights are not looked at
     inputs, _ = load_inputs(str(tmp_path / "qwen"))
     pictures = (lambda: Image.new("RGB", (40, 60)), lambda: Image.new("RGB", (60, 40)))
-    look = Sight(inputs, limit=0).look(Sample("a", "What?", "red", ("red",), images=pictures))
+    look = SamplePreview(inputs, limit=0).look(Sample("a", "What?", "red", ("red",), images=pictures))
     assert look["tiles"] == 2  # packed patches of two pictures
     assert [size["width"] for size in look["pictures"]] == [40, 60]

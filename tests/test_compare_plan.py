@@ -21,8 +21,8 @@ from table import ceiling, headline, provenance  # noqa: E402
 from tune import GRID, trials  # noqa: E402
 
 from dmole_cli import catalog  # noqa: E402
-from dmole_cli.config import read_config  # noqa: E402
 from dmole_cli.errors import DmoleError  # noqa: E402
+from dmole_cli.settings.model import read_config  # noqa: E402
 
 
 def test_the_ceiling_is_finetune_from_a_tasks_turn_on_and_zero_shot_before():
@@ -101,7 +101,7 @@ def test_the_digest_of_code_is_that_of_what_it_does(tmp_path, monkeypatch):
 def test_every_method_has_the_same_number_of_trials_with_options_that_it_has():
     from dataclasses import replace
 
-    from dmole_cli.methods.contract import load_method
+    from dmole_cli.methods.base import load_method
 
     plan, grid = read_toml(PLAN), read_toml(GRID)
     same_experts = {cell.label for cell in main_cells(plan) if cell.evaluate and not cell.trained_apart}
@@ -168,9 +168,9 @@ def test_what_a_plan_gives_to_a_stage_is_used_by_it(tmp_path):
 
 
 def test_every_budget_of_the_plan_can_be_spent_at_its_rank():
+    from dmole_cli.allocation.placement import SiteScore, allocate, parse_budget
     from dmole_cli.backbones.loading import load_backbone
     from dmole_cli.backbones.sites import find_sites
-    from dmole_cli.placement import SiteScore, allocate, parse_budget
 
     config = read_config(CONFIG)
     backbone, usual = load_backbone(config.backbone), config.allocate

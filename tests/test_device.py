@@ -13,15 +13,15 @@ from elsewhere import ELSEWHERE, There, elsewhere
 from test_backbone import SAMPLES
 from test_bad_input import check_refusal
 
-from dmole_cli.artifacts.layout import Run
-from dmole_cli.backbones.adapter import Backbone
+from dmole_cli.artifacts.run import Run
+from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.device import devices, find_device, find_precision
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
-from dmole_cli.config import TrainSettings, read_config
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts, new_expert
 from dmole_cli.session import Session
+from dmole_cli.settings.model import TrainSettings, read_config
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.evaluate import evaluate
 from dmole_cli.stages.profile import profile
@@ -295,12 +295,12 @@ def test_answers_of_both_precisions_are_kept_side_by_side(copy, run):
 
 def test_kept_pictures_are_what_autocast_makes_of_them(stream, tmp_path):
     """The same losses with and without the store, in bfloat16: what is kept is brought back without another rounding."""
-    from dmole_cli.backbones.pictures import SeenPictures
+    from dmole_cli.backbones.vision_cache import VisionFeatureCache
 
     backbone = load_backbone(str(stream / "backbone"), precision="bfloat16")
     rows = [backbone.encode(s, with_answer=True) for s in SAMPLES]
     inputs, _ = backbone.collate(rows, left=False)
-    seen = SeenPictures(backbone, folder=tmp_path, limit=2**20)
+    seen = VisionFeatureCache(backbone, folder=tmp_path, limit=2**20)
     with torch.no_grad():
         plain = backbone.answer_loss(inputs)
         fresh = backbone.answer_loss(seen.replace(inputs, rows))

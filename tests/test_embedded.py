@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dmole_cli.backbones.embedded import FOLDER
-from dmole_cli.tasks import load_card, samples
+from dmole_cli.data.loading import load_card, samples
+from dmole_cli.inference.decoding import generate
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_zero_shot_is_above_chance_on_counting(embedded):
     for start in range(0, len(rows), 100):
         encoded = [embedded.encode(row, with_answer=False) for row in rows[start : start + 100]]
         inputs, _ = embedded.collate(encoded, left=True)
-        answers += embedded.generate(inputs, max_new_tokens=4, min_new_tokens=0)
+        answers += generate(embedded, inputs, max_new_tokens=4, min_new_tokens=0)
     right = sum(a == row.answer for a, row in zip(answers, rows, strict=True)) / len(rows)
     chance = 1 / 6  # counts from one to six, equally often
     assert right > chance + 3 * math.sqrt(chance * (1 - chance) / len(rows))
@@ -67,7 +68,7 @@ def test_a_feature_is_the_same_to_the_bit_in_any_company(embedded, task):
 
 
 def test_pretraining_pictures_are_in_no_task():
-    from dmole_cli.formats.emoji_items import emoji_sets
+    from dmole_cli.data.synthetic._emoji_items import emoji_sets
 
     reserved = {Path(item.path).name for item in emoji_sets()["pretraining"]}
     assert len(reserved) > 300

@@ -15,9 +15,11 @@ from families_mixed import FAMILIES, experts, samples, tiny_backbone, tiny_folde
 from PIL import Image
 from torch.nn import functional as F
 
-from dmole_cli.backbones.adapter import IGNORED
-from dmole_cli.backbones.pictures import SeenPictures
+from dmole_cli.backbones.backbone import IGNORED
 from dmole_cli.backbones.sites import find_sites
+from dmole_cli.backbones.vision_cache import VisionFeatureCache
+from dmole_cli.inference.decoding import generate
+from dmole_cli.inference.likelihood import answer_likelihoods
 
 SETS = [("eyes",), ("all",), (), ("tongue", "all"), ("eyes", "tongue"), ("all", "eyes")]
 EVERY = len(SETS)
@@ -144,7 +146,7 @@ def test_answers_are_those_of_the_models_own_decoding_one_at_a_time(backbone, ro
     inputs, rows = backbone.collate(asked, left=True)
     backbone.counts.clear()
     with routed.route(sets, rows=rows):
-        said = backbone.generate(inputs, max_new_tokens=9, min_new_tokens=0, leave=routed.keep)
+        said = generate(backbone, inputs, max_new_tokens=9, min_new_tokens=0, leave=routed.keep)
     assert said == expected
     assert backbone.counts["decode_rows"] == backbone.counts["decode_rows_needed"]
     assert len(set(said)) > 2
@@ -158,7 +160,7 @@ def test_rows_leave_the_batch(backbone, asked, monkeypatch):
     monkeypatch.setattr(type(backbone), "ends", property(lambda self: ENDS))
     backbone.counts.clear()
     inputs, _ = backbone.collate(asked, left=True)
-    backbone.generate(inputs, max_new_tokens=30, min_new_tokens=0)
+    generate(backbone, inputs, max_new_tokens=30, min_new_tokens=0)
     assert backbone.counts["decode_rows"] < 30 * EVERY
 
 
@@ -166,7 +168,7 @@ def test_likelihoods_are_those_of_whole_sequences_one_at_a_time(backbone, routed
     answers = [[sample.answer, "no", "something longer than that"] for sample in samples()]
     inputs, rows = backbone.collate(asked, left=True)
     with routed.route(SETS, rows=rows):
-        found = backbone.likelihoods(inputs, answers=answers, rows=4, narrow=routed.narrowed)
+        found = answer_likelihoods(backbone, inputs, answers=answers, rows=4, narrow=routed.narrowed)
     for sample, row, own, scored in zip(samples(), answers, SETS, found, strict=True):
         for answer, value in zip(row, scored.sums, strict=True):
             whole = backbone.encode(replace(sample, answer=answer), with_answer=True)
@@ -237,7 +239,7 @@ def alike(tile, picture):
 
 
 def test_encoded_pictures_that_are_kept_change_nothing(backbone, routed, answered, asked, tmp_path):
-    seen = SeenPictures(backbone, folder=tmp_path, limit=2**20)
+    seen = VisionFeatureCache(backbone, folder=tmp_path, limit=2**20)
     sets = [("tongue",), (), ("tongue",), (), (), ("tongue",)]
     expected = losses(backbone, routed, answered, sets)
     backbone.counts.clear()
@@ -250,8 +252,8 @@ def test_encoded_pictures_that_are_kept_change_nothing(backbone, routed, answere
         losses(backbone, routed, few, [(), ("tongue",), ()], seen=seen), expected[[4, 2, 3]], rtol=1e-4, atol=1e-5
     )
     inputs, _ = backbone.collate(asked, left=True)
-    plain = backbone.generate(dict(inputs), max_new_tokens=6, min_new_tokens=0)
-    assert backbone.generate(seen.replace(inputs, asked), max_new_tokens=6, min_new_tokens=0) == plain
+    plain = generate(backbone, dict(inputs), max_new_tokens=6, min_new_tokens=0)
+    assert generate(backbone, seen.replace(inputs, asked), max_new_tokens=6, min_new_tokens=0) == plain
     seen.close()
 
 

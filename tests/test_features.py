@@ -12,11 +12,11 @@ import pytest
 import tiny
 import torch
 
-from dmole_cli.artifacts.layout import Run
-from dmole_cli.config import Config, read_config
+from dmole_cli.artifacts.run import Run
 from dmole_cli.errors import DmoleError
+from dmole_cli.routing.features import routing_features
 from dmole_cli.session import Session
-from dmole_cli.training.features import features_of
+from dmole_cli.settings.model import Config, read_config
 
 FIRST, SECOND = tiny.TASKS
 NEEDED = [*((task, "train") for task in tiny.TASKS), *((task, "test") for task in (*tiny.TASKS, tiny.UNSEEN))]
@@ -58,7 +58,7 @@ def made(folder: Path, run: str, *parts: tuple[str, str]) -> tuple[list[bytes], 
     """The feature files of these splits, made in this order by one process, and how many passes that took."""
     session = Session(at(folder), Run(folder / run))
     for task, split in parts:
-        features_of(session, task, split)
+        routing_features(session, task, split)
     files = [session.run.features(task, split).read_bytes() for task, split in parts]
     return files, session.counts()["feature_passes"]
 
@@ -145,10 +145,10 @@ def test_rows_that_any_file_knows_are_taken_from_it_and_leave_no_trace(fresh):
     rows = records(fresh, "mixed", "train")
     assert len(rows) == 42 and len(looks(fresh, "mixed", "train")) <= 39
     session = Session(at(fresh, "mixed"), Run(fresh / "run"))
-    features = features_of(session, "mixed", "train")
+    features = routing_features(session, "mixed", "train")
     assert session.counts()["feature_passes"] == 4
     alone = Session(at(fresh, "mixed"), Run(fresh / "alone"))
-    assert torch.equal(features_of(alone, "mixed", "train"), features) and features.shape == (42, 2 * tiny.WIDTH)
+    assert torch.equal(routing_features(alone, "mixed", "train"), features) and features.shape == (42, 2 * tiny.WIDTH)
     assert alone.counts()["feature_passes"] == len(looks(fresh, "mixed", "train")), "what occurs twice is computed once"
     files = [s.run.features("mixed").read_bytes() for s in (session, alone)]
     assert files[0] == files[1]
@@ -168,7 +168,7 @@ def test_another_backbone_knows_nothing(fresh):
     made(fresh, "run", (FIRST, "test"))
     tiny.build_backbone(fresh / "other", seed=1)
     session = Session(replace(at(fresh), backbone=str(fresh / "other")), Run(fresh / "run"))
-    features_of(session, FIRST, "test")
+    routing_features(session, FIRST, "test")
     assert session.counts()["feature_passes"] == len(looks(fresh, FIRST, "test"))
 
 
@@ -181,10 +181,10 @@ def test_pictures_without_a_file_are_known_by_their_pixels(fresh):
     session = Session(at(fresh, "captions"), Run(fresh / "run"))
     samples = session.samples("captions", "test")
     assert len({(s.question, s.sources) for s in samples}) < len(samples) == 240
-    features = features_of(session, "captions", "test")
+    features = routing_features(session, "captions", "test")
     assert session.counts()["feature_passes"] == 240 and len(torch.unique(features, dim=0)) == 240
     session.run.features("captions", "test").rename(session.run.features("other"))
-    assert torch.equal(features_of(session, "captions", "test"), features)
+    assert torch.equal(routing_features(session, "captions", "test"), features)
     assert session.counts()["feature_passes"] == 240
 
 
@@ -212,7 +212,7 @@ def test_damaged_and_foreign_files_are_passed_over_for_others_and_named_to_their
     pq.write_table(table.set_column(1, "key", short), folder / "lists.parquet")
     (folder / f"{FIRST}.test.parquet").unlink()
     session = Session(at(fresh), Run(fresh / "run"))
-    features_of(session, FIRST, "test")
+    routing_features(session, FIRST, "test")
     assert (folder / f"{FIRST}.test.parquet").read_bytes() == expected
     assert session.counts()["feature_passes"] == count - len(looks(fresh, SECOND, "test"))
     path = folder / f"{SECOND}.test.parquet"
@@ -220,7 +220,7 @@ def test_damaged_and_foreign_files_are_passed_over_for_others_and_named_to_their
     for damaged in (b"PAR1 and nothing else", flipped(whole, len(whole) // 4)):
         path.write_bytes(damaged)
         with pytest.raises(DmoleError, match=rf"{SECOND}\.test\.parquet cannot be read as parquet"):
-            features_of(session, SECOND, "test")
+            routing_features(session, SECOND, "test")
 
 
 def test_a_damaged_byte_never_becomes_a_feature(fresh):

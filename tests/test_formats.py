@@ -10,9 +10,9 @@ import pytest
 import tiny
 from PIL import Image
 
+from dmole_cli.data.formats import _json, _rows
+from dmole_cli.data.loading import check_card, load_card, samples
 from dmole_cli.errors import DmoleError
-from dmole_cli.formats import _json, _rows
-from dmole_cli.tasks import check_card, load_card, samples
 
 sys.path.insert(0, str(tiny.ROOT))
 from pipelines.bench import rows as bench

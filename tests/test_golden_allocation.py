@@ -2,7 +2,7 @@
 
 from golden_vectors import golden_vectors
 
-from dmole_cli.placement import Budget, SiteScore, allocate
+from dmole_cli.allocation.placement import Budget, SiteScore, allocate
 
 
 def test_golden_allocation() -> None:

@@ -9,8 +9,8 @@ import pytest
 import tiny
 from PIL import Image
 
+from dmole_cli.data.loading import check_card, load_card, samples
 from dmole_cli.errors import DmoleError
-from dmole_cli.tasks import check_card, load_card, samples
 
 datasets = pytest.importorskip("datasets")
 
@@ -116,7 +116,7 @@ def test_options_and_several_pictures(folder):
 
 
 def test_long_ones_are_converted_once(saved, monkeypatch, tmp_path):
-    from dmole_cli.formats import hugging_face
+    from dmole_cli.data.formats import hugging_face
 
     monkeypatch.setenv("DMOLE_CACHE", str(tmp_path))
     monkeypatch.setattr(hugging_face, "FEW", 3)

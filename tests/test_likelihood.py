@@ -13,15 +13,15 @@ import tiny
 import torch
 
 from dmole_cli.artifacts.likelihood import Likelihoods
-from dmole_cli.backbones.candidates import scoring
-from dmole_cli.backbones.pictures import SeenPictures
 from dmole_cli.backbones.sites import find_sites
+from dmole_cli.backbones.vision_cache import VisionFeatureCache
+from dmole_cli.data.card import TaskCard, load_card
+from dmole_cli.data.choices import choices_of
+from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts
-from dmole_cli.sample import Sample
+from dmole_cli.inference.likelihood import answer_likelihoods, scoring
 from dmole_cli.stages.evaluate import _likelihood
-from dmole_cli.tasks.card import TaskCard, load_card
-from dmole_cli.tasks.choices import choices_of
 
 FIRST, SECOND = tiny.TASKS
 EVERY = (FIRST, SECOND, tiny.UNSEEN)
@@ -92,9 +92,9 @@ def test_a_shared_prompt_changes_no_likelihood(backbone, routed, rows):
     inputs, vision = backbone.collate(encoded, left=True)
     backbone.counts.clear()
     with routed.route(SETS, rows=vision):
-        found = backbone.likelihoods(inputs, answers=ANSWERS, rows=rows, narrow=routed.narrowed)
+        found = answer_likelihoods(backbone, inputs, answers=ANSWERS, rows=rows, narrow=routed.narrowed)
         # The batch is the whole one again afterwards.
-        again = backbone.likelihoods(inputs, answers=ANSWERS, rows=rows, narrow=routed.narrowed)
+        again = answer_likelihoods(backbone, inputs, answers=ANSWERS, rows=rows, narrow=routed.narrowed)
     assert found == again
     assert (backbone.counts["likelihood_passes"], backbone.counts["likelihood_rows"]) == (10, 24)
     for one, names, answers, mine in zip(SAMPLES, SETS, ANSWERS, found, strict=True):
@@ -109,10 +109,10 @@ def test_a_shared_prompt_changes_no_likelihood(backbone, routed, rows):
 def test_pictures_that_were_encoded_before_give_the_same_likelihoods(backbone, routed, tmp_path):
     encoded = [backbone.encode(s, with_answer=False) for s in SAMPLES[:2]]
     inputs, vision = backbone.collate(encoded, left=True)
-    seen = SeenPictures(backbone, folder=tmp_path, limit=2**20)
+    seen = VisionFeatureCache(backbone, folder=tmp_path, limit=2**20)
     with routed.route([("tongue",), ()], rows=vision):
         looked, kept = (
-            backbone.likelihoods(given, answers=ANSWERS[:2], rows=8, narrow=routed.narrowed)
+            answer_likelihoods(backbone, given, answers=ANSWERS[:2], rows=8, narrow=routed.narrowed)
             for given in (inputs, seen.replace(inputs, encoded))
         )
     seen.close()
@@ -315,7 +315,7 @@ def expert(folder: Path, name: str) -> Expert:
 
 
 def samples_of(folder: Path, task: str) -> list[Sample]:
-    from dmole_cli.tasks import samples
+    from dmole_cli.data.loading import samples
 
     return samples(load_card(folder / "tasks" / f"{task}.toml"), "test")
 

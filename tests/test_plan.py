@@ -9,13 +9,13 @@ import torch
 from builders import every_family, family  # noqa: F401 - a fixture
 from PIL import Image
 
-from dmole_cli.backbones.adapter import Backbone
-from dmole_cli.backbones.blueprint import blueprint
+from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.loading import load_backbone
+from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.sites import find_sites
-from dmole_cli.sample import Sample
+from dmole_cli.data.sample import Sample
+from dmole_cli.profiling.memory import as_fake_tensors, held_bytes, peak_bytes
 from dmole_cli.stages.profile import measure
-from dmole_cli.training.footprint import held_bytes, hollow, peak_bytes
 
 TASK = tiny.TASKS[0]
 SAMPLES = [
@@ -34,7 +34,7 @@ def planned(here, run, *options: str) -> dict:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_work_without_numbers_holds_what_the_work_holds(family, checkpointing):  # noqa: F811
     whole = load_backbone(str(family))
-    empty = Backbone("empty", "", hollow(blueprint(str(family)), torch.float32), whole.processor)
+    empty = Backbone("empty", "", as_fake_tensors(meta_model(str(family)), torch.float32), whole.processor)
     assert held_bytes(empty.model) == held_bytes(whole.model)
     peaks = []
     for backbone in (whole, empty):
@@ -96,7 +96,7 @@ def test_the_plan_of_two_billion_parameters(tmp_path, run):
     """InternVL2-2B's shape, from its configuration and a small processor: no machine of the tests could hold it."""
     from test_sites import internvl2_2b
 
-    from dmole_cli.backbones import internvl
+    from dmole_cli.backbones.families import internvl
 
     internvl.tiny(tmp_path / "backbone")
     (tmp_path / "backbone" / "model.safetensors").unlink()

@@ -10,11 +10,11 @@ import tiny
 import torch
 from PIL import Image
 
+from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.sites import find_sites
+from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.sample import Sample
 from dmole_cli.stages.profile import SampledSiteProfile, measure
-from dmole_cli.training.gradients import recomputed
 
 
 def sample(question: str, answer: str, *greys: int) -> Sample:
@@ -99,7 +99,7 @@ def test_recomputing_keeps_the_inputs_of_blocks_and_lets_no_embedding_take_gradi
                 if name == "plain":
                     backbone.answer_loss(inputs)
                 else:
-                    with recomputed(backbone):
+                    with activation_checkpointing(backbone):
                         loss = backbone.answer_loss(inputs)
                         assert len(calls) == 2, "one forward pass each"
                         loss.backward()
@@ -128,7 +128,7 @@ def test_the_backbone_is_left_as_it_was(backbone, sites, encoded, options):
 
 def test_a_gradient_is_gone_when_the_next_one_comes(backbone, sites, encoded, monkeypatch):
     """At no time do more than one of the candidates hold a gradient of their own."""
-    from dmole_cli.training import gradients
+    from dmole_cli.profiling import gradients
 
     holding = []
     parameters = [p for site in sites for p in backbone.model.get_submodule(site.name).parameters()]

@@ -14,14 +14,14 @@ from dmole_cli.artifacts import evaluation, expert, likelihood
 from dmole_cli.artifacts.evaluation import Answer, write_evaluation
 from dmole_cli.artifacts.expert import ExpertFile, write_expert
 from dmole_cli.artifacts.files import write_json
-from dmole_cli.artifacts.layout import D_MOLE, Run
 from dmole_cli.artifacts.likelihood import Likelihood, write_likelihood
 from dmole_cli.artifacts.memory import write_memory
 from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.run import D_MOLE, Run
 from dmole_cli.artifacts.tensors import write_tensors
 from dmole_cli.errors import DmoleError
+from dmole_cli.reports.collect import MethodReport, as_json, collect, cost_rows, methods_on_disk, profiling_share
 from dmole_cli.reports.continual import FORMULAS
-from dmole_cli.reports.summary import MethodReport, as_json, collect, cost_rows, methods_on_disk, profiling_share
 from dmole_cli.reports.tables import (
     MISSING,
     cost_table,

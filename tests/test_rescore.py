@@ -13,8 +13,8 @@ import tiny
 from dmole_cli.artifacts import evaluation
 from dmole_cli.artifacts.evaluation import Answer, write_evaluation
 from dmole_cli.artifacts.files import digest_of_file
-from dmole_cli.artifacts.layout import Run
 from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.run import Run
 from dmole_cli.metrics import anls, bleu1
 
 FIRST, SECOND = tiny.TASKS

@@ -91,11 +91,11 @@ def test_a_profile_is_the_gradient_that_autograd_finds(made, finished, backbone)
     """Recomputed from the formula on the very batches: norm of the summed gradients by their number, bias apart."""
     import torch
 
-    from dmole_cli.artifacts.layout import Run
-    from dmole_cli.config import Config
+    from dmole_cli.artifacts.run import Run
+    from dmole_cli.data.seeds import seed_for
     from dmole_cli.session import Session
+    from dmole_cli.settings.model import Config
     from dmole_cli.stages.profile import subset
-    from dmole_cli.training.batches import seed_for
 
     card = str(finished / "tasks" / f"{FIRST}.toml")
     samples = Session(Config(tasks=(card,), unseen=()), Run(made)).samples(FIRST, "train")
@@ -149,7 +149,7 @@ def test_allocations(made, backbone, task):
 def test_routers_and_features(made, backbone, task):
     import torch
 
-    from dmole_cli.experts.autoencoder import from_tensors
+    from dmole_cli.routing.autoencoder import from_tensors
 
     found, header = tensors(made / "routers" / f"{task}.safetensors")
     width = sum(part["width"] for part in backbone.feature_layout())

@@ -9,7 +9,7 @@ import torch
 from builders import every_family, family  # noqa: F401 - a fixture
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from dmole_cli.backbones.blueprint import blueprint
+from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.sites import block_stack, find_sites, left_out, tower_names
 from dmole_cli.errors import DmoleError
 
@@ -114,4 +114,4 @@ def test_what_is_no_backbone_is_refused(tmp_path, content, said):
     if content is not None:
         (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(DmoleError, match=said):
-        blueprint(str(tmp_path))
+        meta_model(str(tmp_path))

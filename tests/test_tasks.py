@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from dmole_cli.config import DEFAULT_TASKS, DEFAULT_UNSEEN
+from dmole_cli.data.choices import choices_of
+from dmole_cli.data.loading import SPLITS, check_card, load_card, samples, task_names
+from dmole_cli.data.synthetic import _emoji_items as emoji_items
+from dmole_cli.data.synthetic import emoji_captions, emoji_scenes, satellite_crops
 from dmole_cli.errors import DmoleError
-from dmole_cli.formats import emoji_captions, emoji_items, emoji_scenes, satellite_crops
 from dmole_cli.metrics import exact_match, grounding, multiple_choice
-from dmole_cli.tasks import SPLITS, check_card, load_card, samples, task_names
-from dmole_cli.tasks.choices import choices_of
+from dmole_cli.settings.model import DEFAULT_TASKS, DEFAULT_UNSEEN
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
 import question_only

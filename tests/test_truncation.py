@@ -7,12 +7,12 @@ import pytest
 import tiny
 import torch
 
-from dmole_cli.backbones.adapter import IGNORED
+from dmole_cli.backbones.backbone import IGNORED
+from dmole_cli.backbones.batches import encoded_batches
+from dmole_cli.backbones.truncation import fitted, watched
+from dmole_cli.data.loading import load_card, samples
+from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.sample import Sample
-from dmole_cli.tasks import load_card, samples
-from dmole_cli.training.batches import encoded_batches
-from dmole_cli.training.truncation import fitted, watched
 
 LONG = "First a story that nobody needs. " * 3 + "Colour, in one letter?"
 

@@ -47,7 +47,7 @@ def features_header(path: Path) -> Header | None:
     return header_of_table(path, schema=SCHEMA, version=VERSION)
 
 
-def kept_features(
+def cached_features(
     folder: Path, wanted: Collection[str], *, width: int, libraries: Sequence[str]
 ) -> dict[str, torch.Tensor]:
     """Features [width] by key, of the wanted keys, from all feature files of a folder.

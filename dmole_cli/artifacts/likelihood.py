@@ -14,7 +14,7 @@ from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.tables import header_of_table, read_table, write_table
 
 SCHEMA, VERSION = "dmole.likelihood", 1
-KEPT_SCHEMA, KEPT_VERSION = "dmole.likelihoods-kept", 1
+CACHE_SCHEMA, CACHE_VERSION = "dmole.likelihoods-kept", 1
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,19 @@ def likelihood_header(path: Path) -> Header | None:
     return header_of_table(path, schema=SCHEMA, version=VERSION)
 
 
-def write_kept(path: Path, kept: Mapping[str, Likelihoods], fingerprint: str) -> None:
+def write_likelihood_cache(path: Path, kept: Mapping[str, Likelihoods], fingerprint: str) -> None:
     """Write what was computed by key, sorted by key so that the order of evaluations leaves no trace."""
     import pyarrow as pa
 
     schema = pa.schema([("key", pa.string()), ("sums", pa.list_(pa.float64())), ("tokens", pa.list_(pa.int32()))])
     rows = [{"key": key, **asdict(kept[key])} for key in sorted(kept)]
-    write_table(path, rows, schema, Header(KEPT_SCHEMA, KEPT_VERSION, backbone=fingerprint))
+    write_table(path, rows, schema, Header(CACHE_SCHEMA, CACHE_VERSION, backbone=fingerprint))
 
 
-def read_kept(path: Path) -> dict[str, Likelihoods]:
+def read_likelihood_cache(path: Path) -> dict[str, Likelihoods]:
     """Read what was computed by key; empty where nothing was yet."""
     if not path.exists():
         return {}
-    table, _ = read_table(path, schema=KEPT_SCHEMA, version=KEPT_VERSION, hint="delete it: it only saves time")
+    table, _ = read_table(path, schema=CACHE_SCHEMA, version=CACHE_VERSION, hint="delete it: it only saves time")
     rows = table.to_pylist()
     return {row["key"]: Likelihoods(row["sums"], row["tokens"]) for row in rows}

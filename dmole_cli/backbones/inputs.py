@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dmole_cli.backbones import layouts
-from dmole_cli.backbones.contract import Family
-from dmole_cli.sample import Sample
+from dmole_cli.backbones import image_layouts as layouts
+from dmole_cli.backbones.families.base import Family
+from dmole_cli.data.sample import Sample
 
 IGNORED = -100
 STAND_IN = "@@question@@"

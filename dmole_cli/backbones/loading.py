@@ -16,7 +16,7 @@ from dmole_cli.errors import DmoleError
 if TYPE_CHECKING:
     import torch
 
-    from dmole_cli.backbones.adapter import Backbone
+    from dmole_cli.backbones.backbone import Backbone
     from dmole_cli.backbones.inputs import Inputs
 
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -105,7 +105,7 @@ def load_backbone(
     try:
         from transformers import AutoModelForImageTextToText
 
-        from dmole_cli.backbones.adapter import Backbone
+        from dmole_cli.backbones.backbone import Backbone
         from dmole_cli.backbones.processors import load_processor
 
         processor = load_processor(path)
@@ -133,7 +133,7 @@ def load_inputs(name: str) -> tuple[Inputs, Any]:
     try:
         from transformers import AutoConfig
 
-        from dmole_cli.backbones.contract import family_of
+        from dmole_cli.backbones.families.base import family_of
         from dmole_cli.backbones.inputs import Inputs
         from dmole_cli.backbones.processors import load_processor
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
-    from dmole_cli.outcome import Outcome
+    from dmole_cli.artifacts.outcome import Outcome
 
 
 def say(text: str) -> None:

@@ -29,9 +29,9 @@ from dmole_cli.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from dmole_cli.config import Config
-    from dmole_cli.outcome import Outcome
+    from dmole_cli.artifacts.outcome import Outcome
     from dmole_cli.session import Session
+    from dmole_cli.settings.model import Config
 
 HELP = "Score every task after every stage, and report Last, AVG, BWT and more."
 REPORTS = ("overview", "last", "avg", "bwt", "fwt", "forgetting", "matrix", "knowledge", "cost")
@@ -133,7 +133,7 @@ def evaluate(
 
 def _routings(config: Config, modes: list[str] | None, scales: list[float] | None) -> list[Config]:
     """The configuration under each mode and threshold scale; all of them are checked before the first one is used."""
-    from dmole_cli.config import override, require_possible
+    from dmole_cli.settings.model import override, require_possible
 
     changed = [
         replace(config, evaluate=override(config.evaluate, routing=mode, threshold_scale=scale))
@@ -186,8 +186,8 @@ def _rescore(
     *,
     force: bool,
 ) -> list[Outcome]:
+    from dmole_cli.data.loading import task_name
     from dmole_cli.stages.rescore import rescore as run_stage
-    from dmole_cli.tasks import task_name
 
     outcomes = []
     for metric in metrics:
@@ -221,7 +221,8 @@ def _number(session: Session, text: str) -> int:
 
 
 def _report(session: Session, name: str, methods: list[str] | None, rescored: Sequence[str], *, as_json: bool) -> None:
-    from dmole_cli.reports import summary, tables
+    from dmole_cli.reports import collect as summary
+    from dmole_cli.reports import tables
 
     if name == "cost":
         rows = summary.cost_rows(session.run)

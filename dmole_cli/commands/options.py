@@ -107,9 +107,9 @@ def open_session(
         shared: overrides the configuration's.
         sections: section of the configuration -> options of the command that belong to it (None = not given).
     """
-    from dmole_cli.artifacts.layout import Run
-    from dmole_cli.config import override, read_config, require_possible
+    from dmole_cli.artifacts.run import Run
     from dmole_cli.session import Session
+    from dmole_cli.settings.model import override, read_config, require_possible
 
     settings = read_config(config)
     top = {"seed": seed, "backbone": backbone, "data_root": str(data_root) if data_root else None}

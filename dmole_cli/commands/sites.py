@@ -31,12 +31,12 @@ def sites(
     session = open_session(run=Path(), config=config, backbone=backbone, profile={"sites": sites})
     from dataclasses import asdict
 
-    from dmole_cli.backbones.blueprint import blueprint
+    from dmole_cli.backbones.meta_model import meta_model
     from dmole_cli.backbones.sites import find_sites, left_out
     from dmole_cli.reports.tables import show
 
     pattern = session.config.profile.sites
-    model = blueprint(session.config.backbone)
+    model = meta_model(session.config.backbone)
     found, rest = find_sites(model, pattern), left_out(model, pattern)
     total = sum(p.numel() for p in model.parameters())
     if json:

@@ -22,8 +22,8 @@ from dmole_cli.commands.options import (
 from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
+    from dmole_cli.data.loading import CheckReport
     from dmole_cli.session import Session
-    from dmole_cli.tasks import CheckReport
 
 HELP = "List the tasks; --check reads their data and reports problems before hours are spent; --new writes a card."
 LOOKS = 5
@@ -65,7 +65,7 @@ def tasks(
     force: Annotated[bool, typer.Option("--force", help="With --new: overwrite the card.")] = False,
 ) -> None:
     """List, check, or make a card."""
-    from dmole_cli.tasks import load_card, task_names
+    from dmole_cli.data.loading import load_card, task_names
 
     if (new is None) != (not source) or (new and (check or names)):
         raise typer.BadParameter("--new CARD.toml and --from DATA go together, and with no task or --check")
@@ -95,13 +95,13 @@ def _new(
     json: bool,
     force: bool,
 ) -> None:
-    from dmole_cli.tasks.new import new_card
+    from dmole_cli.data.new_card import new_card
 
     count_tokens = None
     if backbone is not None:
-        from dmole_cli.training.sight import Sight
+        from dmole_cli.backbones.preview import SamplePreview
 
-        count_tokens = Sight.of(backbone).answer_lengths
+        count_tokens = SamplePreview.of(backbone).answer_lengths
     embedded = session.config.backbone == "embedded"
     made = new_card(
         path,
@@ -131,7 +131,7 @@ def _new(
 
 def _listing(path: Path) -> str:
     """How the card comes into the stream."""
-    from dmole_cli.config import DEFAULT_FILE
+    from dmole_cli.settings.model import DEFAULT_FILE
 
     if DEFAULT_FILE.exists():
         return f'# add "{path}" to the tasks of {DEFAULT_FILE}'
@@ -141,13 +141,13 @@ def _listing(path: Path) -> str:
 def _check(
     session: Session, cards: list[Any], *, images: int, looks: int, seed: int, backbone: str | None, json: bool
 ) -> None:
-    from dmole_cli.tasks import check_card
+    from dmole_cli.data.loading import check_card
 
     model = None
     if backbone is not None:
-        from dmole_cli.training.sight import Sight
+        from dmole_cli.backbones.preview import SamplePreview
 
-        model = Sight.of(backbone, max_length=session.config.train.max_length)
+        model = SamplePreview.of(backbone, max_length=session.config.train.max_length)
     reports = [
         check_card(
             card,
@@ -156,13 +156,13 @@ def _check(
             model=model,
             looks=looks,
             seed=seed,
-            digests=session.picture_digests,
+            digests=session.image_digests,
             track=console.tracker(not json),
         )
         for card in cards
     ]
     if session.run.root.is_dir():
-        session.picture_digests.save()
+        session.image_digests.save()
     if json:
         console.data([_as_json(report) for report in reports])
     else:

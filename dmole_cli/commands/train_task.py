@@ -128,7 +128,7 @@ def train_task(
         allocate={"budget": budget},
         method={method: options},
     )
-    from dmole_cli.methods.contract import load_method
+    from dmole_cli.methods.base import load_method
     from dmole_cli.stages.train_task import train_task as stage
 
     names = chosen_tasks(session, task, in_stream=True) if task else load_method(method).stages(session.config.tasks)

@@ -11,11 +11,11 @@ from typing import Any
 from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.artifacts.features import read_features
 from dmole_cli.artifacts.router import read_router
-from dmole_cli.config import Config
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.autoencoder import batch_vote, from_tensors, top_candidates
 from dmole_cli.methods._overlap import overlap_penalty
-from dmole_cli.methods.contract import LoadedStage, Penalty, Routing, Stage, Training, needs_earlier
+from dmole_cli.methods.base import LoadedStage, Penalty, Routing, Stage, Training, needs_earlier
+from dmole_cli.routing.autoencoder import batch_vote, from_tensors, top_candidates
+from dmole_cli.settings.model import Config
 
 # Weight of the penalty between a task's expert and the earlier ones (O-LoRA's, arXiv 2310.14152); off in the paper.
 OPTIONS = {"orthogonal": 0.0}

@@ -8,7 +8,7 @@ import torch
 
 from dmole_cli.artifacts.expert import read_expert
 from dmole_cli.experts.routed import Expert
-from dmole_cli.methods.contract import LoadedStage, Penalty, Step, Training
+from dmole_cli.methods.base import LoadedStage, Penalty, Step, Training
 
 
 def row_overlap(new: Expert, earlier: Sequence[torch.Tensor | None]) -> torch.Tensor:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 import torch
 
-from dmole_cli.methods.contract import LoadedStage, Penalty, Step, Training, task_before
-from dmole_cli.training.batches import encoded_batches, seed_for
+from dmole_cli.backbones.batches import encoded_batches
+from dmole_cli.data.seeds import seed_for
+from dmole_cli.methods.base import LoadedStage, Penalty, Step, Training, task_before
 
 PAPER = "https://arxiv.org/abs/1612.00796"
 OPTIONS = {"weight": 1000.0, "fisher_samples": 256.0}

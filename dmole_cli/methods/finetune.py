@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dmole_cli.methods.contract import Cell, Routing
+from dmole_cli.methods.base import Cell, Routing
 
 PAPER = "https://arxiv.org/abs/2506.11672"
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from dmole_cli.experts.routed import Expert
-from dmole_cli.methods.contract import LoadedStage, Penalty, Step, Training, task_before
+from dmole_cli.methods.base import LoadedStage, Penalty, Step, Training, task_before
 
 PAPER = "https://arxiv.org/abs/1606.09282"
 OPTIONS = {"weight": 1.0, "temperature": 2.0}

@@ -10,7 +10,7 @@ import torch
 
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, new_expert
-from dmole_cli.methods.contract import LoadedStage, candidate_sites, task_before
+from dmole_cli.methods.base import LoadedStage, candidate_sites, task_before
 
 PAPER = "https://arxiv.org/abs/2403.08350"
 OPTIONS = {"experts": 8.0}

@@ -6,7 +6,7 @@ Paper: Wang et al., Orthogonal Subspace Learning for Language Model Continual Le
 from __future__ import annotations
 
 from dmole_cli.methods._overlap import overlap_penalty
-from dmole_cli.methods.contract import LoadedStage, Penalty, Training, all_experts, all_join, needs_earlier
+from dmole_cli.methods.base import LoadedStage, Penalty, Training, all_experts, all_join, needs_earlier
 
 PAPER = "https://arxiv.org/abs/2310.14152"
 OPTIONS = {"weight": 0.5}  # lambda_1, of the sum over all sites

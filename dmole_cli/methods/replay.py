@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dmole_cli.methods.contract import Options, task_before
+from dmole_cli.methods.base import Options, task_before
 
 PAPER = "https://arxiv.org/abs/1902.10486"
 OPTIONS = {"replay_ratio": 0.1}  # of each earlier task's training split

@@ -6,7 +6,7 @@ in memory, in single precision, from the experts' files.
 
 from __future__ import annotations
 
-from dmole_cli.methods.contract import all_experts, all_join, needs_earlier
+from dmole_cli.methods.base import all_experts, all_join, needs_earlier
 
 PAPER = "https://arxiv.org/abs/2506.11672"
 MERGES = True

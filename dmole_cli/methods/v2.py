@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dmole_cli.config import AllocateSettings
 from dmole_cli.methods._mixture import OPTIONS, active, joins, needs, penalty, place, scale, settings
+from dmole_cli.settings.model import AllocateSettings
 
 __all__ = ["OPTIONS", "active", "joins", "needs", "penalty", "place", "scale", "settings"]
 

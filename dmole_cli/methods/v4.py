@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from dmole_cli.config import Config
 from dmole_cli.methods._mixture import OPTIONS, active, joins, penalty
 from dmole_cli.methods._mixture import needs_to_join as needs
 from dmole_cli.methods._mixture import settings as _transfer
-from dmole_cli.methods.contract import placement_settings
+from dmole_cli.methods.base import placement_settings
+from dmole_cli.settings.model import Config
 
 __all__ = ["OPTIONS", "active", "joins", "needs", "penalty"]
 

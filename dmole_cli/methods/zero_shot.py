@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dmole_cli.methods.contract import Cell
+from dmole_cli.methods.base import Cell
 
 PAPER = "https://arxiv.org/abs/2506.11672"
 

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dmole_cli.errors import DmoleError
+from dmole_cli.reports.collect import CEILING, KNOWLEDGE, MethodReport, share_of_profiling
 from dmole_cli.reports.continual import FORMULAS, Cell
-from dmole_cli.reports.summary import CEILING, KNOWLEDGE, MethodReport, share_of_profiling
 
 MISSING = "–"
 # Columns of text that a file or a pipe gets: at least, and at most.

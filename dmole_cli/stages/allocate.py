@@ -6,17 +6,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dmole_cli.artifacts.adapter import placement_config
+from dmole_cli.allocation.placement import SiteScore, allocate, budget_total, parse_budget
 from dmole_cli.artifacts.allocation import SCHEMA, VERSION, allocation_header, read_allocation, write_allocation
 from dmole_cli.artifacts.files import digest_of_file
-from dmole_cli.artifacts.layout import D_MOLE
+from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.profile import SiteProfile, read_profile
 from dmole_cli.artifacts.provenance import Header, up_to_date
-from dmole_cli.config import AllocateSettings
+from dmole_cli.artifacts.run import D_MOLE
 from dmole_cli.errors import DmoleError
-from dmole_cli.outcome import Outcome
-from dmole_cli.placement import SiteScore, allocate, budget_total, parse_budget
+from dmole_cli.experts.peft_format import placement_config
 from dmole_cli.session import Session
+from dmole_cli.settings.model import AllocateSettings
 
 STATISTICS = ("score", "norm_mean")
 
@@ -32,7 +32,7 @@ def allocate_task(session: Session, task: str, *, method: str = D_MOLE, force: b
     settings, options = session.config.allocate, {"budget": session.config.allocate.budget}
     if method != D_MOLE:
         # Not at the top: a placement needs no torch, and answers at once without it.
-        from dmole_cli.methods.contract import load_method
+        from dmole_cli.methods.base import load_method
 
         rules = load_method(method)
         if not rules.ALLOCATES:

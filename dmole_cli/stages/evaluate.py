@@ -16,23 +16,24 @@ from typing import Any
 from dmole_cli.artifacts import evaluation
 from dmole_cli.artifacts import likelihood as likelihoods
 from dmole_cli.artifacts.evaluation import Answer, write_evaluation
-from dmole_cli.artifacts.layout import Run
 from dmole_cli.artifacts.likelihood import Likelihood, Likelihoods, write_likelihood
+from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, up_to_date, versions
 from dmole_cli.artifacts.router import RouterFile, read_router
-from dmole_cli.config import EvaluateSettings
+from dmole_cli.artifacts.run import Run
+from dmole_cli.artifacts.staleness import check_inputs
+from dmole_cli.data.choices import Choices, choices_of
+from dmole_cli.data.loading import TaskCard
+from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.answering import Asking, Fresh
-from dmole_cli.experts.autoencoder import from_tensors
-from dmole_cli.methods.contract import Method, Routing, load_method
-from dmole_cli.outcome import Outcome, Track, untracked
-from dmole_cli.sample import Sample
-from dmole_cli.scoring import score_answers
+from dmole_cli.inference.answering import Asking, Fresh
+from dmole_cli.methods.base import Method, Routing, load_method
+from dmole_cli.metrics.base import score_answers
+from dmole_cli.progress import Track, untracked
+from dmole_cli.routing.autoencoder import from_tensors
+from dmole_cli.routing.features import routing_features
 from dmole_cli.session import Session
-from dmole_cli.tasks import TaskCard
-from dmole_cli.tasks.choices import Choices, choices_of
-from dmole_cli.training.features import features_of
-from dmole_cli.upstream import check_inputs
+from dmole_cli.settings.model import EvaluateSettings
 
 Active = list[tuple[str, ...]]
 DEFAULT = EvaluateSettings()
@@ -333,7 +334,7 @@ def _losses(session: Session, task: str, last: int, track: Track) -> dict[str, t
     trained = session.config.tasks[:last]
     if not trained:
         return {}
-    features = features_of(session, task, session.config.evaluate.split, track=track)
+    features = routing_features(session, task, session.config.evaluate.split, track=track)
     table = {}
     for name in trained:
         redo = session.command("train-router", name)

@@ -7,16 +7,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dmole_cli.artifacts.adapter import write_adapter
 from dmole_cli.artifacts.expert import ExpertFile, read_expert
 from dmole_cli.artifacts.files import unwritable, write_json
+from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, read_header, up_to_date
+from dmole_cli.artifacts.staleness import check_inputs
 from dmole_cli.backbones.loading import WEIGHT_FILES, resolve
 from dmole_cli.errors import DmoleError
+from dmole_cli.experts.peft_format import write_adapter
 from dmole_cli.experts.routed import Expert, RoutedExperts
-from dmole_cli.outcome import Outcome
 from dmole_cli.session import Session
-from dmole_cli.upstream import check_inputs
 
 SCHEMA, VERSION, PROVENANCE = "dmole.export", 1, "dmole.json"
 FORMATS = ("peft", "merged")

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from dmole_cli.artifacts.adapter import Adapter, read_adapter
 from dmole_cli.artifacts.expert import SCHEMA, VERSION, ExpertFile, expert_header, is_imported, write_expert
+from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, up_to_date, versions
-from dmole_cli.backbones.blueprint import blueprint
+from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.sites import Site, find_sites
 from dmole_cli.errors import DmoleError
-from dmole_cli.methods.contract import afresh, load_method
-from dmole_cli.outcome import Outcome
+from dmole_cli.experts.peft_format import Adapter, read_adapter
+from dmole_cli.methods.base import afresh, load_method
 from dmole_cli.session import Session
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -55,7 +55,7 @@ def import_adapter(
     reads = (str(folder), f"backbone {session.config.backbone} (configuration)")
     if up_to_date(path, made, header, force=force, command=redo):
         return Outcome("import", task, path, written=False, reads=reads)
-    sites, scale = hosted(adapter, find_sites(blueprint(session.config.backbone), "linear"), folder=folder)
+    sites, scale = hosted(adapter, find_sites(meta_model(session.config.backbone), "linear"), folder=folder)
     expert = ExpertFile(sites, scale, header)
     write_expert(path, expert)
     return Outcome(

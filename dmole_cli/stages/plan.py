@@ -14,18 +14,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dmole_cli.allocation.placement import MODALITIES, SiteScore, allocate, parse_budget
 from dmole_cli.artifacts.allocation import read_allocation
-from dmole_cli.backbones.adapter import Backbone, Encoded
-from dmole_cli.backbones.blueprint import blueprint
+from dmole_cli.backbones.backbone import Backbone, Encoded
+from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.loading import resolve
+from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.processors import load_processor
 from dmole_cli.backbones.sites import Site, find_sites
+from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts
-from dmole_cli.placement import MODALITIES, SiteScore, allocate, parse_budget
-from dmole_cli.sample import Sample
 from dmole_cli.session import Session
-from dmole_cli.training.gradients import recomputed
 from dmole_cli.training.loop import train_expert
 
 BUDGETS = ("0.5%", "1%", "2%", "5%", "sites:25%", "sites:50%", "sites:100%")
@@ -86,7 +86,7 @@ def plan(session: Session, tasks: Sequence[str], *, measure: Measure) -> dict[st
         DmoleError: the backbone has no configuration or no processor, or a task's data cannot be read.
     """
     config = session.config
-    model = blueprint(config.backbone, attention=config.attention)
+    model = meta_model(config.backbone, attention=config.attention)
     sites = find_sites(model, config.profile.sites)
     parameters = sum(p.numel() for p in model.parameters())
     rows = [_budget(session, text, sites, parameters) for text in dict.fromkeys((config.allocate.budget, *BUDGETS))]
@@ -144,10 +144,10 @@ def _memory(
             "put its files beside config.json, or see the sites alone: dmole sites",
         ) from error
     libraries = _libraries()  # before the next import, which the stages do without
-    from dmole_cli.training.footprint import held_bytes, hollow, peak_bytes
+    from dmole_cli.profiling.memory import as_fake_tensors, held_bytes, peak_bytes
 
     dtype = getattr(torch, config.dtype)
-    backbone = Backbone(config.backbone, "", hollow(model, dtype), processor, precision=session.precision)
+    backbone = Backbone(config.backbone, "", as_fake_tensors(model, dtype), processor, precision=session.precision)
     weights = held_bytes(backbone.model)
     found = []
     for task in tasks:
@@ -207,7 +207,7 @@ def _train(
     routed.add(task, expert)
     step = ([str(number) for number in range(len(batch))], [(task,)] * len(batch), batch)
     try:
-        with recomputed(backbone) if checkpointing else nullcontext():
+        with activation_checkpointing(backbone) if checkpointing else nullcontext():
             train_expert(
                 backbone, routed, expert, [step, step], steps=2, learning_rate=1e-3, settings=session.config.train
             )

@@ -16,15 +16,18 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.profile import SCHEMA, VERSION, SiteProfile, profile_header, write_profile
 from dmole_cli.artifacts.provenance import Header, up_to_date, versions
-from dmole_cli.backbones.adapter import Backbone, Encoded
+from dmole_cli.backbones.backbone import Backbone, Encoded
+from dmole_cli.backbones.batches import encoded_batches
+from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.sites import Site, find_sites
+from dmole_cli.data.seeds import seed_for
 from dmole_cli.errors import DmoleError
-from dmole_cli.outcome import Outcome, Track, untracked
+from dmole_cli.profiling.gradients import SampleNorms, SiteGradients
+from dmole_cli.progress import Track, untracked
 from dmole_cli.session import Session
-from dmole_cli.training.batches import encoded_batches, seed_for
-from dmole_cli.training.gradients import SampleNorms, SiteGradients, recomputed
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def measure(
     count = 0
     with (
         gradients.collected(),
-        recomputed(backbone) if checkpointing else nullcontext(),
+        activation_checkpointing(backbone) if checkpointing else nullcontext(),
         nullcontext() if samples is None else samples.watched(),
     ):
         for number, batch in enumerate(batches, start=1):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from dmole_cli import catalog
 from dmole_cli.artifacts.evaluation import Answer, evaluation_header, read_evaluation, write_evaluation
+from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import up_to_date, versions
 from dmole_cli.errors import DmoleError
-from dmole_cli.outcome import Outcome
-from dmole_cli.scoring import score_answers
+from dmole_cli.metrics.base import score_answers
 from dmole_cli.session import Session
 
 

@@ -6,14 +6,15 @@ from dataclasses import asdict, replace
 
 import torch
 
+from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, up_to_date, versions
 from dmole_cli.artifacts.router import SCHEMA, VERSION, RouterFile, router_header, write_router
+from dmole_cli.data.seeds import seed_for
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.autoencoder import Autoencoder, fit
-from dmole_cli.outcome import Outcome, Track, untracked
+from dmole_cli.progress import Track, untracked
+from dmole_cli.routing.autoencoder import Autoencoder, fit
+from dmole_cli.routing.features import routing_features
 from dmole_cli.session import Session
-from dmole_cli.training.batches import seed_for
-from dmole_cli.training.features import features_of
 
 QUANTILES = (0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99)
 FEWEST = 10  # samples below which held-out quantiles mean nothing
@@ -48,7 +49,7 @@ def train_router(session: Session, task: str, *, force: bool = False, track: Tra
         return Outcome("train-router", task, path, written=False, reads=reads)
     session.load()
     with session.measured("train-router", task):
-        features = features_of(session, task, "train", track=track)
+        features = routing_features(session, task, "train", track=track)
         router, epochs = build(session, features, header, task)
         write_router(path, router)
     facts = {"threshold": round(router.threshold, 8), "epochs": epochs, "samples": len(samples)}

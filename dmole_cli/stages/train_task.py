@@ -22,21 +22,24 @@ from dmole_cli.artifacts.expert import (
     write_expert,
 )
 from dmole_cli.artifacts.memory import memory_header, read_memory, write_memory
+from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, differences, up_to_date, versions
-from dmole_cli.backbones.adapter import Encoded
-from dmole_cli.backbones.pictures import SeenPictures
+from dmole_cli.artifacts.staleness import check_inputs
+from dmole_cli.backbones.backbone import Encoded
+from dmole_cli.backbones.batches import encoded_batches
+from dmole_cli.backbones.checkpointing import activation_checkpointing
+from dmole_cli.backbones.truncation import watched
+from dmole_cli.backbones.vision_cache import VisionFeatureCache
+from dmole_cli.data.loading import TaskCard
+from dmole_cli.data.sample import Picked, Sample
+from dmole_cli.data.seeds import seed_for
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts
-from dmole_cli.methods.contract import LoadedStage, Stage, Training, load_method
-from dmole_cli.outcome import Outcome, Track, untracked
-from dmole_cli.sample import Picked, Sample
+from dmole_cli.methods.base import LoadedStage, Stage, Training, load_method
+from dmole_cli.progress import Track, untracked
 from dmole_cli.session import Session
-from dmole_cli.tasks import TaskCard
-from dmole_cli.training.batches import encoded_batches, seed_for, shuffled
-from dmole_cli.training.gradients import recomputed
 from dmole_cli.training.loop import Losses, train_expert
-from dmole_cli.training.truncation import watched
-from dmole_cli.upstream import check_inputs
+from dmole_cli.training.order import shuffled_batches
 
 
 def train_task(
@@ -174,7 +177,7 @@ def _train(
     routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=float(recipe["dropout"]))
     repeats, count = int(recipe.get("repeats", 1)), len(stage.samples)
     room = config.picture_store * 2**20 if recipe["epochs"] * repeats > 1 else 0
-    seen = SeenPictures(backbone, folder=run.root / "cache", limit=room)
+    seen = VisionFeatureCache(backbone, folder=run.root / "cache", limit=room)
     try:
         for name in sorted({n for row in joins for n in row}):
             file = read_expert(run.expert(name, rules.name), hint=_remake(session, name, rules.name))
@@ -184,7 +187,7 @@ def _train(
             routed.merge(joins[0])
             joins = [() for _ in joins]
         training = Training(routed, expert, memory)
-        order = shuffled(
+        order = shuffled_batches(
             count * repeats,
             int(recipe["batch_size"]),
             epochs=int(recipe["epochs"]),
@@ -198,7 +201,7 @@ def _train(
         batches = encoded_batches(backbone, stage.samples, order, with_answer=True, max_length=limit)
         encoded = watched(order, batches, shortened=shortened)
         # Seeded here and for this task alone, or dropout would depend on what the process did before.
-        saving = recomputed(backbone) if config.train.checkpointing else nullcontext()
+        saving = activation_checkpointing(backbone) if config.train.checkpointing else nullcontext()
         with torch.random.fork_rng(devices=[]), saving:
             torch.manual_seed(seed_for(config.seed, task, "dropout"))
             losses = train_expert(

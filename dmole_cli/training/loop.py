@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from dmole_cli.backbones.adapter import Backbone, Encoded
-from dmole_cli.backbones.pictures import SeenPictures
-from dmole_cli.config import TrainSettings
+from dmole_cli.backbones.backbone import Backbone, Encoded
+from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.settings.model import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def train_expert(
     learning_rate: float,
     settings: TrainSettings,
     penalty: Penalty | None = None,
-    seen: SeenPictures | None = None,
+    seen: VisionFeatureCache | None = None,
 ) -> Losses:
     """Train one expert in place; nothing else changes.
 
@@ -94,7 +94,7 @@ def train_expert(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * learning_rate_factor(step, steps, settings.warmup)
         inputs, rows = backbone.collate(encoded, left=False)
-        if seen is not None and not looking(backbone, routed, sets):
+        if seen is not None and not has_vision_expert(backbone, routed, sets):
             inputs = seen.replace(inputs, encoded)
         with routed.route(sets, rows=rows, device=backbone.device, dtype=backbone.compute_dtype):
             logits, answers = backbone.answer_logits(inputs)
@@ -124,7 +124,7 @@ def train_expert(
     return losses
 
 
-def looking(backbone: Backbone, routed: RoutedExperts, sets: Iterable[Iterable[str]]) -> bool:
+def has_vision_expert(backbone: Backbone, routed: RoutedExperts, sets: Iterable[Iterable[str]]) -> bool:
     """Whether any of these experts sits in the vision tower."""
     names = {name for one in sets for name in one}
     return any(backbone.modality_of(site) == "vision" for name in names for site in routed.experts[name].sites)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmole_cli.backbones.adapter import IGNORED, Backbone, Encoded
+from dmole_cli.backbones.backbone import IGNORED, Backbone, Encoded
 from dmole_cli.experts.routed import Expert, RoutedExperts
 
 RANK, SCALE = 8, 2.0  # of the reference: rank 8, alpha 16

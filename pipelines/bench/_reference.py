@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dmole_cli.backbones.adapter import Backbone, Encoded, pad
-from dmole_cli.experts.autoencoder import Autoencoder, batch_vote
+from dmole_cli.backbones.backbone import Backbone, Encoded, pad
 from dmole_cli.experts.routed import Expert
+from dmole_cli.routing.autoencoder import Autoencoder, batch_vote
 
 DROPOUT = 0.05  # as shipped
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dmole_cli.backbones.adapter import Backbone
+from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
+from dmole_cli.data.loading import load_card, samples
+from dmole_cli.data.sample import Sample
 from dmole_cli.experts.routed import Expert
-from dmole_cli.sample import Sample
-from dmole_cli.tasks import load_card, samples
 from pipelines.bench._models import random_expert
 
 

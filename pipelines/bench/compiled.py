@@ -21,7 +21,7 @@ import torch._dynamo
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
-from dmole_cli.backbones.adapter import Backbone
+from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.sites import block_stack, find_sites
 from dmole_cli.errors import DmoleError
 from dmole_cli.stages.profile import measure

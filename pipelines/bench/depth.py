@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dmole_cli.backbones.adapter import Backbone
+from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.sites import find_sites
 from pipelines.bench._reference import take_gradients
 from pipelines.bench._timing import Row, Variant, counted, interleaved, peak_bytes, timed

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dmole_cli.backbones.adapter import Backbone, Encoded
+from dmole_cli.backbones.backbone import Backbone, Encoded
+from dmole_cli.data.loading import load_card
 from dmole_cli.experts.routed import RoutedExperts
-from dmole_cli.tasks import load_card
+from dmole_cli.inference.decoding import generate
 from pipelines.bench._models import attached
 from pipelines.bench._stream import embedded, slight_expert, some_samples
 from pipelines.bench._timing import Row, Variant, counted, interleaved, timed
@@ -29,7 +30,8 @@ def answers(
         inputs, rows = backbone.collate(encoded[start : start + batch], left=True)
         sets = [SETS[i % len(SETS)] for i in range(start, min(start + batch, len(encoded)))]
         with routed.route(sets, rows=rows):
-            out += backbone.generate(
+            out += generate(
+                backbone,
                 inputs,
                 max_new_tokens=limits.max_new_tokens,
                 min_new_tokens=limits.min_new_tokens,

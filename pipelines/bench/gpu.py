@@ -11,9 +11,10 @@ from contextlib import contextmanager
 
 import torch
 
-from dmole_cli.backbones.adapter import Backbone
+from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.experts.routed import Expert
+from dmole_cli.inference.decoding import generate
 from pipelines.bench._models import (
     attached,
     half_of,
@@ -149,7 +150,7 @@ def _generating(backbone: Backbone, case: Case, experts: dict[str, Expert], toke
             inputs, rows = backbone.collate(case.batch, left=True)
             sets = SETS if routed else [()] * len(SETS)
             with layer.route(sets, rows=rows, device=backbone.device, dtype=backbone.dtype):
-                return backbone.generate(inputs, max_new_tokens=tokens, min_new_tokens=tokens, leave=layer.keep)
+                return generate(backbone, inputs, max_new_tokens=tokens, min_new_tokens=tokens, leave=layer.keep)
         finally:
             layer.close()
 

@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 
 from dmole_cli.backbones.sites import find_sites
-from dmole_cli.training.batches import shuffled
+from dmole_cli.training.order import shuffled_batches
 from pipelines.bench._models import half_of, random_samples
 from pipelines.bench._stream import embedded, some_samples
 from pipelines.bench._timing import Row, Variant, interleaved, timed
@@ -54,7 +54,7 @@ def routes(size: int, *, together: bool) -> list[list[tuple[str, ...]]]:
     joins = [(choose.choice(EARLIER),) for _ in range(SPLIT)]
     same = [0] * SPLIT  # lengths
     # Of this seed's first two batches of 32 one holds two routes: 1.5 a batch, as against 1.23 over the whole pass.
-    order = shuffled(SPLIT, size, epochs=1, seed=2, lengths=same, joins=joins if together else None)
+    order = shuffled_batches(SPLIT, size, epochs=1, seed=2, lengths=same, joins=joins if together else None)
     return [[(NEWEST, *joins[i]) for i in rows] for rows in order[:BATCHES]]
 
 

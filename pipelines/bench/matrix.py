@@ -18,20 +18,20 @@ import torch
 
 from dmole_cli.artifacts.evaluation import Answer, read_evaluation
 from dmole_cli.artifacts.expert import read_expert
-from dmole_cli.artifacts.layout import D_MOLE, Run
+from dmole_cli.artifacts.outcome import read_cost
 from dmole_cli.artifacts.router import RouterFile, read_router
-from dmole_cli.backbones.adapter import Backbone, Encoded
-from dmole_cli.config import DEFAULT_TASKS, DEFAULT_UNSEEN, Config, RouterSettings, TrainSettings
+from dmole_cli.artifacts.run import D_MOLE, Run
+from dmole_cli.backbones.backbone import Backbone, Encoded
+from dmole_cli.data.loading import load_card
 from dmole_cli.experts.routed import Expert
-from dmole_cli.methods.contract import Cell, every_cell
-from dmole_cli.outcome import read_cost
+from dmole_cli.methods.base import Cell, every_cell
 from dmole_cli.session import Session
+from dmole_cli.settings.model import DEFAULT_TASKS, DEFAULT_UNSEEN, Config, RouterSettings, TrainSettings
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.evaluate import evaluate, labelled
 from dmole_cli.stages.profile import profile
 from dmole_cli.stages.train_router import train_router
 from dmole_cli.stages.train_task import train_task
-from dmole_cli.tasks import load_card
 from pipelines.bench._reference import looped_experts
 from pipelines.bench._timing import Row, counted
 

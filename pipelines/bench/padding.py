@@ -10,10 +10,10 @@ import random
 
 import torch
 
-from dmole_cli.backbones.adapter import Backbone
-from dmole_cli.config import DEFAULT_TASKS
-from dmole_cli.tasks import load_card
-from dmole_cli.training.batches import shuffled
+from dmole_cli.backbones.backbone import Backbone
+from dmole_cli.data.loading import load_card
+from dmole_cli.settings.model import DEFAULT_TASKS
+from dmole_cli.training.order import shuffled_batches
 from pipelines.bench._stream import embedded, some_samples
 from pipelines.bench._timing import Row, counted
 
@@ -33,7 +33,7 @@ def share(backbone: Backbone, task: str, *, batches: int, sorted_by_length: bool
     lengths = backbone.lengths(samples, with_answer=True) if sorted_by_length else None
     choose = random.Random(0)
     joins = [(str(choose.randrange(earlier)),) for _ in samples] if earlier else None
-    order = shuffled(len(samples), card.recipe.batch_size, epochs=1, seed=0, lengths=lengths, joins=joins)
+    order = shuffled_batches(len(samples), card.recipe.batch_size, epochs=1, seed=0, lengths=lengths, joins=joins)
     backbone.counts.clear()
     for rows in order[:batches]:
         inputs, _ = backbone.collate([backbone.encode(samples[i], with_answer=True) for i in rows], left=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from dmole_cli.backbones.adapter import Backbone, Encoded
+from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.sites import Site, find_sites
 from dmole_cli.stages.profile import measure
 from pipelines.bench._models import decoder, random_samples

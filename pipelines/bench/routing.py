@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import torch
 
-from dmole_cli.backbones.adapter import Backbone, Encoded
-from dmole_cli.experts.autoencoder import Autoencoder, top_candidates
-from dmole_cli.tasks import load_card
+from dmole_cli.backbones.backbone import Backbone, Encoded
+from dmole_cli.data.loading import load_card
+from dmole_cli.inference.decoding import generate
+from dmole_cli.routing.autoencoder import Autoencoder, top_candidates
 from pipelines.bench._models import random_samples
 from pipelines.bench._stream import embedded, some_samples
 from pipelines.bench._timing import Row, Variant, interleaved, timed
@@ -47,7 +48,7 @@ def answering(backbone: Backbone, samples: Sequence[Encoded], *, most: int, leas
 
     def run() -> list[str]:
         inputs = [backbone.collate([sample], left=True)[0] for sample in samples]
-        return [backbone.generate(i, max_new_tokens=most, min_new_tokens=least)[0] for i in inputs]
+        return [generate(backbone, i, max_new_tokens=most, min_new_tokens=least)[0] for i in inputs]
 
     return run
 

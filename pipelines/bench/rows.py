@@ -52,15 +52,15 @@ def write_task(folder: Path, rows: int, *, array: bool = False) -> Path:
 
 def read(card: str, *, keep: bool = False) -> dict[str, Any]:
     """Read a task, digest it and go through it once; gives what was seen and the peak in bytes (`keep`: of a list of it)."""
-    from dmole_cli.artifacts.pictures import PictureDigests
-    from dmole_cli.tasks import load_card, samples
-    from dmole_cli.training.batches import data_digest
+    from dmole_cli.artifacts.image_digests import ImageDigests
+    from dmole_cli.data.digests import data_digest
+    from dmole_cli.data.loading import load_card, samples
 
     started = time.perf_counter()
     found: dict[str, Any] = {"rows": 0, "libraries": peak()}
     if card:
         rows = list(samples(load_card(card), "train")) if keep else samples(load_card(card), "train")
-        found["digest"] = data_digest(rows, PictureDigests(Path(card).parent / "pictures.parquet"))
+        found["digest"] = data_digest(rows, ImageDigests(Path(card).parent / "pictures.parquet"))
         found["rows"] = sum(1 for row in rows if row.answer and row.files)
     return {**found, "seconds": time.perf_counter() - started, "peak": peak()}
 

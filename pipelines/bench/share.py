@@ -17,14 +17,16 @@ from typing import Any
 import torch
 
 from dmole_cli.artifacts.allocation import read_allocation
-from dmole_cli.artifacts.layout import Run
-from dmole_cli.config import Config
+from dmole_cli.artifacts.run import Run
+from dmole_cli.backbones.batches import encoded_batches
+from dmole_cli.data.seeds import seed_for
 from dmole_cli.experts.routed import new_expert
 from dmole_cli.session import Session
+from dmole_cli.settings.model import Config
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.profile import profile
-from dmole_cli.training.batches import encoded_batches, seed_for, shuffled
 from dmole_cli.training.loop import train_expert
+from dmole_cli.training.order import shuffled_batches
 from pipelines.bench._models import attached
 from pipelines.bench._timing import Row, Times, Variant, interleaved, timed
 
@@ -36,7 +38,9 @@ def training(session: Session, task: str, *, steps: int) -> tuple[Variant, int]:
     """Some steps of a task's first epoch, giving their losses; and how many steps the epoch has."""
     backbone, samples, recipe = session.backbone, session.samples(task, "train"), session.card(task).recipe
     lengths, seed = backbone.lengths(samples, with_answer=True), session.config.seed
-    order = shuffled(len(samples), recipe.batch_size, epochs=1, seed=seed_for(seed, task, "order"), lengths=lengths)
+    order = shuffled_batches(
+        len(samples), recipe.batch_size, epochs=1, seed=seed_for(seed, task, "order"), lengths=lengths
+    )
     chosen = spread(order, [max(lengths[i] for i in rows) for rows in order], count=steps)
     encoded = list(encoded_batches(backbone, samples, chosen, with_answer=True))
     batches = [

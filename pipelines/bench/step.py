@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dmole_cli.backbones.adapter import Backbone, Encoded
+from dmole_cli.backbones.backbone import Backbone, Encoded
+from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.sites import find_sites
-from dmole_cli.config import TrainSettings
-from dmole_cli.experts.autoencoder import Autoencoder
 from dmole_cli.experts.routed import Expert
-from dmole_cli.training.gradients import recomputed
+from dmole_cli.routing.autoencoder import Autoencoder
+from dmole_cli.settings.model import TrainSettings
 from dmole_cli.training.loop import train_expert
 from pipelines.bench._models import attached, half_of, random_expert, random_samples, vision_language
 from pipelines.bench._reference import DROPOUT, looped_experts, take_gradients, voted
@@ -85,7 +85,7 @@ def ours(
     def run() -> float:
         routed = attached(backbone, used)
         try:
-            with recomputed(backbone) if checkpointing else nullcontext():
+            with activation_checkpointing(backbone) if checkpointing else nullcontext():
                 losses = train_expert(
                     backbone,
                     routed,

@@ -14,8 +14,8 @@ from typing import Any
 
 from dmole_cli import catalog
 from dmole_cli.artifacts.files import write_json
+from dmole_cli.data.loading import task_name
 from dmole_cli.errors import DmoleError
-from dmole_cli.tasks import task_name
 
 FOLDER = Path(__file__).parent
 PLAN, CONFIG = FOLDER / "plan.toml", FOLDER / "dmole.toml"

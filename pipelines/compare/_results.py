@@ -11,8 +11,8 @@ from statistics import fmean
 from _plan import Cell, Record
 from _work import cost_of
 
-from dmole_cli.artifacts.layout import Run
-from dmole_cli.reports.summary import QUANTITIES, MethodReport, collect, cost_rows
+from dmole_cli.artifacts.run import Run
+from dmole_cli.reports.collect import QUANTITIES, MethodReport, collect, cost_rows
 
 # What stands in the column of tasks for means and totals.
 MEAN, MEAN_WITHOUT, ALL = "mean", "mean without CIDEr", "all"

@@ -26,10 +26,10 @@ from _plan import MAIN, Cell, order_of
 
 import dmole_cli
 from dmole_cli.artifacts.files import replacing, write_json
-from dmole_cli.artifacts.layout import Run
-from dmole_cli.config import DEFAULT_TASKS
+from dmole_cli.artifacts.run import Run
+from dmole_cli.data.loading import task_name
 from dmole_cli.errors import DmoleError
-from dmole_cli.tasks import task_name
+from dmole_cli.settings.model import DEFAULT_TASKS
 
 PACKAGE = Path(dmole_cli.__file__).parent
 # What of the configuration shapes profiles, features and routers, beside the tasks.
@@ -174,7 +174,7 @@ class Comparison:
         """
         if method not in self._rules:
             try:
-                from dmole_cli.methods.contract import load_method
+                from dmole_cli.methods.base import load_method
 
                 self._rules[method] = load_method(method)
             except DmoleError:

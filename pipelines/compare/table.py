@@ -25,8 +25,8 @@ from rich.text import Text
 from dmole_cli.artifacts.files import write_json
 from dmole_cli.artifacts.provenance import versions
 from dmole_cli.errors import DmoleError
+from dmole_cli.reports.collect import KNOWLEDGE
 from dmole_cli.reports.continual import FORMULAS
-from dmole_cli.reports.summary import KNOWLEDGE
 from dmole_cli.reports.tables import TITLES, UNITS, points
 
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "safetensors", "pyarrow")

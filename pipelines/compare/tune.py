@@ -19,10 +19,10 @@ from _sheets import Sheet, markdown, write_csv
 from _work import Comparison, toml, write_lines
 from run import run_cells
 
-from dmole_cli.config import DEFAULT_TASKS
+from dmole_cli.data.loading import load_card
 from dmole_cli.errors import DmoleError
 from dmole_cli.reports.tables import MISSING, points
-from dmole_cli.tasks import load_card
+from dmole_cli.settings.model import DEFAULT_TASKS
 
 GRID = Path(__file__).with_name("grid.toml")
 GROUP = "tuning"

@@ -84,7 +84,7 @@ class Scene:
 
 def emoji_items() -> list[tuple[str, str, str]]:
     """(character, PNG path, name) of the emoji reserved for pre-training."""
-    from dmole_cli.formats.emoji_items import emoji_sets
+    from dmole_cli.data.synthetic._emoji_items import emoji_sets
 
     return list(emoji_sets()["pretraining"])
 

@@ -9,9 +9,9 @@ import argparse
 import statistics
 from pathlib import Path
 
-from dmole_cli.artifacts.layout import Run
-from dmole_cli.config import read_config
-from dmole_cli.reports.summary import MethodReport, collect, profiling_share
+from dmole_cli.artifacts.run import Run
+from dmole_cli.reports.collect import MethodReport, collect, profiling_share
+from dmole_cli.settings.model import read_config
 
 CONFIG = Path(__file__).with_name("dmole.toml")
 

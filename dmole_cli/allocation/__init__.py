@@ -1,0 +1,1 @@
+"""Budgets, the shares of the modalities, and the placement of experts."""

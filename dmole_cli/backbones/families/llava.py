@@ -1,0 +1,45 @@
+"""LLaVA: a picture is one row of the vision encoder, whose last layer but one is what the language model sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }} {% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def tiny(folder: Path, *, seed: int = 0) -> Path:
+    """Write the family made tiny: 24 × 24 pictures of 4 tokens from the layer before a CLIP encoder's last."""
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    from dmole_cli.backbones.families import _tiny
+
+    words = _tiny.tokenizer("<image>", end="</s>", start="<s>")
+    size = {"height": _tiny.SIDE, "width": _tiny.SIDE}
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": _tiny.SIDE}, crop_size=size)
+    processor = LlavaProcessor(
+        pictures,
+        words,
+        patch_size=12,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+        image_token="<image>",
+    )
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**_tiny.vision_sizes(patch=12)),
+        text_config=LlamaConfig(**_tiny.text_sizes(words)),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        image_seq_length=4,
+    )
+    return _tiny.write(folder, lambda: LlavaForConditionalGeneration(config), processor, seed=seed)

@@ -1,0 +1,1 @@
+"""From a task card to samples."""

@@ -1,0 +1,1 @@
+"""How the built-in stream is drawn from data that pip packages carry."""

@@ -1,0 +1,79 @@
+"""Counting plain shapes in a drawn scene: the task that is never trained, to see what zero-shot ability remains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw
+
+from dmole_cli.data.images import Colour, light_colour
+from dmole_cli.data.sample import Sample
+from dmole_cli.data.seeds import generator
+
+if TYPE_CHECKING:
+    from dmole_cli.data.card import TaskCard
+
+SHAPES = {"circle": "circles", "square": "squares", "triangle": "triangles"}
+COLOURS: dict[str, Colour] = {
+    "red": (214, 40, 40),
+    "green": (46, 160, 67),
+    "blue": (40, 90, 214),
+    "yellow": (240, 200, 30),
+    "purple": (140, 60, 190),
+    "black": (30, 30, 30),
+}
+# Cells of a 3 x 3 grid; at most six are taken, so shapes never touch.
+GRID = 3
+
+OPTIONS: Mapping[str, Any] = {"side": 72, "most": 6}
+
+Shape = tuple[int, str, str]
+
+
+def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
+    """Draw scenes of up to six shapes and ask how many there are of one shape, or of all; every count equally often."""
+    rows = []
+    for index in range(getattr(card.sizes, split)):
+        source = generator(card.name, split, index)
+        count = index % card.data["most"] + 1
+        asked = source.choice((*SHAPES, "shape"))
+        total = count if asked == "shape" else source.randint(count, card.data["most"])
+        others = tuple(SHAPES) if asked == "shape" else tuple(name for name in SHAPES if name != asked)
+        names = [asked if place < count and asked != "shape" else source.choice(others) for place in range(total)]
+        cells = source.sample(range(GRID * GRID), total)
+        scene = tuple((cell, name, source.choice(tuple(COLOURS))) for cell, name in zip(cells, names, strict=True))
+        plural = SHAPES.get(asked, "shapes")
+        rows.append(
+            Sample(
+                sample_id=f"{split}-{index:05d}",
+                question=f"How many {plural} are there?",
+                answer=str(count),
+                references=(str(count),),
+                images=(partial(_compose, scene, seed=(card.name, split, index), side=card.data["side"]),),
+                sources=(f"drawn:{card.name}:{split}:{index}",),
+            )
+        )
+    return rows
+
+
+def _compose(scene: tuple[Shape, ...], *, seed: tuple[object, ...], side: int) -> Image.Image:
+    source = generator(*seed, "picture")
+    picture = Image.new("RGB", (side, side), light_colour(source, lowest=220))
+    draw = ImageDraw.Draw(picture)
+    pitch = side / GRID
+    for cell, name, colour in scene:
+        size = source.uniform(0.55, 0.85) * pitch
+        left = (cell % GRID) * pitch + source.uniform(1, pitch - size - 1)
+        top = (cell // GRID) * pitch + source.uniform(1, pitch - size - 1)
+        box = (left, top, left + size, top + size)
+        if name == "circle":
+            draw.ellipse(box, fill=COLOURS[colour])
+        elif name == "square":
+            draw.rectangle(box, fill=COLOURS[colour])
+        else:
+            corners = ((left, top + size), (left + size / 2, top), (left + size, top + size))
+            draw.polygon(corners, fill=COLOURS[colour])
+    return picture

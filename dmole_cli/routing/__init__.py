@@ -1,0 +1,1 @@
+"""Routing features, autoencoders, thresholds, and the rules that choose experts."""

@@ -1,0 +1,1 @@
+"""One declaration per setting: `dmole.toml`, command-line options, `--help` and artifact headers derive from it."""
