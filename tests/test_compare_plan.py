@@ -168,7 +168,8 @@ def test_what_a_plan_gives_to_a_stage_is_used_by_it(tmp_path):
 
 
 def test_every_budget_of_the_plan_can_be_spent_at_its_rank():
-    from dmole_cli.allocation.placement import SiteScore, allocate, parse_budget
+    from dmole_cli.allocation.placement import SiteScore, allocate
+    from dmole_cli.settings.budget import parse_budget
     from dmole_cli.backbones.loading import load_backbone
     from dmole_cli.backbones.sites import find_sites
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dmole_cli.artifacts.kinds import EVALUATION
 from dmole_cli.artifacts.provenance import Header
-from dmole_cli.artifacts.tables import header_of_table, read_table, write_table
-
-SCHEMA, VERSION = "dmole.evaluation", 1
+from dmole_cli.artifacts.tables import read_table, write_table
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,8 @@ def write_evaluation(path: Path, rows: list[Answer], header: Header) -> None:
     write_table(path, [asdict(row) for row in rows], schema, header)
 
 
-def read_evaluation(path: Path, *, hint: str) -> tuple[list[Answer], Header]:
+def read_evaluation(path: Path) -> tuple[list[Answer], Header]:
     """Read (rows, header)."""
-    table, header = read_table(path, schema=SCHEMA, version=VERSION, hint=hint)
+    table, header = read_table(path, EVALUATION)
     return [Answer(**row) for row in table.to_pylist()], header
 
-
-def evaluation_header(path: Path) -> Header | None:
-    """Read the header alone."""
-    return header_of_table(path, schema=SCHEMA, version=VERSION)

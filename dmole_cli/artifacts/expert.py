@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmole_cli.artifacts.errors import DamagedArtifact
+from dmole_cli.artifacts.kinds import EXPERT
 from dmole_cli.artifacts.provenance import Header, require_facts
-from dmole_cli.artifacts.tensors import header_of_tensors, read_tensors, write_tensors
-from dmole_cli.errors import DmoleError
+from dmole_cli.artifacts.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
-SCHEMA, VERSION = "dmole.expert", 1
 A_SUFFIX, B_SUFFIX, GATE_SUFFIX = ".lora_A.weight", ".lora_B.weight", ".gate.weight"
 
 
@@ -55,26 +55,23 @@ def write_expert(path: Path, expert: ExpertFile) -> None:
     write_tensors(path, tensors, replace(expert.header, facts=facts))
 
 
-def read_expert(path: Path, *, hint: str) -> ExpertFile:
+def read_expert(path: Path) -> ExpertFile:
     """Read an expert.
 
     Raises:
         DmoleError: missing, damaged, of another schema, or a site has only one of its two matrices.
     """
-    tensors, header = read_tensors(path, schema=SCHEMA, version=VERSION, hint=hint)
-    require_facts(header, ("scale",), path=path, hint=hint)
+    tensors, header = read_tensors(path, EXPERT)
+    require_facts(header, ("scale",), path=path)
     names = [key.removesuffix(A_SUFFIX) for key in tensors if key.endswith(A_SUFFIX)]
     gates = {name: tensors[name + GATE_SUFFIX] for name in names if name + GATE_SUFFIX in tensors}
     expected = [n + A_SUFFIX for n in names] + [n + B_SUFFIX for n in names] + [n + GATE_SUFFIX for n in gates]
     if sorted(tensors) != sorted(expected):
-        raise DmoleError(f"{path} holds tensors that are not pairs of lora_A and lora_B", hint)
+        raise DamagedArtifact(path, f"{path} holds tensors that are not pairs of lora_A and lora_B")
     sites = {name: (tensors[name + A_SUFFIX], tensors[name + B_SUFFIX]) for name in names}
     return ExpertFile(sites=sites, scale=header.facts["scale"], header=header, gates=gates)
 
 
-def expert_header(path: Path) -> Header | None:
-    """Read the header alone."""
-    return header_of_tensors(path, schema=SCHEMA, version=VERSION)
 
 
 def is_imported(header: Header) -> bool:

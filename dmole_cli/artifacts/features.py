@@ -6,15 +6,15 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmole_cli.artifacts.kinds import FEATURES
 from dmole_cli.artifacts.provenance import Header, versions
-from dmole_cli.artifacts.tables import header_of_table, read_table, write_table
+from dmole_cli.artifacts.tables import read_table, write_table
 from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-SCHEMA, VERSION = "dmole.features", 2
 ROWS = 1 << 16  # whose numbers one Arrow array holds; it counts them with 31 bits
 
 
@@ -36,15 +36,12 @@ def _lists(features: torch.Tensor) -> pa.ListArray:
     return pa.ListArray.from_arrays(ends, pa.array(features.contiguous().flatten().numpy()))
 
 
-def read_features(path: Path, *, hint: str) -> tuple[list[str], torch.Tensor, Header]:
+def read_features(path: Path) -> tuple[list[str], torch.Tensor, Header]:
     """Read (sample ids, features [samples, width], header)."""
-    table, header = read_table(path, schema=SCHEMA, version=VERSION, hint=hint)
+    table, header = read_table(path, FEATURES)
     return table.column("sample_id").to_pylist(), _values(table, -1), header
 
 
-def features_header(path: Path) -> Header | None:
-    """Read the header alone."""
-    return header_of_table(path, schema=SCHEMA, version=VERSION)
 
 
 def cached_features(
@@ -63,11 +60,11 @@ def cached_features(
     for path in sorted(folder.glob("*.parquet")):
         left = pa.array(set(wanted) - found.keys(), pa.string())
         try:
-            keys, header = read_table(path, schema=SCHEMA, version=VERSION, hint="", columns=["key"])
+            keys, header = read_table(path, FEATURES, columns=["key"])
             same = all(header.versions.get(name) == current[name] for name in libraries)
             if not same or not pc.any(pc.is_in(keys["key"], left)).as_py():
                 continue
-            table, _ = read_table(path, schema=SCHEMA, version=VERSION, hint="", columns=["key", "feature"])
+            table, _ = read_table(path, FEATURES, columns=["key", "feature"])
             table = table.filter(pc.is_in(table["key"], left))
             found.update(zip(table["key"].to_pylist(), _values(table, width), strict=True))
         except (

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmole_cli.artifacts.files import digest_of_file
-from dmole_cli.artifacts.provenance import Header, OtherVersion
+from dmole_cli.artifacts.errors import OtherVersion
+from dmole_cli.artifacts.kinds import IMAGE_DIGESTS
+from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.tables import read_table, write_table
 
 if TYPE_CHECKING:
     import numpy as np
 
-SCHEMA, VERSION = "dmole.pictures", 2
 MISSING = "missing"  # whoever opens the picture says so, with the row that names it
 # A picture is 48 bytes here, whatever the length of its path: 16 of the digest of path, size and time, 32 of the content's.
 KEY, CONTENT = 16, 32
@@ -53,7 +54,7 @@ class ImageDigests:
         """Keep what is new."""
         if self._new:
             self._join()
-            _write(self.kept, self._table())
+            write_digests(self.kept, self._table())
             self._new = False
 
     def _find(self, key: bytes) -> bytes | None:
@@ -71,7 +72,7 @@ class ImageDigests:
 
     def _table(self) -> np.ndarray:
         if self._known is None:
-            self._known = _read(self.kept)
+            self._known = read_digests(self.kept)
         return self._known
 
     def _join(self) -> None:
@@ -82,13 +83,13 @@ class ImageDigests:
         self._known, self._loose = both[np.lexsort((both[:, 1], both[:, 0]))], {}
 
 
-def _read(kept: Path) -> np.ndarray:
+def read_digests(kept: Path) -> np.ndarray:
     import numpy as np
 
     flat = np.zeros(0, dtype=np.uint64)
     if kept.exists():
         try:
-            table, _ = read_table(kept, schema=SCHEMA, version=VERSION, hint="delete it: it only saves time")
+            table, _ = read_table(kept, IMAGE_DIGESTS)
             column = table.column("picture").combine_chunks()
             flat = np.frombuffer(column.buffers()[1], dtype=np.uint64)[: len(column) * (KEY + CONTENT) // 8]
         except OtherVersion:  # of an earlier dmole; it only saves time
@@ -96,11 +97,11 @@ def _read(kept: Path) -> np.ndarray:
     return flat.reshape(-1, (KEY + CONTENT) // 8)
 
 
-def _write(kept: Path, known: np.ndarray) -> None:
+def write_digests(kept: Path, known: np.ndarray) -> None:
     import pyarrow as pa
 
     column = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(KEY + CONTENT), len(known), [None, pa.py_buffer(known.tobytes())]
     )
     table = pa.table({"picture": column})
-    write_table(kept, table, table.schema, Header(SCHEMA, VERSION))
+    write_table(kept, table, table.schema, Header.of(IMAGE_DIGESTS))

@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dmole_cli.artifacts.kinds import LIKELIHOOD, LIKELIHOOD_CACHE
 from dmole_cli.artifacts.provenance import Header
-from dmole_cli.artifacts.tables import header_of_table, read_table, write_table
-
-SCHEMA, VERSION = "dmole.likelihood", 1
-CACHE_SCHEMA, CACHE_VERSION = "dmole.likelihoods-kept", 1
+from dmole_cli.artifacts.tables import read_table, write_table
 
 
 @dataclass(frozen=True)
@@ -62,15 +60,12 @@ def write_likelihood(path: Path, rows: list[Likelihood], header: Header) -> None
     write_table(path, [asdict(row) for row in rows], schema, header)
 
 
-def read_likelihood(path: Path, *, hint: str) -> tuple[list[Likelihood], Header]:
+def read_likelihood(path: Path) -> tuple[list[Likelihood], Header]:
     """Read (rows, header)."""
-    table, header = read_table(path, schema=SCHEMA, version=VERSION, hint=hint)
+    table, header = read_table(path, LIKELIHOOD)
     return [Likelihood(**row) for row in table.to_pylist()], header
 
 
-def likelihood_header(path: Path) -> Header | None:
-    """Read the header alone."""
-    return header_of_table(path, schema=SCHEMA, version=VERSION)
 
 
 def write_likelihood_cache(path: Path, kept: Mapping[str, Likelihoods], fingerprint: str) -> None:
@@ -79,13 +74,13 @@ def write_likelihood_cache(path: Path, kept: Mapping[str, Likelihoods], fingerpr
 
     schema = pa.schema([("key", pa.string()), ("sums", pa.list_(pa.float64())), ("tokens", pa.list_(pa.int32()))])
     rows = [{"key": key, **asdict(kept[key])} for key in sorted(kept)]
-    write_table(path, rows, schema, Header(CACHE_SCHEMA, CACHE_VERSION, backbone=fingerprint))
+    write_table(path, rows, schema, Header.of(LIKELIHOOD_CACHE, backbone=fingerprint))
 
 
 def read_likelihood_cache(path: Path) -> dict[str, Likelihoods]:
     """Read what was computed by key; empty where nothing was yet."""
     if not path.exists():
         return {}
-    table, _ = read_table(path, schema=CACHE_SCHEMA, version=CACHE_VERSION, hint="delete it: it only saves time")
+    table, _ = read_table(path, LIKELIHOOD_CACHE)
     rows = table.to_pylist()
     return {row["key"]: Likelihoods(row["sums"], row["tokens"]) for row in rows}

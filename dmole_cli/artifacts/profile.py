@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from dmole_cli.artifacts.kinds import PROFILE
 from dmole_cli.artifacts.provenance import Header, require_facts
-from dmole_cli.artifacts.tables import header_of_table, read_table, write_table
-
-SCHEMA, VERSION = "dmole.profile", 1
+from dmole_cli.artifacts.tables import read_table, write_table
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,10 @@ def write_profile(path: Path, rows: list[SiteProfile], header: Header) -> None:
     write_table(path, [asdict(row) for row in rows], schema, header)
 
 
-def read_profile(path: Path, *, hint: str) -> tuple[list[SiteProfile], Header]:
+def read_profile(path: Path) -> tuple[list[SiteProfile], Header]:
     """Read (rows, header); columns beyond those of `SiteProfile` are for people and are left aside."""
-    table, header = read_table(path, schema=SCHEMA, version=VERSION, hint=hint)
-    require_facts(header, ("backbone_parameters",), path=path, hint=hint)
+    table, header = read_table(path, PROFILE)
+    require_facts(header, ("backbone_parameters",), path=path)
     columns = table.select([field.name for field in fields(SiteProfile)])
     return [SiteProfile(**row) for row in columns.to_pylist()], header
 
-
-def profile_header(path: Path) -> Header | None:
-    """Read the header alone."""
-    return header_of_table(path, schema=SCHEMA, version=VERSION)

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmole_cli.artifacts.kinds import ROUTER
 from dmole_cli.artifacts.provenance import Header, require_facts
-from dmole_cli.artifacts.tensors import header_of_tensors, read_tensors, write_tensors
+from dmole_cli.artifacts.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
-SCHEMA, VERSION = "dmole.router", 1
 FACTS = ("threshold", "quantiles", "layout", "decoder")
 
 
@@ -43,13 +43,9 @@ def write_router(path: Path, router: RouterFile) -> None:
     write_tensors(path, router.tensors, replace(router.header, facts=facts))
 
 
-def read_router(path: Path, *, hint: str) -> RouterFile:
+def read_router(path: Path) -> RouterFile:
     """Read a router."""
-    tensors, header = read_tensors(path, schema=SCHEMA, version=VERSION, hint=hint)
-    require_facts(header, FACTS, path=path, hint=hint)
+    tensors, header = read_tensors(path, ROUTER)
+    require_facts(header, FACTS, path=path)
     return RouterFile(tensors=tensors, header=header, **{key: header.facts[key] for key in FACTS})
 
-
-def router_header(path: Path) -> Header | None:
-    """Read the header alone."""
-    return header_of_tensors(path, schema=SCHEMA, version=VERSION)

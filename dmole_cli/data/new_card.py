@@ -167,7 +167,7 @@ def _loaded(draft: _Draft) -> TaskCard:
     with tempfile.TemporaryDirectory(prefix="dmole-") as folder:
         file = Path(folder, draft.path.name)
         file.write_text(draft.text(), encoding="utf-8")
-        return replace(load_card(file), path=draft.path.absolute())
+        return load_card(file).updated(path=draft.path.absolute())
 
 
 def _rows(draft: _Draft, split: str) -> Sequence[Sample]:

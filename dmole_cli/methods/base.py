@@ -159,7 +159,8 @@ def uniform_placement(stage: LoadedStage) -> dict[str, int]:
 
 def candidate_sites(stage: LoadedStage) -> tuple[list[Any], int]:
     """The candidate sites of the backbone, and how many parameters the budget allows on them."""
-    from dmole_cli.allocation.placement import budget_total, parse_budget
+    from dmole_cli.allocation.placement import budget_total
+    from dmole_cli.settings.budget import parse_budget
     from dmole_cli.backbones.sites import find_sites
 
     settings = stage.config.allocate
@@ -197,7 +198,7 @@ def needs_nothing(stage: Stage) -> list[Path]:
 
 def placement_settings(config: Config) -> dict[str, Any]:
     """What shapes a uniform placement; the rank only where the budget is a share of the sites at that rank."""
-    from dmole_cli.allocation.placement import parse_budget
+    from dmole_cli.settings.budget import parse_budget
 
     settings = config.allocate
     rank = {"rank": settings.rank} if parse_budget(settings.budget).form == "sites" else {}

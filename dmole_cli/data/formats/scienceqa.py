@@ -45,7 +45,7 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
     files = {part: card.data["problems"] if name else "" for part, name in names.items()}
     data = {**card.data, **files, "names": names}
     read = partial(_read, split=names[split])
-    return load_rows(replace(card, data=data), split, data_root=data_root, read=read, beside=("pid_splits",))
+    return load_rows(card.updated(data=data), split, data_root=data_root, read=read, beside=("pid_splits",))
 
 
 def _read(path: Path, beside: Mapping[str, Path], *, split: str) -> Iterator[Row]:
