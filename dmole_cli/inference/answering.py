@@ -21,7 +21,8 @@ from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.loading import TaskCard
 from dmole_cli.data.sample import Sample
-from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate as generate_answers
 from dmole_cli.inference.likelihood import answer_likelihoods
 from dmole_cli.progress import Track

@@ -14,8 +14,9 @@ from dmole_cli.artifacts.provenance import Header, read_header, up_to_date
 from dmole_cli.artifacts.staleness import check_inputs
 from dmole_cli.backbones.loading import WEIGHT_FILES, resolve
 from dmole_cli.errors import DmoleError
+from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.peft_format import write_adapter
-from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.session import Session
 
 SCHEMA, VERSION, PROVENANCE = "dmole.export", 1, "dmole.json"

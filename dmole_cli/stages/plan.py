@@ -24,7 +24,8 @@ from dmole_cli.backbones.processors import load_processor
 from dmole_cli.backbones.sites import Site, find_sites
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.session import Session
 from dmole_cli.training.loop import train_expert
 

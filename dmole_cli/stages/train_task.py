@@ -34,7 +34,8 @@ from dmole_cli.data.loading import TaskCard
 from dmole_cli.data.sample import Picked, Sample
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.methods.base import LoadedStage, Stage, Training, load_method
 from dmole_cli.progress import Track, untracked
 from dmole_cli.session import Session

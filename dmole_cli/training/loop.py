@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.settings.model import TrainSettings
 
 
