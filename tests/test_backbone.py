@@ -18,7 +18,8 @@ from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.images import open_picture
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate as generate_answers
 
 VISION, LANGUAGE = "model.vision_tower.encoder.layers", "model.language_model.layers"

@@ -20,7 +20,8 @@ from dmole_cli.backbones.sites import find_sites
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.methods.base import LoadedStage, Step, Training, load_method
 from dmole_cli.session import Session
 from dmole_cli.settings.model import AllocateSettings, Config, ProfileSettings, RouterSettings, TrainSettings

@@ -19,7 +19,8 @@ from dmole_cli.backbones.device import devices, find_device, find_precision
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.routed import Expert, RoutedExperts, new_expert
+from dmole_cli.experts.expert import Expert, new_expert
+from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.session import Session
 from dmole_cli.settings.model import TrainSettings, read_config
 from dmole_cli.stages.allocate import allocate_task

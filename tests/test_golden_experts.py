@@ -5,7 +5,8 @@ import torch
 from golden_vectors import golden_vectors
 from torch import nn
 
-from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.routing.autoencoder import batch_vote, from_tensors, normalise, top_candidates
 
 VECTORS = golden_vectors("reference_vectors")

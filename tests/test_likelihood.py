@@ -19,7 +19,8 @@ from dmole_cli.data.card import TaskCard, load_card
 from dmole_cli.data.choices import choices_of
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.likelihood import answer_likelihoods, scoring
 from dmole_cli.stages.evaluate import _likelihood
 

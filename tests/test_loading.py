@@ -24,7 +24,8 @@ from dmole_cli.backbones.families import _tiny
 from dmole_cli.backbones.loading import Loading, fingerprint_of, load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.routed import RoutedExperts, new_expert
+from dmole_cli.experts.expert import new_expert
+from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate
 from dmole_cli.stages.profile import measure
 from dmole_cli.training.loop import TrainSettings, train_expert

@@ -12,7 +12,8 @@ from dmole_cli import catalog
 from dmole_cli.artifacts.expert import ExpertFile, read_expert, write_expert
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.methods._overlap import row_overlap
 from dmole_cli.methods.base import Routing, load_method
 from dmole_cli.settings.model import Config, read_config

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dmole_cli.experts.routed import Expert, RoutedExperts, new_expert
+from dmole_cli.experts.expert import Expert, new_expert
+from dmole_cli.experts.routed import RoutedExperts
 
 WIDE, NARROW = 12, 7
 # Which sites of the small model host an expert; ranks and scales all differ.
@@ -331,13 +332,15 @@ def test_an_expert_that_is_frozen_is_brought_to_the_activations_type_once():
     for _ in range(2):
         with torch.no_grad(), routed.route([("signs",)] * len(SETS), dtype=torch.bfloat16):
             model(inputs(2, dtype=torch.bfloat16))
-            seen.append(routed._plans["first"].a)
+            seen.append(routed._plan.sites["first"].a)
     assert seen[0] is seen[1] and seen[0].dtype == torch.bfloat16
     # The one in training is read anew for every batch.
     with torch.no_grad():
         experts["birds"].sites["first"][0].add_(1.0)
     with routed.route([("birds",)] * len(SETS), dtype=torch.bfloat16):
-        torch.testing.assert_close(routed._plans["first"].a, experts["birds"].sites["first"][0].detach().bfloat16())
+        torch.testing.assert_close(
+            routed._plan.sites["first"].a, experts["birds"].sites["first"][0].detach().bfloat16()
+        )
 
 
 def test_rows_that_leave_take_their_experts_with_them():

@@ -1,1 +1,1 @@
-"""What is added to a frozen backbone: routed LoRA experts and the autoencoders that route to them."""
+"""LoRA experts: attached to a frozen backbone, routed per sample, merged into weights, exchanged with PEFT."""

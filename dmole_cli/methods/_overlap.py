@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from dmole_cli.artifacts.expert import read_expert
-from dmole_cli.experts.routed import Expert
+from dmole_cli.experts.expert import Expert
 from dmole_cli.methods.base import LoadedStage, Penalty, Step, Training
 
 

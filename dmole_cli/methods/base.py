@@ -39,7 +39,8 @@ from dmole_cli import catalog
 from dmole_cli.artifacts.run import Run
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.routed import Expert, RoutedExperts, new_expert
+from dmole_cli.experts.expert import Expert, new_expert
+from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.settings.model import AllocateSettings, Config
 from dmole_cli.training.loop import Penalty, Step
 

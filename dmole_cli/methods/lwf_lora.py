@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from dmole_cli.experts.routed import Expert
+from dmole_cli.experts.expert import Expert
 from dmole_cli.methods.base import LoadedStage, Penalty, Step, Training, task_before
 
 PAPER = "https://arxiv.org/abs/1606.09282"

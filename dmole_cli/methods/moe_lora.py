@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.routed import Expert, new_expert
+from dmole_cli.experts.expert import Expert, new_expert
 from dmole_cli.methods.base import LoadedStage, candidate_sites, task_before
 
 PAPER = "https://arxiv.org/abs/2403.08350"

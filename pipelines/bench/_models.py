@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from dmole_cli.backbones.backbone import IGNORED, Backbone, Encoded
-from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.routed import RoutedExperts
 
 RANK, SCALE = 8, 2.0  # of the reference: rank 8, alpha 16
 PAD, END, IMAGE = 0, 1, 2

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dmole_cli.backbones.backbone import Backbone, Encoded, pad
-from dmole_cli.experts.routed import Expert
+from dmole_cli.experts.expert import Expert
 from dmole_cli.routing.autoencoder import Autoencoder, batch_vote
 
 DROPOUT = 0.05  # as shipped

@@ -7,7 +7,7 @@ from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.data.loading import load_card, samples
 from dmole_cli.data.sample import Sample
-from dmole_cli.experts.routed import Expert
+from dmole_cli.experts.expert import Expert
 from pipelines.bench._models import random_expert
 
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack
 import torch
 from torch import nn
 
-from dmole_cli.experts.routed import Expert
+from dmole_cli.experts.expert import Expert
 from pipelines.bench._models import RANK, SCALE, attached, has_peft, linears, random_expert, sharing_weights
 from pipelines.bench._timing import Row, Variant, interleaved, timed
 

@@ -13,7 +13,7 @@ import torch
 
 from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.sites import find_sites
-from dmole_cli.experts.routed import Expert
+from dmole_cli.experts.expert import Expert
 from dmole_cli.inference.decoding import generate
 from pipelines.bench._models import (
     attached,

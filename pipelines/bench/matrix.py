@@ -23,7 +23,7 @@ from dmole_cli.artifacts.router import RouterFile, read_router
 from dmole_cli.artifacts.run import D_MOLE, Run
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.data.loading import load_card
-from dmole_cli.experts.routed import Expert
+from dmole_cli.experts.expert import Expert
 from dmole_cli.methods.base import Cell, every_cell
 from dmole_cli.session import Session
 from dmole_cli.settings.model import DEFAULT_TASKS, DEFAULT_UNSEEN, Config, RouterSettings, TrainSettings

@@ -20,7 +20,7 @@ from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.data.seeds import seed_for
-from dmole_cli.experts.routed import new_expert
+from dmole_cli.experts.expert import new_expert
 from dmole_cli.session import Session
 from dmole_cli.settings.model import Config
 from dmole_cli.stages.allocate import allocate_task

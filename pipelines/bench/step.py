@@ -17,7 +17,7 @@ import torch
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.sites import find_sites
-from dmole_cli.experts.routed import Expert
+from dmole_cli.experts.expert import Expert
 from dmole_cli.routing.autoencoder import Autoencoder
 from dmole_cli.settings.model import TrainSettings
 from dmole_cli.training.loop import train_expert

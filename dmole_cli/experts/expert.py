@@ -1,0 +1,60 @@
+"""The matrices of one expert, and how a new one is initialised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+
+@dataclass
+class Expert:
+    """The matrices of one expert.
+
+    Attributes:
+        sites: site -> (A [rank, in], B [out, rank]), float32.
+        scale: alpha / rank.
+        trainable: whether A and B take gradients.
+        gates: site -> [parts, in] where the expert is a dense mixture of that many parts: the ranks of A and B are split
+            evenly among the parts, in order, and every token weights the parts by a softmax over its gate logits.
+    """
+
+    sites: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    scale: float
+    trainable: bool = False
+    gates: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """A and B of every site, and its gate if it has one, in a fixed order."""
+        for site in sorted(self.sites):
+            yield from self.sites[site]
+            if site in self.gates:
+                yield self.gates[site]
+
+
+def new_expert(
+    shapes: Mapping[str, tuple[int, int, int]],
+    *,
+    scale: float,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> Expert:
+    """Initialise an expert as LoRA does (arXiv 2106.09685): A Kaiming-uniform, B zero, so that the output is unchanged.
+
+    Args:
+        shapes: site -> (rank, in_features, out_features).
+        scale: alpha / rank.
+        generator: a CPU generator, so that every device starts from the same numbers; sites are initialised in the order
+            of `shapes`.
+        device: of the expert's tensors.
+    """
+    sites = {}
+    for site, (rank, width_in, width_out) in shapes.items():
+        a = torch.empty(rank, width_in)
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+        b = torch.zeros(width_out, rank, device=device)
+        sites[site] = (a.to(device).requires_grad_(), b.requires_grad_())
+    return Expert(sites, scale, trainable=True)
