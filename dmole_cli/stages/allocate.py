@@ -35,12 +35,12 @@ def allocate_task(session: Session, task: str, *, method: str = D_MOLE, force: b
         from dmole_cli.methods.base import load_method
 
         rules = load_method(method)
-        if not rules.ALLOCATES:
+        if not rules.uses_allocation:
             raise DmoleError(
                 f"method {method} reads no allocation",
                 f"train it: {session.command('train-task', task, method=method)}",
             )
-        settings, options = rules.allocation(settings), {**options, "method": method}
+        settings, options = rules.allocation_settings(settings), {**options, "method": method}
     rows, made = read_profile(profile, hint=f"make it with: {session.command('profile', task)}")
     session.require_backbone(profile, made.backbone, session.command("profile", task))
     if settings.modalities != session.config.allocate.modalities:

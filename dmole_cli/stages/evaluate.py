@@ -111,7 +111,7 @@ def evaluate(
         DmoleError: an expert or a router is missing, stale or another backbone's; a split cannot be read.
     """
     rules = load_method(method)
-    if not rules.USES_ROUTERS and routing_options(session.config.evaluate):
+    if not rules.uses_routers and routing_options(session.config.evaluate):
         raise DmoleError(
             f"method {method} has no routers", "leave --routing and --threshold-scale to methods that route"
         )
@@ -120,7 +120,7 @@ def evaluate(
     learnt = set(enumerate(session.config.tasks, start=1))
     wanted = [
         (stage, task)
-        for stage, task in rules.cells(session.config.tasks, session.config.unseen)
+        for stage, task in rules.entries(session.config.tasks, session.config.unseen)
         if (stage in stages or (diagonal and (stage, task) in learnt)) and (tasks is None or task in tasks)
     ]
     if not wanted:
@@ -136,7 +136,7 @@ def evaluate(
 
 def trained_stages(session: Session, method: str) -> int:
     """How many tasks of the stream a method has trained, without a gap."""
-    training = set(load_method(method).stages(session.config.tasks))
+    training = set(load_method(method).trained_tasks(session.config.tasks))
     tasks = session.config.tasks
     there = [task not in training or session.run.expert(task, method).exists() for task in tasks]
     done = there.index(False) if False in there else len(there)
@@ -179,9 +179,9 @@ def _evaluate_task(
     # Likelihoods alone are another work than answers, whose seconds are compared.
     work = "evaluate" if todo[KINDS[0]] else "likelihood"
     with session.measured("-".join([work, *([] if split == "test" else [split]), label]), task, adding=True):
-        table = _losses(session, task, missing[-1], track) if rules.USES_ROUTERS else None
+        table = _losses(session, task, missing[-1], track) if rules.uses_routers else None
         cells = {stage: _cell(session, rules, task, stage, samples, table) for stage in missing}
-        asking = Asking(session, card, samples, method=rules.name, merges=rules.MERGES, force=force, track=track)
+        asking = Asking(session, card, samples, method=rules.name, merges=rules.merges, force=force, track=track)
         for kind, files in todo.items():
             facts = kind.write(asking, [(file, cells[file.stage]) for file in files]) if files else []
             outcomes += [
@@ -297,8 +297,8 @@ def _needed(session: Session, rules: Method, task: str, stage: int) -> list[Path
         return []
     method, trained = rules.name, session.config.tasks[:stage]
     used: Sequence[str] = trained
-    if not rules.USES_ROUTERS:
-        [used] = rules.active(_routing(session, trained, task, [[]], []))
+    if not rules.uses_routers:
+        [used] = rules.active_experts(_routing(session, trained, task, [[]], []))
     for name in used:
         if not session.run.expert(name, method).exists():
             raise DmoleError(
@@ -306,7 +306,7 @@ def _needed(session: Session, rules: Method, task: str, stage: int) -> list[Path
                 f"make it with: {session.command('train-task', name, method=method)}",
             )
     experts = [session.run.expert(name, method) for name in used]
-    paths = [*experts, *(session.run.router(name) for name in used if rules.USES_ROUTERS)]
+    paths = [*experts, *(session.run.router(name) for name in used if rules.uses_routers)]
     check_inputs(session, paths)
     return paths
 
@@ -314,7 +314,7 @@ def _needed(session: Session, rules: Method, task: str, stage: int) -> list[Path
 def _header(session: Session, kind: Kind, card: TaskCard, rules: Method, stage: int, needed: list[Path]) -> Header:
     split = session.config.evaluate.split
     settings = {"method": rules.name, "stage": stage, "precision": session.precision, **kind.settings(card)}
-    if rules.USES_ROUTERS:
+    if rules.uses_routers:
         chosen = session.config.evaluate
         settings |= {"routing": chosen.routing, "threshold_scale": chosen.threshold_scale}
         if chosen.routing == "batch-vote":
@@ -366,7 +366,7 @@ def _cell(
     thresholds = [table[name][0].threshold * scale for name in trained] if table else []
     active: Active = [() for _ in samples]
     if stage:
-        active = rules.active(_routing(session, trained, task, losses, thresholds))
+        active = rules.active_experts(_routing(session, trained, task, losses, thresholds))
     return Cell(active, losses)
 
 

@@ -15,7 +15,7 @@ from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.sites import Site, find_sites
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.peft_format import Adapter, read_adapter
-from dmole_cli.methods.base import afresh, load_method
+from dmole_cli.methods.base import load_method
 from dmole_cli.session import Session
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -70,13 +70,13 @@ def require_one_expert_a_task(method: str, tasks: Sequence[str], task: str) -> N
         DmoleError: the method trains one expert on and on, keeps more than it, or trains nothing at this task.
     """
     rules = load_method(method)
-    if rules.start is not afresh or rules.remembers:
+    if rules.continues or rules.has_memory:
         raise DmoleError(
             f"method {method} trains one expert on through all tasks, which an adapter cannot stand in for",
             "import for a method with an expert of its own for every task, like d-mole or finetune",
         )
-    if task not in rules.stages(tasks):
-        there = ", ".join(rules.stages(tasks)) or "none"
+    if task not in rules.trained_tasks(tasks):
+        there = ", ".join(rules.trained_tasks(tasks)) or "none"
         raise DmoleError(f"method {method} has no expert of task {task}", f"tasks at which it trains: {there}")
 
 

@@ -35,7 +35,7 @@ from dmole_cli.data.sample import Picked, Sample
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts
-from dmole_cli.methods.base import LoadedStage, Stage, Training, load_method
+from dmole_cli.methods.base import LoadedContext, TaskContext, Training, load_method
 from dmole_cli.progress import Track, untracked
 from dmole_cli.session import Session
 from dmole_cli.training.loop import Losses, train_expert
@@ -59,18 +59,18 @@ def train_task(
         # Nothing that is set here has shaped it, so nothing here makes it stale; only who says so trains in its place.
         check_inputs(session, [path])
         return Outcome("train-task", task, path, written=False, facts={"imported": True})
-    if task not in rules.stages(config.tasks):
-        there = ", ".join(rules.stages(config.tasks)) or "none"
+    if task not in rules.trained_tasks(config.tasks):
+        there = ", ".join(rules.trained_tasks(config.tasks)) or "none"
         raise DmoleError(f"method {method} trains nothing at task {task}", f"tasks at which it trains: {there}")
-    stage = Stage(rules, run, config, rules.options(config), task)
-    before = rules.start(config.tasks, task)
-    needed = rules.needs(stage)
+    context = TaskContext(rules, run, config, rules.option_values(config), task)
+    before = rules.previous_task(config.tasks, task)
+    needed = rules.inputs(context)
     if before:
-        needed = [*needed, run.expert(before, method), *([run.memory(before, method)] if rules.remembers else [])]
-    shares = rules.data(config.tasks, task, stage.options)
+        needed = [*needed, run.expert(before, method), *([run.memory(before, method)] if rules.has_memory else [])]
+    shares = rules.data_shares(config.tasks, task, context.options)
     data = {f"data:{name}/train": session.data_digest(name, "train") for name in shares}
     check_inputs(session, needed, data=data)
-    recipe = recipe_of(session, session.card(task), stage.options)
+    recipe = recipe_of(session, session.card(task), context.options)
     header = Header(
         SCHEMA,
         VERSION,
@@ -80,8 +80,8 @@ def train_task(
             "method": method,
             "precision": session.precision,
             **recipe,
-            **rules.settings(config),
-            "options": dict(stage.options),
+            **rules.header_settings(config),
+            "options": dict(context.options),
         },
         inputs={**data, **session.digests(*needed)},
         versions=versions("torch", "transformers"),
@@ -89,14 +89,14 @@ def train_task(
     reads = (*(f"task {name} (train)" for name in shares), f"backbone {config.backbone}", *(str(p) for p in needed))
     redo = session.command("train-task", task, method=method)
     done = up_to_date(path, made, header, force=force, command=redo)
-    if done and (not rules.remembers or _kept(run.memory(task, method), header)):
+    if done and (not rules.has_memory or _kept(run.memory(task, method), header)):
         return Outcome("train-task", task, path, written=False, reads=reads)
     backbone = session.load()
     with session.measured(f"train-task-{method}", task):
         samples = training_samples(session, task, shares)
-        loaded = LoadedStage(rules, run, config, stage.options, task, samples, backbone)
+        loaded = LoadedContext(rules, run, config, context.options, task, samples, backbone)
         expert, memory, losses, shortened = _train(session, loaded, recipe, track)
-        if rules.remembers:
+        if rules.has_memory:
             # First, because the expert is what says that the work is done.
             write_memory(run.memory(task, method), memory, header)
         told = {"shortened": shortened} if config.train.max_length else {}
@@ -163,19 +163,19 @@ def recipe_of(session: Session, card: TaskCard, options: Mapping[str, float]) ->
 
 
 def _train(
-    session: Session, stage: LoadedStage, recipe: Mapping[str, float], track: Track
+    session: Session, context: LoadedContext, recipe: Mapping[str, float], track: Track
 ) -> tuple[Expert, dict[str, torch.Tensor], Losses, int]:
     """The trained expert, what the method remembers of it, its losses, and how many samples were shortened."""
-    config, run, backbone, rules, task = stage.config, stage.run, stage.backbone, stage.method, stage.task
-    before = rules.start(config.tasks, task)
+    config, run, backbone, rules, task = context.settings, context.run, context.backbone, context.method, context.task
+    before = rules.previous_task(config.tasks, task)
     generator = torch.Generator().manual_seed(seed_for(config.seed, task, "expert"))
-    expert = rules.fresh(stage, generator) if before is None else _continued(session, before, rules.name)
+    expert = rules.new_expert(context, generator) if before is None else _continued(session, before, rules.name)
     memory = {}
-    if before and rules.remembers:
+    if before and rules.has_memory:
         memory = read_memory(run.memory(before, rules.name), hint=_remake(session, before, rules.name))
-    joins = rules.joins(stage)
+    joins = rules.transfer_experts(context)
     routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=float(recipe["dropout"]))
-    repeats, count = int(recipe.get("repeats", 1)), len(stage.samples)
+    repeats, count = int(recipe.get("repeats", 1)), len(context.samples)
     room = config.picture_store * 2**20 if recipe["epochs"] * repeats > 1 else 0
     seen = VisionFeatureCache(backbone, folder=run.root / "cache", limit=room)
     try:
@@ -183,7 +183,7 @@ def _train(
             file = read_expert(run.expert(name, rules.name), hint=_remake(session, name, rules.name))
             routed.add(name, Expert(file.sites, file.scale, gates=file.gates))
         routed.add(task, expert)
-        if rules.MERGES:
+        if rules.merges:
             routed.merge(joins[0])
             joins = [() for _ in joins]
         training = Training(routed, expert, memory)
@@ -192,13 +192,13 @@ def _train(
             int(recipe["batch_size"]),
             epochs=int(recipe["epochs"]),
             seed=seed_for(config.seed, task, "order"),
-            lengths=backbone.lengths(stage.samples, with_answer=True) * repeats,
+            lengths=backbone.lengths(context.samples, with_answer=True) * repeats,
             joins=list(joins) * repeats,
         )
         order = [[row % count for row in batch] for batch in order]
         limit = config.train.max_length
         shortened = set[int]()
-        batches = encoded_batches(backbone, stage.samples, order, with_answer=True, max_length=limit)
+        batches = encoded_batches(backbone, context.samples, order, with_answer=True, max_length=limit)
         encoded = watched(order, batches, shortened=shortened)
         # Seeded here and for this task alone, or dropout would depend on what the process did before.
         saving = activation_checkpointing(backbone) if config.train.checkpointing else nullcontext()
@@ -208,15 +208,15 @@ def _train(
                 backbone,
                 routed,
                 expert,
-                _routed_batches(stage, joins, order, track(encoded, f"train {task} ({rules.name})", len(order))),
+                _routed_batches(context, joins, order, track(encoded, f"train {task} ({rules.name})", len(order))),
                 steps=len(order),
                 learning_rate=recipe["learning_rate"],
                 settings=config.train,
-                penalty=rules.penalty(stage, training),
+                penalty=rules.penalty(context, training),
                 seen=seen,
             )
         routed.dropout = 0.0
-        remembered = rules.remember(stage, training)
+        remembered = rules.remember(context, training)
     finally:
         routed.close()
         seen.close()
@@ -224,13 +224,13 @@ def _train(
 
 
 def _routed_batches(
-    stage: LoadedStage,
+    context: LoadedContext,
     joins: Sequence[tuple[str, ...]],
     order: Sequence[Sequence[int]],
     encoded: Iterable[list[Encoded]],
 ) -> Iterator[tuple[list[str], list[tuple[str, ...]], list[Encoded]]]:
     for rows, batch in zip(order, encoded, strict=True):
-        yield [stage.samples[i].sample_id for i in rows], [(stage.task, *joins[i]) for i in rows], batch
+        yield [context.samples[i].sample_id for i in rows], [(context.task, *joins[i]) for i in rows], batch
 
 
 def _remake(session: Session, task: str, method: str) -> str:
