@@ -53,5 +53,5 @@ def _distillation(old: torch.Tensor, new: torch.Tensor, *, temperature: float) -
     """T^2 x KL(p_old || p_new), mean over tokens (scalar), of logits [tokens, vocabulary] at the same positions."""
     from torch.nn import functional as F
 
-    softened = (F.log_softmax(logits.float() / temperature, dim=-1) for logits in (new, old))
-    return temperature**2 * F.kl_div(*softened, log_target=True, reduction="batchmean")
+    log_p_new, log_p_old = (F.log_softmax(logits.float() / temperature, dim=-1) for logits in (new, old))
+    return temperature**2 * F.kl_div(log_p_new, log_p_old, log_target=True, reduction="batchmean")

@@ -1,7 +1,7 @@
 """Seq-FT with merging: after each task its LoRA is merged into the backbone's weights, and a new one trains.
 
-The baseline of D-MoLE's public code (arXiv 2506.11672). The backbone on disk is unchanged: the experts' files are merged in memory,
-in single precision, by each command that needs them.
+The baseline of D-MoLE's public code (arXiv 2506.11672). The backbone on disk is unchanged: each command merges the experts' files
+in memory, in single precision.
 """
 
 from __future__ import annotations
