@@ -17,7 +17,7 @@ from statistics import fmean, stdev
 from dmole_cli.artifacts.run import Run
 from dmole_cli.reports.collect import MethodReport, collect
 from dmole_cli.session import Session
-from dmole_cli.settings.model import read_config
+from dmole_cli.settings.reading import read_settings
 
 CONFIG = Path(__file__).with_name("sequence") / "dmole.toml"
 METHOD = "finetune"

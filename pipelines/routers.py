@@ -18,10 +18,11 @@ from statistics import fmean
 
 from dmole_cli.artifacts.router import read_router
 from dmole_cli.artifacts.run import Run
-from dmole_cli.routing.autoencoder import from_tensors, top_candidates
+from dmole_cli.routing.autoencoder import from_tensors
+from dmole_cli.routing.rules import top_candidates
 from dmole_cli.routing.features import routing_features
 from dmole_cli.session import Session
-from dmole_cli.settings.model import read_config
+from dmole_cli.settings.reading import read_settings
 
 CONFIG = Path(__file__).with_name("sequence") / "dmole.toml"
 FORMS = [(decoder, start) for decoder in ("sigmoid", "linear") for start in ("mean", "random")]

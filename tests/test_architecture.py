@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 RUFF = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["lint"]
 HEAVY = set(RUFF["flake8-tidy-imports"]["banned-module-level-imports"])
 # These work with tensors from their first line on, so whoever wants a quick start imports them inside a function.
-HEAVY_AREAS = {"stages", "experts", "training", "backbones", "methods", "inference", "profiling", "routing"}
+HEAVY_AREAS = {"stages", "experts", "training", "backbones", "inference", "profiling", "routing"}
 LIGHT_FILES = [path for path in FILES if path.relative_to(PACKAGE).parts[0] not in HEAVY_AREAS]
 SHELVES = {"methods", "metrics", "formats"}
 # What files of a shelf share: the contract, private helpers, and the one list that two formats must not disagree on.
@@ -24,7 +24,7 @@ SHARED_ON_SHELF = {"contract", "emoji_items"}
 NEVER = {
     "stages": {"stages"},
     "methods": {"stages", "reports"},
-    "reports": {"stages", "methods", "experts", "training", "backbones"},
+    "reports": {"stages", "experts", "training", "backbones"},
     **{
         area: {"stages", "methods", "reports"}
         for area in ("experts", "training", "backbones", "metrics", "formats", "tasks")

@@ -22,15 +22,15 @@ from dmole_cli.data.seeds import seed_for
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
-from dmole_cli.methods.base import LoadedStage, Step, Training, load_method
+from dmole_cli.methods.base import LoadedContext, Training, load_method
 from dmole_cli.session import Session
-from dmole_cli.settings.model import AllocateSettings, Config, ProfileSettings, RouterSettings, TrainSettings
+from dmole_cli.settings.model import AllocateSettings, Settings, ProfileSettings, RouterSettings, TrainSettings
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.evaluate import evaluate
 from dmole_cli.stages.profile import profile
 from dmole_cli.stages.train_router import train_router
 from dmole_cli.stages.train_task import train_task, training_samples
-from dmole_cli.training.loop import train_expert
+from dmole_cli.training.loop import Step, train_expert
 
 FIRST, SECOND = tiny.TASKS
 THIRD = tiny.UNSEEN
@@ -93,8 +93,8 @@ def plain(opened, tmp_path_factory) -> Session:
 def train(session: Session, method: str, *tasks: str, force: bool = False) -> list[dict]:
     """Place and train, the whole stream unless tasks are named; gives what the command would print as JSON."""
     rules = load_method(method)
-    named = tasks or rules.stages(session.config.tasks)
-    if rules.ALLOCATES:
+    named = tasks or rules.trained_tasks(session.config.tasks)
+    if rules.uses_allocation:
         for task in named:
             allocate_task(session, task, method=method, force=force)
     return [train_task(session, task, method=method, force=force).as_dict() for task in named]
@@ -113,11 +113,11 @@ def same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def loaded(session: Session, method: str, task: str) -> LoadedStage:
+def loaded(session: Session, method: str, task: str) -> LoadedContext:
     rules = load_method(method)
     samples = session.samples(task, "train")
-    return LoadedStage(
-        rules, session.run, session.config, rules.options(session.config), task, samples, session.backbone
+    return LoadedContext(
+        rules, session.run, session.config, rules.option_values(session.config), task, samples, session.backbone
     )
 
 
@@ -160,7 +160,7 @@ def test_a_method_trains_what_the_budget_allows_and_answers(opened, shared, back
     session = opened(tmp_path, shared=shared)
     outcomes = train(session, method)
     assert all(outcome["written"] for outcome in outcomes)
-    for task in load_method(method).stages(session.config.tasks):
+    for task in load_method(method).trained_tasks(session.config.tasks):
         file = expert_of(session, method, task)
         # Rank 1 on all sites is 960: at most so much is left over.
         assert 0.75 * BUDGET <= file.parameters <= BUDGET
@@ -182,7 +182,7 @@ def test_the_embedded_backbone_is_used_at_the_usual_budget(opened, tmp_path, met
     session.__dict__["backbone"] = load_backbone("embedded")
     allowed = session.backbone.parameters * 0.02
     stage = loaded(session, method, FIRST)
-    expert = stage.method.fresh(stage, torch.Generator().manual_seed(0))
+    expert = stage.method.new_expert(stage, torch.Generator().manual_seed(0))
     assert 0.75 * allowed <= sum(tensor.numel() for tensor in expert.parameters()) <= allowed
 
 
@@ -464,7 +464,7 @@ def test_the_penalty_of_a_first_step_is_the_overlap_that_a_fresh_adapter_has(ope
     session = opened(tmp_path, batch_size=40)
     assert train(session, "o-lora", FIRST)[0]["steps"] == 1
     stage = loaded(session, "o-lora", SECOND)
-    fresh = stage.method.fresh(stage, torch.Generator().manual_seed(seed_for(0, SECOND, "expert")))
+    fresh = stage.method.new_expert(stage, torch.Generator().manual_seed(seed_for(0, SECOND, "expert")))
     (second,) = train(session, "o-lora", SECOND)
     expected = 0.5 * overlap(fresh, expert_of(session, "o-lora", FIRST))
     assert second["last_penalty"] == pytest.approx(expected, rel=1e-3) and expected > 0.1
@@ -517,7 +517,7 @@ def test_a_dense_mixture_is_trained_on_with_its_gates(opened, tmp_path):
 def test_the_rank_is_split_over_the_experts_that_the_budget_holds(opened, tmp_path, budget, options, parts, rank):
     session = opened(tmp_path, budget=budget, method={"moe-lora": options})
     stage = loaded(session, "moe-lora", FIRST)
-    expert = stage.method.fresh(stage, torch.Generator().manual_seed(0))
+    expert = stage.method.new_expert(stage, torch.Generator().manual_seed(0))
     sites = find_sites(session.backbone.model, "attention")
     assert set(expert.sites) == set(expert.gates) == {site.name for site in sites}
     for site in sites:
@@ -529,7 +529,7 @@ def test_the_rank_is_split_over_the_experts_that_the_budget_holds(opened, tmp_pa
     assert size + parts * widths > allowed, "no higher rank fits"
     with pytest.raises(DmoleError, match="does not hold one expert of rank 1 with its gate") as caught:
         stage = loaded(opened(tmp_path, budget="params:1k"), "moe-lora", FIRST)
-        stage.method.fresh(stage, torch.Generator())
+        stage.method.new_expert(stage, torch.Generator())
     assert f"params:{widths + inputs}" in caught.value.hint
 
 
@@ -547,7 +547,7 @@ def test_replay_sees_a_seeded_sample_of_earlier_tasks_again(opened, tmp_path):
 
     def seen(task: str, *, ratio: float = 0.1, seed: int = 0) -> dict[str, list[str]]:
         session = opened(tmp_path, tasks=order, seed=seed)
-        shares = rules.data(session.config.tasks, task, {"replay_ratio": ratio})
+        shares = rules.data_shares(session.config.tasks, task, {"replay_ratio": ratio})
         pictures = pictures_of(training_samples(session, task, shares))
         known = {name: pictures_of(session.samples(name, "train")) for name in order}
         found = {name: [i for i in pictures if i in set(known[name])] for name in order}
@@ -579,7 +579,7 @@ def test_joint_sees_every_sample_once_in_an_epoch_and_trains_when_all_tasks_are_
     outcomes = train(session, "joint")
     assert [(o["task"], o["steps"]) for o in outcomes] == [(SECOND, 10)]
     assert backbone.counts["vision_rows"] - before == 80
-    shares = load_method("joint").data(session.config.tasks, SECOND, {})
+    shares = load_method("joint").data_shares(session.config.tasks, SECOND, {})
     pictures = pictures_of(training_samples(session, SECOND, shares))
     assert sorted(pictures) == sorted(p for task in tiny.TASKS for p in pictures_of(session.samples(task, "train")))
     with pytest.raises(DmoleError, match=f"method joint trains nothing at task {FIRST}") as caught:
@@ -654,7 +654,7 @@ def test_the_ablations_of_d_mole_leave_out_what_they_say(opened, shared, backbon
         assert parts["d-mole"]["vision"]["share"] < 0.4, "this task pulls at the language model"
     assert found["v3"]["sites"] != found["d-mole"]["sites"]
     stage = loaded(session, "v4", SECOND)
-    assert stage.method.place(stage) == dict.fromkeys(modality, 3), "all candidate sites, at a lower rank"
+    assert stage.method.placement(stage) == dict.fromkeys(modality, 3), "all candidate sites, at a lower rank"
 
 
 @pytest.mark.parametrize("method", ["seq-ft", "v4"])

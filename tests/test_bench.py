@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 
-from dmole_cli.methods.base import every_cell
+from dmole_cli.methods.base import load_method
 from dmole_cli.settings.model import EvaluateSettings
 from dmole_cli.stages.train_task import train_task
 
@@ -227,7 +227,8 @@ def taught(tmp_path_factory):
 def evaluated_as_plainly(session):
     """Evaluate anew: routes and answers are those of the plain way, and none is generated twice."""
     matrix.evaluate(session, force=True)
-    cells = {cell: matrix.plain(session, cell) for cell in every_cell(session.config.tasks, session.config.unseen)}
+    entries = load_method("d-mole").entries(session.config.tasks, session.config.unseen)
+    cells = {entry: matrix.plain(session, entry) for entry in entries}
     for cell, rows in cells.items():
         ours = matrix.evaluated(session, cell)
         assert [(row.active, row.prediction) for row in ours] == [(row.route, row.answer) for row in rows]

@@ -112,7 +112,7 @@ def test_every_method_has_the_same_number_of_trials_with_options_that_it_has():
     for row, tried in grid["trials"].items():
         method = load_method(plan["variants"].get(row, {"method": row})["method"])
         for options in tried:
-            method.options(replace(read_config(CONFIG), method={method.name: options}))
+            method.option_values(replace(read_config(CONFIG), method={method.name: options}))
         assert len({json.dumps(options, sort_keys=True) for options in tried}) == len(tried)
     with pytest.raises(DmoleError, match="not every method has the same number of trials: a 1, b 2"):
         trials(plan, {"trials": {"a": [{}], "b": [{}, {}]}})

@@ -22,7 +22,8 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert, new_expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.session import Session
-from dmole_cli.settings.model import TrainSettings, read_config
+from dmole_cli.settings.model import TrainSettings
+from dmole_cli.settings.reading import read_settings
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.evaluate import evaluate
 from dmole_cli.stages.profile import profile

@@ -16,7 +16,8 @@ from dmole_cli.artifacts.run import Run
 from dmole_cli.errors import DmoleError
 from dmole_cli.routing.features import routing_features
 from dmole_cli.session import Session
-from dmole_cli.settings.model import Config, read_config
+from dmole_cli.settings.model import Settings
+from dmole_cli.settings.reading import read_settings
 
 FIRST, SECOND = tiny.TASKS
 NEEDED = [*((task, "train") for task in tiny.TASKS), *((task, "test") for task in (*tiny.TASKS, tiny.UNSEEN))]

@@ -77,7 +77,7 @@ def test_ci_calls_the_readmes_test_line():
 
 
 def test_configurations_in_the_readme_are_valid(tmp_path):
-    from dmole_cli.settings.model import read_config
+    from dmole_cli.settings.reading import read_settings
 
     tables = [block for kind, block in BLOCKS if kind == "toml" and "tasks" in tomllib.loads(block)]
     assert tables

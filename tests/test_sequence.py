@@ -94,7 +94,7 @@ def test_a_profile_is_the_gradient_that_autograd_finds(made, finished, backbone)
     from dmole_cli.artifacts.run import Run
     from dmole_cli.data.seeds import seed_for
     from dmole_cli.session import Session
-    from dmole_cli.settings.model import Config
+    from dmole_cli.settings.model import Settings
     from dmole_cli.stages.profile import subset
 
     card = str(finished / "tasks" / f"{FIRST}.toml")

@@ -8,7 +8,7 @@ import tiny
 from dmole_cli.artifacts.run import Run
 from dmole_cli.commands.options import open_session
 from dmole_cli.session import Session
-from dmole_cli.settings.model import read_config
+from dmole_cli.settings.reading import read_settings
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.profile import profile
 from dmole_cli.stages.train_router import train_router

@@ -31,7 +31,7 @@ from dmole_cli.commands.options import (
 if TYPE_CHECKING:
     from dmole_cli.artifacts.outcome import Outcome
     from dmole_cli.session import Session
-    from dmole_cli.settings.model import Config
+    from dmole_cli.settings.model import Settings
 
 HELP = "Score every task after every stage, and report Last, AVG, BWT and more."
 REPORTS = ("overview", "last", "avg", "bwt", "fwt", "forgetting", "matrix", "knowledge", "cost")

@@ -109,7 +109,8 @@ def open_session(
     """
     from dmole_cli.artifacts.run import Run
     from dmole_cli.session import Session
-    from dmole_cli.settings.model import override, read_config, require_possible
+    from dmole_cli.settings.model import override, require_possible
+    from dmole_cli.settings.reading import read_settings
 
     settings = read_config(config)
     top = {"seed": seed, "backbone": backbone, "data_root": str(data_root) if data_root else None}

@@ -131,7 +131,9 @@ def train_task(
     from dmole_cli.methods.base import load_method
     from dmole_cli.stages.train_task import train_task as stage
 
-    names = chosen_tasks(session, task, in_stream=True) if task else load_method(method).stages(session.config.tasks)
+    names = (
+        chosen_tasks(session, task, in_stream=True) if task else load_method(method).trained_tasks(session.config.tasks)
+    )
     if not names:
         raise DmoleError(f"method {method} trains nothing", f"evaluate it: dmole evaluate --method {method}")
 

@@ -24,9 +24,9 @@ from dmole_cli.artifacts.run import D_MOLE, Run
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.data.loading import load_card
 from dmole_cli.experts.expert import Expert
-from dmole_cli.methods.base import Cell, every_cell
+from dmole_cli.methods.base import Entry, load_method
 from dmole_cli.session import Session
-from dmole_cli.settings.model import DEFAULT_TASKS, DEFAULT_UNSEEN, Config, RouterSettings, TrainSettings
+from dmole_cli.settings.model import DEFAULT_TASKS, DEFAULT_UNSEEN, Settings, RouterSettings, TrainSettings
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.evaluate import evaluate, labelled
 from dmole_cli.stages.profile import profile
@@ -77,14 +77,14 @@ def smaller(folder: Path, task: str, *, train: int, test: int) -> str:
     return str(path)
 
 
-def evaluated(session: Session, cell: Cell) -> list[Answer]:
+def evaluated(session: Session, cell: Entry) -> list[Answer]:
     """What `evaluate` has written of a cell."""
     stage, task = cell
     return read_evaluation(session.run.evaluation(_label(session), stage, task), hint="")[0]
 
 
 @torch.no_grad()
-def plain(session: Session, cell: Cell) -> list[Plain]:
+def plain(session: Session, cell: Entry) -> list[Plain]:
     """A cell the plain way, a row per sample."""
     stage, task = cell
     backbone, earlier = session.backbone, session.config.tasks[:stage]
@@ -144,7 +144,7 @@ def generated(session: Session) -> dict[str, int]:
     return {task: cost["counts"]["generations"] for task, cost in costs.items()}
 
 
-def distinct(cells: Mapping[Cell, Sequence[Plain]]) -> int:
+def distinct(cells: Mapping[Entry, Sequence[Plain]]) -> int:
     """Pairs of a sample and a set of experts: no more answers than these can differ."""
     return len({(task, i, frozenset(row.route)) for (_, task), rows in cells.items() for i, row in enumerate(rows)})
 
@@ -165,7 +165,10 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
         session = trained(Path(folder), tasks=tasks, unseen=unseen, train=train, test=test)
         evaluate(session)
         counts = generated(session)
-        theirs = {cell: plain(session, cell) for cell in every_cell(session.config.tasks, session.config.unseen)}
+        theirs = {
+            cell: plain(session, cell)
+            for cell in load_method("d-mole").entries(session.config.tasks, session.config.unseen)
+        }
         ours = {cell: evaluated(session, cell) for cell in theirs}
     pairs = [(mine, row) for cell in theirs for mine, row in zip(ours[cell], theirs[cell], strict=True)]
     # Each task once is the base row, the pretrained backbone's; the tasks that were never trained are counted, too.

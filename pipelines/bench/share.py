@@ -22,7 +22,7 @@ from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.experts.expert import new_expert
 from dmole_cli.session import Session
-from dmole_cli.settings.model import Config
+from dmole_cli.settings.model import Settings
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.profile import profile
 from dmole_cli.training.loop import train_expert
