@@ -59,4 +59,3 @@ def read_evaluation(path: Path) -> tuple[list[Answer], Header]:
     """Read (rows, header)."""
     table, header = read_table(path, EVALUATION)
     return [Answer(**row) for row in table.to_pylist()], header
-

@@ -72,8 +72,6 @@ def read_expert(path: Path) -> ExpertFile:
     return ExpertFile(sites=sites, scale=header.facts["scale"], header=header, gates=gates)
 
 
-
-
 def is_imported(header: Header) -> bool:
     """Whether an expert came from an adapter that was trained elsewhere, so that no training here makes it again."""
     return "imported" in header.settings

@@ -42,8 +42,6 @@ def read_features(path: Path) -> tuple[list[str], torch.Tensor, Header]:
     return table.column("sample_id").to_pylist(), _values(table, -1), header
 
 
-
-
 def cached_features(
     folder: Path, wanted: Collection[str], *, width: int, libraries: Sequence[str]
 ) -> dict[str, torch.Tensor]:

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.artifacts.errors import OtherVersion
+from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.artifacts.kinds import IMAGE_DIGESTS
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.tables import read_table, write_table

@@ -66,8 +66,6 @@ def read_likelihood(path: Path) -> tuple[list[Likelihood], Header]:
     return [Likelihood(**row) for row in table.to_pylist()], header
 
 
-
-
 def write_likelihood_cache(path: Path, kept: Mapping[str, Likelihoods], fingerprint: str) -> None:
     """Write what was computed by key, sorted by key so that the order of evaluations leaves no trace."""
     import pyarrow as pa

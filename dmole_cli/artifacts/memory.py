@@ -24,4 +24,3 @@ def write_memory(path: Path, tensors: Mapping[str, torch.Tensor], header: Header
 def read_memory(path: Path) -> dict[str, torch.Tensor]:
     """Read the named tensors."""
     return read_tensors(path, MEMORY)[0]
-

@@ -58,4 +58,3 @@ def read_profile(path: Path) -> tuple[list[SiteProfile], Header]:
     require_facts(header, ("backbone_parameters",), path=path)
     columns = table.select([field.name for field in fields(SiteProfile)])
     return [SiteProfile(**row) for row in columns.to_pylist()], header
-

@@ -78,7 +78,9 @@ def parse_header(raw: Any, *, path: Path, kind: Kind) -> Header:
         except ValueError:  # includes bytes that are not UTF-8
             raw = None
     if not isinstance(raw, Mapping) or not {"schema", "schema_version"} <= raw.keys():
-        raise WrongKind(path, f"{path} is not an artifact of dmole: it has no valid header; expected a {kind.schema} file")
+        raise WrongKind(
+            path, f"{path} is not an artifact of dmole: it has no valid header; expected a {kind.schema} file"
+        )
     if raw["schema"] != kind.schema:
         raise WrongKind(path, f"{path} is a {raw['schema']} file; expected {kind.schema}")
     if raw["schema_version"] != kind.version:

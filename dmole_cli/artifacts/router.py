@@ -48,4 +48,3 @@ def read_router(path: Path) -> RouterFile:
     tensors, header = read_tensors(path, ROUTER)
     require_facts(header, FACTS, path=path)
     return RouterFile(tensors=tensors, header=header, **{key: header.facts[key] for key in FACTS})
-

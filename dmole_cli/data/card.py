@@ -84,7 +84,9 @@ class TaskCard(Section):
     metric: str = setting(..., "metric that scores predictions: a file of metrics/")
     title: str = setting("", "a few words for tables and figures")
     train_format: str = setting("", "format of the training file, where it differs from the others")
-    train_prompt: str = setting("", "prompt of the training file, where it differs: {question} for complete instructions")
+    train_prompt: str = setting(
+        "", "prompt of the training file, where it differs: {question} for complete instructions"
+    )
     answers: Names = setting(
         (),
         "all possible answers, where these are few and samples have no options of their own; ranked by evaluate --likelihood",
@@ -180,7 +182,8 @@ def _options(names: Sequence[str], data: Any, problems: list[str]) -> dict[str, 
         options |= catalog.load("formats", name).OPTIONS
     kinds = {tuple: Names}
     fields: dict[str, Any] = {
-        key: (kinds.get(type(value), type(value)), setting(value, "option of the format")) for key, value in options.items()
+        key: (kinds.get(type(value), type(value)), setting(value, "option of the format"))
+        for key, value in options.items()
     }
     section = validated(create_model("data", __base__=Section, **fields), data, found := list[str]())
     problems += [f"data.{problem}" for problem in found]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.artifacts.allocation import read_allocation
+from dmole_cli.artifacts.errors import StaleArtifact
 from dmole_cli.artifacts.features import read_features
 from dmole_cli.artifacts.router import read_router
-from dmole_cli.errors import DmoleError
 from dmole_cli.methods._overlap import overlap_penalty
 from dmole_cli.methods.base import LoadedContext, Method, Option, Routing, TaskContext, Training
 
@@ -54,11 +54,10 @@ class RoutedMixture(Method):
         if not earlier or not context.settings.train.transfer:
             return [() for _ in context.samples]
         path = run.features(context.task)
-        ids, features, _ = read_features(path, hint=_router_command(context.task))
+        ids, features, _ = read_features(path)
         if ids != [sample.sample_id for sample in context.samples]:
-            hint = f"{_router_command(context.task)} --force"
-            raise DmoleError(f"{path} is stale: the task's samples have changed", hint)
-        routers = [read_router(run.router(task), hint=_router_command(task)) for task in earlier]
+            raise StaleArtifact(path, "the task's samples have changed")
+        routers = [read_router(run.router(task)) for task in earlier]
         columns = [from_tensors(r.tensors, decoder=r.decoder).losses(features).tolist() for r in routers]
         thresholds = [router.threshold for router in routers]
         rows = zip(*columns, strict=True)
@@ -100,9 +99,7 @@ class AllocatedMixture(RoutedMixture):
         return float(document["alpha"]) / int(document["rank"])
 
     def _allocation(self, context: TaskContext) -> dict[str, Any]:
-        option = "" if self.is_main else f" --method {self.name}"
-        hint = f"make it with: dmole allocate --task {context.task}{option}"
-        return read_allocation(context.run.allocation(context.task, self.name), hint=hint)[0]
+        return read_allocation(context.run.allocation(context.task, self.name))[0]
 
     def inputs(self, context: TaskContext) -> list[Path]:
         """The allocation, and what decides which earlier expert transfers."""
@@ -111,7 +108,3 @@ class AllocatedMixture(RoutedMixture):
     def header_settings(self, settings: Settings) -> dict[str, Any]:
         """Whether an earlier expert may transfer; the allocation is an input with settings of its own."""
         return {"transfer": settings.train.transfer}
-
-
-def _router_command(task: str) -> str:
-    return f"make it with: dmole train-router --task {task}"

@@ -41,7 +41,7 @@ def overlap_penalty(context: LoadedContext, training: Training, *, weight: float
     if not weight or not context.earlier:
         return None
     paths = [context.run.expert(task, context.method.name) for task in context.earlier]
-    files = [read_expert(path, hint=f"train it first: {path.stem}") for path in paths]
+    files = [read_expert(path) for path in paths]
     stacked: list[torch.Tensor | None] = []
     for site in sorted(training.expert.sites):
         rows = [file.sites[site][0] for file in files if site in file.sites]

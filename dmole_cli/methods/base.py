@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dmole_cli import catalog
 from dmole_cli.allocation.placement import budget_total, spread_rank
-from dmole_cli.settings.budget import parse_budget
+from dmole_cli.artifacts.errors import StaleArtifact
 from dmole_cli.artifacts.run import Run
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
+from dmole_cli.settings.budget import parse_budget
 
 if TYPE_CHECKING:
     import torch
@@ -232,8 +233,8 @@ class Method:
             try:
                 module: Any = context.backbone.model.get_submodule(site)
             except AttributeError as error:
-                hint = f"the allocation is stale: dmole allocate --task {context.task} --force"
-                raise DmoleError(f"the backbone has no module '{site}'", hint) from error
+                allocation = context.run.allocation(context.task, self.name)
+                raise StaleArtifact(allocation, f"the backbone has no module '{site}'") from error
             shapes[site] = (rank, module.in_features, module.out_features)
         return new_expert(shapes, scale=self.scale(context), generator=generator, device=context.backbone.device)
 

@@ -15,12 +15,13 @@ from types import ModuleType
 from typing import Any
 
 from dmole_cli import catalog
+from dmole_cli.artifacts.costs import read_cost
 from dmole_cli.artifacts.evaluation import Answer, read_evaluation
-from dmole_cli.artifacts.expert import expert_header
+from dmole_cli.artifacts.headers import header_of
+from dmole_cli.artifacts.kinds import EXPERT
 from dmole_cli.artifacts.likelihood import read_likelihood
-from dmole_cli.artifacts.outcome import read_cost
 from dmole_cli.artifacts.run import D_MOLE, Run
-from dmole_cli.artifacts.tensors import numbers_in
+from dmole_cli.artifacts.tensors import count_elements
 from dmole_cli.errors import DmoleError
 from dmole_cli.reports.continual import FORMULAS, Cell, Matrix, continual_scores
 
@@ -328,7 +329,7 @@ def _trainable_parameters(run: Run, method: str) -> int | None:
     if method == ZERO_SHOT:
         return 0
     files = sorted(run.expert("task", method).parent.glob("*.safetensors"))
-    found = [header.facts["parameters"] for path in files if (header := expert_header(path))]
+    found = [header.facts["parameters"] for path in files if (header := header_of(path, EXPERT))]
     return max(found, default=None)
 
 
@@ -341,7 +342,7 @@ def _stored_parameters(run: Run, method: str, tasks: Sequence[str], cells: _Cell
     names = {name for cell in last.values() for name in cell.inputs if name.partition("/")[0] in STORED}
     memory = run.memory(tasks[-1], method)
     paths = [*map(run.path_of, sorted(names)), *([memory] if memory.exists() else [])]
-    return sum(map(numbers_in, paths)) if all(path.exists() for path in paths) else None
+    return sum(map(count_elements, paths)) if all(path.exists() for path in paths) else None
 
 
 def base_method(label: str) -> str:
@@ -401,7 +402,7 @@ def _maker(path: Path, split: str) -> str:
 
 def _read_scored(path: Path, split: str) -> _Scored:
     mend = f"{_maker(path, split)} --likelihood --force makes it again"
-    rows, header = read_likelihood(path, hint=mend)
+    rows, header = read_likelihood(path)
     if not rows:
         raise DmoleError(f"{path} holds no sample", mend)
     ranked = [row.ranked_first for row in rows if row.ranked_first is not None]
@@ -411,7 +412,7 @@ def _read_scored(path: Path, split: str) -> _Scored:
 
 def _read_cell(path: Path, split: str, *, command: str = "") -> _Evaluated:
     command = command or _maker(path, split)
-    rows, header = read_evaluation(path, hint=f"{command} --force makes it again")
+    rows, header = read_evaluation(path)
     metric = header.settings.get("metric")
     if not isinstance(metric, str) or not rows:
         problem = "holds no sample" if isinstance(metric, str) else "does not name its metric"

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from dmole_cli.settings.model import RouterSettings
 
+
 class Autoencoder(nn.Module):
     """Linear(width -> hidden), ReLU, Linear(hidden -> width), Sigmoid or nothing.
 

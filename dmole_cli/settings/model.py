@@ -50,7 +50,9 @@ class ProfileSettings(Section):
     # Recomputed activations are bit-identical, so the setting does not shape the profile.
     checkpointing: bool = setting(False, CHECKPOINTING, in_header="never")
     per_sample: bool = setting(
-        False, "add the columns sample_norm_mean and sample_norm_std: norms of per-sample gradients", in_header="when set"
+        False,
+        "add the columns sample_norm_mean and sample_norm_std: norms of per-sample gradients",
+        in_header="when set",
     )
 
 
@@ -64,7 +66,9 @@ class AllocateSettings(Section):
     )
     rank: int = setting(8, "rank of an expert", ge=1)
     alpha: float = setting(16.0, "numerator of an expert's scale, alpha / rank", gt=0)
-    vision_floor: Share = setting(0.25, "minimum share of the budget for the vision encoder, as 0.25 or 25%", ge=0, le=1)
+    vision_floor: Share = setting(
+        0.25, "minimum share of the budget for the vision encoder, as 0.25 or 25%", ge=0, le=1
+    )
     score: str = setting("score", "profile column that ranks the sites: score or norm_mean")
     curriculum: bool = setting(
         True, "split the budget between the modalities by their difficulty instead of their capacity"

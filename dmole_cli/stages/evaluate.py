@@ -92,7 +92,7 @@ class _Parts:
 
 def evaluate(
     method: str = D_MOLE,
-    selection: Selection = Selection(),  # noqa: B008 - frozen
+    selection: Selection = Selection(),
     *,
     settings: Settings,
     data: TaskData,
@@ -171,7 +171,9 @@ def _evaluate_task(
             files = pending[output.stage]
             facts = output.write(inference, [(file, assigned[file.after]) for file in files]) if files else []
             outcomes += [
-                Outcome(f"{output.stage} {label}", task, file.path, written=True, facts={"at_stage": file.after, **figures})
+                Outcome(
+                    f"{output.stage} {label}", task, file.path, written=True, facts={"at_stage": file.after, **figures}
+                )
                 for file, figures in zip(files, facts, strict=True)
             ]
     parts.data.image_digests.save()

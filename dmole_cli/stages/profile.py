@@ -69,7 +69,9 @@ def profile(
         )
         write_profile(path, rows, header.with_facts(backbone_parameters=backbone.parameters))
     data.image_digests.save()
-    vision, total = (sum(row.score for row in rows if row.modality in kinds) for kinds in (("vision",), ("vision", "language")))
+    vision, total = (
+        sum(row.score for row in rows if row.modality in kinds) for kinds in (("vision",), ("vision", "language"))
+    )
     return outcome.wrote(
         sites=len(rows), batches=len(batches), vision_share=round(vision / total, 4) if total else None
     )

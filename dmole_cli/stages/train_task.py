@@ -84,7 +84,8 @@ def train_task(
     trained_tasks = rules.trained_tasks(settings.tasks)
     if task not in trained_tasks:
         raise DmoleError(
-            f"method {method} trains nothing at task {task}", f"tasks at which it trains: {', '.join(trained_tasks) or 'none'}"
+            f"method {method} trains nothing at task {task}",
+            f"tasks at which it trains: {', '.join(trained_tasks) or 'none'}",
         )
     context = TaskContext(rules, run, settings, rules.option_values(settings), task)
     shares = rules.data_shares(settings.tasks, task, context.options)
@@ -170,7 +171,10 @@ def _train(context: LoadedContext, recipe: Recipe, track: Track) -> Trained:
     limit = settings.train.max_length
     encoded = encoded_batches(backbone, context.samples, order, with_answer=True, max_length=limit)
     batches = track(watched(order, encoded, shortened=truncated), f"train {task} ({rules.name})", len(order))
-    with _attached(context, expert, transfer, dropout=float(recipe["dropout"])) as routed, _vision_cache(context, recipe) as cache:
+    with (
+        _attached(context, expert, transfer, dropout=float(recipe["dropout"])) as routed,
+        _vision_cache(context, recipe) as cache,
+    ):
         # Merged experts are part of the weights and not active beside them.
         active = [() for _ in transfer] if rules.merges else transfer
         training = Training(routed, expert, memory)
@@ -258,5 +262,3 @@ def _trainable_copy(context: LoadedContext, task: str) -> Expert:
     sites = {site: (copied(a), copied(b)) for site, (a, b) in file.sites.items()}
     gates = {site: copied(gate) for site, gate in file.gates.items()}
     return Expert(sites, file.scale, trainable=True, gates=gates)
-
-

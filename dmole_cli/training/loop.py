@@ -116,9 +116,7 @@ def train_expert(
     # Gradients may underflow in float16, so the loss is scaled and the gradients are scaled back before the step.
     half = backbone.compute_dtype == torch.float16
     scaler = torch.amp.GradScaler(backbone.device.type, init_scale=backbone.loss_scale, enabled=half)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=schedule.learning_rate, weight_decay=schedule.settings.weight_decay
-    )
+    optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.settings.weight_decay)
     losses = Losses()
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:

@@ -1,0 +1,68 @@
+"""The command that fixes an artifact, with the options that the user typed. The only place that proposes such commands."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from dmole_cli.artifacts.errors import ArtifactError, MissingArtifact, OtherBackbone, StaleArtifact
+from dmole_cli.artifacts.kinds import ALLOCATION, D_MOLE, EVALUATION, EXPERT, LIKELIHOOD, MEMORY, RESCORED, Kind
+
+if TYPE_CHECKING:
+    from dmole_cli.cli.workspace import Workspace
+
+
+def hint_for(error: ArtifactError, work: Workspace) -> str:
+    """What to type after this error."""
+    found = work.run.identify(error.path)
+    if found is None:
+        return _for_other_file(error)
+    kind, values = found
+    if not kind.command:
+        return f"delete {error.path}: it is a cache and is filled again"
+    if isinstance(error, StaleArtifact) and error.imported:
+        return f"run: {_command('import', kind, values, work)} ADAPTER --force"
+    command = _command(kind.command, kind, values, work)
+    if isinstance(error, MissingArtifact):
+        return f"run: {command}"
+    if isinstance(error, OtherBackbone):
+        return f"pass another --run for this backbone, or run: {command} --force"
+    return f"run: {command} --force"
+
+
+def _for_other_file(error: ArtifactError) -> str:
+    """For a file outside of the run directory, which the user named."""
+    if isinstance(error, StaleArtifact | OtherBackbone):
+        return f"run: {shlex.join(['dmole', *sys.argv[1:]])} --force"
+    return "check the path: a file that dmole wrote is expected"
+
+
+def _command(command: str, kind: Kind, values: Mapping[str, str], work: Workspace) -> str:
+    """The command line that makes an artifact."""
+    from dmole_cli.cli.derive import settings_of
+    from dmole_cli.cli.lazy import module_of
+
+    name, _, flag = command.partition(" ")
+    words = ["dmole", name, *([values["metric"]] if kind is RESCORED else []), f"--task {shlex.quote(values['task'])}"]
+    if kind in (EXPERT, MEMORY, ALLOCATION) and values["method"] != D_MOLE:
+        words.append(f"--method {values['method']}")
+    if kind in (EVALUATION, LIKELIHOOD, RESCORED):
+        method, *routing = values["method"].split("@")
+        words += [f"--method {values['method'] if kind is RESCORED else method}", f"--stage {values['after']}"]
+        options = [f"--threshold-scale {text}" if _is_number(text) else f"--routing {text}" for text in routing]
+        words += options if kind is not RESCORED else []
+        words += [f"--split {values['split']}"] if values["split"] != "test" else []
+    module = module_of(name)
+    repeated = {"run", "config", *settings_of(module)} - {"evaluate.split", *getattr(module, "REPEATABLE", ())}
+    words += [text for path, text in work.typed.items() if path in repeated]
+    return " ".join([*words, *([flag] if flag else [])])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
