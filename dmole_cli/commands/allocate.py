@@ -129,10 +129,9 @@ def allocate(
     )
     if plan:
         from dmole_cli.stages.plan import plan as state
-        from dmole_cli.stages.profile import measure
 
         names = chosen_tasks(session, task)
-        planned = state(session, names if task else names[:1], measure=measure)
+        planned = state(session, names if task else names[:1])
         console.data(planned) if json else _show(planned)
         return
     from dmole_cli.stages.allocate import allocate_file, allocate_task

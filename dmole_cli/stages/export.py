@@ -12,7 +12,7 @@ from dmole_cli.artifacts.files import unwritable, write_json
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, read_header, up_to_date
 from dmole_cli.artifacts.staleness import check_inputs
-from dmole_cli.backbones.loading import WEIGHT_FILES, resolve
+from dmole_cli.backbones.files import FILE_PATTERNS, resolve
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.peft_format import write_adapter
 from dmole_cli.experts.routed import Expert, RoutedExperts
@@ -116,7 +116,7 @@ def _write_merged(session: Session, file: ExpertFile, into: Path) -> None:
         backbone.processor.save_pretrained(into)
         return
     # Copied and not saved again: a processor that was loaded without one of its parts would be saved without it.
-    for found in sorted({file for pattern in WEIGHT_FILES for file in source.glob(pattern)}):
+    for found in sorted({file for pattern in FILE_PATTERNS for file in source.glob(pattern)}):
         if (
             found.suffix != ".safetensors"
             and not found.name.endswith(".index.json")

@@ -2,85 +2,48 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from dmole_cli.allocation.placement import MODALITIES, SiteScore, allocate, parse_budget
 from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.checkpointing import activation_checkpointing
-from dmole_cli.backbones.loading import resolve
+from dmole_cli.backbones.files import resolve
 from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.processors import load_processor
 from dmole_cli.backbones.sites import Site, find_sites
-from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.profiling.estimates import FRAGMENTATION, estimate_memory, library_bytes, longest_batch
+from dmole_cli.profiling.memory import as_fake_tensors, fake_mode
+from dmole_cli.profiling.sensitivity import measure_sensitivity
 from dmole_cli.session import Session
 from dmole_cli.training.loop import train_expert
 
 BUDGETS = ("0.5%", "1%", "2%", "5%", "sites:25%", "sites:50%", "sites:100%")
 BYTES = 4  # of an expert's number, which is float32 while it trains and on disk
-# Freed places in a CPU's heap that no later tensor fits into stay with the process. How much they come to follows what a step
-# passes through the heap, which recomputing does not lessen: this share of what the step holds where nothing is recomputed.
-# Measured with glibc by pipelines/bench/plan.py; a GPU's allocator packs the tensors of equal batches more closely.
-HOLES = 0.35
 ASSUMES = (
     "batches are the longest samples of the task's training split, padded to the longest of them",
     "experts lie where the task's allocation puts them; without one, on the first sites that the budget holds, which keeps the "
     "most; on all sites where the budget cannot be",
     "no earlier expert joins, no penalty is added; a worker process that prepares batches has its own memory",
-    f"process = libraries as loaded here + weights + tensors + {HOLES} x tensors without checkpointing, for holes in the CPU's "
-    "heap; on a GPU: weights + tensors",
+    f"process = libraries as loaded here + weights + tensors + {FRAGMENTATION} x tensors without checkpointing, for heap "
+    "fragmentation on a CPU; on a GPU: weights + tensors",
 )
-Measure = Callable[..., object]
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What one kind of work holds at its peak, in bytes.
-
-    Attributes:
-        task: the task.
-        work: `profile` or `train-task`.
-        batch_size: samples of a batch.
-        tokens: of its longest sample.
-        precision: of losses.
-        checkpointing: whether activations are recomputed.
-        tensors: activations, gradients, optimiser, at the peak.
-        weights: of the backbone.
-        libraries: the process with everything imported and nothing loaded; 0 where the system does not say.
-        process: all of it, on a CPU.
-    """
-
-    task: str
-    work: str
-    batch_size: int
-    tokens: int
-    precision: str
-    checkpointing: bool
-    tensors: int
-    weights: int
-    libraries: int
-    process: int
-
-
-def plan(session: Session, tasks: Sequence[str], *, measure: Measure) -> dict[str, Any]:
+def plan(session: Session, tasks: Sequence[str]) -> dict[str, Any]:
     """State sites, parameters and bytes per budget, and the memory that profiling and training take.
 
     Args:
         session: backbone, settings.
         tasks: whose longest samples decide the memory.
-        measure: profiles a backbone over batches (`stages.profile.measure`; a stage imports no other).
 
     Raises:
         DmoleError: the backbone has no configuration or no processor, or a task's data cannot be read.
@@ -97,7 +60,7 @@ def plan(session: Session, tasks: Sequence[str], *, measure: Measure) -> dict[st
         "sites": {name: sum(site.modality == name for site in sites) for name in MODALITIES},
         "rank": config.allocate.rank,
         "budgets": rows,
-        "memory": [asdict(row) for row in _memory(session, tasks, model, sites, measure)],
+        "memory": _memory(session, tasks, model, sites),
         "assumes": list(ASSUMES),
     }
 
@@ -126,9 +89,7 @@ def _placed(session: Session, budget: str, sites: Sequence[Site], parameters: in
     return placed.chosen, placed.parameters
 
 
-def _memory(
-    session: Session, tasks: Sequence[str], model: Any, sites: Sequence[Site], measure: Measure
-) -> list[Memory]:
+def _memory(session: Session, tasks: Sequence[str], model: Any, sites: Sequence[Site]) -> list[dict[str, Any]]:
     config = session.config
     if config.quantize != "none":
         raise DmoleError(
@@ -143,31 +104,22 @@ def _memory(
             f"backbone '{config.backbone}' has no processor, which says how long samples are: {why}",
             "put its files beside config.json, or see the sites alone: dmole sites",
         ) from error
-    libraries = _libraries()  # before the next import, which the stages do without
-    from dmole_cli.profiling.memory import as_fake_tensors, held_bytes, peak_bytes
-
-    dtype = getattr(torch, config.dtype)
-    backbone = Backbone(config.backbone, "", as_fake_tensors(model, dtype), processor, precision=session.precision)
-    weights = held_bytes(backbone.model)
+    libraries = library_bytes()
+    fake = as_fake_tensors(model, getattr(torch, config.dtype))
+    backbone = Backbone(config.backbone, "", fake, processor, precision=session.precision)
     found = []
     for task in tasks:
         samples = session.samples(task, "train")
         lengths = backbone.inputs.lengths(samples, with_answer=True)
         for work, size in _batch_sizes(session, task, len(samples)).items():
-            batch = _longest(backbone, samples, lengths, size)
-            held = 0  # without checkpointing, which comes first
-            for checkpointing in (False, True):
-                doing: Callable[[], object]
-                if work == "profile":
-                    doing = partial(measure, backbone, list(sites), [batch, batch], checkpointing=checkpointing)
-                else:
-                    doing = partial(_train, session, task, backbone, sites, batch, checkpointing=checkpointing)
-                tensors = peak_bytes(backbone.model, doing)
-                held = held or tensors
-                process = libraries + weights + tensors + round(HOLES * held)
-                tokens = max(len(sample.tokens) for sample in batch)
-                row = (task, work, len(batch), tokens, session.precision, checkpointing, tensors, weights, libraries)
-                found.append(Memory(*row, process))
+            batch = longest_batch(backbone, samples, lengths, size)
+            doing = (
+                partial(measure_sensitivity, backbone, sites, [batch, batch])
+                if work == "profile"
+                else partial(_train, session, task, backbone, sites, batch)
+            )
+            rows = estimate_memory(backbone, batch, doing, libraries=libraries)
+            found += [{"task": task, "work": work, **asdict(row)} for row in rows]
     return found
 
 
@@ -177,11 +129,6 @@ def _batch_sizes(session: Session, task: str, samples: int) -> Mapping[str, int]
     measured = max(1, round(samples * profile.portion))
     training = train.batch_size or session.card(task).recipe.batch_size
     return {"profile": min(profile.batch_size, measured), "train-task": min(training, samples)}
-
-
-def _longest(backbone: Backbone, samples: Sequence[Sample], lengths: Sequence[int], size: int) -> list[Encoded]:
-    rows = sorted(range(len(samples)), key=lambda row: -lengths[row])[:size]
-    return [backbone.encode(samples[row], with_answer=True) for row in rows]
 
 
 def _train(
@@ -195,9 +142,8 @@ def _train(
 ) -> None:
     """Two steps of the training loop: the second one has the optimiser's state beside its activations."""
     settings, by_name = session.config.allocate, {site.name: site for site in sites}
-    mode = next(iter(backbone.model.parameters())).fake_mode
     matrices = {}
-    with mode:
+    with fake_mode(backbone.model):
         for name in _hosts(session, task, backbone, sites):
             site = by_name[name]
             a, b = torch.empty(settings.rank, site.in_features), torch.empty(site.out_features, settings.rank)
@@ -225,25 +171,3 @@ def _hosts(session: Session, task: str, backbone: Backbone, sites: Sequence[Site
         return _placed(session, session.config.allocate.budget, sites, backbone.parameters)[0]
     except DmoleError:  # said beside the budget; the most that can train is a plan all the same
         return [site.name for site in sites if site.modality in session.config.allocate.modalities]
-
-
-def _libraries() -> int:
-    """Bytes of this process in memory, with all that libraries load when they are first used; 0 where nobody says."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    patches, projection = nn.Conv2d(3, 64, 8, 8), nn.Linear(64, 64)
-    states = projection(patches(torch.zeros(1, 3, 32, 32)).flatten(2).transpose(1, 2))[:, None]
-    seen = F.scaled_dot_product_attention(states, states, states)
-    F.cross_entropy(seen.flatten(0, 2), torch.zeros(16, dtype=torch.long)).backward()
-    torch.optim.AdamW(projection.parameters()).step()
-    pyarrow.parquet.write_table(pyarrow.table({"number": [0.0]}), pyarrow.BufferOutputStream())
-    status = Path("/proc/self/statm")
-    if status.exists():  # the other figure starts, on Linux, from what the process that called this one held
-        return int(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024

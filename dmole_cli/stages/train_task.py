@@ -28,7 +28,7 @@ from dmole_cli.artifacts.staleness import check_inputs
 from dmole_cli.backbones.backbone import Encoded
 from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.backbones.checkpointing import activation_checkpointing
-from dmole_cli.backbones.truncation import watched
+from dmole_cli.backbones.truncation import record_truncated
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.loading import TaskCard
 from dmole_cli.data.sample import Picked, Sample
@@ -199,7 +199,7 @@ def _train(
         limit = config.train.max_length
         shortened = set[int]()
         batches = encoded_batches(backbone, stage.samples, order, with_answer=True, max_length=limit)
-        encoded = watched(order, batches, shortened=shortened)
+        encoded = record_truncated(order, batches, truncated=shortened)
         # Seeded here and for this task alone, or dropout would depend on what the process did before.
         saving = activation_checkpointing(backbone) if config.train.checkpointing else nullcontext()
         with torch.random.fork_rng(devices=[]), saving:
