@@ -61,7 +61,7 @@ def tiny_folder(family: str) -> Path:
     """A family's tiny model on disk."""
     from importlib import import_module
 
-    return import_module(f"dmole_cli.backbones.{family}").tiny(Path(mkdtemp()) / family)
+    return import_module(f"dmole_cli.backbones.families.{family}").tiny(Path(mkdtemp()) / family)
 
 
 @cache

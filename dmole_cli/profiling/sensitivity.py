@@ -1,10 +1,16 @@
-"""Sensitivity of every candidate site."""
+"""Sensitivity of each site of the pretrained backbone to a task's loss.
+
+score = || sum over batches b of grad L_b ||_2 / B, beside mean and standard deviation of the per-batch norms || grad L_b ||_2.
+The norm of a bias is added to its weight's, as in the reference implementation (D-MoLE, arXiv 2506.11672, section 4.2; a
+zero-cost proxy in the sense of arXiv 2101.08134). Only candidate sites are trainable, so that the backward pass ends at the
+lowest of them.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
@@ -20,11 +26,11 @@ from dmole_cli.profiling.gradients import SampleNorms, SiteGradients
 
 @dataclass(frozen=True)
 class SampledSiteProfile(SiteProfile):
-    """Sensitivity of one site, with the norms of single samples' gradients beside those of batches.
+    """Sensitivity of one site, with the gradient norms of single samples.
 
     Attributes:
         sample_norm_mean: mean over the samples of || grad of the sample's own loss ||.
-        sample_norm_std: their population standard deviation.
+        sample_norm_std: population standard deviation of these norms.
     """
 
     sample_norm_mean: float
@@ -32,15 +38,21 @@ class SampledSiteProfile(SiteProfile):
 
 
 def draw_batches(count: int, portion: float, batch_size: int, *, seed: int) -> list[list[int]]:
-    """Draw a seeded subset of `portion` of the rows in batches of equal size; at least one batch.
+    """Draw a random subset of the rows 0..count-1 in batches of equal size; at least one batch.
+
+    Args:
+        count: number of rows.
+        portion: share of the rows, 0 < portion <= 1.
+        batch_size: maximum number of rows per batch, at least 1.
+        seed: seed of the subset.
 
     Raises:
-        DmoleError: the portion is not in (0, 1], or the batch size is below 1.
+        DmoleError: portion or batch size is out of range.
     """
     if not 0 < portion <= 1 or batch_size < 1:
         raise DmoleError(
-            f"--portion {portion} with --batch-size {batch_size} cannot be",
-            "use 0 < portion <= 1 and a batch size from 1",
+            f"invalid --portion {portion} or --batch-size {batch_size}",
+            "use 0 < portion <= 1 and a batch size of at least 1",
         )
     wanted = max(1, round(count * portion))
     size = min(batch_size, wanted)
@@ -50,21 +62,20 @@ def draw_batches(count: int, portion: float, batch_size: int, *, seed: int) -> l
 
 def measure_sensitivity(
     backbone: Backbone,
-    sites: list[Site],
+    sites: Sequence[Site],
     batches: Iterable[list[Encoded]],
     *,
     checkpointing: bool = False,
     per_sample: bool = False,
 ) -> list[SiteProfile]:
-    """Gradient norms of every site over encoded batches with answers; the backbone is left as it was.
+    """Gradient norms of every site over encoded batches; the backbone is unchanged afterwards.
 
     Args:
-        backbone: with no expert attached.
-        sites: the candidates.
-        batches: encoded, with answers; each counts the same.
-        checkpointing: keep the inputs of the towers' blocks alone and compute what lies between again on the way back:
-            a fraction of the memory for about a third more time, and the same scores.
-        per_sample: measure each sample's own gradient as well; the rows are `SampledSiteProfile` then.
+        backbone: without experts attached.
+        sites: candidate sites.
+        batches: encoded samples with answers; all batches have equal weight.
+        checkpointing: recompute activations in the backward pass: less memory, about a third more time, the same scores.
+        per_sample: also measure the gradient of each sample; the rows are `SampledSiteProfile` then.
 
     Raises:
         DmoleError: a loss or a gradient is not finite.
@@ -74,9 +85,9 @@ def measure_sensitivity(
     samples = SampleNorms(backbone, names) if per_sample else None
     count = 0
     with (
-        gradients.collected(),
+        gradients.collecting(),
         activation_checkpointing(backbone) if checkpointing else nullcontext(),
-        nullcontext() if samples is None else samples.watched(),
+        nullcontext() if samples is None else samples.collecting(),
     ):
         for number, batch in enumerate(batches, start=1):
             inputs, rows = backbone.collate(batch, left=False)
@@ -89,7 +100,7 @@ def measure_sensitivity(
             count += len(batch)
             with nullcontext() if samples is None else samples.batch(inputs["labels"], rows), gradients.batch():
                 (loss * backbone.loss_scale).backward()
-            # Its graph lies in pieces between the tensors' holes in memory, which the next batch could not fill otherwise.
+            # Frees the graph before the next forward pass, which limits heap fragmentation.
             del loss
     found = [_row(site, gradients.sums(site.name), gradients.norms[site.name], count) for site in sites]
     for row in found:
@@ -98,10 +109,10 @@ def measure_sensitivity(
                 f"the gradient of {row.site} is {row.score}",
                 "profile with --dtype float32 or bfloat16, or check the task's data with `dmole tasks --check`",
             )
-    return found if samples is None else [_sampled(row, samples.norms[row.site]) for row in found]
+    return found if samples is None else [_sampled_row(row, samples.norms[row.site]) for row in found]
 
 
-def _row(site: Site, sums: list[torch.Tensor], norms: list[float], samples: int) -> SiteProfile:
+def _row(site: Site, sums: Sequence[torch.Tensor], norms: Sequence[float], samples: int) -> SiteProfile:
     return SiteProfile(
         site=site.name,
         modality=site.modality,
@@ -118,7 +129,7 @@ def _row(site: Site, sums: list[torch.Tensor], norms: list[float], samples: int)
     )
 
 
-def _sampled(row: SiteProfile, norms: list[float]) -> SampledSiteProfile:
+def _sampled_row(row: SiteProfile, norms: Sequence[float]) -> SampledSiteProfile:
     return SampledSiteProfile(
         **asdict(row), sample_norm_mean=statistics.fmean(norms), sample_norm_std=statistics.pstdev(norms)
     )

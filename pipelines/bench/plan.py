@@ -145,7 +145,7 @@ def build(shape: Shape, folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     backbone = folder / "backbone"
-    importlib.import_module(f"dmole_cli.backbones.{shape.family}").tiny(backbone)
+    importlib.import_module(f"dmole_cli.backbones.families.{shape.family}").tiny(backbone)
     _edit(backbone / "config.json", _sizes(shape))
     _edit(backbone / "processor_config.json", _pictures(shape))
     torch.manual_seed(0)
