@@ -115,8 +115,8 @@ def _parameter(path: str, field: FieldInfo, *, repeated: bool) -> inspect.Parame
     help_text = f"{str(field.description)[:1].upper()}{str(field.description)[1:]}."
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
-        help=help_text + (" Repeatable." if repeated else ""),
-        show_default=_shown(field.default),
+        help=" ".join(filter(None, [help_text, "Repeatable." if repeated else "", _shown(field.default)])),
+        show_default=False,
         metavar="|".join(choices) or None,
         rich_help_panel=panel,
     )
@@ -129,12 +129,12 @@ def _takes_text(field: FieldInfo) -> bool:
     return any(type(entry).__name__ == "BeforeValidator" for entry in field.metadata)
 
 
-def _shown(default: Any) -> str | bool:
+def _shown(default: Any) -> str:
     if default is None:
-        return False
+        return ""
     if isinstance(default, bool):
-        return "yes" if default else "no"
-    return ", ".join(default) if isinstance(default, tuple) else str(default)
+        default = "yes" if default else "no"
+    return f"[default: {', '.join(default) if isinstance(default, tuple) else default}]"
 
 
 def _typed(values: Mapping[str, Any], fields: Mapping[str, FieldInfo], own: Mapping[str, Any]) -> dict[str, str]:

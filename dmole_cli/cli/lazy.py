@@ -38,7 +38,7 @@ class LazyGroup(TyperGroup):
     def load(self, ctx: Any, name: str) -> Any:
         """Import a subcommand and build its options."""
         if name == "tasks":
-            return TasksGroup(name, help=self.table[name], no_args_is_help=False, invoke_without_command=True)
+            return TasksGroup(name=name, help=self.table[name], no_args_is_help=False, invoke_without_command=True)
         from dmole_cli.cli.derive import build
 
         return build(name, module_of(name), self.table[name], ctx.find_root().obj)

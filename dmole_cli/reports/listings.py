@@ -63,8 +63,8 @@ def _sites_table(sites: Sequence[Row]) -> Table:
         path = site["name"].replace(f".{site['block']}.", ".*.", 1)
         shape = (site["in_features"], site["out_features"], site["parameters"])
         groups.setdefault((site["modality"], path, site["kind"], *shape), []).append(site["block"])
-    for (modality, path, kind, *shape), blocks in groups.items():
-        table.add_row(modality, _ranges(blocks), path, kind, *(f"{number:,}" for number in shape), str(len(blocks)))
+    for (modality, path, kind, *numbers), blocks in groups.items():
+        table.add_row(modality, _ranges(blocks), path, kind, *(f"{number:,}" for number in numbers), str(len(blocks)))
     return table
 
 

@@ -39,7 +39,7 @@ def setting(
         in_header: see `InHeader`.
         **bounds: `ge`, `gt`, `le`, `lt` of pydantic, `allow_inf_nan=True` for a number that may be infinite.
     """
-    extra = {"expected": expected, "option": option, "in_header": in_header}
+    extra: dict[str, Any] = {"expected": expected, "option": option, "in_header": in_header}
     return Field(default, description=sentence, json_schema_extra=extra, **bounds)
 
 

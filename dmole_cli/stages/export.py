@@ -17,7 +17,7 @@ from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.staleness import check_inputs
 from dmole_cli.backbones.handle import BackboneHandle
-from dmole_cli.backbones.loading import WEIGHT_FILES, resolve
+from dmole_cli.backbones.files import FILE_PATTERNS, resolve
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.peft_format import write_adapter
@@ -122,7 +122,7 @@ def _write_merged(model: BackboneHandle, file: ExpertFile, into: Path) -> None:
         backbone.processor.save_pretrained(into)
         return
     # Copied and not saved again: a processor that was loaded without one of its parts would be saved without it.
-    for found in sorted({file for pattern in WEIGHT_FILES for file in source.glob(pattern)}):
+    for found in sorted({file for pattern in FILE_PATTERNS for file in source.glob(pattern)}):
         weights = found.suffix == ".safetensors" or found.name.endswith(".index.json")
         if not weights and not (into / found.name).exists():
             shutil.copyfile(found, into / found.name)

@@ -23,7 +23,7 @@ from dmole_cli.backbones.backbone import Encoded
 from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.handle import BackboneHandle
-from dmole_cli.backbones.truncation import watched
+from dmole_cli.backbones.truncation import record_truncated
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.data.task_data import TaskData
@@ -170,7 +170,7 @@ def _train(context: LoadedContext, recipe: Recipe, track: Track) -> Trained:
     truncated = set[int]()
     limit = settings.train.max_length
     encoded = encoded_batches(backbone, context.samples, order, with_answer=True, max_length=limit)
-    batches = track(watched(order, encoded, shortened=truncated), f"train {task} ({rules.name})", len(order))
+    batches = track(record_truncated(order, encoded, truncated=truncated), f"train {task} ({rules.name})", len(order))
     with (
         _attached(context, expert, transfer, dropout=float(recipe["dropout"])) as routed,
         _vision_cache(context, recipe) as cache,
