@@ -222,10 +222,10 @@ def _number(session: Session, text: str) -> int:
 
 def _report(session: Session, name: str, methods: list[str] | None, rescored: Sequence[str], *, as_json: bool) -> None:
     from dmole_cli.reports import collect as summary
-    from dmole_cli.reports import tables
+    from dmole_cli.reports import costs, tables
 
     if name == "cost":
-        rows = summary.cost_rows(session.run)
+        rows = costs.cost_rows(session.run)
         console.data(rows) if as_json else tables.show(tables.cost_table(rows))
         return
     reports = summary.collect(

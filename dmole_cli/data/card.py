@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from dmole_cli import catalog
 from dmole_cli.errors import DmoleError
+from dmole_cli.metrics.base import load_metric
 
 CARD_FOLDER = Path(__file__).with_name("cards")
 QUESTION = "{question}"
@@ -272,15 +273,16 @@ def _impossible(values: Mapping[str, Any]) -> list[str]:
     problems = []
     generation, recipe = values.get("generation", Generation()), values.get("recipe", Recipe())
     sizes = values.get("sizes", Sizes())
-    if values["metric"] not in catalog.names("metrics"):
-        problems.append(f"unknown metric '{values['metric']}' (known: {', '.join(catalog.names('metrics'))})")
+    answers, metrics = values.get("answers", ()), catalog.names("metrics")
+    if values["metric"] not in metrics:
+        problems.append(f"unknown metric '{values['metric']}' (known: {', '.join(metrics)})")
+    elif answers and not load_metric(values["metric"]).CLOSED_ANSWERS:
+        fitting = ", ".join(name for name in metrics if load_metric(name).CLOSED_ANSWERS)
+        problems.append(f"'answers' needs the metric {fitting}; multiple choice has its options in the samples")
     if not 0 <= generation.min_new_tokens <= generation.max_new_tokens or generation.max_new_tokens < 1:
         problems.append("'generation' must have 0 <= min_new_tokens <= max_new_tokens and max_new_tokens >= 1")
     if min(recipe.epochs, recipe.batch_size, recipe.repeats) < 1 or not recipe.learning_rate > 0:
         problems.append("'recipe' must have epochs >= 1, batch_size >= 1, repeats >= 1 and learning_rate > 0")
-    answers = values.get("answers", ())
-    if answers and values["metric"] != "exact_match":
-        problems.append("'answers' goes with the metric exact_match; multiple choice has its options in the samples")
     folded = {answer.strip().lower() for answer in answers}
     if answers and ("" in folded or len(folded) < max(2, len(answers))):
         problems.append("'answers' must be two or more texts that differ by more than case, none of them empty")

@@ -7,12 +7,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dmole_cli import catalog
 from dmole_cli.artifacts.evaluation import Answer, evaluation_header, read_evaluation, write_evaluation
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import up_to_date, versions
 from dmole_cli.errors import DmoleError
-from dmole_cli.metrics.base import score_answers
+from dmole_cli.metrics.base import load_metric, score_answers
 from dmole_cli.session import Session
 
 
@@ -53,7 +52,7 @@ def rescore(
     Raises:
         DmoleError: no such metric; no evaluation of that kind; the samples lack what the metric needs.
     """
-    catalog.load("metrics", metric)
+    load_metric(metric)
     learnt = set(enumerate(session.config.tasks, start=1))
     cells = [
         cell
@@ -121,7 +120,7 @@ def _rescore(session: Session, metric: str, cell: Cell, *, force: bool) -> Outco
 def _require_details(metric: str, cell: Cell, rows: Sequence[Answer], found: Sequence[set[str]]) -> None:
     if not rows:
         raise DmoleError(f"{cell.path} holds no sample", "make it again with `dmole evaluate --force`")
-    needed = set(catalog.load("metrics", metric).NEEDS_DETAILS)
+    needed: set[str] = set(load_metric(metric).NEEDS_DETAILS)
     for row, keys in zip(rows, found, strict=True):
         if lacking := sorted(needed - keys):
             raise DmoleError(
