@@ -1,6 +1,7 @@
 import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -148,6 +149,21 @@ def test_a_new_metric_may_aggregate_in_its_own_way(shelf):
     assert load_metric(name).score(["a", "bc"], references=[["x"]] * 2, details=[{}] * 2) == [1.0, 2.0]
     scores = score_answers(name, ["a", "bc"], references=[["x"]] * 2, details=[{}] * 2)
     assert (scores.points, scores.facts) == (3.0, {"corpus": 3.0})
+
+
+def test_the_documentations_own_metric_scores(shelf):
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    scores = score_answers(
+        shelf(source, on="metrics"), ["two.", "too"], references=[["two", "2"]] * 2, details=[{}] * 2
+    )
+    assert (scores.samples, scores.points) == ([1.0, 0.0], 50.0)
+
+
+def test_the_documentation_has_every_metric():
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(\w+)`", text, flags=re.MULTILINE)) | {f"bleu{order}" for order in range(1, 5)}
+    assert listed == {metric.name for metric in METRICS}
 
 
 def test_a_file_without_a_score_is_no_metric(shelf):
