@@ -18,7 +18,7 @@ HEAVY_AREAS = {"stages", "experts", "training", "backbones", "inference", "profi
 LIGHT_FILES = [path for path in FILES if path.relative_to(PACKAGE).parts[0] not in HEAVY_AREAS]
 SHELVES = {"methods", "metrics", "formats"}
 # What files of a shelf share: the contract, private helpers, and the one list that two formats must not disagree on.
-SHARED_ON_SHELF = {"contract", "emoji_items"}
+SHARED_ON_SHELF = {"base", "emoji_items"}
 
 # area -> areas that it never imports; every area but `commands` also never imports `commands`.
 NEVER = {

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from dmole_cli import catalog
+from dmole_cli.metrics.base import load_metric
 
 FIRST, SECOND = tiny.TASKS
 EVERY = (FIRST, SECOND, tiny.UNSEEN)
@@ -194,7 +194,7 @@ def test_experts_hold_one_task_at_the_allocated_sites(made, backbone, task):
 
 @pytest.mark.parametrize("method", ["d-mole", "seq-ft", "finetune"])
 def test_evaluations_agree_with_their_predictions(made, finished, method):
-    exact_match = catalog.load("metrics", "exact_match")
+    exact_match = load_metric("exact_match")
     cells = sorted((made / "evaluations" / method).rglob("*.parquet"))
     means = {}
     for path in cells:

@@ -11,6 +11,7 @@ from pydantic import create_model, model_validator
 
 from dmole_cli import catalog
 from dmole_cli.errors import DmoleError
+from dmole_cli.metrics.base import load_metric
 from dmole_cli.settings.declare import Section, setting
 from dmole_cli.settings.model import Names
 from dmole_cli.settings.reading import listed, validated
@@ -104,8 +105,6 @@ class TaskCard(Section):
         folded = {answer.strip().lower() for answer in self.answers}
         if self.answers and ("" in folded or len(folded) < max(2, len(self.answers))):
             raise ValueError("answers must be two or more texts that differ by more than case, none of them empty")
-        if self.answers and self.metric != "exact_match":
-            raise ValueError("answers needs the metric exact_match; samples of multiple choice have their own options")
         return self
 
     def declares(self, split: str) -> bool:
@@ -163,13 +162,22 @@ def load_card(name_or_path: str | Path) -> TaskCard:
     if card is not None:
         names = [name for name in (card.format, card.train_format) if name]
         card = card.updated(data=_options(names, data, problems), path=path)
-        if card.metric not in catalog.names("metrics"):
-            problems.append(f"unknown metric '{card.metric}' (known: {', '.join(catalog.names('metrics'))})")
+        problems += _metric_problems(card)
     if problems or card is None:
         raise DmoleError(
             f"the task card {path} has {len(problems)} problem(s):{listed(problems)}", "fix these keys of the card"
         )
     return card
+
+
+def _metric_problems(card: TaskCard) -> list[str]:
+    metrics = catalog.names("metrics")
+    if card.metric not in metrics:
+        return [f"unknown metric '{card.metric}' (known: {', '.join(metrics)})"]
+    if card.answers and not load_metric(card.metric).CLOSED_ANSWERS:
+        fitting = ", ".join(name for name in metrics if load_metric(name).CLOSED_ANSWERS)
+        return [f"answers needs the metric {fitting}; samples of multiple choice have their own options"]
+    return []
 
 
 def _options(names: Sequence[str], data: Any, problems: list[str]) -> dict[str, Any]:

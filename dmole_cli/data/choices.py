@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from dmole_cli import catalog
 from dmole_cli.data.card import TaskCard
 from dmole_cli.data.sample import Sample
+from dmole_cli.metrics.base import load_metric
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def choices_of(card: TaskCard, sample: Sample) -> Choices:
 
 def right_answers(card: TaskCard, answers: Sequence[str], references: Sequence[str]) -> tuple[bool, ...]:
     """Which answers the card's metric takes for right."""
-    metric = catalog.load("metrics", card.metric)
+    metric = load_metric(card.metric)
     nothing: list[dict[str, object]] = [{} for _ in answers]
     return tuple(s == 1.0 for s in metric.score(answers, references=[references for _ in answers], details=nothing))
 

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dmole_cli import catalog
 from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.evaluation import Answer, read_evaluation, write_evaluation
 from dmole_cli.artifacts.files import digest_of_file
@@ -17,7 +16,7 @@ from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import versions
 from dmole_cli.artifacts.run import Run
 from dmole_cli.errors import DmoleError
-from dmole_cli.metrics.base import score_answers
+from dmole_cli.metrics.base import load_metric, score_answers
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def rescore(metric: str, wanted: Wanted, *, stream: Sequence[str], run: Run, for
     Raises:
         DmoleError: no such metric; no such evaluation; the samples lack details that the metric needs.
     """
-    catalog.load("metrics", metric)
+    load_metric(metric)
     chosen = [stored for stored in _stored(run, wanted.split) if wanted.has(stored, stream)]
     _require_all_named(run, chosen, wanted)
     return [_rescore(metric, stored, wanted.split, run=run, force=force) for stored in chosen]
@@ -119,7 +118,7 @@ def _rescore(metric: str, stored: Stored, split: str, *, run: Run, force: bool) 
 def _require_details(metric: str, stored: Stored, rows: Sequence[Answer], found: Sequence[set[str]]) -> None:
     if not rows:
         raise DamagedArtifact(stored.path, f"{stored.path} has no sample")
-    needed = set(catalog.load("metrics", metric).NEEDS_DETAILS)
+    needed = set(load_metric(metric).NEEDS_DETAILS)
     for row, keys in zip(rows, found, strict=True):
         if missing := sorted(needed - keys):
             raise DmoleError(

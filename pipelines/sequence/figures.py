@@ -10,8 +10,9 @@ import statistics
 from pathlib import Path
 
 from dmole_cli.artifacts.run import Run
-from dmole_cli.reports.collect import MethodReport, collect, profiling_share
-from dmole_cli.settings.reading import read_settings
+from dmole_cli.reports.collect import MethodReport, collect
+from dmole_cli.reports.costs import profiling_share
+from dmole_cli.settings.model import read_config
 
 CONFIG = Path(__file__).with_name("dmole.toml")
 
@@ -39,7 +40,7 @@ def score_table(methods: dict[str, list[MethodReport]]) -> list[str]:
     for method, reports in methods.items():
         for quantity in ("last", "avg", "bwt"):
             columns = [[report.quantities[quantity][i] for report in reports] for i in range(len(tasks))]
-            columns += [[r.mean[quantity] for r in reports], [r.mean_without_cider[quantity] for r in reports]]
+            columns += [[r.mean[quantity] for r in reports], [r.mean_of_bounded[quantity] for r in reports]]
             cells = [spread(c) if all(v is not None for v in c) else "–" for c in columns]
             lines.append(f"| {method} | {quantity} | {' | '.join(cells)} |")
     return lines
