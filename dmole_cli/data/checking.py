@@ -256,7 +256,7 @@ class _Split:
             self._tell("truncated", [f"{row.sample_id} ({n} tokens)" for row, n in found if n > self.model.limit])
 
     def _unopened(self, row: Sample) -> Iterator[str]:
-        for number, open_image in enumerate(row.images):
+        for number, open_one in enumerate(row.images):
             if len(row.files) == len(row.images):
                 file = stable_hash(row.files[number])
                 if file in self._files:
@@ -264,7 +264,7 @@ class _Split:
                 self._files.add(file)
             self.opened += 1
             try:
-                open_image()
+                open_one()
             except DmoleError as error:
                 yield error.message
 

@@ -17,7 +17,7 @@ Colour = tuple[int, int, int]
 CACHED_SPRITES = 4096
 
 
-def open_picture(path: Path, *, row: str) -> Image.Image:
+def open_image(path: Path, *, row: str) -> Image.Image:
     """Open a picture file as RGB.
 
     Args:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from dmole_cli.artifacts.files import digest_of, digest_of_file, replacing
 from dmole_cli.data.formats._fields import noted
-from dmole_cli.data.images import open_picture
+from dmole_cli.data.images import open_image
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import stable_hash
 from dmole_cli.errors import DmoleError
@@ -198,7 +198,7 @@ class FileRows(Sequence[Sample]):
         paths = tuple(self.images / name for name in row["images"])
         names = [Path(self.within, name).as_posix() if self.within else name for name in row["images"]]
         place = f"{self.annotations}, {row['place']}"
-        return tuple(partial(open_picture, path, row=place) for path in paths), tuple(f"file:{n}" for n in names), paths
+        return tuple(partial(open_image, path, row=place) for path in paths), tuple(f"file:{n}" for n in names), paths
 
 
 def shares_of(card: TaskCard) -> dict[str, float]:

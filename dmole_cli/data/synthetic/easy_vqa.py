@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from dmole_cli.data.images import open_picture
+from dmole_cli.data.images import open_image
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import stable_hash
 from dmole_cli.data.synthetic._packages import package_folder
@@ -89,4 +89,4 @@ def _balanced(members: list[tuple[int, str, str, int]]) -> list[tuple[int, str, 
 
 
 def _open(path: Path, *, side: int) -> Image.Image:
-    return open_picture(path, row="easy-vqa").resize((side, side), Image.Resampling.BICUBIC)
+    return open_image(path, row="easy-vqa").resize((side, side), Image.Resampling.BICUBIC)
