@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from dmole_cli.data.images import Colour, background, light_colour
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import generator, stable_hash
 from dmole_cli.data.synthetic._packages import package_folder
+from dmole_cli.data.synthetic._painting import Colour, background, light_colour
 from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:

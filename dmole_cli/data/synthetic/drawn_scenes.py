@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
-from dmole_cli.data.images import Colour, light_colour
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import generator
+from dmole_cli.data.synthetic._painting import Colour, light_colour
 
 if TYPE_CHECKING:
     from dmole_cli.data.card import TaskCard

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from dmole_cli.data.images import background, light_colour, open_sprite
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import generator, shuffled, stable_hash
 from dmole_cli.data.synthetic._emoji_items import emoji_sets
+from dmole_cli.data.synthetic._painting import background, light_colour, open_sprite
 
 if TYPE_CHECKING:
     from dmole_cli.data.card import TaskCard

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from dmole_cli.data.images import Colour, background, light_colour, open_sprite, trimmed
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import generator
 from dmole_cli.data.synthetic._emoji_items import emoji_sets, grounding_split, item_key
+from dmole_cli.data.synthetic._painting import Colour, background, light_colour, open_sprite, trimmed
 
 if TYPE_CHECKING:
     from dmole_cli.data.card import TaskCard
