@@ -1,4 +1,4 @@
-"""Opening image files as RGB, with errors that name the record."""
+"""Opening image files as RGB; errors name the file and the record."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from dmole_cli.errors import DmoleError
 
 
 def open_image(path: Path, *, row: str) -> Image.Image:
-    """Open a picture file as RGB.
+    """Open an image file as RGB.
 
     Args:
-        path: the picture.
-        row: where the record stands that names it, for the message.
+        path: the file.
+        row: location of the record that names it, for error messages.
 
     Raises:
-        DmoleError: the file is missing or is not a picture that PIL can decode.
+        DmoleError: the file is missing or PIL cannot decode it.
     """
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
+        with Image.open(path) as image:
+            return image.convert("RGB")
     except FileNotFoundError as error:
-        raise DmoleError(f"missing picture {path} ({row})", "check the record's path or --data-root") from error
+        raise DmoleError(f"missing image {path} ({row})", "check the record's path or --data-root") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DmoleError(f"cannot open the picture {path} ({row}): {error}", "replace or remove the file") from error
+        raise DmoleError(f"cannot open the image {path} ({row}): {error}", "replace or remove the file") from error
 
 
 def open_bytes(content: bytes, *, row: str) -> Image.Image:
-    """Decode a picture file's content as RGB.
+    """Decode the content of an image file as RGB.
 
     Raises:
-        DmoleError: it is not a picture that PIL can decode; names the row.
+        DmoleError: PIL cannot decode it; the message names the row.
     """
     try:
-        with Image.open(BytesIO(content)) as picture:
-            return picture.convert("RGB")
+        with Image.open(BytesIO(content)) as image:
+            return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DmoleError(f"cannot open a picture of {row}: {error}", "replace or remove it") from error
+        raise DmoleError(f"cannot open an image of {row}: {error}", "replace or remove it") from error

@@ -1,4 +1,4 @@
-"""Painting small RGB images with PIL: sprites, light colours and backgrounds of the synthetic tasks."""
+"""Sprites and backgrounds of the synthetic tasks, drawn with PIL."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ CACHED_SPRITES = 4096  # decoding a sprite takes longer than composing an image 
 
 @lru_cache(maxsize=CACHED_SPRITES)
 def open_sprite(path: Path) -> Image.Image:
-    """Open a picture with transparency as RGBA; it is cached, so nobody may draw on it.
+    """Open an image with transparency as RGBA. The result is cached: callers must not modify it.
 
     Raises:
-        DmoleError: the file is missing or is not a picture.
+        DmoleError: the file is missing or is not an image.
     """
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGBA")
+        with Image.open(path) as image:
+            return image.convert("RGBA")
     except (OSError, ValueError, SyntaxError) as error:
-        raise DmoleError(f"cannot open the picture {path}: {error}", "reinstall the package it belongs to") from error
+        raise DmoleError(f"cannot open the image {path}: {error}", "reinstall the package it belongs to") from error
 
 
 def light_colour(random_source: random.Random, *, lowest: int = 205) -> Colour:
-    """Choose a light colour with a slight tint."""
+    """Draw a light colour with a slight tint; every channel lies in [lowest, 255]."""
     return (
         random_source.randint(lowest, 255),
         random_source.randint(lowest, 255),
@@ -39,10 +39,17 @@ def light_colour(random_source: random.Random, *, lowest: int = 205) -> Colour:
 
 
 def background(side: int, *, colour: Colour, texture: str, random_source: random.Random) -> Image.Image:
-    """Paint a square background: `plain`, `stripes`, `dots` or a `gradient`, all within a few shades of the colour."""
-    picture = Image.new("RGB", (side, side), colour)
+    """Paint a square RGB background of `side` pixels.
+
+    Args:
+        side: width and height in pixels.
+        colour: the main colour; a texture differs from it by at most 16 levels.
+        texture: `plain`, `stripes`, `dots` or `gradient`.
+        random_source: draws the spacing of stripes and dots.
+    """
+    image = Image.new("RGB", (side, side), colour)
     shade: Colour = tuple(max(0, value - 12) for value in colour)  # type: ignore[assignment]
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(image)
     if texture == "stripes":
         step, slope = random_source.randint(6, 10), random_source.choice((-side, 0, side))
         for start in range(-side, 2 * side, step):
@@ -56,10 +63,10 @@ def background(side: int, *, colour: Colour, texture: str, random_source: random
         for top in range(side):
             line: Colour = tuple(value - 16 * top // side for value in colour)  # type: ignore[assignment]
             draw.line((0, top, side, top), fill=line)
-    return picture
+    return image
 
 
 def trimmed(sprite: Image.Image) -> Image.Image:
-    """Cut a sprite to the smallest box around what is at least half opaque."""
+    """Crop a sprite to the bounding box of its pixels with alpha >= 128."""
     box = sprite.getchannel("A").point(lambda alpha: 255 if alpha >= 128 else 0).getbbox()
     return sprite.crop(box) if box else sprite
