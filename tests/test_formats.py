@@ -1,4 +1,4 @@
-"""Users' own files: LLaVA records as JSON lines or an array, and what each kind of bad input is answered with."""
+"""Annotation files: LLaVA records as JSON lines or an array, errors of bad input, and large files."""
 
 from __future__ import annotations
 
@@ -142,10 +142,8 @@ def test_an_unusable_record_is_named_with_its_line(tmp_path, entry, part):
     assert error.hint
 
 
-@pytest.mark.parametrize(
-    ("content", "part"), [(None, "missing image"), (b"not an image", "cannot open the image")]
-)
-def test_a_bad_picture_is_named_when_it_is_opened(tmp_path, content, part):
+@pytest.mark.parametrize(("content", "part"), [(None, "missing image"), (b"not an image", "cannot open the image")])
+def test_a_bad_image_is_named_when_it_is_opened(tmp_path, content, part):
     write_lines(tmp_path / "train.jsonl", record(), record(image="bad.png"))
     if content is not None:
         (tmp_path / "bad.png").write_bytes(content)
@@ -156,7 +154,7 @@ def test_a_bad_picture_is_named_when_it_is_opened(tmp_path, content, part):
         assert piece in caught.value.message
 
 
-def test_a_truncated_picture_is_an_error_too(tmp_path):
+def test_a_truncated_image_is_an_error_too(tmp_path):
     card = write_card(tmp_path)
     Image.effect_noise((64, 64), 90).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])
