@@ -84,6 +84,7 @@ class ImageDigests:
 
 
 def read_digests(kept: Path) -> np.ndarray:
+    """Read digests [images, 6]; none where the file does not exist."""
     import numpy as np
 
     flat = np.zeros(0, dtype=np.uint64)
@@ -98,6 +99,7 @@ def read_digests(kept: Path) -> np.ndarray:
 
 
 def write_digests(kept: Path, known: np.ndarray) -> None:
+    """Write digests [images, 6]."""
     import pyarrow as pa
 
     column = pa.FixedSizeBinaryArray.from_buffers(

@@ -41,10 +41,10 @@ def require_report(name: str | None) -> None:
 
 def show_report(work: Workspace, name: str, methods: list[str] | None, *, rescored: Sequence[str] = ()) -> None:
     """Print a report of stored evaluations."""
-    from dmole_cli.reports import collect, tables
+    from dmole_cli.reports import collect, costs, tables
 
     if name == "cost":
-        rows = collect.cost_rows(work.run)
+        rows = costs.cost_rows(work.run)
         console.data(rows) if work.json else tables.show(tables.cost_table(rows))
         return
     tasks, split = work.settings.tasks, work.settings.evaluate.split

@@ -19,9 +19,7 @@ WRITES = False
 
 def run(
     work: Workspace,
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Tasks, or task cards (.toml).", metavar="TASK")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Tasks, or task cards (.toml).", metavar="TASK")] = None,
     open_images: Annotated[
         int, typer.Option(min=0, help="Rows per split whose images are opened, 0 for all.", rich_help_panel=HOW)
     ] = 0,

@@ -16,9 +16,7 @@ USES_RUN = WRITES = False
 
 def run(
     work: Workspace,
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Tasks, or task cards (.toml).", metavar="TASK")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Tasks, or task cards (.toml).", metavar="TASK")] = None,
 ) -> None:
     """List tasks with title and metric."""
     stream = (*work.settings.tasks, *work.settings.unseen)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from dmole_cli.metrics.base import load_metric
 from dmole_cli.data.card import TaskCard
 from dmole_cli.data.sample import Sample
+from dmole_cli.metrics.base import load_metric
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ class _Draft:
         with tempfile.TemporaryDirectory(prefix="dmole-") as folder:
             file = Path(folder, self.path.name)
             file.write_text(self.text(), encoding="utf-8")
-            return replace(load_card(file), path=self.path.absolute())
+            return load_card(file).updated(path=self.path.absolute())
 
     def rows(self, split: str) -> Sequence[Sample]:
         """The samples of a split, empty if the card does not declare it."""

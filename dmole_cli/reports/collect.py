@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dmole_cli.artifacts.expert import expert_header
+from dmole_cli.artifacts.headers import header_of
+from dmole_cli.artifacts.kinds import EXPERT
 from dmole_cli.artifacts.run import Run
-from dmole_cli.artifacts.tensors import numbers_in
+from dmole_cli.artifacts.tensors import count_elements
 from dmole_cli.methods.base import Entry
 from dmole_cli.metrics.base import load_metric
 from dmole_cli.reports.continual import FORMULAS, Matrix, Value, continual_scores
@@ -250,7 +251,7 @@ class _Reporting:
         if self.zero_shot:
             return 0
         files = sorted(self.run.expert("task", base_method(self.label)).parent.glob("*.safetensors"))
-        return max((header.facts["parameters"] for path in files if (header := expert_header(path))), default=None)
+        return max((header.facts["parameters"] for path in files if (header := header_of(path, EXPERT))), default=None)
 
     def _stored_parameters(self, own: Evaluations) -> int | None:
         """Every file counts once, however many tasks it is active for."""
@@ -261,7 +262,7 @@ class _Reporting:
         names = {name for e in last.values() for name in e.inputs if name.partition("/")[0] in STORED}
         memory = self.run.memory(self.tasks[-1], base_method(self.label))
         paths = [*map(self.run.path_of, sorted(names)), *([memory] if memory.exists() else [])]
-        return sum(map(numbers_in, paths)) if all(path.exists() for path in paths) else None
+        return sum(map(count_elements, paths)) if all(path.exists() for path in paths) else None
 
 
 def _is_bounded(metric: str | None) -> bool:

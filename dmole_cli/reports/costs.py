@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmole_cli.artifacts.outcome import read_cost
+from dmole_cli.artifacts.costs import read_cost
 from dmole_cli.artifacts.run import Run
 from dmole_cli.reports.evaluations import method_of
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from dmole_cli import catalog
+from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.evaluation import Answer, read_evaluation
 from dmole_cli.artifacts.likelihood import read_likelihood
 from dmole_cli.artifacts.run import Run
@@ -93,7 +94,7 @@ def read_evaluations(run: Run, label: str, split: str) -> dict[Entry, Evaluated]
     Raises:
         DmoleError: a file is damaged, has no sample or does not name its metric.
     """
-    return {entry: _evaluated(path, _command(path, split)) for entry, path in _files(run.evaluations(split) / label)}
+    return {entry: _evaluated(path) for entry, path in _files(run.evaluations(split) / label)}
 
 
 def read_rescored(
@@ -110,15 +111,15 @@ def read_rescored(
         if not any(files.values()):
             raise DmoleError(
                 f"no evaluation was scored again by {metric} in {run.root}",
-                f"dmole evaluate --rescore {metric} --task TASK scores the evaluations that exist",
+                f"run: dmole rescore {metric}",
             )
         for label, entries in files.items():
             for entry, path in entries:
-                evaluated = _evaluated(path, f"{_command(path, split)} --rescore {metric}")
+                evaluated = _evaluated(path)
                 known = first.setdefault((label, entry), evaluated)
                 if known is not evaluated:
                     message = f"{known.path} and {path} score the same answers"
-                    raise DmoleError(message, "name one --rescore for each task")
+                    raise DmoleError(message, "pass one --rescored per task")
                 yield label, entry, evaluated
 
 
@@ -128,7 +129,7 @@ def read_likelihoods(run: Run, label: str, split: str) -> dict[Entry, Likely]:
     Raises:
         DmoleError: a file is damaged or has no sample.
     """
-    return {entry: _likely(path, _command(path, split)) for entry, path in _files(run.likelihoods(split) / label)}
+    return {entry: _likely(path) for entry, path in _files(run.likelihoods(split) / label)}
 
 
 def agreed_metrics(entries: Iterable[tuple[Entry, Evaluated]]) -> dict[str, str]:
@@ -143,8 +144,8 @@ def agreed_metrics(entries: Iterable[tuple[Entry, Evaluated]]) -> dict[str, str]
         if evaluated.metric != known.metric:
             raise DmoleError(
                 f"{evaluated.path} was scored with {evaluated.metric}, {known.path} with {known.metric}",
-                f"dmole evaluate --task {task} --force scores both with the metric of the task's card, "
-                f"dmole evaluate --task {task} --rescore {evaluated.metric} all existing evaluations with {evaluated.metric}",
+                f"score all of them with {evaluated.metric}: dmole rescore {evaluated.metric} --task {task}, then report with "
+                f"--rescored {evaluated.metric}",
             )
     return {task: evaluated.metric for task, evaluated in first.items()}
 
@@ -171,22 +172,12 @@ def _files(folder: Path) -> list[tuple[Entry, Path]]:
     return [((int(file.parent.name), file.stem), file) for file in files]
 
 
-def _command(path: Path, split: str) -> str:
-    """The command that makes a file `<label>/<stage>/<task>.parquet`."""
-    label, stage, task = path.parts[-3], path.parts[-2], path.stem
-    changes = label.split("@")[1:]
-    routing = "".join(f" --{'threshold-scale' if c[0].isdecimal() else 'routing'} {c}" for c in changes)
-    where = "" if split == "test" else f" --split {split}"
-    return f"dmole evaluate --method {base_method(label)}{routing} --stage {stage} --task {task}{where}"
-
-
-def _evaluated(path: Path, command: str) -> Evaluated:
-    hint = f"rerun: {command} --force"
-    rows, header = read_evaluation(path, hint=hint)
+def _evaluated(path: Path) -> Evaluated:
+    rows, header = read_evaluation(path)
     name = header.settings.get("metric")
     if not isinstance(name, str) or not rows:
         problem = "holds no sample" if isinstance(name, str) else "does not name its metric"
-        raise DmoleError(f"{path} {problem}", hint)
+        raise DamagedArtifact(path, f"{path} {problem}")
     metric = load_metric(name)
     points = metric.scored([row.score for row in rows], header.facts).points
     own_expert, no_expert = _routed(rows, path.stem)
@@ -213,11 +204,10 @@ def _routed(rows: Sequence[Answer], task: str) -> tuple[Value, Value]:
     return fmean(task in row.active for row in rows), fmean(not row.active for row in rows)
 
 
-def _likely(path: Path, command: str) -> Likely:
-    hint = f"rerun: {command} --likelihood --force"
-    rows, header = read_likelihood(path, hint=hint)
+def _likely(path: Path) -> Likely:
+    rows, header = read_likelihood(path)
     if not rows:
-        raise DmoleError(f"{path} holds no sample", hint)
+        raise DamagedArtifact(path, f"{path} holds no sample")
     ranked = [row.ranked_first for row in rows if row.ranked_first is not None]
     points = 100 * fmean(ranked) if ranked else None
     return Likely(fmean(row.log_likelihood for row in rows), points, header.backbone, path)

@@ -145,7 +145,9 @@ class Settings(Section):
     tasks: Names = setting(DEFAULT_TASKS, "tasks in the order in which they arrive: names, or paths of task cards")
     unseen: Names = setting(DEFAULT_UNSEEN, "tasks that are evaluated and never trained")
     seed: int = setting(0, "seed of the run: experts, order of the training samples, dropout")
-    device: str = setting("auto", "device of the backbone: cpu, cuda, cuda:1, mps, or auto (cuda where there is one, else cpu)")
+    device: str = setting(
+        "auto", "device of the backbone: cpu, cuda, cuda:1, mps, or auto (cuda where there is one, else cpu)"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
         "precision of losses and predictions; bfloat16 means autocast, experts and optimizer stay float32; auto is bfloat16 "

@@ -16,8 +16,8 @@ from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.staleness import check_inputs
-from dmole_cli.backbones.handle import BackboneHandle
 from dmole_cli.backbones.files import FILE_PATTERNS, resolve
+from dmole_cli.backbones.handle import BackboneHandle
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.peft_format import write_adapter

@@ -12,7 +12,7 @@ from pathlib import Path
 from dmole_cli.artifacts.run import Run
 from dmole_cli.reports.collect import MethodReport, collect
 from dmole_cli.reports.costs import profiling_share
-from dmole_cli.settings.model import read_config
+from dmole_cli.settings.reading import read_settings
 
 CONFIG = Path(__file__).with_name("dmole.toml")
 
