@@ -355,7 +355,7 @@ def change_score(path: Path) -> None:
 
     from dmole_cli.artifacts.profile import read_profile, write_profile
 
-    rows, header = read_profile(path, hint="")
+    rows, header = read_profile(path)
     write_profile(path, [replace(row, score=row.score * 2) for row in rows], header)
 
 

@@ -227,7 +227,7 @@ def taught(tmp_path_factory):
 def evaluated_as_plainly(session):
     """Evaluate anew: routes and answers are those of the plain way, and none is generated twice."""
     matrix.evaluate(session, force=True)
-    entries = load_method("d-mole").entries(session.config.tasks, session.config.unseen)
+    entries = load_method("d-mole").entries(session.settings.tasks, session.settings.unseen)
     cells = {entry: matrix.plain(session, entry) for entry in entries}
     for cell, rows in cells.items():
         ours = matrix.evaluated(session, cell)
@@ -260,10 +260,10 @@ def test_the_matrix_is_that_of_the_plain_way_where_experts_share_a_sample(taught
 
 def test_steps_that_are_timed_beside_profiling_are_those_of_train_task(tmp_path):
     card = matrix.smaller(tmp_path, "easyvqa", train=80, test=1)
-    session = share.Session(share.Config(tasks=(card,), unseen=()), share.Run(tmp_path / "run"))
+    session = share.Workspace(share.Settings(tasks=(card,), unseen=()), share.Run(tmp_path / "run"))
     made, often = share.variants(session, ["easyvqa"], steps=3)  # all there are: 80 rows in batches of 32
     losses = made["training easyvqa"]()
-    facts = train_task(session, "easyvqa").facts
+    facts = train_task("easyvqa", **session.parts).facts
     assert facts["steps"] == len(losses) == 3 and often == {"profiling easyvqa": 100, "training easyvqa": 1}
     assert facts["first_loss"] == round(losses[0], 4) and facts["last_loss"] == round(sum(losses) / 3, 4)
     written = session.run.profile("easyvqa").read_bytes()

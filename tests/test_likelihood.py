@@ -311,7 +311,7 @@ def costs(folder: Path, method: str, task: str) -> dict[str, int]:
 def expert(folder: Path, name: str) -> Expert:
     from dmole_cli.artifacts.expert import read_expert
 
-    file = read_expert(folder / "dmole-run" / "experts" / f"{name}.safetensors", hint="")
+    file = read_expert(folder / "dmole-run" / "experts" / f"{name}.safetensors")
     return Expert(file.sites, file.scale, gates=file.gates)
 
 

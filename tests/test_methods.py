@@ -157,14 +157,14 @@ def test_a_mixture_in_training_stays_on_the_graph_where_its_backbone_lies_elsewh
 def test_a_mixtures_file_gives_back_what_was_written(tmp_path):
     expert, path = dense(trainable=False), tmp_path / "e.safetensors"
     write_expert(path, ExpertFile(expert.sites, expert.scale, Header("dmole.expert", 1), expert.gates))
-    read = read_expert(path, hint="")
+    read = read_expert(path)
     for mine, theirs in zip((*read.sites[SITE], read.gates[SITE]), expert.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     size = PARTS * RANK * (INPUTS + OUTPUTS) + PARTS * INPUTS
     assert (read.scale, read.parameters, read.header.facts["parameters"]) == (expert.scale, size, size)
     write_expert(path, ExpertFile(expert.sites, 1.0, Header("dmole.expert", 1), {"elsewhere": expert.gates[SITE]}))
     with pytest.raises(DmoleError, match="not pairs"):
-        read_expert(path, hint="")
+        read_expert(path)
 
 
 # --- seq-ft-merge: experts inside the weights ---
@@ -267,7 +267,7 @@ def test_what_a_method_declares_is_consistent(name):
     method = load_method(name)
     assert method.name == name and method.paper.startswith("https://arxiv.org/abs/")
     defaults = {key: option.default for key, option in method.options.items()}
-    assert method.option_values(Config()) == {"learning_rate": 0.0, **defaults}, "a default is within its own bounds"
+    assert method.option_values(Settings()) == {"learning_rate": 0.0, **defaults}, "a default is within its own bounds"
     assert all(option.description.endswith(".") for option in method.options.values())
     assert method.uses_allocation <= method.uses_routers
     assert not (method.continues and method.merges), "an expert that trains further must not be merged"
@@ -287,7 +287,7 @@ def test_a_methods_protocol_says_what_trains_and_what_is_evaluated(name):
     }
     assert (trained, entries) == expected[method.protocol]
     for task in trained:
-        assert set(method.data_shares(tasks, task, method.option_values(Config()))) <= set(tasks)
+        assert set(method.data_shares(tasks, task, method.option_values(Settings()))) <= set(tasks)
         (before,) = tasks[: tasks.index(task)][-1:] or (None,)
         assert method.previous_task(tasks, task) == (before if method.continues else None)
 
@@ -326,7 +326,7 @@ def test_what_a_file_does_not_define_is_the_default(shelf):
     )
     method = load_method(name)
     assert method.name == name and name in catalog.names("methods")
-    assert method.option_values(Config(method={name: {"a": 2.0}})) == {"learning_rate": 0.0, "a": 2.0}
+    assert method.option_values(Settings(method={name: {"a": 2.0}})) == {"learning_rate": 0.0, "a": 2.0}
     assert not method.uses_routers and not method.has_memory and method.protocol == "sequential"
     assert method.trained_tasks(["x", "y"]) == ["x", "y"] and method.previous_task(["x", "y"], "y") is None
     assert method.data_shares(["x", "y"], "y", {}) == {"y": 1.0}
@@ -373,7 +373,7 @@ def test_a_file_that_is_no_method_is_refused(shelf, text, said):
 def test_invalid_options_are_named(method, options, said):
     rules = load_method(method)
     with pytest.raises(DmoleError, match=said) as caught:
-        rules.option_values(Config(method={method: options}))
+        rules.option_values(Settings(method={method: options}))
     if "nonsense" in options:
         assert caught.value.hint == "it has: learning_rate, weight, fisher_samples"
     else:
@@ -393,7 +393,7 @@ def test_options_of_a_configuration_are_checked_when_it_is_read(tmp_path, text, 
     path = tmp_path / "c.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DmoleError, match="1 problem") as caught:
-        read_config(path)
+        read_settings(path)
     assert said in caught.value.message
     path.write_text("[method.ewc-lora]\nweight = 5\n", encoding="utf-8")
-    assert load_method("ewc-lora").option_values(read_config(path))["weight"] == 5.0
+    assert load_method("ewc-lora").option_values(read_settings(path))["weight"] == 5.0

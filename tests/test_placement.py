@@ -4,8 +4,8 @@ import random
 import pytest
 
 from dmole_cli.allocation.placement import SiteScore, allocate, budget_total, spread_rank
-from dmole_cli.settings.budget import Budget, parse_budget
 from dmole_cli.errors import DmoleError
+from dmole_cli.settings.budget import Budget, parse_budget
 
 
 def site(name: str, score: float, *, parameters: int = 10) -> SiteScore:

@@ -84,7 +84,7 @@ def test_configurations_in_the_readme_are_valid(tmp_path):
     for number, block in enumerate(tables):
         path = tmp_path / f"{number}.toml"
         path.write_text(block, encoding="utf-8")
-        assert read_config(path).tasks
+        assert read_settings(path).tasks
 
 
 def test_a_users_own_data_in_ten_lines(tmp_path, run):

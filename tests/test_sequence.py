@@ -92,13 +92,13 @@ def test_a_profile_is_the_gradient_that_autograd_finds(made, finished, backbone)
     import torch
 
     from dmole_cli.artifacts.run import Run
+    from dmole_cli.cli.workspace import Workspace
     from dmole_cli.data.seeds import seed_for
     from dmole_cli.profiling.sensitivity import draw_batches
-    from dmole_cli.session import Session
     from dmole_cli.settings.model import Settings
 
     card = str(finished / "tasks" / f"{FIRST}.toml")
-    samples = Session(Config(tasks=(card,), unseen=()), Run(made)).samples(FIRST, "train")
+    samples = Workspace(Settings(tasks=(card,), unseen=()), Run(made)).samples(FIRST, "train")
     batches = draw_batches(len(samples), 0.4, 4, seed=seed_for(0, FIRST, "profile"))
     row = rows(made / "profiles" / f"{FIRST}.parquet")[9]
     weight = backbone.model.get_submodule(row["site"]).weight.requires_grad_()

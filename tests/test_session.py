@@ -4,10 +4,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import tiny
+from dmole_cli.commands.options import open_session
 
 from dmole_cli.artifacts.run import Run
-from dmole_cli.commands.options import open_session
-from dmole_cli.session import Session
+from dmole_cli.cli.workspace import Workspace, workspace
 from dmole_cli.settings.reading import read_settings
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.profile import profile
@@ -35,7 +35,7 @@ def test_commands_leave_out_what_a_subcommand_does_not_have():
 
 def test_loading_the_backbone_is_no_cost_of_the_first_task(stream, tmp_path, monkeypatch):
     monkeypatch.chdir(stream)
-    config, measured, entered = read_config(stream / "dmole.toml"), Session.measured, []
+    config, measured, entered = read_settings(stream / "dmole.toml"), Workspace.measured, []
 
     @contextmanager
     def watched(session, stage, task, **options):
@@ -43,8 +43,8 @@ def test_loading_the_backbone_is_no_cost_of_the_first_task(stream, tmp_path, mon
         with measured(session, stage, task, **options):
             yield
 
-    monkeypatch.setattr(Session, "measured", watched)
+    monkeypatch.setattr(Workspace, "measured", watched)
     for stage in (profile, allocate_task, train_router, train_task):
-        session = Session(config, Run(tmp_path))  # each as a command of its own
-        stage(session, tiny.TASKS[0])
+        session = workspace(config, Run(tmp_path))  # each as a command of its own
+        stage(tiny.TASKS[0], **session.parts)
     assert entered == [("profile", True), ("train-router", True), ("train-task-d-mole", True)]

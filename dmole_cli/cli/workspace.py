@@ -20,13 +20,18 @@ from dmole_cli.settings.model import Settings
 from dmole_cli.settings.reading import read_settings, with_options
 
 
-class Parts(TypedDict):
-    """What a stage depends on, as its keyword arguments."""
+class PartsWithoutData(TypedDict):
+    """What a stage that reads no task data depends on, as its keyword arguments."""
 
     settings: Settings
-    data: TaskData
     model: BackboneHandle
     run: Run
+
+
+class Parts(PartsWithoutData):
+    """What a stage depends on, as its keyword arguments."""
+
+    data: TaskData
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,12 @@ class Workspace:
     @property
     def parts(self) -> Parts:
         """The keyword arguments of a stage."""
-        return Parts(settings=self.settings, data=self.data, model=self.model, run=self.run)
+        return Parts(data=self.data, **self.parts_without_data)
+
+    @property
+    def parts_without_data(self) -> PartsWithoutData:
+        """The keyword arguments of a stage that reads no task data."""
+        return PartsWithoutData(settings=self.settings, model=self.model, run=self.run)
 
     @property
     def track(self) -> Any:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from dmole_cli.artifacts.errors import MissingArtifact
 from dmole_cli.artifacts.kinds import D_MOLE
 from dmole_cli.cli import console
 from dmole_cli.cli.derive import FILES, OUTPUT
 from dmole_cli.cli.shared_options import MethodOption, TasksOption
 from dmole_cli.cli.workspace import Workspace
-from dmole_cli.errors import DmoleError
 
 SETTINGS = ("allocate", "backbone", "dtype", "attention", "quantize", "shared")
 
@@ -48,9 +48,10 @@ def run(
         names = work.chosen(task)
         profiled = names if task else [name for name in names if work.run.profile(name).exists()]
         if not profiled:
-            raise DmoleError(f"no task of the stream has a profile in {work.run.root}", "run: dmole profile")
-        parts = {"settings": work.settings, "model": work.model, "run": work.run}
-        outcomes = [allocate_task(name, **parts, method=method, force=work.force) for name in profiled]  # type: ignore[arg-type]
+            raise MissingArtifact(work.run.profile(names[0]), "no task of the stream has a profile")
+        outcomes = [
+            allocate_task(name, **work.parts_without_data, method=method, force=work.force) for name in profiled
+        ]
     if form == "peft":
         console.data({outcome.task: as_peft(outcome.path) for outcome in outcomes})
         return

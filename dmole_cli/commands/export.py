@@ -34,5 +34,4 @@ def run(
     [name] = work.chosen([task], in_stream=True)
     from dmole_cli.stages.export import export
 
-    parts = {"settings": work.settings, "model": work.model, "run": work.run}
-    work.report([export(name, folder, form=form, method=method, force=work.force, **parts)])  # type: ignore[arg-type]
+    work.report([export(name, folder, form=form, method=method, force=work.force, **work.parts_without_data)])

@@ -24,6 +24,5 @@ def run(
     [name] = work.chosen([task], in_stream=True)
     from dmole_cli.stages.import_adapter import import_adapter
 
-    parts = {"settings": work.settings, "model": work.model, "run": work.run}
-    outcome = import_adapter(name, folder, method=method, force=work.force, **parts)  # type: ignore[arg-type]
+    outcome = import_adapter(name, folder, method=method, force=work.force, **work.parts_without_data)
     work.report([outcome], following=f"dmole train-router --task {task}")

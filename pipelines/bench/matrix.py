@@ -22,11 +22,11 @@ from dmole_cli.artifacts.outcome import read_cost
 from dmole_cli.artifacts.router import RouterFile, read_router
 from dmole_cli.artifacts.run import D_MOLE, Run
 from dmole_cli.backbones.backbone import Backbone, Encoded
+from dmole_cli.cli.workspace import Workspace, workspace
 from dmole_cli.data.loading import load_card
 from dmole_cli.experts.expert import Expert
 from dmole_cli.methods.base import Entry, load_method
-from dmole_cli.session import Session
-from dmole_cli.settings.model import DEFAULT_TASKS, DEFAULT_UNSEEN, Settings, RouterSettings, TrainSettings
+from dmole_cli.settings.model import DEFAULT_TASKS, DEFAULT_UNSEEN, RouterSettings, Settings, TrainSettings
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.evaluate import evaluate, labelled
 from dmole_cli.stages.profile import profile
@@ -52,18 +52,18 @@ class Plain:
     answer: str
 
 
-def trained(folder: Path, *, tasks: Sequence[str], unseen: Sequence[str], train: int, test: int) -> Session:
+def trained(folder: Path, *, tasks: Sequence[str], unseen: Sequence[str], train: int, test: int) -> Workspace:
     """Run the stages before `evaluate` on cards that differ from the built-in ones in the sizes of their splits."""
-    config = Config(
+    config = Settings(
         tasks=tuple(smaller(folder, task, train=train, test=test) for task in tasks),
         unseen=tuple(smaller(folder, task, train=train, test=test) for task in unseen),
         router=RouterSettings(epochs=200),
         train=TrainSettings(batch_size=16),
     )
-    session = Session(config, Run(folder / "run"))
+    session = workspace(config, Run(folder / "run"))
     for stage in (profile, allocate_task, train_router, train_task):
-        for task in session.config.tasks:
-            stage(session, task)
+        for task in session.settings.tasks:
+            stage(task, **session.parts)
     return session
 
 
@@ -77,26 +77,26 @@ def smaller(folder: Path, task: str, *, train: int, test: int) -> str:
     return str(path)
 
 
-def evaluated(session: Session, cell: Entry) -> list[Answer]:
+def evaluated(session: Workspace, cell: Entry) -> list[Answer]:
     """What `evaluate` has written of a cell."""
     stage, task = cell
-    return read_evaluation(session.run.evaluation(_label(session), stage, task), hint="")[0]
+    return read_evaluation(session.run.evaluation(_label(session), stage, task))[0]
 
 
 @torch.no_grad()
-def plain(session: Session, cell: Entry) -> list[Plain]:
+def plain(session: Workspace, cell: Entry) -> list[Plain]:
     """A cell the plain way, a row per sample."""
     stage, task = cell
-    backbone, earlier = session.backbone, session.config.tasks[:stage]
+    backbone, earlier = session.model.load(), session.settings.tasks[:stage]
     experts = {}
     for name in earlier:
-        file = read_expert(session.run.expert(name), hint="")
+        file = read_expert(session.run.expert(name))
         experts[name] = Expert(file.sites, file.scale)
-    routers = {name: read_router(session.run.router(name), hint="") for name in earlier}
+    routers = {name: read_router(session.run.router(name)) for name in earlier}
     rows = []
-    for sample in session.samples(task, "test"):
+    for sample in session.data.samples(task, "test"):
         encoded = backbone.encode(sample, with_answer=False)
-        route = nearest(feature(backbone, encoded), routers, scale=session.config.evaluate.threshold_scale)
+        route = nearest(feature(backbone, encoded), routers, scale=session.settings.evaluate.threshold_scale)
         with looped_experts(backbone.model, experts, route, p=0.0):
             rows.append(Plain(route, answer(session, task, encoded)))
     return rows
@@ -122,9 +122,9 @@ def nearest(x: torch.Tensor, routers: Mapping[str, RouterFile], *, scale: float)
     return sorted(accepting, key=errors.__getitem__)[:MOST]
 
 
-def answer(session: Session, task: str, encoded: Encoded) -> str:
+def answer(session: Workspace, task: str, encoded: Encoded) -> str:
     """The greedy answer of transformers."""
-    backbone, limits = session.backbone, session.card(task).generation
+    backbone, limits = session.model.load(), session.data.card(task).generation
     inputs, _ = backbone.collate([encoded], left=True)
     tokens = backbone.model.generate(
         **inputs,
@@ -138,7 +138,7 @@ def answer(session: Session, task: str, encoded: Encoded) -> str:
     return backbone.tokenizer.decode(tokens[0, len(encoded.tokens) :], skip_special_tokens=True).strip()
 
 
-def generated(session: Session) -> dict[str, int]:
+def generated(session: Workspace) -> dict[str, int]:
     """Task -> answers that `evaluate` counted while it generated them."""
     costs = {task: read_cost(session.run.cost(f"evaluate-{_label(session)}", task)) for task in _every_task(session)}
     return {task: cost["counts"]["generations"] for task, cost in costs.items()}
@@ -149,12 +149,12 @@ def distinct(cells: Mapping[Entry, Sequence[Plain]]) -> int:
     return len({(task, i, frozenset(row.route)) for (_, task), rows in cells.items() for i, row in enumerate(rows)})
 
 
-def _label(session: Session) -> str:
-    return labelled(D_MOLE, session.config.evaluate)
+def _label(session: Workspace) -> str:
+    return labelled(D_MOLE, session.settings.evaluate)
 
 
-def _every_task(session: Session) -> tuple[str, ...]:
-    return (*session.config.tasks, *session.config.unseen)
+def _every_task(session: Workspace) -> tuple[str, ...]:
+    return (*session.settings.tasks, *session.settings.unseen)
 
 
 def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
@@ -163,11 +163,11 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
     train, test = (32, 2) if tiny else (TRAIN, TEST)
     with tempfile.TemporaryDirectory() as folder:
         session = trained(Path(folder), tasks=tasks, unseen=unseen, train=train, test=test)
-        evaluate(session)
+        evaluate(**session.parts)
         counts = generated(session)
         theirs = {
             cell: plain(session, cell)
-            for cell in load_method("d-mole").entries(session.config.tasks, session.config.unseen)
+            for cell in load_method("d-mole").entries(session.settings.tasks, session.settings.unseen)
         }
         ours = {cell: evaluated(session, cell) for cell in theirs}
     pairs = [(mine, row) for cell in theirs for mine, row in zip(ours[cell], theirs[cell], strict=True)]

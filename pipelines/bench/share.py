@@ -19,9 +19,9 @@ import torch
 from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.batches import encoded_batches
+from dmole_cli.cli.workspace import Workspace, workspace
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.experts.expert import new_expert
-from dmole_cli.session import Session
 from dmole_cli.settings.model import Settings
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.profile import profile
@@ -34,10 +34,14 @@ STEPS = 3  # of a task's epoch, in each round
 PROFILING, TRAINING = "profiling", "training"
 
 
-def training(session: Session, task: str, *, steps: int) -> tuple[Variant, int]:
+def training(session: Workspace, task: str, *, steps: int) -> tuple[Variant, int]:
     """Some steps of a task's first epoch, giving their losses; and how many steps the epoch has."""
-    backbone, samples, recipe = session.backbone, session.samples(task, "train"), session.card(task).recipe
-    lengths, seed = backbone.lengths(samples, with_answer=True), session.config.seed
+    backbone, samples, recipe = (
+        session.model.load(),
+        session.data.samples(task, "train"),
+        session.data.card(task).recipe,
+    )
+    lengths, seed = backbone.lengths(samples, with_answer=True), session.settings.seed
     order = shuffled_batches(
         len(samples), recipe.batch_size, epochs=1, seed=seed_for(seed, task, "order"), lengths=lengths
     )
@@ -47,7 +51,7 @@ def training(session: Session, task: str, *, steps: int) -> tuple[Variant, int]:
         ([samples[i].sample_id for i in rows], [(task,) for _ in rows], batch)
         for rows, batch in zip(chosen, encoded, strict=True)
     ]
-    document, _ = read_allocation(session.run.allocation(task), hint="allocate first")
+    document, _ = read_allocation(session.run.allocation(task))
     shapes: dict[str, tuple[int, int, int]] = {}
     for site in document["sites"]:
         host: Any = backbone.model.get_submodule(site)
@@ -65,7 +69,7 @@ def training(session: Session, task: str, *, steps: int) -> tuple[Variant, int]:
                 batches,
                 steps=len(batches),
                 learning_rate=recipe.learning_rate,
-                settings=session.config.train,
+                settings=session.settings.train,
             ).answers
         finally:
             routed.close()
@@ -80,13 +84,13 @@ def spread(order: Sequence[list[int]], lengths: Sequence[int], *, count: int) ->
     return [order[i] for i in sorted(by_length[middle] for middle in middles)]
 
 
-def variants(session: Session, tasks: Sequence[str], *, steps: int) -> tuple[dict[str, Variant], dict[str, float]]:
+def variants(session: Workspace, tasks: Sequence[str], *, steps: int) -> tuple[dict[str, Variant], dict[str, float]]:
     """Both for every task, run once; and how often each goes into what is compared."""
     made: dict[str, Variant] = {}
     often: dict[str, float] = {}
     for task in tasks:
-        profile(session, task)
-        allocate_task(session, task)
+        profile(task, **session.parts)
+        allocate_task(task, **session.parts_without_data)
         run, epoch = training(session, task, steps=steps)
         run()
         made |= {f"{PROFILING} {task}": partial(profile, session, task, force=True), f"{TRAINING} {task}": run}
@@ -106,8 +110,8 @@ def together(times: Times, often: Mapping[str, float]) -> Times:
 def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
     """Time of all tasks together, in percent."""
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(Config(), Run(Path(folder)))
-        tasks = session.config.tasks[:1] if tiny else session.config.tasks
+        session = workspace(Settings(), Run(Path(folder)))
+        tasks = session.settings.tasks[:1] if tiny else session.settings.tasks
         made, often = variants(session, tasks, steps=1 if tiny else STEPS)
         times = interleaved(made, rounds=rounds or (1 if tiny else 3), warm=True)
     name = "profiling: time in percent of one epoch of training"

@@ -25,7 +25,7 @@ def spread(values: list[float]) -> str:
 
 def by_method(runs: list[Run]) -> dict[str, list[MethodReport]]:
     """Reports of each method, one per run, in the order of the first run."""
-    tasks = read_config(CONFIG).tasks
+    tasks = read_settings(CONFIG).tasks
     found: dict[str, list[MethodReport]] = {}
     for run in runs:
         for report in collect(run, tasks=tasks):
