@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -68,7 +67,7 @@ def at(folder: Path, *tasks: str) -> Settings:
     """The stream's configuration with paths that hold from everywhere, other tasks where they are named."""
     config = read_settings(folder / "dmole.toml")
     listed = [str(folder / "tasks" / f"{task}.toml") for task in (*(tasks or tiny.TASKS), tiny.UNSEEN)]
-    return replace(config, backbone=str(folder / "backbone"), tasks=tuple(listed), unseen=())
+    return config.updated(backbone=str(folder / "backbone"), tasks=tuple(listed), unseen=())
 
 
 def mixed(folder: Path) -> None:
@@ -170,7 +169,7 @@ def test_a_feature_file_does_not_depend_on_what_was_computed_before(fresh):
 def test_another_backbone_knows_nothing(fresh):
     made(fresh, "run", (FIRST, "test"))
     tiny.build_backbone(fresh / "other", seed=1)
-    session = Workspace(replace(at(fresh), backbone=str(fresh / "other")), Run(fresh / "run"))
+    session = Workspace(at(fresh).updated(backbone=str(fresh / "other")), Run(fresh / "run"))
     routing_features(FIRST, "test", data=session.data, backbone=session.model.load(), run=session.run)
     assert session.model.counts()["feature_passes"] == len(looks(fresh, FIRST, "test"))
 

@@ -373,7 +373,7 @@ def test_a_file_that_is_no_method_is_refused(shelf, text, said):
 def test_invalid_options_are_named(method, options, said):
     rules = load_method(method)
     with pytest.raises(DmoleError, match=said) as caught:
-        rules.option_values(Settings(method={method: options}))
+        rules.option_values(Settings().updated(method={method: options}))
     if "nonsense" in options:
         assert caught.value.hint == "it has: learning_rate, weight, fisher_samples"
     else:
@@ -383,10 +383,10 @@ def test_invalid_options_are_named(method, options, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[method.ewc]\nweight = 1\n", "method.ewc: no such method"),
-        ('[method.ewc-lora]\nweight = "much"\n', "method.ewc-lora: a table of numbers is expected"),
-        ("[method.seq-ft]\nmerge = true\n", "method.seq-ft: a table of numbers is expected"),
-        ("method = 3\n", "method: tables of numbers by the methods' names are expected"),
+        ("[method.ewc]\nweight = 1\n", "method: unknown method ewc"),
+        ('[method.ewc-lora]\nweight = "much"\n', "method.ewc-lora.weight is 'much'; expected tables of numbers"),
+        ("[method.seq-ft]\nmerge = true\n", "method.seq-ft.merge is True; expected tables of numbers"),
+        ("method = 3\n", "method is 3; expected tables of numbers by method names"),
     ],
 )
 def test_options_of_a_configuration_are_checked_when_it_is_read(tmp_path, text, said):

@@ -1,7 +1,7 @@
-"""`experts/<task>.safetensors`: the tensors that one task added, nothing else.
+"""`experts/<task>.safetensors`: the tensors of one task's expert, nothing else.
 
 `<site>.lora_A.weight` [rank, in], `<site>.lora_B.weight` [out, rank], and `<site>.gate.weight` [parts, in] where the expert is a
-dense mixture; rank, alpha and digests stand in the header.
+dense mixture; rank and alpha are in the header.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ A_SUFFIX, B_SUFFIX, GATE_SUFFIX = ".lora_A.weight", ".lora_B.weight", ".gate.wei
 
 @dataclass(frozen=True)
 class ExpertFile:
-    """One task's expert as it stands on disk.
+    """One task's expert as it is stored.
 
     Attributes:
         sites: site -> (A [rank, in], B [out, rank]).
-        scale: alpha / rank, what B A x is multiplied with.
+        scale: alpha / rank, the factor on B A x.
         header: provenance; its facts hold `scale`, `parameters`, and `rank`, `alpha` where all sites share them.
         gates: site -> [parts, in], for a dense mixture.
     """
@@ -39,13 +39,13 @@ class ExpertFile:
 
     @property
     def parameters(self) -> int:
-        """Stored numbers."""
+        """Number of stored elements."""
         pairs = sum(a.numel() + b.numel() for a, b in self.sites.values())
         return pairs + sum(gate.numel() for gate in self.gates.values())
 
 
 def write_expert(path: Path, expert: ExpertFile) -> None:
-    """Write an expert; its own tensors are all there is in the file."""
+    """Write an expert."""
     tensors = {f"{site}{A_SUFFIX}": a for site, (a, _) in expert.sites.items()}
     tensors |= {f"{site}{B_SUFFIX}": b for site, (_, b) in expert.sites.items()}
     tensors |= {f"{site}{GATE_SUFFIX}": gate for site, gate in expert.gates.items()}
@@ -59,7 +59,7 @@ def read_expert(path: Path) -> ExpertFile:
     """Read an expert.
 
     Raises:
-        DmoleError: missing, damaged, of another schema, or a site has only one of its two matrices.
+        ArtifactError: the file is missing, damaged or of another kind, or a site lacks one of its two matrices.
     """
     tensors, header = read_tensors(path, EXPERT)
     require_facts(header, ("scale",), path=path)
@@ -73,5 +73,5 @@ def read_expert(path: Path) -> ExpertFile:
 
 
 def is_imported(header: Header) -> bool:
-    """Whether an expert came from an adapter that was trained elsewhere, so that no training here makes it again."""
+    """Whether an expert was imported from a PEFT adapter; training does not reproduce it."""
     return "imported" in header.settings

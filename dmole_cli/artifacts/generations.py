@@ -1,4 +1,4 @@
-"""`generations/<task>.parquet`: answers by content key, so that no answer is generated twice in a run directory."""
+"""`generations/<task>.parquet`: predictions by content key, so that none is generated twice in a run directory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dmole_cli.artifacts.tables import read_table, write_table
 
 
 def write_generations(path: Path, answers: dict[str, str], fingerprint: str) -> None:
-    """Write answers by key, sorted by key so that the order of evaluations leaves no trace."""
+    """Write predictions by content key, sorted, so that the bytes do not depend on the order of evaluations."""
     import pyarrow as pa
 
     schema = pa.schema([("key", pa.string()), ("answer", pa.string())])
@@ -19,7 +19,7 @@ def write_generations(path: Path, answers: dict[str, str], fingerprint: str) -> 
 
 
 def read_generations(path: Path) -> dict[str, str]:
-    """Read answers by key; empty where nothing was generated yet."""
+    """Read predictions by content key; empty where the file does not exist."""
     if not path.exists():
         return {}
     table, _ = read_table(path, GENERATIONS)

@@ -192,16 +192,6 @@ LIKELIHOOD_CACHE = Kind(
     writer="likelihood.write_likelihood_cache",
     defaults=_TEST,
 )
-IMAGE_DIGESTS = Kind(
-    name="cache of image digests",
-    path="cache/pictures.parquet",
-    schema="dmole.pictures",
-    version=2,
-    container="table",
-    command="",
-    reader="image_digests.read_digests",
-    writer="image_digests.write_digests",
-)
 # Not in a run directory: a folder that the user names, with this file in it.
 EXPORT = Kind(
     name="export",
@@ -216,5 +206,5 @@ EXPORT = Kind(
 
 KINDS = (
     PROFILE, ALLOCATION, FEATURES, ROUTER, EXPERT, MEMORY, EVALUATION, RESCORED, LIKELIHOOD, GENERATIONS, LIKELIHOOD_CACHE,
-    IMAGE_DIGESTS, EXPORT,
+    EXPORT,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`memories/<method>/<task>.safetensors`: what a method keeps of a task beside its expert, for the next task's training."""
+"""`memories/<method>/<task>.safetensors`: what a method stores beside an expert, for the next task's training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def write_memory(path: Path, tensors: Mapping[str, torch.Tensor], header: Header) -> None:
-    """Write named tensors, with the provenance of the expert that was trained with them."""
+    """Write named tensors, with the provenance of the expert they were computed with."""
     facts = {"parameters": sum(tensor.numel() for tensor in tensors.values())}
     write_tensors(path, tensors, replace(header, schema=MEMORY.schema, schema_version=MEMORY.version, facts=facts))
 

@@ -1,4 +1,4 @@
-"""`profiles/<task>.parquet`: how strongly a task's loss pulls at each site, a row per site in forward order."""
+"""`profiles/<task>.parquet`: sensitivity of a task's loss to each candidate site, a row per site in forward order."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SiteProfile:
 
 
 def write_profile(path: Path, rows: list[SiteProfile], header: Header) -> None:
-    """Write the rows in the order given; rows of a class that has more fields get columns for them at the end."""
+    """Write the rows in the order given; further fields of a subclass become columns at the end."""
     import pyarrow as pa
 
     kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
@@ -53,7 +53,7 @@ def write_profile(path: Path, rows: list[SiteProfile], header: Header) -> None:
 
 
 def read_profile(path: Path) -> tuple[list[SiteProfile], Header]:
-    """Read (rows, header); columns beyond those of `SiteProfile` are for people and are left aside."""
+    """Read (rows, header); columns beyond those of `SiteProfile` are not read."""
     table, header = read_table(path, PROFILE)
     require_facts(header, ("backbone_parameters",), path=path)
     columns = table.select([field.name for field in fields(SiteProfile)])

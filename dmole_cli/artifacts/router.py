@@ -18,13 +18,13 @@ FACTS = ("threshold", "quantiles", "layout", "decoder")
 
 @dataclass(frozen=True)
 class RouterFile:
-    """A router as it stands on disk.
+    """A router as it is stored.
 
     Attributes:
         tensors: `encoder.0.weight` [hidden, width], `encoder.0.bias`, `decoder.0.weight` [width, hidden], `decoder.0.bias`.
-        threshold: mean squared error below which a sample may belong to the task.
-        quantiles: of the held-out losses (min, 0.10 ... 0.99, max, mean, std).
-        layout: what the feature is made of, with widths, in order.
+        threshold: reconstruction loss (mean squared error) below which the router accepts a sample.
+        quantiles: summary of the held-out losses (min, 0.10 ... 0.99, max, mean, std).
+        layout: parts of the feature in order, with their widths.
         decoder: `sigmoid` or `linear`.
         header: provenance.
     """

@@ -12,7 +12,6 @@ from dmole_cli.artifacts.kinds import (
     EXPERT,
     FEATURES,
     GENERATIONS,
-    IMAGE_DIGESTS,
     KINDS,
     LIKELIHOOD,
     LIKELIHOOD_CACHE,
@@ -33,7 +32,7 @@ class Run:
 
     Attributes:
         root: the run directory.
-        shared: folder of the artifacts that several runs share (profiles, features and routers); None for the run directory itself.
+        shared: folder of profiles, features and routers, which several runs may share; None for the run directory itself.
     """
 
     root: Path
@@ -115,8 +114,8 @@ class Run:
         return self.path(GENERATIONS, task=task, split=split)
 
     def image_digests(self) -> Path:
-        """Digests of image files by size and modification time."""
-        return self._base(FEATURES.folder) / IMAGE_DIGESTS.path
+        """Digests of image files by size and modification time: a cache, not an artifact."""
+        return self._base(FEATURES.folder) / "cache" / "images.sqlite"
 
     def cost(self, stage: str, task: str) -> Path:
         """Seconds that a stage took: beside the artifacts and not in them, because time is not reproducible."""

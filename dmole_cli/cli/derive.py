@@ -17,7 +17,8 @@ from typing import Annotated, Any, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from dmole_cli.settings.declare import Section, choices_of, option_name, plain_type
+from dmole_cli.cli.subcommands import settings_of
+from dmole_cli.settings.declare import choices_of, option_name, plain_type
 from dmole_cli.settings.model import Settings
 
 WHAT, HOW, BACKBONE, FILES, OUTPUT = "What", "How", "Backbone", "Files", "Output"
@@ -34,24 +35,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 ForceOption = Annotated[bool, typer.Option("--force", help="Run even if the output exists.", rich_help_panel=OUTPUT)]
 COMMON = {"run_directory": (RunOption, DEFAULT_RUN), "config": (ConfigOption, None)}
 FLAGS = {"json": (JsonOption, False), "force": (ForceOption, False)}
-
-
-def settings_of(module: Any, model: type[Settings] = Settings) -> dict[str, FieldInfo]:
-    """The settings of a subcommand by their dotted names, sections expanded."""
-    found: dict[str, FieldInfo] = {}
-    for name in module.SETTINGS:
-        section, _, key = name.rpartition(".")
-        fields = _section(model, section).model_fields if section else model.model_fields
-        kind = plain_type(fields[key].annotation)
-        if isinstance(kind, type) and issubclass(kind, Section):
-            found |= {f"{name}.{inner}": field for inner, field in kind.model_fields.items()}
-        else:
-            found[name] = fields[key]
-    return found
-
-
-def _section(model: type[Settings], name: str) -> type[Section]:
-    return plain_type(model.model_fields[name].annotation)
 
 
 def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -> Any:

@@ -5,26 +5,32 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from dmole_cli.artifacts.errors import ArtifactError, MissingArtifact, OtherBackbone, StaleArtifact
 from dmole_cli.artifacts.kinds import ALLOCATION, D_MOLE, EVALUATION, EXPERT, LIKELIHOOD, MEMORY, RESCORED, Kind
+from dmole_cli.artifacts.run import Run
+from dmole_cli.cli.subcommands import module_of, settings_of
+from dmole_cli.settings.model import Settings
 
-if TYPE_CHECKING:
-    from dmole_cli.cli.workspace import Workspace
 
+def hint_for(error: ArtifactError, run: Run, typed: Mapping[str, str], settings: type[Settings]) -> str:
+    """What to type after this error.
 
-def hint_for(error: ArtifactError, work: Workspace) -> str:
-    """What to type after this error."""
-    found = work.run.identify(error.path)
+    Args:
+        error: names the artifact.
+        run: the run directory.
+        typed: options as they were typed, by settings and common options.
+        settings: the model of all settings.
+    """
+    found = run.identify(error.path)
     if found is None:
         return _for_other_file(error)
     kind, values = found
     if not kind.command:
         return f"delete {error.path}: it is a cache and is filled again"
     if isinstance(error, StaleArtifact) and error.imported:
-        return f"run: {_command('import', kind, values, work)} ADAPTER --force"
-    command = _command(kind.command, kind, values, work)
+        return f"run: {_command('import', kind, values, typed, settings)} ADAPTER --force"
+    command = _command(kind.command, kind, values, typed, settings)
     if isinstance(error, MissingArtifact):
         return f"run: {command}"
     if isinstance(error, OtherBackbone):
@@ -39,11 +45,10 @@ def _for_other_file(error: ArtifactError) -> str:
     return "check the path: a file that dmole wrote is expected"
 
 
-def _command(command: str, kind: Kind, values: Mapping[str, str], work: Workspace) -> str:
+def _command(
+    command: str, kind: Kind, values: Mapping[str, str], typed: Mapping[str, str], settings: type[Settings]
+) -> str:
     """The command line that makes an artifact."""
-    from dmole_cli.cli.derive import settings_of
-    from dmole_cli.cli.lazy import module_of
-
     name, _, flag = command.partition(" ")
     words = ["dmole", name, *([values["metric"]] if kind is RESCORED else []), f"--task {shlex.quote(values['task'])}"]
     if kind in (EXPERT, MEMORY, ALLOCATION) and values["method"] != D_MOLE:
@@ -55,8 +60,11 @@ def _command(command: str, kind: Kind, values: Mapping[str, str], work: Workspac
         words += options if kind is not RESCORED else []
         words += [f"--split {values['split']}"] if values["split"] != "test" else []
     module = module_of(name)
-    repeated = {"run", "config", *settings_of(module)} - {"evaluate.split", *getattr(module, "REPEATABLE", ())}
-    words += [text for path, text in work.typed.items() if path in repeated]
+    repeated = {"run", "config", *settings_of(module, settings)} - {
+        "evaluate.split",
+        *getattr(module, "REPEATABLE", ()),
+    }
+    words += [text for path, text in typed.items() if path in repeated]
     return " ".join([*words, *([flag] if flag else [])])
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
+
+from dmole_cli.cli.subcommands import module_of
 
 # Subcommands of `dmole tasks`: name -> what it does.
 TASKS_COMMANDS = {
@@ -59,9 +60,3 @@ class TasksGroup(LazyGroup):
         from dmole_cli.cli.derive import build
 
         return build(f"tasks {name}", module_of(f"tasks {name}"), self.table[name], ctx.find_root().obj)
-
-
-def module_of(name: str) -> Any:
-    """The module of a subcommand: `dmole train-task` is commands/train_task.py, `dmole import` commands/import_.py."""
-    stem = name.replace("-", "_").replace(" ", "_")
-    return importlib.import_module(f"dmole_cli.commands.{'import_' if stem == 'import' else stem}")

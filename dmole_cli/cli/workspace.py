@@ -13,6 +13,7 @@ from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.handle import BackboneHandle
 from dmole_cli.cli import console
+from dmole_cli.cli.hints import hint_for
 from dmole_cli.data.card import task_name
 from dmole_cli.data.task_data import TaskData
 from dmole_cli.errors import DmoleError
@@ -103,9 +104,8 @@ class Workspace:
         try:
             yield
         except ArtifactError as error:
-            from dmole_cli.cli.hints import hint_for
-
-            raise DmoleError(error.message, hint_for(error, self)) from error
+            hint = hint_for(error, self.run, self.typed, type(self.settings))
+            raise DmoleError(error.message, hint) from error
 
 
 def workspace(settings: Settings, run: Run, *, further: Sequence[str] = (), **values: Any) -> Workspace:

@@ -1,4 +1,4 @@
-"""The tasks of a command: their cards, their splits, and digests of these. A split is read once, however often it is asked for."""
+"""The tasks of a command: their cards, their splits, and digests of these; a split is read once per command."""
 
 from __future__ import annotations
 

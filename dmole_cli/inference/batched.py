@@ -1,8 +1,8 @@
 """Cached batch inference under a method's experts.
 
-A prediction or a likelihood depends on the backbone, the sample, the sample's active experts and what is asked for. It is cached in
-the run directory under a digest of exactly these, so that of all entries of the score matrix only distinct keys are computed,
-whatever methods, positions and tasks are evaluated.
+A prediction or a likelihood depends on the backbone, the sample, the sample's active experts and what is asked for.
+It is cached in the run directory under a digest of exactly these, so that of all entries of the score matrix only
+distinct keys are computed, whatever methods, positions and tasks are evaluated.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One small autoencoder per task, which reconstructs the features of its own task well and those of other tasks badly.
 
-D-MoLE, arXiv 2506.11672, section 4.1: m_t(x) is the mean squared reconstruction error of task t's autoencoder on the L2-normalised
-feature of x.
+D-MoLE, arXiv 2506.11672, section 4.1: m_t(x) is the mean squared reconstruction error of task t's autoencoder on the
+L2-normalised feature of x.
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ def start_at_mean(autoencoder: Autoencoder, features: torch.Tensor) -> None:
 def fit(autoencoder: Autoencoder, features: torch.Tensor, chosen: RouterSettings, *, seed: int) -> int:
     """Train on features [samples, width]; returns the number of epochs run.
 
-    MSE, Adam, learning rate 5e-3 on a cosine to 1e-3, stopped after `patience` epochs without a lower training loss (the recipe of
-    the reference implementation). `start = "random"` leaves the decoder's bias as PyTorch initializes it, as the reference does.
+    MSE, Adam, learning rate 5e-3 on a cosine to 1e-3, stopped after `patience` epochs without a lower training loss
+    (the recipe of the reference implementation). `start = "random"` leaves the decoder's bias as PyTorch initializes
+    it, as the reference does.
     """
     if chosen.start == "mean":
         start_at_mean(autoencoder, features)

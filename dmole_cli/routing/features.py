@@ -36,9 +36,9 @@ def routing_features(
 ) -> torch.Tensor:
     """Routing features [samples, width] of a split, in the order of the split.
 
-    They are read from the split's file. Where that is missing, or was made from other data, another backbone or another layout, it
-    is written again, and only features that no file of the folder holds are computed. The bytes of the file do not depend on how
-    many of its rows were known.
+    They are read from the split's file. Where that is missing, or was made from other data, another backbone or
+    another layout, it is written again, and only features that no file of the folder holds are computed. The bytes
+    of the file do not depend on how many of its rows were known.
 
     Args:
         task: name of the task.

@@ -21,8 +21,8 @@ def top_candidates(losses: Sequence[float], thresholds: Sequence[float], *, most
 def batch_vote(losses: Sequence[Sequence[float]], thresholds: Sequence[float]) -> list[int]:
     """Route a whole batch as the reference does: each sample votes for its nearest candidate.
 
-    The task with the most votes is active, and the second one if it has at least 30 % of the votes. Samples without a candidate do
-    not vote. A tie is won by the task that was voted for first.
+    The task with the most votes is active, and the second one if it has at least 30 % of the votes. Samples without
+    a candidate do not vote. A tie is won by the task that was voted for first.
     """
     votes = [first[0] for row in losses if (first := top_candidates(row, thresholds, most=1))]
     ranked = Counter(votes).most_common(2)

@@ -165,7 +165,7 @@ class Settings(Section):
     )
     vision_cache: int = setting(
         1024,
-        "maximum megabytes on disk, while a command runs, for vision features that no active expert changes; 0 disables the cache",
+        "megabytes on disk, while a command runs, for vision features that no active expert changes; 0 disables the cache",
         ge=0,
     )
     shared: str | None = setting(

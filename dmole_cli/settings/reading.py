@@ -92,7 +92,8 @@ def listed(problems: Iterable[str]) -> str:
 
 
 def _words(model: type[BaseModel], detail: ErrorDetails, *, as_options: bool) -> str:
-    field, owner, path = _field_at(model, detail["loc"])
+    field, owner = _field_at(model, detail["loc"])
+    path = [part for part in detail["loc"] if isinstance(part, str)]
     name = ".".join(path)
     if detail["type"] == "extra_forbidden":
         key = str(detail["loc"][-1])
@@ -109,11 +110,9 @@ def _words(model: type[BaseModel], detail: ErrorDetails, *, as_options: bool) ->
     return f"{shown} is {value if isinstance(value, str) and as_options else repr(value)}; expected {words}"
 
 
-def _field_at(
-    model: type[BaseModel], place: tuple[int | str, ...]
-) -> tuple[FieldInfo | None, type[BaseModel], list[str]]:
-    """The setting that an error of pydantic belongs to, the section that has it, and its path."""
-    owner, field, path = model, None, list[str]()
+def _field_at(model: type[BaseModel], place: tuple[int | str, ...]) -> tuple[FieldInfo | None, type[BaseModel]]:
+    """The setting that an error of pydantic belongs to, and the section that has it."""
+    owner, field = model, None
     for part in map(str, place):
         if field is not None:
             inner = field.annotation
@@ -121,7 +120,6 @@ def _field_at(
                 break  # inside of a value, as the third entry of a list
             owner = inner
         field = owner.model_fields.get(part)
-        path.append(part)
         if field is None:
             break
-    return field, owner, path
+    return field, owner

@@ -115,14 +115,15 @@ def hosted(adapter: Adapter, sites: Sequence[Site], *, folder: Path) -> tuple[di
         elif (a.shape[1], b.shape[0]) != (by_name[names[0]].in_features, by_name[names[0]].out_features):
             site = by_name[names[0]]
             problems.append(
-                f"{path} maps {a.shape[1]} to {b.shape[0]} features, the backbone's module {site.in_features} to {site.out_features}"
+                f"{path} maps {a.shape[1]} to {b.shape[0]} features, "
+                f"the backbone's module {site.in_features} to {site.out_features}"
             )
         found[path] = names[0] if len(names) == 1 else ""
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise DmoleError(
             f"{folder} does not fit the backbone: {'; '.join(problems[:3])}{more}",
-            "list the backbone's linear modules: dmole sites --sites linear; or pass the --backbone that the adapter was trained on",
+            "list the linear modules: dmole sites --sites linear; or pass the --backbone that the adapter was trained on",
         )
     scale = _shared(adapter.scales)
     order = {site.name: number for number, site in enumerate(sites)}

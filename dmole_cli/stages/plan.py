@@ -1,4 +1,4 @@
-"""Stage `plan`: what budgets buy on a backbone and what memory the work takes, before weights are loaded and without a profile."""
+"""Stage `plan`: what budgets buy on a backbone, and the memory that the work takes; without weights and without a profile."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ BUDGETS = ("0.5%", "1%", "2%", "5%", "sites:25%", "sites:50%", "sites:100%")
 BYTES_PER_PARAMETER = 4  # experts are float32, in training and on disk
 ASSUMPTIONS = (
     "batches are the longest samples of the task's training split, padded to the longest of them",
-    "experts sit at the sites of the task's allocation; without one, at the first sites that the budget holds, which keeps the most "
-    "activations; at all sites where the budget is refused",
+    "experts sit at the sites of the task's allocation; without one, at the first sites that the budget holds, which keeps "
+    "the most activations; at all sites where the budget is refused",
     "no transfer expert and no penalty; a worker process that prepares batches has its own memory",
     f"process = libraries as loaded here + weights + tensors + {FRAGMENTATION} x tensors without checkpointing, for heap "
     "fragmentation on a CPU; on a GPU: weights + tensors",

@@ -25,11 +25,11 @@ def shuffled_batches(
         batch_size: samples per step.
         epochs: number of passes.
         seed: of the order.
-        lengths: tokens of each sample. Where given, each window of WINDOW batches is sorted by length, so that batches hold little
-            padding, and the batches of a pass are shuffled again.
-        transfer: transfer experts of each sample. Samples with the same ones are neighbours within a window, which is longer by the
-            number of different sets: then few batches (those where one set ends and the next begins) stack the experts of several
-            sets, and lengths stay as similar as without transfer experts.
+        lengths: tokens of each sample. Where given, each window of WINDOW batches is sorted by length, so that
+            batches hold little padding, and the batches of a pass are shuffled again.
+        transfer: transfer experts of each sample. Samples with the same ones are neighbours within a window, which
+            is longer by the number of different sets: then few batches (those where one set ends and the next
+            begins) stack the experts of several sets, and lengths stay as similar as without transfer experts.
     """
     sets = [tuple(sorted(names)) for names in transfer] if transfer else [()] * count
     window = WINDOW * batch_size * max(1, len(set(sets)))
