@@ -189,7 +189,7 @@ def _show(report: CheckReport) -> None:
         if "problem" in look:
             print(f"  {look['sample_id']}: {look['problem']}")
             continue
-        sizes = ", ".join(f"{size['width']} x {size['height']}" for size in look["pictures"])
+        sizes = ", ".join(f"{size['width']} x {size['height']}" for size in look["images"])
         pictures = f"pictures {sizes} in {look['tiles']} tile(s)" if sizes else "no picture"
         print(f"  {look['sample_id']}: {pictures}, {look['tokens']} tokens, {look['answer_tokens']} of the answer")
         for line in [*look["prompt"].splitlines(), f"-> {look['answer']}"]:
