@@ -228,9 +228,9 @@ def test_five_samples_as_the_model_sees_them(with_backbone, run):
     others = checked(with_backbone, run, "--seed", "3", "--looks", "2")["looks"]
     assert len(others) == 2
     assert {look["sample_id"] for look in others} != {look["sample_id"] for look in looks}
-    seen = next(look for look in looks if look["pictures"])
+    seen = next(look for look in looks if look["images"])
     assert seen["prompt"] == f"<user><image>×{tiny.IMAGE_TOKENS}Colour?<assistant>"
-    assert seen["pictures"] == [{"width": 12, "height": 10}] and seen["tiles"] == 1
+    assert seen["images"] == [{"width": 12, "height": 10}] and seen["tiles"] == 1
     assert seen["answer"].endswith("<end>") and seen["answer_tokens"] == len(seen["answer"].removesuffix("<end>")) + 1
     done = run("tasks", "--check", with_backbone.name, "--backbone", "backbone", cwd=with_backbone.parent)
     assert "pictures 12 x 10 in 1 tile(s)" in done.stdout and "| -> red<end>" in done.stdout
@@ -253,4 +253,4 @@ def test_tiles_of_every_family_are_counted(tmp_path):
     pictures = (lambda: Image.new("RGB", (40, 60)), lambda: Image.new("RGB", (60, 40)))
     look = SamplePreview(inputs, limit=0).look(Sample("a", "What?", "red", ("red",), images=pictures))
     assert look["tiles"] == 2  # packed patches of two pictures
-    assert [size["width"] for size in look["pictures"]] == [40, 60]
+    assert [size["width"] for size in look["images"]] == [40, 60]
