@@ -277,10 +277,10 @@ def test_a_trained_expert_is_not_imported_over(exported, run):
         ({"modules_to_save": ["lm_head"]}, "it uses modules_to_save"),
         ({"init_lora_weights": "pissa"}, "changes the backbone's own weights"),
         ({"lora_from_the_future": 3}, "it uses lora_from_the_future 3"),
-        ({"peft_type": "IA3"}, "not that of a LoRA adapter (peft_type IA3)"),
-        ({"r": 5}, "are not of the rank 5"),
+        ({"peft_type": "IA3"}, "not the configuration of a LoRA adapter (peft_type IA3)"),
+        ({"r": 5}, "do not have the rank 5"),
         ({"rank_pattern": {"(": 5}}, "'(' in rank_pattern is not a regular expression"),
-        ({"lora_alpha": None}, "gives no lora_alpha"),
+        ({"lora_alpha": None}, "has no lora_alpha"),
     ],
 )
 def test_what_is_more_than_lora_is_refused(exported, run, change, said):
@@ -308,7 +308,7 @@ def test_tensors_that_do_not_fit_are_refused(exported, run):
         save_file({**tensors, **changed}, path)
 
     stored(**{f"{module}.lora_magnitude_vector": torch.ones(3)})
-    refuse(exported, run, "lora_magnitude_vector is no pair")
+    refuse(exported, run, "lora_magnitude_vector is not a pair")
     stored(
         **{
             "base_model.model.lm_head.lora_A.weight": torch.ones(4, 32),
@@ -363,4 +363,4 @@ def test_a_folder_without_an_adapter_names_those_below_it(exported, run):
     (exported / "more").mkdir()
     (exported / "adapter").rename(exported / "more" / "first")
     done = run("import", "--task", TASK, "more", "--run", "other", cwd=exported)
-    assert done.returncode == 1 and "more holds first: pass one" in done.stderr
+    assert done.returncode == 1 and "more has the adapters first: pass one" in done.stderr
