@@ -1,4 +1,4 @@
-"""`dmole allocate --plan`: what it says of budgets is what allocate spends; what it says of memory is what the work holds."""
+"""`dmole allocate --plan`: its budgets are those that allocate spends, its memory estimates those of the stages."""
 
 import json
 import shutil
