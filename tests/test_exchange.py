@@ -281,6 +281,7 @@ def test_an_import_does_not_replace_a_trained_expert(exported, run):
         ({"r": 5}, "do not have the rank 5"),
         ({"rank_pattern": {"(": 5}}, "'(' in rank_pattern is not a regular expression"),
         ({"lora_alpha": None}, "has no lora_alpha"),
+        ({"layers_pattern": ["layers"]}, "PEFT cannot read"),
     ],
 )
 def test_an_adapter_that_is_more_than_plain_lora_is_rejected(exported, run, change, message):
