@@ -16,7 +16,8 @@ from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.data.images import open_image
 from dmole_cli.data.sample import Sample
-from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.routed import RoutedExperts
 
 FAMILIES = families()
 

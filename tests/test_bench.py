@@ -1,6 +1,6 @@
-"""The comparisons of pipelines/bench in tiny sizes: both sides compute the same, and bench.json has the shape it promises.
+"""The benchmarks in tiny sizes: both variants compute the same, and bench.json has the documented form.
 
-How long anything takes is no matter here.
+Times are not checked.
 """
 
 import importlib
@@ -14,9 +14,8 @@ import pytest
 import tiny
 import torch
 
-from dmole_cli.methods.base import load_method
+from dmole_cli.methods.base import every_cell
 from dmole_cli.settings.model import EvaluateSettings
-from dmole_cli.stages.train_task import train_task
 
 sys.path.insert(0, str(tiny.ROOT))
 FOLDER = tiny.ROOT / "pipelines" / "bench"
@@ -26,6 +25,7 @@ from pipelines.bench import (  # noqa: E402
     _models,
     _reference,
     _timing,
+    backward,
     decode,
     depth,
     evaluation,
@@ -40,6 +40,7 @@ from pipelines.bench import (  # noqa: E402
     step,
     storage,
 )
+from pipelines.bench._stream import StreamRun  # noqa: E402
 
 
 def same(mine, theirs, *, tolerance=1e-5):
@@ -50,7 +51,7 @@ def same(mine, theirs, *, tolerance=1e-5):
         assert float(b.detach().abs().max()) > 0
 
 
-# --- how it is measured ---
+# --- measuring ---
 
 
 def test_every_variant_runs_in_every_round_and_once_before():
@@ -83,18 +84,25 @@ def test_the_peak_is_exact():
     assert _timing.peak_bytes(work) == 4 * (2 * 1_000_000 + 250_000)
 
 
-# --- each comparison: two ways to one result ---
+# --- each benchmark: both variants give the same result ---
 
 
-def test_the_routed_layer_is_pefts_lora_where_everybody_has_the_one_expert():
+def test_the_routed_layer_is_pefts_lora_where_all_samples_have_the_one_expert():
     made = layer.case(16, tokens=4)
     same(layer.routed(made, layer.ALONE)(), layer.peft_lora(made)())
 
 
-def test_the_routed_layer_is_the_references_loop_where_everybody_has_the_same_two():
+def test_the_routed_layer_is_the_references_loop_where_all_samples_have_the_same_two():
     made = layer.case(16, tokens=4)
     pair = layer.PAIRS[0]
     same(layer.routed(made, [pair] * len(layer.PAIRS))(), layer.looped(made, pair, p=0.0)())
+
+
+def test_the_hand_written_backward_pass_gives_the_gradients_of_autograd():
+    made = layer.case(16, tokens=4)
+    for sets in (layer.PAIRS, layer.SPREAD):
+        variants = backward.both(layer.routed(made, sets))
+        same(variants[backward.HAND](), variants[backward.AUTOGRAD]())
 
 
 def test_the_references_loop_drops_out_expert_by_expert():
@@ -134,16 +142,16 @@ def gradients(experts, name=step.NEWEST):
     return [p.grad for p in experts[name].parameters()]
 
 
-def test_a_training_step_is_the_references_where_the_batch_agrees_and_nothing_drops_out(small):
+def test_a_training_step_is_the_references_where_all_samples_have_one_route_and_no_dropout(small):
     mine, theirs = small.experts(), small.experts()
-    join = step.EARLIER[1]
-    loss = step.ours(small, mine, [(step.NEWEST, join)] * len(small.batch))()
-    reference = step.ReferenceStep(small, theirs, p=0.0, join=join)
+    transfer = step.EARLIER[1]
+    loss = step.ours(small, mine, [(step.NEWEST, transfer)] * len(small.batch))()
+    reference = step.ReferenceStep(small, theirs, p=0.0, transfer=transfer)
     assert loss == pytest.approx(reference(), rel=1e-5)
     same(gradients(mine), gradients(theirs), tolerance=1e-3)
 
 
-def test_recomputing_and_ending_early_change_no_bit_of_a_training_step(small):
+def test_checkpointing_and_a_shorter_backward_pass_change_no_bit_of_a_training_step(small):
     made = depth.upper_half(small)
     found = []
     for checkpointing, forced in ((False, False), (True, False), (False, True)):
@@ -162,14 +170,14 @@ def test_the_reference_votes_for_an_earlier_task(small):
     assert _reference.voted(small.backbone, small.batch, small.routers, [0.0] * len(small.routers)) == []
 
 
-def test_batches_of_the_twentieth_task_hold_few_routes_where_they_are_made_as_in_training():
+def test_batches_of_the_twentieth_task_have_few_routes_if_made_as_in_training():
     together, mixed = (growth.routes(32, together=together) for together in (True, False))
     assert [len(set(batch)) for batch in together] == [2, 1]
     assert all(len(batch) == 32 and len(set(batch)) > 12 for batch in mixed)
     assert len({batch[0] for batch in together}) > 1
 
 
-def test_experts_that_nobody_is_routed_to_change_no_bit_of_a_training_step():
+def test_inactive_experts_change_no_bit_of_a_training_step():
     made = growth.on_random_model(tiny=True)
     sets = [(growth.NEWEST, "3"), (growth.NEWEST,)] * 4
     found = []
@@ -218,59 +226,59 @@ def test_the_references_folders_are_counted_as_described():
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory):
-    """A run on two tasks of the stream, beside one that is never trained, with few rows; nothing is evaluated yet."""
-    folder = tmp_path_factory.mktemp("taught")
+def trained(tmp_path_factory):
+    """A run on two tasks of the stream and one that never trains, with few rows, before `evaluate`."""
+    folder = tmp_path_factory.mktemp("trained")
     return matrix.trained(folder, tasks=("emoji", "easyvqa"), unseen=("counting",), train=48, test=3)
 
 
-def evaluated_as_plainly(session):
-    """Evaluate anew: routes and answers are those of the plain way, and none is generated twice."""
-    matrix.evaluate(session, force=True)
-    entries = load_method("d-mole").entries(session.settings.tasks, session.settings.unseen)
-    cells = {entry: matrix.plain(session, entry) for entry in entries}
-    for cell, rows in cells.items():
-        ours = matrix.evaluated(session, cell)
+def evaluated_directly(stream):
+    """Evaluate again: routes and answers are those of the direct evaluation, and no answer is generated twice."""
+    stream.evaluate(force=True)
+    entries = {entry: matrix.directly(stream, *entry) for entry in every_cell(stream.tasks, stream.unseen)}
+    for entry, rows in entries.items():
+        ours = stream.answers(*entry)
         assert [(row.active, row.prediction) for row in ours] == [(row.route, row.answer) for row in rows]
         assert len(rows) >= 3
-    assert len(cells) == 9
-    assert sum(matrix.generated(session).values()) == matrix.distinct(cells)
-    return cells
+    assert len(entries) == 9
+    assert sum(stream.generations().values()) == matrix.distinct(entries)
+    return entries
 
 
-def moved(cells, *, since):
-    """Answers of the last stage that are not those of an earlier one."""
-    last = max(stage for stage, _ in cells)
-    pairs = [zip(rows, cells[since, task], strict=True) for (stage, task), rows in cells.items() if stage == last]
+def changed(entries, *, since):
+    """Answers after the last task that differ from those after an earlier one."""
+    last = max(stage for stage, _ in entries)
+    pairs = [zip(rows, entries[since, task], strict=True) for (stage, task), rows in entries.items() if stage == last]
     return [now.answer for column in pairs for now, then in column if now.answer != then.answer]
 
 
-def test_the_matrix_of_a_run_is_that_of_the_plain_way(taught):
-    cells = evaluated_as_plainly(taught)
-    assert sum(bool(row.route) for row in [*cells[2, "emoji"], *cells[2, "easyvqa"]]) >= 4
-    assert moved(cells, since=0)
+def test_the_score_matrix_of_a_run_is_that_of_the_direct_evaluation(trained):
+    entries = evaluated_directly(trained)
+    assert sum(bool(row.route) for row in [*entries[2, "emoji"], *entries[2, "easyvqa"]]) >= 4
+    assert changed(entries, since=0)
 
 
-def test_the_matrix_is_that_of_the_plain_way_where_experts_share_a_sample(taught, monkeypatch):
-    monkeypatch.setattr(taught, "config", replace(taught.config, evaluate=EvaluateSettings(threshold_scale=1e9)))
-    cells = evaluated_as_plainly(taught)
-    assert all(len(row.route) == stage for (stage, _), rows in cells.items() for row in rows)
-    assert moved(cells, since=0) and moved(cells, since=1)
+def test_the_score_matrix_is_that_of_the_direct_evaluation_with_several_active_experts(trained, monkeypatch):
+    settings = replace(trained.settings, evaluate=EvaluateSettings(threshold_scale=1e9))
+    monkeypatch.setattr(trained.session, "config", settings)
+    entries = evaluated_directly(trained)
+    assert all(len(row.route) == stage for (stage, _), rows in entries.items() for row in rows)
+    assert changed(entries, since=0) and changed(entries, since=1)
 
 
-def test_steps_that_are_timed_beside_profiling_are_those_of_train_task(tmp_path):
+def test_steps_that_are_timed_against_profiling_are_those_of_train_task(tmp_path):
     card = matrix.smaller(tmp_path, "easyvqa", train=80, test=1)
-    session = share.Workspace(share.Settings(tasks=(card,), unseen=()), share.Run(tmp_path / "run"))
-    made, often = share.variants(session, ["easyvqa"], steps=3)  # all there are: 80 rows in batches of 32
+    stream = StreamRun(tmp_path / "run", tasks=(card,), unseen=())
+    made, weights = share.variants(stream, ["easyvqa"], steps=3)  # all there are: 80 rows in batches of 32
     losses = made["training easyvqa"]()
-    facts = train_task("easyvqa", **session.parts).facts
-    assert facts["steps"] == len(losses) == 3 and often == {"profiling easyvqa": 100, "training easyvqa": 1}
+    facts = stream.train_task("easyvqa").facts
+    assert facts["steps"] == len(losses) == 3 and weights == {"profiling easyvqa": 100, "training easyvqa": 1}
     assert facts["first_loss"] == round(losses[0], 4) and facts["last_loss"] == round(sum(losses) / 3, 4)
-    written = session.run.profile("easyvqa").read_bytes()
-    assert made["profiling easyvqa"]().written and session.run.profile("easyvqa").read_bytes() == written
+    written = stream.run.profile("easyvqa").read_bytes()
+    assert made["profiling easyvqa"]().written and stream.run.profile("easyvqa").read_bytes() == written
 
 
-def test_some_batches_stand_for_all():
+def test_chosen_batches_are_spread_over_all_lengths():
     order, lengths = [[i] for i in range(12)], [5, 1, 9, 3, 11, 7, 0, 2, 8, 4, 10, 6]
     chosen = share.spread(order, lengths, count=3)
     assert sorted(lengths[i] for (i,) in chosen) == [2, 6, 10] and chosen == sorted(chosen)
@@ -284,60 +292,58 @@ def test_a_share_is_of_all_tasks_together():
         "training a": [10.0, 20.0],
         "training b": [5.0, 10.0],
     }
-    often = {"profiling a": 100.0, "profiling b": 100.0, "training a": 2.0, "training b": 4.0}
-    assert share.together(times, often) == {"profiling": [300.0, 400.0], "training": [40.0, 80.0]}
+    weights = {"profiling a": 100.0, "profiling b": 100.0, "training a": 2.0, "training b": 4.0}
+    assert share.together(times, weights) == {"profiling": [300.0, 400.0], "training": [40.0, 80.0]}
 
 
-# --- all of it ---
+# --- run.py ---
 
 
-def test_every_comparison_has_a_row_and_bench_json_its_shape(tmp_path):
+def test_every_benchmark_has_a_row_and_bench_json_its_form(tmp_path):
     out = tmp_path / "figures.json"
     command = [sys.executable, str(FOLDER / "run.py"), "--tiny", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=tiny.environment(), timeout=300)
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text(encoding="utf-8"))
-    assert all(list(row) == ["name", "ratio", "low", "high", "reach"] for row in rows)
+    assert all(list(row) == ["name", "ratio", "low", "high", "target"] for row in rows)
     assert len({row["name"] for row in rows}) == len(rows) > 40
     for row in rows:
         assert row["low"] <= row["ratio"] <= row["high"]
-        assert row["reach"] is None or isinstance(row["reach"], int | float)
-    assert {row["reach"] for row in rows if "layer hidden" in row["name"]} >= {1.2, 1.1, 0.6, 0.7, 1.05, None}
-    assert "asked for" in done.stdout and rows[0]["name"] in done.stdout
+        assert row["target"] is None or isinstance(row["target"], int | float)
+    assert {row["target"] for row in rows if "layer hidden" in row["name"]} >= {1.2, 1.1, 0.6, 0.7, 1.05, None}
+    assert "target" in done.stdout and rows[0]["name"] in done.stdout
     ran = {line.split(":")[0] for line in done.stderr.splitlines() if line.endswith(" s")}
-    assert ran == set(NAMES) - set(run.WHEN_NAMED) and run.WHEN_NAMED == ("compiled", "plan", "rows")
+    assert ran == set(NAMES) - set(run.ONLY_BY_NAME) and run.ONLY_BY_NAME == ("backward", "compiled", "plan", "rows")
 
 
-def test_one_comparison_can_be_run_alone(tmp_path):
+def test_one_benchmark_can_be_run_alone(tmp_path):
     command = [sys.executable, str(FOLDER / "run.py"), "--only", "storage", "--out", str(tmp_path / "one.json")]
     done = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), timeout=300)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "one.json").read_text(encoding="utf-8"))
-    assert len(rows) == 2 and all(row["ratio"] <= row["reach"] for row in rows)
+    assert len(rows) == 2 and all(row["ratio"] <= row["target"] for row in rows)
 
 
-def test_compiled_blocks_compute_the_same_where_torch_is_told_of_hooks(tmp_path):
+def test_compiled_blocks_compute_the_same_with_guards_on_hooks(tmp_path):
     out = tmp_path / "compiled.json"
     command = [sys.executable, str(FOLDER / "run.py"), "--only", "compiled", "--tiny", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), timeout=600)
     assert done.returncode == 0, done.stderr
     found = {row["name"].partition(": ")[2]: row["ratio"] for row in json.loads(out.read_text(encoding="utf-8"))}
     assert found["largest relative difference of a loss or score"] < 1e-5
-    assert found["share of the experts' effect that is lost"] == pytest.approx(1), (
-        "without being told it runs without them"
-    )
+    assert found["share of the experts' effect that is lost"] == pytest.approx(1), "without guards it runs without them"
 
 
-def test_no_compiler_is_said(tmp_path):
+def test_a_missing_compiler_is_reported(tmp_path):
     command = [sys.executable, str(FOLDER / "run.py"), "--only", "compiled", "--out", str(tmp_path / "none.json")]
     environment = tiny.environment(CXX="no-such-compiler")
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "left out: compiled: torch.compile wants a C++ compiler, and 'no-such-compiler' is not there" in done.stderr
+    assert "skipped: compiled: torch.compile needs a C++ compiler, and 'no-such-compiler' was not found" in done.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_comparison_is_a_file_with_one_function_and_a_first_line(name):
+def test_a_benchmark_is_a_file_with_one_function_and_a_docstring(name):
     module = importlib.import_module(f"pipelines.bench.{name}")
     assert callable(module.compare) and Path(module.__file__).parent == FOLDER
     assert module.__doc__

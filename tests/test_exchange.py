@@ -1,4 +1,4 @@
-"""Experts to and from other tools: what PEFT makes of an exported one, and what dmole makes of PEFT's own adapters."""
+"""Exchange with PEFT: an exported expert gives the same logits in PEFT, and PEFT's own adapters the same logits in dmole."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def folder_of(tmp_path: Path, backbone: Path) -> Path:
 
 
 def random_expert(backbone, *, method: str = "d-mole") -> ExpertFile:
-    """An expert of a fourth of all linear sites, of two ranks, that changes what the model says."""
+    """An expert of a fourth of all linear sites, of two ranks, that changes the logits clearly."""
     generator = torch.Generator().manual_seed(1)
     sites = {}
     for number, site in enumerate(find_sites(backbone.model, "linear")[1::4]):
@@ -70,13 +70,13 @@ def logits_with(backbone, expert: ExpertFile | None) -> torch.Tensor:
 
 @torch.no_grad()
 def logits_of(model, backbone) -> torch.Tensor:
-    """Of another model, for inputs that the backbone prepared."""
+    """Logits of another model, for inputs that the backbone prepared."""
     inputs, _ = inputs_of(backbone)
     return model.eval()(**inputs).logits[inputs["attention_mask"].bool()]
 
 
 def plain_model(folder: Path):
-    """As another tool loads it, in the precision that dmole computes in."""
+    """The model as another tool loads it, in float32 as in dmole."""
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
 
 
@@ -88,7 +88,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 @every_family
-def test_an_export_says_what_the_expert_alone_says(family, tmp_path, run):  # noqa: F811
+def test_an_export_has_the_logits_of_the_expert_alone(family, tmp_path, run):  # noqa: F811
     backbone, here = load_backbone(str(family)), folder_of(tmp_path, family)
     expert = random_expert(backbone)
     write_expert(here / "dmole-run" / "experts" / f"{TASK}.safetensors", expert)
@@ -115,7 +115,7 @@ def exported(finished, tmp_path, run):
     return here
 
 
-def test_an_export_is_repeatable_and_says_where_it_comes_from(exported, run):
+def test_an_export_is_reproducible_and_records_its_inputs(exported, run):
     before = tiny.files_of(exported / "adapter")
     assert set(before) == {"adapter_config.json", "adapter_model.safetensors", "dmole.json"}
     config = json.loads(before["adapter_config.json"])
@@ -164,10 +164,10 @@ def test_a_dense_mixture_cannot_be_exported(exported, run):
 
 def test_a_placement_as_pefts_arguments(finished, tmp_path, run):
     here = shutil.copytree(finished, tmp_path / "here")
-    said = json.loads(tiny.succeed("allocate", "--format", "peft", cwd=here, run=run).stdout)
-    assert sorted(said) == sorted(tiny.TASKS)
+    placements = json.loads(tiny.succeed("allocate", "--format", "peft", cwd=here, run=run).stdout)
+    assert sorted(placements) == sorted(tiny.TASKS)
     model = plain_model(here / "backbone")
-    adapted = get_peft_model(model, LoraConfig(**said[TASK]))
+    adapted = get_peft_model(model, LoraConfig(**placements[TASK]))
     document = json.loads((here / "dmole-run" / "allocations" / f"{TASK}.json").read_text(encoding="utf-8"))
     found = {n.removeprefix("base_model.model.").split(".lora_A")[0]: p for n, p in adapted.named_parameters()}
     assert sorted(n for n in found if n in document["sites"]) == sorted(document["sites"])
@@ -177,8 +177,8 @@ def test_a_placement_as_pefts_arguments(finished, tmp_path, run):
 # --- import ---
 
 
-def pefts_own(family, backbone, folder: Path, **options) -> torch.Tensor:  # noqa: F811
-    """Write an adapter with PEFT, trained as far as random numbers go; gives the logits of the model that it makes."""
+def peft_adapter(family, backbone, folder: Path, **options) -> torch.Tensor:  # noqa: F811
+    """Write an adapter with random weights by PEFT; gives the logits of the adapted model."""
     sites = find_sites(backbone.model, "attention")
     # Two parts of a path, because one may be the name of something else as well, like a convolution's.
     kinds = sorted({".".join(site.name.split(".")[-2:]) for site in sites})
@@ -192,11 +192,11 @@ def pefts_own(family, backbone, folder: Path, **options) -> torch.Tensor:  # noq
 
 
 @every_family
-def test_an_import_says_what_peft_says(family, tmp_path, run):  # noqa: F811
+def test_an_import_has_the_logits_of_peft(family, tmp_path, run):  # noqa: F811
     backbone, here = load_backbone(str(family)), folder_of(tmp_path, family)
     sites = find_sites(backbone.model, "attention")
     first, last = sites[0], sites[-1]
-    expected = pefts_own(
+    expected = peft_adapter(
         family,
         backbone,
         here / "adapter",
@@ -216,8 +216,8 @@ def test_an_import_says_what_peft_says(family, tmp_path, run):  # noqa: F811
     assert path.read_bytes() == before
 
 
-def test_an_imported_expert_answers_like_the_trained_one(exported, run):
-    """The whole way round: train, export, import into an empty run, train the router there, evaluate."""
+def test_an_imported_expert_scores_like_the_trained_one(exported, run):
+    """Train, export, import into an empty run, train the router there, evaluate."""
     assert not (exported / "other").exists()
     tiny.succeed("import", "--task", TASK, "adapter", "--run", "other", cwd=exported, run=run)
     trained = read_expert(exported / "dmole-run" / "experts" / f"{TASK}.safetensors")
@@ -229,11 +229,11 @@ def test_an_imported_expert_answers_like_the_trained_one(exported, run):
         for a, b in zip(trained.sites[site], imported.sites[site], strict=True)
     )
     tiny.succeed("train-router", "--task", TASK, "--run", "other", cwd=exported, run=run)
-    said = tiny.succeed("evaluate", "--stage", "1", "--run", "other", "--json", cwd=exported, run=run)
-    ours = {cell["task"]: cell for cell in json.loads(said.stdout)}
+    shown = tiny.succeed("evaluate", "--stage", "1", "--run", "other", "--json", cwd=exported, run=run)
+    ours = {entry["task"]: entry for entry in json.loads(shown.stdout)}
     before = json.loads((exported / "said" / "evaluate.json").read_text(encoding="utf-8"))
-    theirs = {cell["task"]: cell for cell in before if cell.get("at_stage") == 1}
-    assert {t: cell["exact_match"] for t, cell in ours.items()} == {t: c["exact_match"] for t, c in theirs.items()}
+    theirs = {entry["task"]: entry for entry in before if entry.get("at_stage") == 1}
+    assert {t: e["exact_match"] for t, e in ours.items()} == {t: e["exact_match"] for t, e in theirs.items()}
     tiny.succeed("evaluate", "--report", "overview", "--run", "other", cwd=exported, run=run)
     # The next task trains after it, as after a trained one.
     for stage in ("profile", "allocate", "train-router", "train-task"):
@@ -241,7 +241,7 @@ def test_an_imported_expert_answers_like_the_trained_one(exported, run):
     assert (exported / "other" / "experts" / f"{tiny.TASKS[1]}.safetensors").exists()
 
 
-def test_an_imported_expert_is_not_trained_over(exported, run):
+def test_training_does_not_replace_an_imported_expert(exported, run):
     path = exported / "other" / "experts" / f"{TASK}.safetensors"
     tiny.succeed("import", "--task", TASK, "adapter", "--run", "other", cwd=exported, run=run)
     before = path.read_bytes()
@@ -260,7 +260,7 @@ def test_an_imported_expert_is_not_trained_over(exported, run):
     assert done.returncode == 1 and "another backbone" in done.stderr and "dmole import --task" in done.stderr
 
 
-def test_a_trained_expert_is_not_imported_over(exported, run):
+def test_an_import_does_not_replace_a_trained_expert(exported, run):
     path = exported / "dmole-run" / "experts" / f"{TASK}.safetensors"
     before = path.read_bytes()
     done = run("import", "--task", TASK, "adapter", cwd=exported)
@@ -270,34 +270,35 @@ def test_a_trained_expert_is_not_imported_over(exported, run):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"use_dora": True}, "it uses use_dora True"),
         ({"bias": "lora_only"}, "it trains biases"),
         ({"modules_to_save": ["lm_head"]}, "it uses modules_to_save"),
         ({"init_lora_weights": "pissa"}, "changes the backbone's own weights"),
         ({"lora_from_the_future": 3}, "it uses lora_from_the_future 3"),
-        ({"peft_type": "IA3"}, "not that of a LoRA adapter (peft_type IA3)"),
-        ({"r": 5}, "are not of the rank 5"),
+        ({"peft_type": "IA3"}, "not the configuration of a LoRA adapter (peft_type IA3)"),
+        ({"r": 5}, "do not have the rank 5"),
         ({"rank_pattern": {"(": 5}}, "'(' in rank_pattern is not a regular expression"),
-        ({"lora_alpha": None}, "gives no lora_alpha"),
+        ({"lora_alpha": None}, "has no lora_alpha"),
+        ({"layers_pattern": ["layers"]}, "PEFT cannot read"),
     ],
 )
-def test_what_is_more_than_lora_is_refused(exported, run, change, said):
+def test_an_adapter_that_is_more_than_plain_lora_is_rejected(exported, run, change, message):
     path = exported / "adapter" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8")
-    refuse(exported, run, said)
+    assert_rejected(exported, run, message)
 
 
-def refuse(here: Path, run, *said: str) -> None:
+def assert_rejected(here: Path, run, *messages: str) -> None:
     done = run("import", "--task", TASK, "adapter", "--run", "other", cwd=here)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 2, done.stderr
-    for text in said:
+    for text in messages:
         assert text in done.stderr
     assert not (here / "other" / "experts").exists()
 
 
-def test_tensors_that_do_not_fit_are_refused(exported, run):
+def test_tensors_that_do_not_fit_are_rejected(exported, run):
     path = exported / "adapter" / "adapter_model.safetensors"
     tensors = load_file(path)
     a_name = next(name for name in tensors if name.endswith("lora_A.weight"))
@@ -308,18 +309,18 @@ def test_tensors_that_do_not_fit_are_refused(exported, run):
         save_file({**tensors, **changed}, path)
 
     stored(**{f"{module}.lora_magnitude_vector": torch.ones(3)})
-    refuse(exported, run, "lora_magnitude_vector is no pair")
+    assert_rejected(exported, run, "lora_magnitude_vector is not a pair")
     stored(
         **{
             "base_model.model.lm_head.lora_A.weight": torch.ones(4, 32),
             "base_model.model.lm_head.lora_B.weight": torch.ones(9, 4),
         }
     )
-    refuse(exported, run, "lm_head is no linear module of the backbone's blocks", "dmole sites")
+    assert_rejected(exported, run, "lm_head is no linear module of the backbone's blocks", "dmole sites")
     stored(**{a_name: torch.ones(4, 7)})
-    refuse(exported, run, f"{plain} goes from 7 to")
+    assert_rejected(exported, run, f"{plain} goes from 7 to")
     stored(**{"q_proj.lora_A.weight": torch.ones(4, 32), "q_proj.lora_B.weight": torch.ones(32, 4)})
-    refuse(exported, run, "q_proj could be")
+    assert_rejected(exported, run, "q_proj could be")
     suffix = plain.removeprefix("model.")
     stored(
         **{
@@ -327,14 +328,14 @@ def test_tensors_that_do_not_fit_are_refused(exported, run):
             f"{suffix}.lora_B.weight": tensors[f"{module}.lora_B.weight"].clone(),
         }
     )
-    refuse(exported, run, f"{plain} is adapted twice")
+    assert_rejected(exported, run, f"{plain} is adapted twice")
     path.write_bytes(path.read_bytes()[:100])
-    refuse(exported, run, "cannot be read as safetensors")
+    assert_rejected(exported, run, "cannot be read as safetensors")
     path.rename(path.with_suffix(".bin"))
-    refuse(exported, run, "is a pickle", "save it again")
+    assert_rejected(exported, run, "is a pickle", "save it again")
 
 
-def test_paths_without_prefix_or_only_with_their_ends_are_found(exported, run):
+def test_paths_without_a_prefix_and_suffixes_of_paths_are_found(exported, run):
     path = exported / "adapter" / "adapter_model.safetensors"
     tensors = load_file(path)
     for prefix in ("base_model.model.", "base_model.model.model."):
@@ -347,10 +348,12 @@ def test_paths_without_prefix_or_only_with_their_ends_are_found(exported, run):
         )
 
 
-@pytest.mark.parametrize(("method", "said"), [("seq-ft", "trains one expert on"), ("moe-lora", "trains one expert on")])
-def test_methods_whose_experts_are_no_adapters_are_refused(exported, run, method, said):
+@pytest.mark.parametrize(
+    ("method", "message"), [("seq-ft", "trains one expert on"), ("moe-lora", "trains one expert on")]
+)
+def test_methods_without_an_expert_per_task_are_rejected(exported, run, method, message):
     done = run("import", "--task", TASK, "--method", method, "adapter", "--run", "other", cwd=exported)
-    assert done.returncode == 1 and said in done.stderr
+    assert done.returncode == 1 and message in done.stderr
 
 
 def test_an_adapter_for_another_method(exported, run):
@@ -358,8 +361,8 @@ def test_an_adapter_for_another_method(exported, run):
     tiny.succeed("evaluate", "--method", "finetune", "--stage", "1", "--run", "other", cwd=exported, run=run)
 
 
-def test_a_folder_without_an_adapter_names_those_below_it(exported, run):
+def test_the_error_for_a_folder_without_an_adapter_lists_those_in_its_subfolders(exported, run):
     (exported / "more").mkdir()
     (exported / "adapter").rename(exported / "more" / "first")
     done = run("import", "--task", TASK, "more", "--run", "other", cwd=exported)
-    assert done.returncode == 1 and "more holds first: pass one" in done.stderr
+    assert done.returncode == 1 and "more has the adapters first: pass one" in done.stderr

@@ -28,7 +28,8 @@ from dmole_cli.experts.expert import new_expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate
 from dmole_cli.profiling.sensitivity import measure_sensitivity
-from dmole_cli.training.loop import TrainSettings, train_expert
+from dmole_cli.settings.model import TrainSettings
+from dmole_cli.training.loop import Batch, Schedule, train_expert
 
 STAGES = ("profile", "allocate", "train-router", "train-task", "evaluate")
 
@@ -46,12 +47,10 @@ def trained(backbone, *, steps=6, checkpointing=False):
     expert = new_expert(shapes, scale=2.0, generator=torch.Generator().manual_seed(0))
     routed.add("new", expert)
     rows = [backbone.encode(sample, with_answer=True) for sample in samples()]
-    batches = [([""] * len(rows), [("new",)] * len(rows), rows)] * steps
+    batches = [Batch([""] * len(rows), [("new",)] * len(rows), rows)] * steps
     try:
         with activation_checkpointing(backbone) if checkpointing else torch.enable_grad():
-            losses = train_expert(
-                backbone, routed, expert, batches, steps=steps, learning_rate=0.02, settings=TrainSettings()
-            )
+            losses = train_expert(backbone, routed, expert, batches, schedule=Schedule(steps, 0.02, TrainSettings()))
     finally:
         routed.close()
     return expert, losses.answers

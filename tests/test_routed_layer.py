@@ -20,7 +20,7 @@ SETS = [("birds",), (), ("ships", "signs"), ("signs", "birds", "ships"), ("trees
 
 
 class Model(nn.Module):
-    """Two linear layers with something between them; the second one may lack a bias."""
+    """Two linear layers with a tanh between them, with or without bias."""
 
     def __init__(self, *, bias: bool = True) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Model(nn.Module):
 
 
 def build(*, bias: bool = True, trained: str | None = None, dtype: torch.dtype = torch.float32):
-    """A frozen model with its experts, B not zero; `trained` is the one that takes gradients."""
+    """A frozen model with its experts, B not zero; `trained` is the trainable one."""
     generator = torch.Generator().manual_seed(3)
     torch.manual_seed(2)
     model = Model(bias=bias).to(dtype).requires_grad_(False)
@@ -68,7 +68,7 @@ def plain_layer(linear: nn.Linear, site: str, x: torch.Tensor, experts: list[Exp
 
 
 def plain(model: Model, experts: dict[str, Expert], x: torch.Tensor, sets, *, first_rows=None) -> torch.Tensor:
-    """Row by row; `first_rows` gives the sample of each row."""
+    """The expected output, row by row; `first_rows` gives the sample of each row."""
     out = []
     for row in range(len(x)):
         own = [experts[name] for name in sets[row if first_rows is None else first_rows[row]]]
@@ -121,7 +121,7 @@ def test_the_order_and_the_number_of_experts_make_no_difference_to_a_sample():
     assert not torch.allclose(together[0], together[1])
 
 
-def test_frozen_experts_and_the_backbone_take_no_gradient():
+def test_frozen_experts_and_the_backbone_get_no_gradient():
     model, experts = build(trained="signs")
     routed = attach(model, experts)
     with routed.route(SETS):
@@ -132,7 +132,7 @@ def test_frozen_experts_and_the_backbone_take_no_gradient():
             assert (tensor.grad is not None) == (name == "signs"), name
 
 
-def test_only_the_samples_that_use_an_expert_reach_its_gradient():
+def test_only_samples_that_use_an_expert_contribute_to_its_gradient():
     model, experts = build(trained="trees")
     routed = attach(model, experts)
     x = inputs(3)
@@ -146,7 +146,7 @@ def test_several_rows_of_a_tower_follow_their_sample():
     sets = [("signs",), (), ("birds", "ships")]
     rows = torch.tensor([0, 0, 0, 1, 2, 2])
     x = inputs(4)
-    # Both layers see six rows here, so both are given the map from row to sample.
+    # Both layers get six rows here, so both need the sample of each row.
     expected = plain(model, experts, x, sets, first_rows=rows.tolist())
     routed = attach(model, experts)
     with routed.route(sets, rows={"vision": rows, "language": rows}):
@@ -195,7 +195,7 @@ def test_bfloat16_stays_within_its_own_rounding_and_experts_stay_float32():
     assert all(g.dtype == torch.float32 for g in got[1:])
 
 
-def test_without_an_active_expert_every_byte_is_the_plain_models():
+def test_without_an_active_expert_every_byte_is_that_of_the_plain_model():
     model, experts = build()
     x = inputs(4).detach()
     bare = model(x)
@@ -231,7 +231,7 @@ def test_a_new_expert_changes_nothing_yet():
 
 
 class Packed(nn.Module):
-    """A host whose weights are not what it multiplies with, as quantised ones are; it can only be called."""
+    """A host that stores encoded weights, as quantised modules do."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class Packed(nn.Module):
 
 
 class Halved(nn.Linear):
-    """A linear that does something of its own."""
+    """A subclass of Linear with its own forward."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) / 2
@@ -257,7 +257,7 @@ def halved(linear: nn.Linear) -> nn.Linear:
 
 
 @pytest.mark.parametrize("make", [Packed, halved], ids=["packed", "subclass"])
-def test_a_host_that_is_no_plain_linear_is_called_as_it_is(make):
+def test_a_host_that_is_not_a_plain_linear_layer_is_called_as_it_is(make):
     model, experts = build(trained="signs")
     model.first, model.second = make(model.first), make(model.second)
     x = inputs(4)
@@ -282,7 +282,7 @@ def test_a_host_that_is_no_plain_linear_is_called_as_it_is(make):
 
 
 @pytest.mark.parametrize("part", ["weight", "bias"])
-def test_a_host_in_training_gets_its_own_gradient(part):
+def test_a_trainable_host_gets_its_gradient(part):
     model, experts = build(trained="signs")
     tensor = getattr(model.second, part).requires_grad_()
     x = inputs(4)
@@ -293,7 +293,7 @@ def test_a_host_in_training_gets_its_own_gradient(part):
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_another_hook_on_a_host_has_its_say():
+def test_another_hook_on_a_host_gets_its_gradient():
     model, experts = build(trained="signs")
     x = inputs(4)
     factor = torch.tensor(3.0, requires_grad=True)
@@ -305,7 +305,7 @@ def test_another_hook_on_a_host_has_its_say():
     torch.testing.assert_close(got, model.first(x).detach().sum(), rtol=1e-5, atol=1e-4)
 
 
-def test_under_autocast_the_products_are_taken_in_its_type():
+def test_under_autocast_the_products_have_its_dtype():
     model, experts = build(trained="signs")
     x = inputs(4)
     expected = plain(model, experts, x, SETS)
@@ -315,9 +315,9 @@ def test_under_autocast_the_products_are_taken_in_its_type():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = model(x)
             with torch.no_grad():
-                answered = model(x)
+                without_gradients = model(x)
         got = gradients(found.float().sum(), x, experts["signs"])
-    assert found.dtype == torch.bfloat16 and torch.equal(found, answered)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, without_gradients)
     error, largest = (found.float() - expected).detach().abs().max(), expected.detach().abs().max()
     assert float(error) < 0.02 * float(largest)
     for mine, theirs in zip(got, wanted, strict=True):
@@ -325,7 +325,7 @@ def test_under_autocast_the_products_are_taken_in_its_type():
         assert float((mine - theirs).abs().max()) < 0.02 * float(theirs.abs().max())
 
 
-def test_an_expert_that_is_frozen_is_brought_to_the_activations_type_once():
+def test_a_frozen_expert_is_cast_to_the_activations_dtype_once():
     model, experts = build(trained="birds", dtype=torch.bfloat16)
     routed = attach(model, experts)
     seen = []
@@ -334,7 +334,7 @@ def test_an_expert_that_is_frozen_is_brought_to_the_activations_type_once():
             model(inputs(2, dtype=torch.bfloat16))
             seen.append(routed._plan.sites["first"].a)
     assert seen[0] is seen[1] and seen[0].dtype == torch.bfloat16
-    # The one in training is read anew for every batch.
+    # A trainable one is read for every batch.
     with torch.no_grad():
         experts["birds"].sites["first"][0].add_(1.0)
     with routed.route([("birds",)] * len(SETS), dtype=torch.bfloat16):
@@ -343,7 +343,7 @@ def test_an_expert_that_is_frozen_is_brought_to_the_activations_type_once():
         )
 
 
-def test_rows_that_leave_take_their_experts_with_them():
+def test_kept_samples_have_their_own_experts():
     model, experts = build()
     routed = attach(model, experts)
     rows = torch.tensor([0, 0, 1, 2, 3, 4, 5, 5])
@@ -355,7 +355,7 @@ def test_rows_that_leave_take_their_experts_with_them():
         again = torch.tensor([2, 0])
         routed.keep(again)
         fewer = model.second(words[again])
-        images = model.first(x[rows])  # pictures are never decoded: their map stays
+        images = model.first(x[rows])  # images are not decoded: their rows stay
     for row, sample in enumerate(stay.tolist()):
         own = [experts[name] for name in SETS[sample]]
         torch.testing.assert_close(
@@ -367,21 +367,21 @@ def test_rows_that_leave_take_their_experts_with_them():
         torch.testing.assert_close(images[row], plain_layer(model.first, "first", x[sample], own), rtol=1e-5, atol=1e-5)
 
 
-def test_only_experts_in_training_keep_anything_for_the_way_back():
+def test_only_trainable_experts_save_activations_for_backward():
     model, experts = build(trained="signs")
     routed = attach(model, experts)
-    kept = []
+    saved = []
     x = inputs(50)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         with routed.route([("birds", "ships")] * len(SETS)):
             model.first(x)
-        frozen, kept[:] = list(kept), []
+        frozen, saved[:] = list(saved), []
         with routed.route([("birds", "signs")] * len(SETS)):
             model.first(x)
     of_activations = [t.numel() for t in frozen if t.shape[:2] == x.shape[:2] and t.shape[-1] != NARROW]
     assert not of_activations, "the plain linear's own input aside"
     rank = EXPERTS["signs"][0]
-    assert max(t.shape[-1] for t in kept if t.shape[:2] == x.shape[:2] and t.shape[-1] != NARROW) == rank
+    assert max(t.shape[-1] for t in saved if t.shape[:2] == x.shape[:2] and t.shape[-1] != NARROW) == rank
 
 
 def test_closing_leaves_no_trace():
@@ -418,25 +418,25 @@ def test_gradient_checkpointing_inside_a_route_gives_the_same_gradients():
         assert torch.equal(mine, theirs)
 
 
-def test_the_low_rank_part_keeps_nothing_of_the_outputs_size():
+def test_the_low_rank_part_saves_nothing_of_the_outputs_size():
     out, length = 96, 50
     linear = nn.Linear(NARROW, out).requires_grad_(False)
     model = nn.ModuleDict({"only": linear})
     expert = new_expert({"only": (2, NARROW, out)}, scale=1.0, generator=torch.Generator().manual_seed(0))
     routed = RoutedExperts(model, lambda site: "language")
     routed.add("one", expert)
-    kept = []
+    saved = []
     x = torch.randn(3, length, NARROW, requires_grad=True)
     with (
-        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t),
         routed.route([("one",)] * 3),
     ):
         linear(x)
-    assert kept, "the backward pass needs something"
-    assert max(kept) <= max(x.numel(), expert.sites["only"][1].numel(), linear.weight.numel()) < 3 * length * out
+    assert saved, "the backward pass needs some tensor"
+    assert max(saved) <= max(x.numel(), expert.sites["only"][1].numel(), linear.weight.numel()) < 3 * length * out
 
 
-def test_dropout_touches_the_experts_alone_and_only_while_training():
+def test_dropout_applies_to_the_experts_only_and_in_training_only():
     model, experts = build()
     routed = attach(model, experts)
     routed.dropout = 0.5

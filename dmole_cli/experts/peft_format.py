@@ -1,6 +1,7 @@
-"""A folder with a LoRA adapter as PEFT writes and reads it: adapter_config.json and adapter_model.safetensors.
+"""The folder of a LoRA adapter as PEFT writes and reads it: adapter_config.json and adapter_model.safetensors.
 
-Written without the peft library, which takes seconds to import: both files are plain, and a test loads them with it.
+PEFT's LoraConfig supplies the options that are written, and reads and matches those of an adapter. It takes seconds to import,
+so it is imported inside the functions that need it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,31 +21,37 @@ from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
     import torch
+    from peft import LoraConfig
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
-WHERE = "pass a folder that save_pretrained of PEFT has written, with adapter_config.json and adapter_model.safetensors"
+HINT = "pass a folder written by PEFT's save_pretrained, with adapter_config.json and adapter_model.safetensors"
 
-# What of a PEFT configuration is read here, or changes nothing once the weights are trained. Everything else that is set
-# (DoRA, retrained modules, a bias, what later versions bring) would change what the adapter computes, and is refused.
+# Options of LoraConfig that an export states.
+WRITTEN = (
+    "peft_type", "task_type", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights",
+    "lora_dropout", "modules_to_save", "r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern",
+)  # fmt: skip
+# Options that are read here, or have no effect once the weights are trained. Any other option that is set (DoRA, retrained
+# modules, options of later versions) may change what the adapter computes, and is rejected.
 READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
 HARMLESS = {
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "megatron_core",
     "qalora_group_size", "runtime_config", "eva_config", "ensure_weight_tying",
 }  # fmt: skip
-# Starting points that leave the backbone's weights as they are; all others are worth something with changed ones only.
-STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+# Initialisations that leave the backbone's weights unchanged; an adapter with another one needs the weights that it changed.
+INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter as it stands on disk.
+    """A LoRA adapter read from disk.
 
     Attributes:
-        modules: module path, without PEFT's prefix -> (A [rank, in], B [out, rank]) in the file's precision.
-        scales: module path -> what B A x is multiplied with.
+        modules: module path, without PEFT's prefix -> (A [rank, in], B [out, rank]) in the file's dtype.
+        scales: module path -> the factor of B A x.
         digests: file -> sha256.
     """
 
@@ -53,11 +61,11 @@ class Adapter:
 
 
 def placement_config(ranks: Mapping[str, int], *, scale: float) -> dict[str, Any]:
-    """The arguments of PEFT's LoraConfig that put an adapter of these ranks on these modules.
+    """The arguments of PEFT's LoraConfig that create an adapter of these ranks at these modules; needs no import of PEFT.
 
     Args:
         ranks: full module path -> rank; at least one.
-        scale: alpha / rank, of all of them.
+        scale: alpha / rank, the same at all of them.
     """
     [(rank, _)] = Counter(ranks.values()).most_common(1)
     others = {name: other for name, other in ranks.items() if other != rank}
@@ -77,102 +85,122 @@ def _number(value: float) -> float | int:
 def write_adapter(
     folder: Path, modules: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *, scale: float, backbone: str
 ) -> None:
-    """Write both files into a folder that is there.
+    """Write both files into an existing folder.
 
     Args:
-        folder: where.
+        folder: of the adapter.
         modules: full module path -> (A [rank, in], B [out, rank]).
         scale: alpha / rank.
-        backbone: what the adapter belongs to, as the user calls it.
+        backbone: name or path of the base model.
     """
+    from peft import LoraConfig
     from safetensors.torch import save
 
-    config = {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": backbone,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_dropout": 0.0,
-        "modules_to_save": None,
-        **placement_config({name: len(a) for name, (a, _) in modules.items()}, scale=scale),
-    }
+    placement = placement_config({name: len(a) for name, (a, _) in modules.items()}, scale=scale)
+    config = LoraConfig(base_model_name_or_path=backbone, inference_mode=True, **placement).to_dict()
+    # save_pretrained would add PEFT's version and write target_modules in the order of a set, which differs between
+    # processes: the same expert would not give the same bytes.
+    config["target_modules"] = placement["target_modules"]
     tensors = {f"{PREFIX}{name}{A_SUFFIX}": a.contiguous() for name, (a, _) in modules.items()}
     tensors |= {f"{PREFIX}{name}{B_SUFFIX}": b.contiguous() for name, (_, b) in modules.items()}
     (folder / WEIGHTS).write_bytes(save(dict(sorted(tensors.items())), {"format": "pt"}))
-    write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, {key: config[key] for key in WRITTEN})
 
 
 def read_adapter(folder: Path) -> Adapter:
     """Read a LoRA adapter.
 
     Raises:
-        DmoleError: the folder holds none, its weights are pickled, or it does more than plain LoRA on linear modules.
+        DmoleError: the folder has no adapter, its weights are pickled, or it is more than plain LoRA on linear modules.
     """
-    config = _read_config(folder)
+    options = _read_options(folder)
     weights = folder / WEIGHTS
     if not weights.is_file():
         if (folder / PICKLED).is_file():
             raise DmoleError(
-                f"{folder / PICKLED} is a pickle, which may run any program when it is read",
-                "where you trust it, load it with PEFT and save it again: save_pretrained writes safetensors",
+                f"{folder / PICKLED} is a pickle, which can run any code when it is loaded",
+                "if you trust it, load it with PEFT and save it again: save_pretrained writes safetensors",
             )
-        raise DmoleError(f"{weights} is not there", WHERE)
-    problems = _problems(config)
+        raise DmoleError(f"{weights} does not exist", HINT)
+    problems = _problems(options)
     modules, unknown = _read_pairs(weights)
-    problems += [f"{name} is no pair of lora_A and lora_B" for name in unknown]
+    problems += [f"{name} is not a pair of lora_A and lora_B" for name in unknown]
     if not modules and not unknown:
-        problems.append("it holds no tensors")
+        problems.append("it has no tensors")
     if problems:
-        raise _refused(folder, problems)
-    ranks = {name: int(_of_pattern(config, "rank_pattern", name, config["r"])) for name in modules}
+        raise _rejected(folder, problems)
+    config = _parsed(folder)
+    ranks = {name: int(_of_pattern(config.rank_pattern, name, config.r)) for name in modules}
     wrong = [name for name, (a, b) in modules.items() if not a.shape[0] == b.shape[1] == ranks[name] > 0]
     if wrong:
-        raise _refused(
-            folder, [f"the matrices of {n} are not of the rank {ranks[n]} that {CONFIG} says" for n in wrong]
-        )
+        raise _rejected(folder, [f"the matrices of {n} do not have the rank {ranks[n]} of {CONFIG}" for n in wrong])
     scales = {
-        name: float(_of_pattern(config, "alpha_pattern", name, config["lora_alpha"]))
-        / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        name: float(_of_pattern(config.alpha_pattern, name, config.lora_alpha))
+        / (math.sqrt(rank) if config.use_rslora else rank)  # rsLoRA, arXiv 2312.03732
         for name, rank in ranks.items()
     }
     return Adapter(modules, scales, {name: digest_of_file(folder / name) for name in (CONFIG, WEIGHTS)})
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_options(folder: Path) -> dict[str, Any]:
+    """The options as they are in the file; PEFT's own reader ignores options that it does not know, and fills in defaults."""
     path = folder / CONFIG
     if not path.is_file():
         named = sorted(found.parent.name for found in folder.glob(f"*/{CONFIG}"))
-        raise DmoleError(f"{path} is not there", f"{folder} holds {', '.join(named)}: pass one" if named else WHERE)
+        raise DmoleError(
+            f"{path} does not exist", f"{folder} has the adapters {', '.join(named)}: pass one" if named else HINT
+        )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also what is not UTF-8
-        raise DmoleError(f"{path} is not valid JSON: {error}", WHERE) from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise DmoleError(f"{path} is not that of a LoRA adapter (peft_type {kind})", WHERE)
-    missing = [key for key in ("r", "lora_alpha") if not isinstance(config.get(key), int | float)]
+        options = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also if it is not UTF-8
+        raise DmoleError(f"{path} is not valid JSON: {error}", HINT) from error
+    if not isinstance(options, dict) or options.get("peft_type") != "LORA":
+        kind = options.get("peft_type") if isinstance(options, dict) else None
+        raise DmoleError(f"{path} is not the configuration of a LoRA adapter (peft_type {kind})", HINT)
+    missing = [key for key in ("r", "lora_alpha") if not isinstance(options.get(key), int | float)]
     if missing:
-        raise DmoleError(f"{path} gives no {' and no '.join(missing)}", WHERE)
+        raise DmoleError(f"{path} has no {' and no '.join(missing)}", HINT)
+    return options
+
+
+def _parsed(folder: Path) -> LoraConfig:
+    """The configuration as PEFT reads it.
+
+    Raises:
+        DmoleError: PEFT rejects it, or a pattern is not a regular expression.
+    """
+    from peft import PeftConfig
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of options without an effect
+            config: Any = PeftConfig.from_pretrained(str(folder))
+    except (TypeError, ValueError, ImportError) as error:
+        raise DmoleError(f"PEFT cannot read {folder / CONFIG}: {error}", HINT) from error
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, key) or {}:
+            try:
+                re.compile(f"({pattern})")
+            except re.error as error:
+                message = f"{folder / CONFIG}: '{pattern}' in {key} is not a regular expression: {error}"
+                raise DmoleError(message, HINT) from error
     return config
 
 
-def _problems(config: Mapping[str, Any]) -> list[str]:
-    """What the adapter does beyond plain LoRA, in words."""
+def _problems(options: Mapping[str, Any]) -> list[str]:
+    """What makes the adapter more than plain LoRA, in words."""
     found = []
-    if config.get("bias", "none") != "none":
-        found.append(f"it trains biases (bias {config['bias']})")
-    start = config.get("init_lora_weights")
-    if start not in STARTS:
-        found.append(f"it changes the backbone's own weights (init_lora_weights {start})")
-    known = READ | HARMLESS | {"bias", "init_lora_weights"}
-    return found + [f"it uses {key} {config[key]}" for key in sorted(config.keys() - known) if config[key]]
+    if options.get("bias", "none") != "none":
+        found.append(f"it trains biases (bias {options['bias']})")
+    initialisation = options.get("init_lora_weights")
+    if initialisation not in INITIALISATIONS:
+        found.append(f"it changes the backbone's own weights (init_lora_weights {initialisation})")
+    other = sorted(options.keys() - READ - HARMLESS - {"bias", "init_lora_weights"})
+    return found + [f"it uses {key} {options[key]}" for key in other if options[key]]
 
 
 def _read_pairs(path: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], list[str]]:
-    """Module path -> (A, B), and the names of tensors that are no such pair of matrices."""
+    """Module path -> (A, B), and the names of tensors that do not belong to such a pair of matrices."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -187,20 +215,16 @@ def _read_pairs(path: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]
     return {n.removeprefix(PREFIX): pair for n, pair in pairs.items()}, sorted(tensors.keys() - read)
 
 
-def _of_pattern(config: Mapping[str, Any], key: str, name: str, default: float) -> float:
-    """What a pattern says of a module: the first whose expression matches the path or its end, as PEFT reads them."""
-    for pattern, value in (config.get(key) or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", name):
-                return value
-        except re.error as error:
-            raise DmoleError(f"{CONFIG}: '{pattern}' in {key} is not a regular expression: {error}", WHERE) from error
-    return default
+def _of_pattern(patterns: Mapping[str, float] | None, name: str, default: float) -> float:
+    """The value for a module: that of the first pattern that matches the end of its path, as PEFT matches it."""
+    from peft.utils.other import get_pattern_key
+
+    return (patterns or {}).get(get_pattern_key(list(patterns or ()), name), default)
 
 
-def _refused(folder: Path, problems: Sequence[str]) -> DmoleError:
+def _rejected(folder: Path, problems: Sequence[str]) -> DmoleError:
     more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
     return DmoleError(
-        f"{folder} cannot become an expert: {'; '.join(problems[:5])}{more}",
-        "an expert is plain LoRA on linear modules; train the adapter again without the rest",
+        f"{folder} cannot be imported: {'; '.join(problems[:5])}{more}",
+        "an expert is plain LoRA on linear modules; train the adapter again without the other options",
     )

@@ -1,1 +1,1 @@
-"""Comparisons with the reference way of doing the same work, side by side in one run; see docs/performance.md."""
+"""Benchmarks against reference implementations of the same work, interleaved in one process; see docs/performance.md."""

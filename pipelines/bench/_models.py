@@ -1,9 +1,8 @@
-"""What the comparisons run on: linear layers and whole models with random weights, experts on them, random samples."""
+"""Inputs of the benchmarks: linear layers and whole models with random weights, experts for them, random samples."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,11 +18,6 @@ PAD, END, IMAGE = 0, 1, 2
 FIRST_WORD = 3
 
 
-def has_peft() -> bool:
-    """Whether peft is there to be compared with; it is no dependency."""
-    return find_spec("peft") is not None
-
-
 def linears(count: int, hidden: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     """A stack of frozen square linear layers without bias, named `0`, `1` ..."""
     stack = nn.Sequential(*(nn.Linear(hidden, hidden, bias=False) for _ in range(count)))
@@ -31,7 +25,7 @@ def linears(count: int, hidden: int, dtype: torch.dtype = torch.float32) -> nn.S
 
 
 def sharing_weights(stack: nn.Sequential) -> nn.Sequential:
-    """The same layers as other modules with the same weights, for somebody else's hooks or wrappers."""
+    """New modules with the same weight tensors, so that each variant has its own hooks and wrappers."""
     twins = []
     for linear in stack:
         twins.append(nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta"))
@@ -42,7 +36,7 @@ def sharing_weights(stack: nn.Sequential) -> nn.Sequential:
 def random_expert(
     model: nn.Module, sites: Iterable[str], *, seed: int, trainable: bool = False, rank: int = RANK
 ) -> Expert:
-    """An expert whose B is not zero, as if it had been trained; small enough to leave activations as large as they were."""
+    """An expert whose B is not zero, as after training; small enough to keep the scale of the activations."""
     generator = torch.Generator().manual_seed(seed)
     matrices = {}
     for site in sites:
@@ -54,7 +48,7 @@ def random_expert(
 
 
 def attached(model: nn.Module | Backbone, experts: Mapping[str, Expert]) -> RoutedExperts:
-    """The experts on a backbone, or on a model without towers."""
+    """Attach experts to a backbone, or to a model without towers."""
     if isinstance(model, Backbone):
         routed = RoutedExperts(model.model, model.modality_of)
     else:
@@ -65,7 +59,7 @@ def attached(model: nn.Module | Backbone, experts: Mapping[str, Expert]) -> Rout
 
 
 def decoder(*, layers: int, hidden: int, inner: int, heads: int, groups: int, words: int) -> Backbone:
-    """A Llama decoder with random weights as the language model of a LLaVA-class backbone whose vision tower is a stub."""
+    """A LLaVA-class backbone with random weights: a Llama decoder and a vision tower of minimal size."""
     from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
     vision = SiglipVisionConfig(
@@ -97,14 +91,14 @@ def vision_language(
     Args:
         vision: layers and width of the vision encoder.
         language: layers and width of the language model.
-        words: of the vocabulary.
+        words: size of the vocabulary.
         side: of a tile in pixels; a patch has 14, and four patches become one token.
-        inner: width of the feed-forward layers over that of the model.
+        inner: width of the feed-forward layers as a multiple of the model's.
     """
     from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
     from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
 
-    sight = InternVLVisionConfig(
+    tower = InternVLVisionConfig(
         hidden_size=vision[1],
         intermediate_size=inner * vision[1],
         num_hidden_layers=vision[0],
@@ -124,7 +118,7 @@ def vision_language(
         eos_token_id=END,
     )
     config = InternVLConfig(
-        vision_config=sight,
+        vision_config=tower,
         text_config=text,
         image_token_id=IMAGE,
         image_seq_length=(side // 28) ** 2,
@@ -147,7 +141,7 @@ def _as_numbers(tokens: torch.Tensor, *, skip_special_tokens: bool) -> list[str]
 def random_samples(
     backbone: Backbone, count: int, *, text: int, answer: int, tiles: int = 0, seed: int = 0
 ) -> list[Encoded]:
-    """Samples of random words: tiles, then `text` tokens of instruction, then `answer` tokens to be learnt, if any."""
+    """Samples of random tokens: `tiles` of an image, `text` tokens of the instruction, `answer` tokens with labels."""
     generator = torch.Generator().manual_seed(seed)
     config = backbone.model.config
     words = config.text_config.vocab_size
@@ -165,6 +159,6 @@ def random_samples(
 
 
 def half_of(sites: Sequence[str], *, seed: int) -> list[str]:
-    """Half of the sites, drawn at random: the reference's budget."""
+    """A random half of the sites, which is the reference's budget."""
     order = torch.randperm(len(sites), generator=torch.Generator().manual_seed(seed)).tolist()
     return [sites[i] for i in sorted(order[: len(sites) // 2])]

@@ -1,6 +1,6 @@
-"""The reference's algorithms in our own words: what D-MoLE's public code computes, in the order in which it does so.
+"""Reimplementations of the reference's algorithms: what D-MoLE's public code computes, in the same order.
 
-They are here to be measured against and checked against, not to be used.
+The benchmarks measure against them, and the tests compare results with them; nothing else uses them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from dmole_cli.experts.expert import Expert
 from dmole_cli.routing.autoencoder import Autoencoder
 from dmole_cli.routing.rules import batch_vote
 
-DROPOUT = 0.05  # as shipped
+DROPOUT = 0.05  # the reference's default
 
 
 def looped_layer(
     base: torch.Tensor, x: torch.Tensor, blocks: Sequence[tuple[torch.Tensor, torch.Tensor]], *, scale: float, p: float
 ) -> torch.Tensor:
-    """The expert layer: a buffer of zeros, then expert by expert, each with its own dropout mask over the whole input.
+    """The expert layer: a loop over experts that adds to a buffer of zeros, with a dropout mask per expert over the whole input.
 
     Args:
         base: W x, which the sum is added to in place.
         x: the layer's input [rows, tokens, in].
-        blocks: A and B of the experts that were voted for; they serve every sample of the batch.
+        blocks: A and B of the experts that the batch voted for; they apply to every sample of the batch.
         scale: alpha / rank.
-        p: probability of dropping an input.
+        p: probability of dropping an input feature.
     """
     added = torch.zeros_like(base)
     for a, b in blocks:
@@ -43,7 +43,7 @@ def looped_layer(
 def looped_experts(
     model: nn.Module, experts: Mapping[str, Expert], voted: Sequence[str], *, p: float
 ) -> Iterator[None]:
-    """Let a model's linear modules run as the reference's do, with the experts that the batch has voted for."""
+    """Inside the block, a model's linear modules compute the reference's layer with the experts that the batch voted for."""
     hooks = []
     for site in sorted({site for name in voted for site in experts[name].sites}):
         here = [experts[name] for name in voted if site in experts[name].sites]
@@ -63,22 +63,22 @@ def looped_experts(
 def voted(
     backbone: Backbone, batch: Sequence[Encoded], routers: Mapping[str, Autoencoder], thresholds: Sequence[float]
 ) -> list[str]:
-    """Route a batch as the reference does in every training step; gives the earlier task that joins, if any.
+    """Route a batch as the reference does in every training step; gives the transfer expert's task, if any.
 
-    The vision encoder runs over each sample's last tile alone, the language model over the instructions alone; the maximum
-    over tokens is taken over padding, too, and the batch votes.
+    The vision encoder sees only each sample's last tile, the language model only the instruction; max pooling includes
+    padding, and the batch votes.
     """
     thumbnails = torch.stack([sample.vision["pixel_values"][-1] for sample in batch])
-    sight = backbone.vision(pixel_values=thumbnails).last_hidden_state.amax(dim=1)
+    image = backbone.vision(pixel_values=thumbnails).last_hidden_state.amax(dim=1)
     tokens = pad([sample.instruction for sample in batch], backbone.tokenizer.pad_token_id, left=False)
     text = backbone.language(input_ids=tokens, use_cache=False).last_hidden_state.amax(dim=1)
-    features = F.normalize(torch.cat([sight, text], dim=-1), dim=-1)
+    features = F.normalize(torch.cat([image, text], dim=-1), dim=-1)
     losses = torch.stack([router.losses(features) for router in routers.values()], dim=1)
     return [list(routers)[t] for t in batch_vote(losses.tolist(), thresholds)[:1]]
 
 
-def take_gradients(module: nn.Module, args: tuple, output):
-    """A forward hook for embeddings: what comes out of them takes gradients, though nobody needs any."""
+def require_gradients(module: nn.Module, args: tuple, output):
+    """A forward hook for embeddings that makes their output require gradients, although no trainable weight lies below."""
     states = output[0] if isinstance(output, tuple) else output
     if states.is_leaf:
         states.requires_grad_(True)

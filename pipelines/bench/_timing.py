@@ -1,4 +1,4 @@
-"""How everything here is measured: interleaved in one process, each round against the reference of the same round."""
+"""How the benchmarks measure: variants interleaved in one process, ratios within each round."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ Times = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Row:
-    """One figure.
+    """One result.
 
     Attributes:
         name: what is compared with what.
-        ratio: the figure; where it is timed, the median over the rounds.
-        low: lower quartile over the rounds; the figure itself where nothing is timed.
+        ratio: the result; of timings, the median over the rounds.
+        low: lower quartile over the rounds; equals `ratio` where nothing is timed.
         high: upper quartile.
-        reach: what was asked for; None where nothing was.
-        at_least: whether more is better.
+        target: the required value; None where there is none.
+        at_least: whether the target is a lower bound.
     """
 
     name: str
     ratio: float
     low: float
     high: float
-    reach: float | None = None
+    target: float | None = None
     at_least: bool = False
 
     @property
     def met(self) -> bool | None:
-        """Whether the figure is as good as asked for; None where nothing was."""
-        if self.reach is None:
+        """Whether the result meets its target; None without a target."""
+        if self.target is None:
             return None
-        return self.ratio >= self.reach if self.at_least else self.ratio <= self.reach
+        return self.ratio >= self.target if self.at_least else self.ratio <= self.target
 
     def as_dict(self) -> dict[str, str | float | None]:
-        """What stands in bench.json."""
-        return {"name": self.name, "ratio": self.ratio, "low": self.low, "high": self.high, "reach": self.reach}
+        """The entry in bench.json."""
+        return {"name": self.name, "ratio": self.ratio, "low": self.low, "high": self.high, "target": self.target}
 
 
-def counted(name: str, ratio: float, reach: float | None = None, *, at_least: bool = False) -> Row:
-    """A figure that comes out the same every time."""
-    return Row(name, ratio, ratio, ratio, reach, at_least)
+def counted(name: str, ratio: float, target: float | None = None, *, at_least: bool = False) -> Row:
+    """A deterministic result."""
+    return Row(name, ratio, ratio, ratio, target, at_least)
 
 
 def timed(
-    name: str, times: Times, variant: str, reference: str, reach: float | None = None, *, at_least: bool = False
+    name: str, times: Times, variant: str, reference: str, target: float | None = None, *, at_least: bool = False
 ) -> Row:
-    """Time of a variant over that of the reference; with `at_least` the reciprocal, how many times as fast it is."""
+    """Time of a variant divided by that of the reference; with `at_least` the reciprocal, the speed-up."""
     pairs = zip(times[variant], times[reference], strict=True)
     ratios = [theirs / ours if at_least else ours / theirs for ours, theirs in pairs]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    return Row(name, middle, low, high, reach, at_least)
+    return Row(name, middle, low, high, target, at_least)
 
 
 def interleaved(
@@ -73,15 +73,15 @@ def interleaved(
 ) -> Times:
     """Seconds per variant and round.
 
-    In every round all variants run in a new random order, so that whatever disturbs the machine disturbs all of them alike.
+    Each round runs all variants in a new random order, so that other load on the machine affects all of them alike.
 
     Args:
-        variants: name -> what is timed.
-        rounds: how often.
-        repeats: calls that are timed together, for what takes too little time to be timed alone.
-        warm: whether each has run before; else it does once, untimed.
+        variants: name -> function to time.
+        rounds: number of rounds.
+        repeats: calls that are timed together, for functions too short to be timed alone.
+        warm: whether each variant has run before; otherwise it runs once untimed.
         seed: of the orders.
-        clock: processor time, unless another one is given.
+        clock: gives seconds; processor time by default.
     """
     choose, times = random.Random(seed), {name: [] for name in variants}
     if not warm:
@@ -100,10 +100,10 @@ def interleaved(
 
 
 def peak_bytes(function: Variant) -> int:
-    """Highest level of the tensors that the CPU allocator hands out during a call, above where it stood before.
+    """Peak memory of torch's CPU allocator during a call, above the level before it.
 
-    Exact: the profiler reports every allocation and every release, with its size and in order. Releases of what was there before
-    are not reported, so they cannot make a peak look lower.
+    Exact: the profiler reports every allocation and every release with its size, in order. Releases of memory allocated before
+    the call are not reported, so they cannot lower the peak.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()

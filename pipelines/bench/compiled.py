@@ -1,8 +1,8 @@
-"""torch.compile of the blocks of both towers, one by one, against the model as it is: the model of `step`, in single precision.
+"""torch.compile of each block of both towers against eager mode: the model of `step`, in float32.
 
-Runs only when it is named (`--only compiled`), because compiling takes minutes and wants a C++ compiler. torch takes hooks on
-modules for unchangeable once it has compiled; experts are hooks, so it is told to look at them, and one row shows what happens
-where it is not told. In tiny sizes nothing is translated to C++.
+Runs only with `--only compiled`, because compiling takes minutes and needs a C++ compiler. By default, compiled code has no
+guards on a module's hooks; experts are hooks, so the guards are enabled, and one row shows what happens without them. In tiny
+sizes no C++ is generated.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pipelines.bench._timing import Row, counted, interleaved, timed
 from pipelines.bench.step import EARLIER, NEWEST, SETS, Case, case, ours
 
 BARE: list[tuple[str, ...]] = [()] * len(SETS)
-# Routes of the batches that follow; with the experts' placement they make other stacks at every site.
+# Routes of the later batches; with the experts' placement they give other stacks at every site.
 OTHER_SETS = [[(NEWEST,), (NEWEST, name)] for name in EARLIER]
 
 
 @contextmanager
 def guarded(*, hooks: bool = True) -> Iterator[None]:
-    """Compile every block, however many share their code, afresh; with `hooks` torch sees when a hook comes or goes."""
+    """Inside the block, compile every block separately and without caches; `hooks` enables guards on hooks of modules."""
     settings = {"recompile_limit": 1000, "accumulated_recompile_limit": 10_000, "skip_nnmodule_hook_guards": not hooks}
     torch.compiler.reset()
     with torch._dynamo.config.patch(settings), torch._inductor.config.patch(compile_threads=1), fresh_cache():
@@ -45,7 +45,7 @@ def guarded(*, hooks: bool = True) -> Iterator[None]:
 
 
 def compiled(backbone: Backbone, *, tiny: bool) -> Backbone:
-    """A copy whose blocks are compiled when they are first called."""
+    """A copy whose blocks are compiled at their first call."""
     twin = Backbone(backbone.name, "", copy.deepcopy(backbone.model), backbone.processor)
     for tower in (twin.vision, twin.language):
         for block in tower.get_submodule(block_stack(tower)).children():
@@ -55,7 +55,7 @@ def compiled(backbone: Backbone, *, tiny: bool) -> Backbone:
 
 @torch.no_grad()
 def forward(case: Case, sets: list[tuple[str, ...]]) -> float:
-    """The loss, with these experts; without any, nothing is hooked, as when routing features are computed."""
+    """The loss with these experts; without experts no hooks are registered, as when routing features are computed."""
     inputs, rows = case.backbone.collate(case.batch, left=False)
     routed = attached(case.backbone, case.experts() if any(sets) else {})
     try:
@@ -74,7 +74,7 @@ def profiled(case: Case) -> float:
 
 
 def lost(case: Case, *, tiny: bool) -> float:
-    """Share of what experts change in a loss that is lost where torch does not look at hooks: 1 if they do nothing."""
+    """Share of the experts' effect on the loss that is lost without guards on hooks: 1 if they have no effect at all."""
     with guarded(hooks=False):
         twin = replace(case, backbone=compiled(case.backbone, tiny=tiny))
         forward(twin, BARE)
@@ -83,7 +83,7 @@ def lost(case: Case, *, tiny: bool) -> float:
 
 
 def graphs_of(function: Callable[[], object]) -> int:
-    """How many graphs are compiled during a call."""
+    """Number of graphs compiled during a call."""
     before = counters["stats"]["unique_graphs"]
     function()
     return counters["stats"]["unique_graphs"] - before
@@ -100,21 +100,23 @@ def later_batches(case: Case, *, tiny: bool) -> int:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Processor time of one call, that of the C++ compiler included."""
+    """Processor time of one call, including the C++ compiler's."""
     before = os.times()
     function()
     return sum(os.times()[:4]) - sum(before[:4])
 
 
 def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
-    """Times once everything is compiled, what compiling costs, and how often it has to be done again.
+    """Times of compiled code, the cost of compiling, and the number of recompilations.
 
     Raises:
         DmoleError: there is no C++ compiler.
     """
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if not tiny and shutil.which(compiler) is None:
-        raise DmoleError(f"torch.compile wants a C++ compiler, and '{compiler}' is not there", "install it, or set CXX")
+        raise DmoleError(
+            f"torch.compile needs a C++ compiler, and '{compiler}' was not found", "install it, or set CXX"
+        )
     made = case(tiny=tiny)
     rows = []
     with guarded():
@@ -132,15 +134,15 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
         for name, (plain, fast) in pairs.items():
             variants = {"plain": plain, "compiled": fast}
             times = interleaved(variants, rounds=rounds or (1 if tiny else 9), warm=True)
-            rows.append(timed(f"compiled, {name}: time over the plain model's", times, "compiled", "plain"))
+            rows.append(timed(f"compiled, {name}: time over eager mode", times, "compiled", "plain"))
             if name == "training step":
                 cost = first[name] / min(times["plain"])
-                rows.append(counted("compiled, training step: the first one, in plain ones", cost))
+                rows.append(counted("compiled, training step: the first one, in eager steps", cost))
         batches: list[int] = []
         graphs = graphs_of(lambda: batches.append(later_batches(twin, tiny=tiny)))
-        rows.append(counted("compiled, training: graphs compiled anew per batch of other routes", graphs / batches[0]))
+        rows.append(counted("compiled, training: graphs recompiled per batch of other routes", graphs / batches[0]))
     rows.append(counted("compiled: largest relative difference of a loss or score", worst, 1e-4))
     rows.append(
-        counted("compiled, torch's own guards: share of the experts' effect that is lost", lost(made, tiny=tiny))
+        counted("compiled, torch's default guards: share of the experts' effect that is lost", lost(made, tiny=tiny))
     )
     return rows

@@ -1,7 +1,7 @@
-"""One decoding step of 8 samples x 1 token through layers 2048 wide, 9 experts, sets of two.
+"""One decoding step of 8 samples x 1 token through layers of width 2048, 9 experts, two active per sample.
 
-Against the plain layers, and peft's mixed batch: there a sample can have one adapter only, so every pair of experts that
-occurs is made one adapter of twice the rank beforehand.
+Compared with the plain layers and with peft's mixed batch, which allows one adapter per sample, so that each pair of experts
+in the batch is built as one adapter of twice the rank beforehand.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dmole_cli.experts.expert import Expert
-from pipelines.bench._models import RANK, SCALE, attached, has_peft, linears, random_expert, sharing_weights
+from pipelines.bench._models import RANK, SCALE, attached, linears, random_expert, sharing_weights
 from pipelines.bench._timing import Row, Variant, interleaved, timed
 
 EXPERTS = [str(number) for number in range(9)]
@@ -22,7 +22,7 @@ PAIRS = [("8", earlier) for earlier in ("0", "3", "3", "5", "1", "0", "6", "2")]
 def case(
     hidden: int, layers: int, dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Sequential, dict[str, Expert], torch.Tensor]:
-    """Layers, nine experts on each, and the states of eight samples' last tokens [8, 1, hidden]."""
+    """Layers, nine experts on each, and the hidden states of eight samples' last tokens [8, 1, hidden]."""
     torch.manual_seed(0)
     model = linears(layers, hidden, dtype)
     names = [str(i) for i in range(layers)]
@@ -31,18 +31,18 @@ def case(
 
 
 def plain(model: nn.Sequential, x: torch.Tensor) -> Variant:
-    """The layers alone."""
+    """The layers without experts."""
     return torch.no_grad()(lambda: model(x))
 
 
 def routed(model: nn.Sequential, experts: dict[str, Expert], x: torch.Tensor) -> Variant:
-    """Ours: the plan of the batch serves every step."""
+    """The routed layer; the batch is planned once, as for a whole answer."""
     twin = sharing_weights(model)
-    return _lasting(attached(twin, experts).route(PAIRS, dtype=x.dtype), lambda: twin(x))
+    return _inside(attached(twin, experts).route(PAIRS, dtype=x.dtype), lambda: twin(x))
 
 
 def peft_mixed(model: nn.Sequential, experts: dict[str, Expert], x: torch.Tensor) -> Variant:
-    """peft with `adapter_names`; its hooks are set once, as its `generate` does."""
+    """peft with `adapter_names`; its hooks are registered once, as in its `generate`."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -61,11 +61,11 @@ def peft_mixed(model: nn.Sequential, experts: dict[str, Expert], x: torch.Tensor
                 layer.lora_B["+".join(pair)].weight.copy_(torch.cat([b for _, b in blocks], dim=1))
     mixed.eval()
     hooks = mixed.base_model._enable_peft_forward_hooks(adapter_names=["+".join(pair) for pair in PAIRS])
-    return _lasting(hooks, lambda: mixed.base_model.model(x))
+    return _inside(hooks, lambda: mixed.base_model.model(x))
 
 
-def _lasting(block: AbstractContextManager, step: Variant) -> Variant:
-    """A step inside of a block that is entered once and lasts as long as the step is held, as it does for a whole answer."""
+def _inside(block: AbstractContextManager, step: Variant) -> Variant:
+    """A step inside a context that is entered once and lives as long as the returned function."""
     stack = ExitStack()
     stack.enter_context(block)
 
@@ -78,7 +78,7 @@ def _lasting(block: AbstractContextManager, step: Variant) -> Variant:
 
 
 def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
-    """Time of a step, in a single layer, whose weights stay in the cache, and in a stack, whose weights come from memory."""
+    """Time of a step in one layer, whose weights stay in the cache, and in a stack, whose weights are read from memory."""
     rows = []
     whole, half = (1.12, 0.80), (None, None)
     for layers, dtype, words, (over_plain, over_peft) in (
@@ -87,12 +87,13 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
         (8, torch.bfloat16, "stack of layers, bfloat16", half),
     ):
         model, experts, x = case(16, 2, dtype) if tiny else case(2048, layers, dtype)
-        variants = {"plain": plain(model, x), "ours": routed(model, experts, x)}
-        if has_peft():
-            variants["peft"] = peft_mixed(model, experts, x)
+        variants = {
+            "plain": plain(model, x),
+            "ours": routed(model, experts, x),
+            "peft": peft_mixed(model, experts, x),
+        }
         times = interleaved(variants, rounds=rounds or (1 if tiny else 11), repeats=1 if tiny else 16 // layers)
         name = f"decoding step, hidden 2048, {words}"
         rows.append(timed(f"{name}: time over the plain linear", times, "ours", "plain", over_plain))
-        if "peft" in times:
-            rows.append(timed(f"{name}: time over peft's mixed batch", times, "ours", "peft", over_peft))
+        rows.append(timed(f"{name}: time over peft's mixed batch", times, "ours", "peft", over_peft))
     return rows

@@ -1,8 +1,8 @@
 """One training step with all new experts in the upper half of the language model, on the model of `step`.
 
-Against the same step with the gradients of both towers' inputs forced, which is what switching on checkpointing in transformers
-does by itself: there the backward pass goes down to the pictures, here it ends at the lowest new expert. Earlier experts, frozen,
-lie everywhere and are active in both.
+Compared with the same step when the inputs of both towers require gradients, as they do after transformers' activation
+checkpointing was enabled: the backward pass then runs down to the images, while here it ends at the lowest new expert. Frozen
+earlier experts are active at sites of both towers in either variant.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from contextlib import contextmanager
 
 from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.sites import find_sites
-from pipelines.bench._reference import take_gradients
+from pipelines.bench._reference import require_gradients
 from pipelines.bench._timing import Row, Variant, counted, interleaved, peak_bytes, timed
 from pipelines.bench.step import NEWEST, SETS, Case, case, ours
 
 
 def upper_half(case: Case) -> Case:
-    """The same with the newest expert on every attention projection of the language model's upper half, and nowhere else."""
+    """The same case with the newest expert on all attention projections of the language model's upper half, and only there."""
     language = [s for s in find_sites(case.backbone.model, "attention") if s.modality == "language"]
     middle = (1 + max(site.block for site in language)) / 2
     return Case(
@@ -31,9 +31,9 @@ def upper_half(case: Case) -> Case:
 
 @contextmanager
 def forced_input_gradients(backbone: Backbone) -> Iterator[None]:
-    """Inside the block the embeddings of pictures and words take gradients."""
+    """Inside the block, the embeddings of images and tokens require gradients."""
     towers = (backbone.vision, backbone.language)
-    hooks = [tower.get_input_embeddings().register_forward_hook(take_gradients) for tower in towers]
+    hooks = [tower.get_input_embeddings().register_forward_hook(require_gradients) for tower in towers]
     try:
         yield
     finally:
@@ -42,7 +42,7 @@ def forced_input_gradients(backbone: Backbone) -> Iterator[None]:
 
 
 def forced(case: Case, step: Variant) -> Variant:
-    """The step with the gradients of its inputs forced."""
+    """The step with input gradients."""
 
     def run() -> object:
         with forced_input_gradients(case.backbone):
@@ -52,7 +52,7 @@ def forced(case: Case, step: Variant) -> Variant:
 
 
 def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
-    """Time and peak memory of a step, nothing recomputed in either."""
+    """Time and peak memory of a step, without checkpointing in either variant."""
     made = upper_half(case(tiny=tiny))
     ending = ours(made, made.experts(), SETS)
     variants = {"ending": ending, "forced": forced(made, ours(made, made.experts(), SETS))}

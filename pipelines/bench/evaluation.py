@@ -1,6 +1,6 @@
-"""Answering validation samples with the embedded backbone, 64 at once with mixed routes, against one sample at a time.
+"""Generating answers with the embedded backbone for batches of 64 samples with mixed routes, against one sample at a time.
 
-Both run the loop of `evaluate`: collate, plan the route, generate. Samples are encoded beforehand, as a worker process does.
+Both run the loop of `evaluate`: collate, route, generate. Samples are encoded beforehand, which a worker process does otherwise.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pipelines.bench._timing import Row, Variant, counted, interleaved, timed
 
 TASKS = ("easyvqa", "emoji")
 SETS = [(), ("one",), ("one", "two"), ("two",)]
-BATCH = 64  # of `evaluate`
+BATCH = 64  # the default of `evaluate`
 
 
 def answers(
     backbone: Backbone, routed: RoutedExperts, task: str, encoded: Sequence[Encoded], *, batch: int
 ) -> list[str]:
-    """Greedy answers in order; the routes go round."""
+    """Greedy answers in order; sample i has the route `SETS[i % 4]`."""
     limits = load_card(task).generation
     out = []
     for start in range(0, len(encoded), batch):
@@ -41,10 +41,10 @@ def answers(
 
 
 def variants(backbone: Backbone, task: str, count: int) -> dict[str, Variant]:
-    """The same samples in batches and one by one."""
+    """The same samples in batches and one at a time."""
     samples = some_samples(task, "validation", count)
     lengths = backbone.lengths(samples, with_answer=False)
-    order = sorted(range(len(samples)), key=lengths.__getitem__)  # as `evaluate` sorts them
+    order = sorted(range(len(samples)), key=lengths.__getitem__)  # the order of `evaluate`
     encoded = [backbone.encode(samples[i], with_answer=False) for i in order]
     routed = attached(backbone, {"one": slight_expert(backbone, seed=1), "two": slight_expert(backbone, seed=2)})
     return {
@@ -54,13 +54,13 @@ def variants(backbone: Backbone, task: str, count: int) -> dict[str, Variant]:
 
 
 def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
-    """Samples per second, answers that differ, and decoding rows computed over those needed."""
+    """Samples per second, answers that differ, and computed over needed decoding rows."""
     rows = []
     for task in TASKS:
         backbone = embedded()
         made = variants(backbone, task, 4 if tiny else BATCH)
-        said = {name: function() for name, function in made.items()}
-        differ = sum(a != b for a, b in zip(*said.values(), strict=True))
+        generated = {name: function() for name, function in made.items()}
+        differ = sum(a != b for a, b in zip(*generated.values(), strict=True))
         backbone.counts.clear()
         made["batches"]()
         computed, needed = backbone.counts["decode_rows"], backbone.counts["decode_rows_needed"]

@@ -1,6 +1,6 @@
-"""On a GPU, where there is one: a layer, and a model of two billion random parameters, training and answering; bfloat16.
+"""On a GPU: a layer, and training and generation with a model of two billion random parameters; bfloat16.
 
-The sizes are those of InternVL2-2B. Rows with a unit in their name are no ratios. Without a GPU there is nothing to see here.
+The sizes are those of InternVL2-2B. Rows with a unit in their name are not ratios. Without a GPU there are no rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SETS = [(NEWEST, TASKS[i % 5]) for i in range(BATCH)]
 
 
 def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
-    """All of it on the GPU; in tiny sizes also without one."""
+    """Time and memory on the GPU; in tiny sizes on the CPU if there is no GPU."""
     if not torch.cuda.is_available() and not tiny:
         return []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,7 +44,7 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
 
 
 def _clock(device: torch.device):
-    """Seconds, once everything that was started has ended."""
+    """A clock that waits for all kernels launched so far."""
 
     def clock() -> float:
         if device.type == "cuda":
@@ -55,7 +55,7 @@ def _clock(device: torch.device):
 
 
 def _peak(device: torch.device, function: Variant) -> float:
-    """Bytes above what was allocated before."""
+    """Peak memory of a call above the level before it, in bytes."""
     if device.type != "cuda":
         return peak_bytes(function)
     torch.cuda.synchronize()
@@ -77,7 +77,7 @@ def _moved(expert: Expert, device: torch.device) -> Expert:
 
 
 def _layer(device: torch.device, rounds: int, *, tiny: bool) -> list[Row]:
-    """One layer 2048 wide: 8 x 256 tokens both ways, and 8 x 1 token forward."""
+    """One layer of width 2048: 8 x 256 tokens forward and backward, and 8 x 1 token forward."""
     hidden, dtype = 16 if tiny else 2048, torch.bfloat16
     model = linears(1, hidden, dtype).to(device)
     twin = sharing_weights(model)
@@ -104,8 +104,8 @@ def _layer(device: torch.device, rounds: int, *, tiny: bool) -> list[Row]:
 
 
 @contextmanager
-def _made_as(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """New tensors are on this device and, where floating, of this type."""
+def _defaults(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block, new tensors are on this device, floating-point ones of this dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -116,8 +116,8 @@ def _made_as(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _model(device: torch.device, rounds: int, *, tiny: bool) -> list[Row]:
-    """The model as it is, and with nine tasks' experts and mixed routes."""
-    with _made_as(device, torch.bfloat16):
+    """The model without experts, and with nine tasks' experts and mixed routes."""
+    with _defaults(device, torch.bfloat16):
         backbone = vision_language(**(TINY if tiny else TWO_BILLION))
     names = [site.name for site in find_sites(backbone.model, "attention")]
     placed = {task: half_of(names, seed=i) for i, task in enumerate(TASKS)}
@@ -134,15 +134,15 @@ def _model(device: torch.device, rounds: int, *, tiny: bool) -> list[Row]:
     times = interleaved({"step": step, **generating}, rounds=max(1, rounds // 4), clock=clock)
     length = sum(len(sample.tokens) for sample in batch)
     return [
-        counted("gpu: training step, tokens a second", length / min(times["step"])),
+        counted("gpu: training step, tokens per second", length / min(times["step"])),
         counted("gpu: training step, peak memory above the weights, GiB", peak / 2**30),
-        counted("gpu: generating 8 answers with mixed routes, tokens a second", BATCH * tokens / min(times["ours"])),
+        counted("gpu: generating 8 answers with mixed routes, tokens per second", BATCH * tokens / min(times["ours"])),
         timed("gpu: generating with mixed routes over the plain model", times, "ours", "plain"),
     ]
 
 
 def _generating(backbone: Backbone, case: Case, experts: dict[str, Expert], tokens: int, *, routed: bool) -> Variant:
-    """Greedy answers of a fixed length; the hooks are there for the time of a call."""
+    """Greedy answers of a fixed length; experts are attached during a call only."""
 
     def run() -> list[str]:
         layer = attached(backbone, experts)

@@ -1,9 +1,9 @@
-"""Training steps of task 20 against those of task 1: each sample is routed to one of nineteen earlier tasks, at random.
+"""Training steps of task 20 against those of task 1: each sample has one of nineteen transfer experts, at random.
 
-Nineteen earlier experts exist; as in `train-task`, those that the task's samples are routed to are loaded, and a batch runs
-those that its own samples are routed to. The batches are made as in `train-task`, too: samples of one route go together. The
-rows of a second kind leave that out, so that every batch holds routes at random. First on the model of `step`, then on the
-embedded backbone, whose layers are so narrow (128 and 192) that sixteen experts of rank 8 are nearly as wide as they are.
+As in `train-task`, only experts that some sample is routed to are loaded, only those of a batch's own samples are computed, and
+samples with the same route are batched together. A second kind of rows leaves out the last, so that every batch has random
+routes. First on the model of `step`, then on the embedded backbone, whose layers are so narrow (128 and 192) that sixteen
+experts of rank 8 are nearly as wide as the layers.
 """
 
 from __future__ import annotations
@@ -24,49 +24,49 @@ SPLIT, BATCHES = 2560, 2
 
 
 def twenty_tasks(small: Case) -> Case:
-    """The same model and batch with the experts of twenty tasks, each on another half of the sites."""
+    """The same model and batch with the experts of twenty tasks, each on its own random half of the sites."""
     sites = [site.name for site in find_sites(small.backbone.model, "attention")]
     return Case(small.backbone, {task: half_of(sites, seed=i) for i, task in enumerate(TASKS)}, small.batch)
 
 
 def on_random_model(*, tiny: bool) -> Case:
-    """The model of `step` and samples of one tile, all of one length."""
+    """The model of `step` and samples of one tile, all of the same length."""
     small = case(tiny=tiny)
     small.batch = random_samples(small.backbone, 8, text=8 if tiny else 40, answer=3 if tiny else 8, tiles=1)
     return twenty_tasks(small)
 
 
 def on_embedded(*, tiny: bool) -> Case:
-    """The embedded backbone and handwritten numbers, whose questions and answers are of nearly one length."""
+    """The embedded backbone and the task `digits`, whose questions and answers have nearly the same length."""
     backbone = embedded()
     samples = some_samples("digits", "train", 2 if tiny else 32)
     return twenty_tasks(Case(backbone, {}, [backbone.encode(sample, with_answer=True) for sample in samples]))
 
 
 def routes(size: int, *, together: bool) -> list[list[tuple[str, ...]]]:
-    """The experts of each sample of some batches, of a split as large as the embedded stream's.
+    """The experts of each sample of some batches, drawn from a split as large as those of the built-in stream.
 
     Args:
         size: of a batch.
-        together: batches as `train-task` makes them, or without a look at the routes.
+        together: whether samples of the same route are batched together, as in `train-task`.
     """
     choose = random.Random(0)
-    joins = [(choose.choice(EARLIER),) for _ in range(SPLIT)]
+    transfer = [(choose.choice(EARLIER),) for _ in range(SPLIT)]
     same = [0] * SPLIT  # lengths
-    # Of this seed's first two batches of 32 one holds two routes: 1.5 a batch, as against 1.23 over the whole pass.
-    order = shuffled_batches(SPLIT, size, epochs=1, seed=2, lengths=same, joins=joins if together else None)
-    return [[(NEWEST, *joins[i]) for i in rows] for rows in order[:BATCHES]]
+    # Of this seed's first two batches of 32, one has two routes: 1.5 routes per batch, against 1.23 over the whole epoch.
+    order = shuffled_batches(SPLIT, size, epochs=1, seed=2, lengths=same, joins=transfer if together else None)
+    return [[(NEWEST, *transfer[i]) for i in rows] for rows in order[:BATCHES]]
 
 
 def steps(made: Case, batches: Sequence[list[tuple[str, ...]]]) -> Variant:
-    """A step for each batch of routes; gives the losses."""
+    """One step per batch of routes; gives the losses."""
     experts = made.experts()
     run = [ours(made, experts, sets) for sets in batches]
     return lambda: [step() for step in run]
 
 
 def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
-    """Time of some steps."""
+    """Time of the steps."""
     rows = []
     for name, made in (("", on_random_model(tiny=tiny)), (", embedded backbone", on_embedded(tiny=tiny))):
         size = len(made.batch)

@@ -1,8 +1,8 @@
-"""`dmole allocate --plan` against the processes that it plans: estimated and measured peak memory of `profile` and `train-task`.
+"""Estimates of `dmole allocate --plan` against processes: estimated and measured peak memory of `profile` and `train-task`.
 
-Two backbones of random weights, of LLaVA's shape (140 million parameters) and InternVL's (170 million), in folders as users have
-them; every figure is a command of its own, whose largest resident size the system tells when it has ended. On a machine that is
-busy the times grow, the memory does not. Prints measured and estimated megabytes of every setting as well:
+Two backbones with random weights, of LLaVA's shape (140 million parameters) and InternVL's (170 million), saved in folders as
+users have them. Every command runs in its own process, whose maximum resident size the system reports at its end; other load on
+the machine does not change it. Also prints measured and estimated megabytes of every setting:
 
     python pipelines/bench/run.py --only plan
 """
@@ -27,8 +27,9 @@ from pipelines.bench._timing import Row, counted
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = 16
-QUESTION = "What colour is the large picture, and which of its corners is the darkest one of all? Answer in a word."
-REACH = 0.15
+QUESTION = "What colour is the large image, and which of its corners is the darkest one of all? Answer in a word."
+TARGET = 0.15
+PLAN = ("allocate", "--plan")
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class Shape:
     """A backbone to build.
 
     Attributes:
-        family: file of `backbones/` that knows its configuration and processor.
+        family: file of `backbones/families/` that builds its configuration and processor.
         vision: layers and width of the vision encoder.
         language: layers and width of the language model.
-        words: of the vocabulary.
-        side, patch: of a picture, in pixels.
-        picture_tokens: that a picture becomes.
+        words: size of the vocabulary.
+        side: of an image, in pixels.
+        patch: side of a patch, in pixels.
+        image_tokens: tokens per image.
     """
 
     family: str
@@ -50,20 +52,20 @@ class Shape:
     words: int
     side: int
     patch: int
-    picture_tokens: int
+    image_tokens: int
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A command to measure: the work, samples of a batch, whether activations are recomputed."""
+    """A command to measure: the stage, the batch size, and whether activation checkpointing is on."""
 
-    work: str
+    stage: str
     batch_size: int
     checkpointing: bool = False
 
     def __str__(self) -> str:
-        """As it is shown."""
-        return f"{self.work}, batches of {self.batch_size}" + (", checkpointing" if self.checkpointing else "")
+        """As printed."""
+        return f"{self.stage}, batches of {self.batch_size}" + (", checkpointing" if self.checkpointing else "")
 
 
 CASES = {
@@ -83,11 +85,11 @@ TINY = {Shape("llava", (2, 64), (2, 128), 300, 28, 14, 4): (Setting("profile", 2
 
 
 def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
-    """How far every estimate is off; a second measurement says the same, so that there are no rounds."""
+    """Relative error of every estimate; measurements repeat exactly enough that there are no rounds."""
     found = []
     for shape, settings in (TINY if tiny else CASES).items():
         with tempfile.TemporaryDirectory() as folder:
-            # In a process of its own: what is started by a large process counts as large, on Linux.
+            # In its own process: on Linux, the maximum resident size of a child starts at that of its parent.
             building = multiprocessing.get_context("spawn").Process(target=build, args=(shape, Path(folder)))
             building.start()
             building.join()
@@ -97,13 +99,12 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
 
 def _row(shape: Shape, setting: Setting, folder: Path) -> Row:
     measured = _measure(setting, folder)
-    planned = json.loads(
-        _dmole(
-            "allocate", "--plan", "--task", "task", "--json", "--batch-size", str(setting.batch_size), folder=folder
-        )[0]
-    )
+    options = ("--task", "task", "--json", "--batch-size", str(setting.batch_size))
+    planned = json.loads(_dmole(*PLAN, *options, folder=folder)[0])
     [row] = [
-        row for row in planned["memory"] if (row["work"], row["checkpointing"]) == (setting.work, setting.checkpointing)
+        row
+        for row in planned["memory"]
+        if (row["work"], row["checkpointing"]) == (setting.stage, setting.checkpointing)
     ]
     print(
         f"plan: {shape.family}, {planned['parameters'] / 1e6:.0f} M, {setting}: measured {measured / 1e6:,.0f} MB, estimated "
@@ -112,42 +113,42 @@ def _row(shape: Shape, setting: Setting, folder: Path) -> Row:
         file=sys.stderr,
         flush=True,
     )
-    return counted(f"plan: {shape.family}, {setting}: off by", abs(row["process"] / measured - 1), REACH)
+    return counted(f"plan: {shape.family}, {setting}: relative error", abs(row["process"] / measured - 1), TARGET)
 
 
 def _measure(setting: Setting, folder: Path) -> int:
-    """Bytes that the command holds at its peak."""
+    """Peak resident memory of the command, in bytes."""
     options = ["--task", "task", "--batch-size", str(setting.batch_size), "--force"]
     options += ["--checkpointing"] if setting.checkpointing else []
-    if setting.work == "train-task":
+    if setting.stage == "train-task":
         _dmole("allocate", "--task", "task", "--force", folder=folder)
         _dmole("train-router", "--task", "task", folder=folder)
-    return _dmole(setting.work, *options, folder=folder)[1]
+    return _dmole(setting.stage, *options, folder=folder)[1]
 
 
 def _dmole(*args: str, folder: Path) -> tuple[str, int]:
-    """Run a command; what it says on stdout, and its largest resident size in bytes."""
+    """Run a command; gives its stdout and its maximum resident size in bytes."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "dmole_cli", *args]
-    with (folder / "said").open("w+", encoding="utf-8") as said:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=said)
+    with (folder / "stdout").open("w+", encoding="utf-8") as stdout:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=stdout)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-        said.seek(0)
-        return said.read(), usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        stdout.seek(0)
+        return stdout.read(), usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def build(shape: Shape, folder: Path) -> None:
-    """Write a backbone, a task of pictures and questions, and the configuration that names both."""
+    """Write a backbone, a task of images and questions, and the configuration that names both."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     backbone = folder / "backbone"
     importlib.import_module(f"dmole_cli.backbones.families.{shape.family}").tiny(backbone)
     _edit(backbone / "config.json", _sizes(shape))
-    _edit(backbone / "processor_config.json", _pictures(shape))
+    _edit(backbone / "processor_config.json", _image_sizes(shape))
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(backbone), dtype=torch.float32)
     model.save_pretrained(backbone)
@@ -172,7 +173,7 @@ def build(shape: Shape, folder: Path) -> None:
 
 
 def _edit(path: Path, changes: Mapping[str, Any]) -> None:
-    """Put values into a JSON file, into the objects that it holds where they are objects themselves."""
+    """Change values of a JSON file; a value that is an object updates the object in the file."""
     document = json.loads(path.read_text(encoding="utf-8"))
     for key, value in changes.items():
         document[key] = {**document[key], **value} if isinstance(value, dict) else value
@@ -180,7 +181,7 @@ def _edit(path: Path, changes: Mapping[str, Any]) -> None:
 
 
 def _sizes(shape: Shape) -> dict[str, Any]:
-    square = shape.family == "internvl"  # which writes both sides down
+    square = shape.family == "internvl"  # whose configuration has both sides
     text = {
         "num_hidden_layers": shape.language[0],
         "hidden_size": shape.language[1],
@@ -199,11 +200,11 @@ def _sizes(shape: Shape) -> dict[str, Any]:
         "patch_size": [shape.patch] * 2 if square else shape.patch,
     }
     layers = {"layer_types": ["full_attention"] * shape.language[0]} if square else {}
-    return {"text_config": text | layers, "vision_config": vision, "image_seq_length": shape.picture_tokens}
+    return {"text_config": text | layers, "vision_config": vision, "image_seq_length": shape.image_tokens}
 
 
-def _pictures(shape: Shape) -> dict[str, Any]:
+def _image_sizes(shape: Shape) -> dict[str, Any]:
     size = {"height": shape.side, "width": shape.side}
     if shape.family == "internvl":
-        return {"image_processor": {"size": size}, "image_seq_length": shape.picture_tokens}
+        return {"image_processor": {"size": size}, "image_seq_length": shape.image_tokens}
     return {"image_processor": {"size": {"shortest_edge": shape.side}, "crop_size": size}, "patch_size": shape.patch}

@@ -1,8 +1,8 @@
 """Profiling the attention projections of a decoder of 160 million parameters: two batches of 2 x 256 tokens, a tenth answers.
 
-Against the reference's recipe: every weight of the model takes gradients, which add up in `.grad` until the end, and the loss is
-computed from the logits of all tokens. The scores are the same. Two batches, because a single one would not show what the
-gradients of the batches before it cost.
+Compared with the reference, where every weight of the model requires gradients, which accumulate in `.grad`, and the loss is
+computed from the logits of all tokens. The scores are the same. There are two batches because a single one would not show the
+memory of gradients that earlier batches have accumulated.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.sites import Site, find_sites
-from dmole_cli.profiling.sensitivity import measure_sensitivity
+from dmole_cli.stages.profile import measure
 from pipelines.bench._models import decoder, random_samples
 from pipelines.bench._timing import Row, counted, interleaved, peak_bytes, timed
 
@@ -29,7 +29,7 @@ def case(*, tiny: bool = False) -> tuple[Backbone, list[Site], list[list[Encoded
 
 
 def reference(backbone: Backbone, sites: Sequence[Site], batches: Sequence[Sequence[Encoded]]) -> dict[str, float]:
-    """Site -> norm of the accumulated gradient over the number of batches, weight and bias apart, as the reference has it."""
+    """Site -> score of the reference: norm of the accumulated gradient over the number of batches, weight plus bias."""
     model = backbone.model.requires_grad_(True)
     for batch in batches:
         inputs, _ = backbone.collate(batch, left=False)
@@ -42,8 +42,8 @@ def reference(backbone: Backbone, sites: Sequence[Site], batches: Sequence[Seque
 
 
 def ours(backbone: Backbone, sites: list[Site], batches: list[list[Encoded]], **options: bool) -> dict[str, float]:
-    """The same scores from the stage."""
-    return {row.site: row.score for row in measure_sensitivity(backbone, sites, batches, **options)}
+    """The scores of the stage `profile`."""
+    return {row.site: row.score for row in measure(backbone, sites, batches, **options)}
 
 
 def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:

@@ -1,8 +1,8 @@
 """Routing one sample among the routers of 200 tasks, against generating one answer.
 
-Routing as `evaluate` does it: the losses of a whole split under each router at once, then the choice for each sample; divided by
-the number of samples. An answer is one sample on its own. First on the model of `step`, sixteen tokens an answer; then on the
-embedded backbone, which answers its shortest questions with one token and is smaller than 200 routers are.
+Routing as in `evaluate`: the reconstruction errors of a whole split for each router, then the choice per sample; the time is
+divided by the number of samples. Answers are generated one sample at a time. First on the model of `step` with sixteen tokens
+per answer, then on the embedded backbone, whose shortest answers have one token and which is smaller than 200 routers.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ ROUTERS, SPLIT, ANSWERS, TOKENS = 200, 300, 12, 16
 def route(
     features: torch.Tensor, routers: Sequence[Autoencoder], thresholds: Sequence[float], *, most: int = 2
 ) -> list[list[int]]:
-    """The nearest tasks that accept each sample of features [samples, width]."""
+    """The nearest tasks whose threshold accepts a sample, for features [samples, width]."""
     with torch.no_grad():
         columns = [router.losses(features).tolist() for router in routers]
     return [top_candidates(row, thresholds, most=most) for row in zip(*columns, strict=True)]
 
 
 def routing(backbone: Backbone, samples: Sequence[Encoded], *, routers: int, split: int) -> Variant:
-    """Route a split whose features are those of some samples, over and over, among untrained routers."""
+    """Route a split that repeats the features of some samples, among untrained routers."""
     torch.manual_seed(0)
     some = backbone.features(samples)
     features = some.repeat(-(-split // len(some)), 1)[:split]
     made = [Autoencoder(features.shape[1]).requires_grad_(False) for _ in range(routers)]
     middle = torch.stack([router.losses(features).mean() for router in made]).quantile(0.05).item()
-    return lambda: route(features, made, [middle] * routers)  # about a twentieth of them accept a sample
+    return lambda: route(features, made, [middle] * routers)  # about one in twenty accepts a sample
 
 
 def answering(backbone: Backbone, samples: Sequence[Encoded], *, most: int, least: int) -> Variant:
-    """Answer samples one at a time."""
+    """Generate answers one sample at a time."""
 
     def run() -> list[str]:
         inputs = [backbone.collate([sample], left=True)[0] for sample in samples]

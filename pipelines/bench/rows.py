@@ -1,11 +1,11 @@
-"""Memory against the number of rows: a training file of 10,000, 100,000 and 1,000,000 records, read, digested, gone through.
+"""Peak memory by number of rows: reading, digesting and iterating a training file of 10,000, 100,000 and 1,000,000 records.
 
-    python pipelines/bench/rows.py                      # prints a row for each, in minutes
-    python pipelines/bench/rows.py --rows 2000 40000    # others
+    python pipelines/bench/rows.py                      # prints a line for each, takes minutes
+    python pipelines/bench/rows.py --rows 2000 40000    # other sizes
 
-Each is a process of its own; the records are LLaVA's, a JSON line or an element of an array each, over a few pictures. What is
-printed is the process' peak (VmHWM), once where the file is read for the first time and is converted, once where the
-cache has it. What the libraries alone take stands in the first line.
+Each size runs in its own process; records have LLaVA's format, as JSON lines or as one array, and share a few images. The printed
+value is the process's peak memory (VmHWM), once for the first read, which converts the file, and once for a read from the
+cache. The first line is the memory of the libraries alone.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PICTURES = 64
+IMAGES = 64
 SIZES = (10_000, 100_000, 1_000_000)
 CARD = (
     'format = "llava"\nprompt = "{question} Answer in a word."\nmetric = "exact_match"\n[data]\ntrain = "train.json"\n'
 )
-if __name__ == "__main__":  # a script beside the package
+if __name__ == "__main__":  # as a script
     sys.path[0] = str(Path(__file__).parents[2])
 
 
 def write_task(folder: Path, rows: int, *, array: bool = False) -> Path:
-    """Write pictures, `rows` records and their card; gives the card's path."""
+    """Write images, `rows` records and their card; gives the card's path."""
     from PIL import Image
 
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         Image.new("RGB", (24, 24), (number, 2 * number, 3 * number)).save(folder / f"{number}.png")
     with (folder / "train.json").open("w", encoding="utf-8") as file:
         file.write("[\n" if array else "")
         for row in range(rows):
-            asked = f"<image>\nWhat is the number of row {row}, which is asked at some length so that it is like a real one?"
-            turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": f"row {row}"}]
+            question = f"<image>\nWhat is the number of row {row}, asked in a sentence of about the usual length of a question?"
+            turns = [{"from": "human", "value": question}, {"from": "gpt", "value": f"row {row}"}]
             end = ",\n" if array and row < rows - 1 else "\n"
-            file.write(json.dumps({"id": str(row), "image": f"{row % PICTURES}.png", "conversations": turns}) + end)
+            file.write(json.dumps({"id": str(row), "image": f"{row % IMAGES}.png", "conversations": turns}) + end)
         file.write("]\n" if array else "")
     card = folder / "rows.toml"
     card.write_text(CARD, encoding="utf-8")
@@ -51,7 +51,7 @@ def write_task(folder: Path, rows: int, *, array: bool = False) -> Path:
 
 
 def read(card: str, *, keep: bool = False) -> dict[str, Any]:
-    """Read a task, digest it and go through it once; gives what was seen and the peak in bytes (`keep`: of a list of it)."""
+    """Read, digest and iterate a task; gives its digest, times and peak memory in bytes. `keep` holds all samples in a list."""
     from dmole_cli.artifacts.image_digests import ImageDigests
     from dmole_cli.data.digests import data_digest
     from dmole_cli.data.loading import load_card, samples
@@ -66,16 +66,16 @@ def read(card: str, *, keep: bool = False) -> dict[str, Any]:
 
 
 def peak() -> int:
-    """The largest resident memory that this process has had, in bytes."""
+    """Peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # of this program alone; what getrusage says may be that of the process it was forked from
+    if status.exists():  # of this program alone; getrusage may report the peak of the process that it was forked from
         [line] = [line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")]
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measured(rows: int, *, array: bool = False, times: int = 2, keep: bool = False) -> Iterator[dict[str, Any]]:
-    """What a first and further processes find that read a task of so many rows."""
+    """The results of `read` in a first and in further processes, for a task of so many rows."""
     with tempfile.TemporaryDirectory() as folder:
         card = write_task(Path(folder), rows, array=array) if rows else ""
         for _ in range(times if rows else 1):
@@ -86,7 +86,7 @@ def measured(rows: int, *, array: bool = False, times: int = 2, keep: bool = Fal
 
 
 def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Any]:
-    """The peak at the largest number of rows over that at the smallest."""
+    """Peak memory for the largest number of rows over that for the smallest."""
     from pipelines.bench._timing import counted
 
     least, most = (2_000, 40_000) if tiny else (SIZES[0], SIZES[-1])
@@ -110,8 +110,8 @@ def main() -> None:
     for rows in options.rows:
         for array in (False, True):
             both = list(measured(rows, array=array))
-            cells = [f"{found['peak'] / 2**20:.0f} | {found['seconds']:.0f}" for found in both]
-            print(f"| {rows:,} | {'array' if array else 'lines'} | {' | '.join(cells)} |", flush=True)
+            columns = [f"{found['peak'] / 2**20:.0f} | {found['seconds']:.0f}" for found in both]
+            print(f"| {rows:,} | {'array' if array else 'lines'} | {' | '.join(columns)} |", flush=True)
 
 
 if __name__ == "__main__":

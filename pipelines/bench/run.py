@@ -1,18 +1,19 @@
-"""All comparisons, one after the other: `python pipelines/bench/run.py`.
+"""Run all benchmarks: `python pipelines/bench/run.py`.
 
-Prints each figure with its spread and what was asked for, and writes them to bench.json. A comparison is a file of this folder:
+Prints each result with its quartiles and target, and writes all to bench.json. A benchmark is a file of this folder:
 
     python pipelines/bench/run.py --only layer decode        # some of them
-    python pipelines/bench/run.py --rounds 30                # quieter figures
-    python pipelines/bench/run.py --only compiled            # torch.compile, which takes minutes and wants a C++ compiler
+    python pipelines/bench/run.py --rounds 30                # less noise
+    python pipelines/bench/run.py --only backward            # the hand-written backward pass against plain autograd
+    python pipelines/bench/run.py --only compiled            # torch.compile; takes minutes and needs a C++ compiler
     python pipelines/bench/run.py --only rows                # a training file of a million rows
-    python pipelines/bench/run.py --only plan                # memory that is planned beside memory that is used, in processes
+    python pipelines/bench/run.py --only plan                # estimated against measured memory of processes
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import os
 import sys
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_") and path.stem != "run")
-WHEN_NAMED = ("compiled", "plan", "rows")  # not worth everybody's minutes
+ONLY_BY_NAME = ("backward", "compiled", "plan", "rows")  # not part of a run without --only
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what was asked for."""
+    """Run the benchmarks."""
     options = _options(arguments)
-    # One thread, and one that does not spin while it waits; both are read when torch is imported.
+    # One thread, without spinning while it waits; both variables are read when torch is imported.
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "KINETO_LOG_LEVEL": "99"}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # This folder's own files must not stand in for libraries of the same name.
+    # Files of this folder must not shadow libraries of the same name.
     sys.path[0] = str(FOLDER.parents[1])
     import torch
 
@@ -42,22 +43,20 @@ def main(arguments: list[str] | None = None) -> None:
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    rows, left_out = [], []
-    for name in options.only or [name for name in NAMES if name not in WHEN_NAMED]:
+    rows, skipped = [], []
+    for name in options.only or [name for name in NAMES if name not in ONLY_BY_NAME]:
         started = time.perf_counter()
         try:
             module = importlib.import_module(f"pipelines.bench.{name}")
             rows += module.compare(rounds=options.rounds, tiny=options.tiny)
         except DmoleError as error:  # the packages of the stream are not installed, or there is no compiler
-            left_out.append(f"{name}: {error.message} ({error.hint})")
+            skipped.append(f"{name}: {error.message} ({error.hint})")
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     options.out.write_text(json.dumps([row.as_dict() for row in rows], indent=2) + "\n", encoding="utf-8")
     _show(rows)
-    if importlib.util.find_spec("peft") is None:
-        print("peft is not installed, so nothing was compared with it (pip install peft)", file=sys.stderr)
-    for reason in left_out:
-        print(f"left out: {reason}", file=sys.stderr)
-    sys.exit(1 if left_out else 0)
+    for reason in skipped:
+        print(f"skipped: {reason}", file=sys.stderr)
+    sys.exit(1 if skipped else 0)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -67,11 +66,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         nargs="+",
         choices=NAMES,
         metavar="NAME",
-        help=f"some of {', '.join(NAMES)} [all but {', '.join(WHEN_NAMED)}]",
+        help=f"some of {', '.join(NAMES)} [all but {', '.join(ONLY_BY_NAME)}]",
     )
-    parser.add_argument("--out", type=Path, default=Path("bench.json"), help="where the figures go [bench.json]")
-    parser.add_argument("--rounds", type=int, help="rounds of what is timed [each comparison's own]")
-    parser.add_argument("--tiny", action="store_true", help="sizes that say nothing, to see that everything runs")
+    parser.add_argument("--out", type=Path, default=Path("bench.json"), help="file of the results [bench.json]")
+    parser.add_argument("--rounds", type=int, help="rounds of timings [each benchmark's own]")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny sizes, to check that everything runs; the results mean nothing"
+    )
     return parser.parse_args(arguments)
 
 
@@ -79,14 +80,14 @@ def _show(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("comparison", "figure", "quartiles", "asked for", "")
+    table = Table("comparison", "result", "quartiles", "target", "")
     for column in table.columns[1:]:
         column.justify = "right"
     words = {True: "met", False: "not met", None: ""}
     for row in rows:
         spread = f"{_number(row.low)} .. {_number(row.high)}" if row.low != row.high else ""
-        asked = "" if row.reach is None else f"{'≥' if row.at_least else '≤'} {row.reach:g}"
-        table.add_row(row.name, _number(row.ratio), spread, asked, words[row.met])
+        target = "" if row.target is None else f"{'≥' if row.at_least else '≤'} {row.target:g}"
+        table.add_row(row.name, _number(row.ratio), spread, target, words[row.met])
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 

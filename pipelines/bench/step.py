@@ -1,9 +1,9 @@
 """One training step of the fifth task on a vision-language model of 47 million parameters: 2 samples of 2 tiles and 48 tokens.
 
-Against the reference's recipe: routing features anew in every step, a vote of the batch, the looped layer with a dropout mask
-per expert, checkpointing by transformers' switch with gradients of the inputs of both towers, logits of all tokens. Ours is the
-loop of `train-task` as it is, routes known before, a set of experts per sample, with checkpointing of the blocks around it.
-Experts lie where the reference's budget puts them: on half of the attention projections.
+Compared with the reference, which computes routing features in every step, lets the batch vote, runs the looped layer with a
+dropout mask per expert, enables transformers' activation checkpointing with gradients of both towers' inputs, and computes the
+logits of all tokens. The other side is the loop of `train-task`: routes known beforehand, a set of experts per sample, activation
+checkpointing of the blocks. Experts have the reference's budget: half of the attention projections.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.experts.expert import Expert
 from dmole_cli.routing.autoencoder import Autoencoder
-from dmole_cli.settings.model import TrainSettings
-from dmole_cli.training.loop import train_expert
+from dmole_cli.training.loop import Batch, Schedule, train_expert
 from pipelines.bench._models import attached, half_of, random_expert, random_samples, vision_language
-from pipelines.bench._reference import DROPOUT, looped_experts, take_gradients, voted
+from pipelines.bench._reference import DROPOUT, looped_experts, require_gradients, voted
+from pipelines.bench._stream import TRAIN_SETTINGS
 from pipelines.bench._timing import Row, Variant, counted, interleaved, peak_bytes, timed
 
 TASKS = ["1", "2", "3", "4", "5"]
 NEWEST, EARLIER = TASKS[-1], TASKS[:-1]
-SETS = [(NEWEST, "2"), (NEWEST, "4")]  # the reference's batch agrees on one of them
+SETS = [(NEWEST, "2"), (NEWEST, "4")]  # the reference uses one of them for both samples
 FULL = {"vision": (8, 256), "language": (8, 512), "words": 16_000, "side": 224}
 TINY = {"vision": (2, 16), "language": (2, 32), "words": 40, "side": 28}
-SETTINGS = TrainSettings()
 RATE = 1e-4
 
 
@@ -40,7 +39,7 @@ class Case:
 
     Attributes:
         backbone: random weights.
-        placed: task -> its sites, in the order in which the tasks arrived; the last one trains.
+        placed: task -> sites of its expert, in stream order; the last one trains.
         batch: encoded samples.
         routers: of the earlier tasks.
     """
@@ -52,7 +51,7 @@ class Case:
 
     @property
     def newest(self) -> str:
-        """The task that trains."""
+        """The task whose expert trains."""
         return list(self.placed)[-1]
 
     def experts(self) -> dict[str, Expert]:
@@ -64,7 +63,7 @@ class Case:
 
 
 def case(*, tiny: bool = False) -> Case:
-    """Draw everything."""
+    """A case with random weights, experts, routers and samples."""
     torch.manual_seed(0)
     backbone = vision_language(**(TINY if tiny else FULL))
     sites = [site.name for site in find_sites(backbone.model, "attention")]
@@ -79,7 +78,9 @@ def ours(
 ) -> Variant:
     """A step of `train_expert`; gives the loss."""
     backbone, batch = case.backbone, case.batch
-    used = {name: expert for name, expert in experts.items() if any(name in s for s in sets)}  # no others are loaded
+    used = {
+        name: expert for name, expert in experts.items() if any(name in s for s in sets)
+    }  # `train-task` loads no others
     ids = [str(i) for i in range(len(batch))]
 
     def run() -> float:
@@ -90,10 +91,8 @@ def ours(
                     backbone,
                     routed,
                     experts[case.newest],
-                    [(ids, sets, batch)],
-                    steps=1,
-                    learning_rate=RATE,
-                    settings=SETTINGS,
+                    [Batch(ids, sets, batch)],
+                    schedule=Schedule(1, RATE, TRAIN_SETTINGS),
                 )
         finally:
             routed.close()
@@ -106,36 +105,36 @@ class ReferenceStep:
     """A step of the reference; a callable that gives the loss.
 
     Args:
-        case: what is trained; its model is copied, because the switches that are thrown here cannot all be undone.
+        case: its model is copied, because not every change made here can be undone.
         experts: of all tasks.
         p: dropout.
-        join: the earlier task that joins, None to ask the routers.
+        transfer: task of the transfer expert; None to choose it by the routers.
     """
 
-    def __init__(self, case: Case, experts: dict[str, Expert], *, p: float, join: str | None = None) -> None:
-        self.case, self.experts, self.p, self.join = case, experts, p, join
+    def __init__(self, case: Case, experts: dict[str, Expert], *, p: float, transfer: str | None = None) -> None:
+        self.case, self.experts, self.p, self.transfer = case, experts, p, transfer
         backbone = case.backbone
         self.backbone = Backbone(backbone.name, "", copy.deepcopy(backbone.model), backbone.processor)
         self.parameters = list(experts[case.newest].parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=RATE, weight_decay=SETTINGS.weight_decay)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=RATE, weight_decay=TRAIN_SETTINGS.weight_decay)
         model = self.backbone.model
         model.activation_checkpointing_enable()
-        # The towers are told one by one, whatever the switch above has done by itself.
+        # On each tower, whether or not the line above has registered such hooks.
         for tower in (self.backbone.vision, self.backbone.language):
-            tower.get_input_embeddings().register_forward_hook(take_gradients)
+            tower.get_input_embeddings().register_forward_hook(require_gradients)
 
     def __call__(self) -> float:
         """Train one step."""
         backbone, batch = self.backbone, self.case.batch
-        found = voted(backbone, batch, self.case.routers, [1e9] * len(self.case.routers))
-        active = [self.case.newest, *([self.join] if self.join else found)]
+        votes = voted(backbone, batch, self.case.routers, [1e9] * len(self.case.routers))
+        active = [self.case.newest, *([self.transfer] if self.transfer else votes)]
         inputs, _ = backbone.collate(batch, left=False)
         backbone.model.train()
         with looped_experts(backbone.model, self.experts, active, p=self.p):
             loss = backbone.model(**inputs, use_cache=False).loss
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, SETTINGS.clip)
+        torch.nn.utils.clip_grad_norm_(self.parameters, TRAIN_SETTINGS.clip)
         self.optimizer.step()
         backbone.model.eval()
         return loss.item()
@@ -148,16 +147,16 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
         "reference": ReferenceStep(made, made.experts(), p=DROPOUT),
         "without dropout": ReferenceStep(made, made.experts(), p=0.0),
         "ours": ours(made, made.experts(), SETS, checkpointing=True),
-        "ours, nothing recomputed": ours(made, made.experts(), SETS),
+        "without checkpointing": ours(made, made.experts(), SETS),
     }
     peaks = {name: peak_bytes(function) for name, function in variants.items()}
     times = interleaved(variants, rounds=rounds or (1 if tiny else 5), warm=True)
     memory = {name: peak / peaks["reference"] for name, peak in peaks.items()}
-    free = "ours, nothing recomputed"
+    free = "without checkpointing"
     return [
         timed("training step, same checkpointing: time over the reference's", times, "ours", "reference", 0.65),
         timed("training step: time over the reference's without dropout", times, "ours", "without dropout", 0.80),
         counted("training step: peak memory over the reference's", memory["ours"], 0.50),
-        timed("training step, nothing recomputed: time over the reference's", times, free, "reference"),
-        counted("training step, nothing recomputed: peak memory over the reference's", memory[free]),
+        timed("training step without checkpointing: time over the reference's", times, free, "reference"),
+        counted("training step without checkpointing: peak memory over the reference's", memory[free]),
     ]

@@ -1,8 +1,8 @@
 """Bytes on disk: one task's expert file, and nine tasks against the reference's layout, for the sizes of InternVL2-2B.
 
-The reference's folder of stage t holds the experts of tasks 1 to t twice (`lora_weights.bin`, `model.safetensors`) and, twice,
-the connector between the towers, in bfloat16; optimiser states are not counted. Half of the attention projections host an
-expert of rank 8, a quarter of them in the vision encoder. Ours are float32.
+After task t, the reference's folder contains the experts of tasks 1 to t and the connector between the towers, both twice
+(`lora_weights.bin`, `model.safetensors`) and in bfloat16; optimiser states are not counted. Half of the attention projections
+host an expert of rank 8, a quarter of them in the vision encoder. Expert files of dmole are float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipelines.bench._models import RANK, SCALE
 from pipelines.bench._timing import Row, counted
 
 TASKS = 9
-SLACK = 64 * 1024  # bytes for names and provenance
+HEADER = 64 * 1024  # bytes for names and provenance
 BLOCKS = 24  # in either tower
 WIDTHS = {  # (in, out) of a block's fused projection and its output projection
     "vision_model.encoder.layers.{}.attn.qkv": (1024, 3072),
@@ -43,12 +43,12 @@ def expert(*, blocks: int) -> ExpertFile:
 
 
 def reference_layout(parameters: int, *, tasks: int) -> int:
-    """Bytes of the reference's stage folders over all tasks."""
-    return sum(2 * 2 * (CONNECTOR + stage * parameters) for stage in range(1, tasks + 1))
+    """Bytes of the reference's folders after all tasks."""
+    return sum(2 * 2 * (CONNECTOR + task * parameters) for task in range(1, tasks + 1))
 
 
 def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
-    """Sizes of files that were written; the reference's are computed."""
+    """Sizes of written files; those of the reference are computed."""
     written = expert(blocks=4 if tiny else BLOCKS)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "task.safetensors"
@@ -60,6 +60,6 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
     )
     reference = reference_layout(written.parameters, tasks=TASKS)
     return [
-        counted("expert file: bytes over 4 x parameters + 64 KB", size / (4 * written.parameters + SLACK), 1.02),
+        counted("expert file: bytes over 4 x parameters + 64 KB", size / (4 * written.parameters + HEADER), 1.02),
         counted("nine tasks: bytes of the expert files over the reference's folders", TASKS * size / reference, 1 / 8),
     ]
