@@ -1,7 +1,7 @@
 """Run all methods under one protocol and write the tables: `python pipelines/compare/run.py runs/compare`.
 
-Every experiment (a method, an order of the tasks, a seed) runs as `dmole` commands. An interrupted comparison resumes when the same
-command is run again; several processes may work in one folder at once.
+Every experiment (a method, an order of the tasks, a seed) runs as `dmole` commands. An interrupted comparison resumes when the
+same command is run again; several processes may work in one folder at once.
 
     python pipelines/compare/run.py runs/compare --methods seq-ft d-mole --seeds 0     # a part of the main table
     python pipelines/compare/run.py runs/compare --methods mine --force                # rerun from the training on

@@ -35,8 +35,8 @@ NOTES = [
     "Mean ± sample standard deviation over the seeds; (n=2): only two of the planned seeds have finished; –: no value.",
     UNITS,
     "w/o CIDEr: mean over the tasks that are not scored with CIDEr.",
-    "zero-shot is never trained, so its BWT, forgetting and FWT are 0. finetune trains each task alone and joint trains all tasks "
-    "at once, so these quantities are not defined for them; Last of finetune is each task's own score.",
+    "zero-shot is never trained, so its BWT, forgetting and FWT are 0. finetune trains each task alone and joint all tasks at "
+    "once, so these quantities are not defined for them; Last of finetune is each task's own score.",
     "Trained: the largest number of parameters that is trained for a task. Stored: all values that predictions after the last "
     "task need beside the backbone (experts, routers) and that the method saves for the next task (EWC's Fisher information), "
     "without the old samples of replay.",
