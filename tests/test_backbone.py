@@ -18,7 +18,7 @@ from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.images import open_picture
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.routed import Expert, RoutedExperts
+from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate as generate_answers
 
 VISION, LANGUAGE = "model.vision_tower.encoder.layers", "model.language_model.layers"
@@ -210,14 +210,8 @@ def routed(backbone):
     routed = RoutedExperts(backbone.model, backbone.modality_of)
     generator = torch.Generator().manual_seed(8)
     for rank, (name, chosen) in enumerate(placed.items(), start=2):
-        drawn = {
-            s.name: (
-                torch.randn(rank, s.in_features, generator=generator) * 0.4,
-                torch.randn(s.out_features, rank, generator=generator) * 0.4,
-            )
-            for s in chosen
-        }
-        routed.add(name, Expert(drawn, scale=1.0 + 0.25 * rank))
+        expert = tiny.draw_expert(chosen, rank, scale=1.0 + 0.25 * rank, generator=generator, spread=0.4)
+        routed.add(name, expert)
     yield routed
     routed.close()
 

@@ -18,6 +18,16 @@ ROOT = Path(__file__).parent.parent
 COMPARE = ROOT / "pipelines" / "compare"
 ROWS, SEEDS = ("zero-shot", "mine"), (0, 1)
 ARGUMENTS = ["--methods", *ROWS, "broken", "--seeds", "0", "1", "--orders", "A"]
+GRID = """seed = 100
+order = "A"
+choose = "last"
+tasks = 1
+sizes = { train = 16 }
+[trials]
+seq-ft = [{ learning_rate = 1e-9 }, { learning_rate = 1e-2 }]
+[like]
+v4 = "seq-ft"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +51,8 @@ def start(tmp_path_factory, package):
     interpreter = tiny.Interpreter(folder, forks)
 
     def begin(cwd: Path, script: str, *args: str, package: Path = package) -> subprocess.Popen:
-        program = (
-            f"import runpy, sys\nsys.path.insert(0, {str(COMPARE)!r})\nsys.argv = {[script, 'compared', *args]!r}\n"
-            f"sys.executable = {str(interpreter.program)!r}\nrunpy.run_path({str(COMPARE / script)!r}, run_name='__main__')"
-        )
         return subprocess.Popen(
-            [sys.executable, "-c", program],
+            interpreter.script(COMPARE / script, "compared", *args),
             cwd=cwd,
             env=tiny.environment(PYTHONPATH=str(package)),
             stdout=subprocess.PIPE,
@@ -67,8 +73,9 @@ def end(process: subprocess.Popen, *, code: int) -> tuple[str, str]:
     return out, err
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "compared" / "results" / "results.csv").open(encoding="utf-8", newline="") as file:
+def rows(folder: Path, name: str = "results") -> list[dict[str, str]]:
+    """The rows of a CSV file of the results."""
+    with (folder / "compared" / "results" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -155,14 +162,14 @@ def test_a_third_start_writes_no_artifact_and_does_not_import_torch(compared, pa
     assert (folder / "compared" / "results" / "results.csv").read_bytes() == results
 
 
-def test_results_are_complete_and_equal_to_the_reports(compared):
+def test_results_are_complete_and_equal_to_the_reports(compared, run):
     folder, _, _ = compared
     found = {(r["method"], int(r["seed"]), r["task"], r["quantity"]): float(r["value"]) for r in rows(folder)}
     assert {r["order"] for r in rows(folder)} == {"A"}
     for row in ROWS:
         for seed in SEEDS:
             where = ["--run", f"compared/A/seed-{seed}", "--config", "compared/A/dmole.toml", "--method", row]
-            done = tiny.succeed("evaluate", "--report", "last", "--json", *where, cwd=folder)
+            done = tiny.succeed("evaluate", "--report", "last", "--json", *where, cwd=folder, run=run)
             (report,) = json.loads(done.stdout)
             for quantity in ("last", "avg", "bwt", "forgetting", "fwt"):
                 for task in tiny.TASKS:
@@ -233,11 +240,7 @@ def test_a_missing_experiment_is_shown_as_missing_and_a_mean_of_fewer_seeds_has_
     assert first.endswith("(n=1)") and all(mean.endswith("(n=1)") for mean in means)
     assert "±" in second and "(n=" not in second
     assert all(line.count("–") == 4 for name, line in last.items() if name == "| broken")
-    (mean,) = [
-        row
-        for row in csv.DictReader((folder / "compared" / "results" / "table.csv").open(encoding="utf-8"))
-        if (row["method"], row["task"], row["quantity"]) == ("mine", "mean", "last")
-    ]
+    (mean,) = [r for r in rows(folder, "table") if (r["method"], r["task"], r["quantity"]) == ("mine", "mean", "last")]
     assert (mean["seeds"], mean["planned"], mean["deviation"]) == ("1", "2", "")
 
 
@@ -248,8 +251,7 @@ def test_mean_and_deviation_are_those_of_the_seeds(compared):
     values = [
         float(r["value"]) for r in rows(folder) if (r["method"], r["task"], r["quantity"]) == ("mine", "mean", "avg")
     ]
-    table = csv.DictReader((folder / "compared" / "results" / "table.csv").open(encoding="utf-8"))
-    (mean,) = [r for r in table if (r["method"], r["task"], r["quantity"]) == ("mine", "mean", "avg")]
+    (mean,) = [r for r in rows(folder, "table") if (r["method"], r["task"], r["quantity"]) == ("mine", "mean", "avg")]
     assert len(values) == 2 and (float(mean["mean"]), float(mean["deviation"])) == (fmean(values), stdev(values))
 
 
@@ -313,8 +315,7 @@ def test_d_mole_is_prepared_once_and_a_study_evaluates_the_same_experts(stream, 
     assert found["all", "stored_parameters"] == sum(tensor.size for f in files for tensor in load_file(f).values())
     assert found["all", "preparation_seconds"] > 0 <= found["mean", "routed_right"] <= 100
     assert json.loads((compared / "results" / "versions.json").read_text(encoding="utf-8"))["packages"]["dmole"]
-    with (compared / "results" / "studies.csv").open(encoding="utf-8", newline="") as file:
-        study = {(r["method"], r["task"], r["quantity"]): float(r["value"]) for r in csv.DictReader(file)}
+    study = {(r["method"], r["task"], r["quantity"]): float(r["value"]) for r in rows(folder, "studies")}
     assert study["oracle", "mean", "routed_right"] == 100
     for quantity in ("last", "avg", "routed_right"):
         assert study["d-mole", "mean", quantity] == found["mean", quantity]
@@ -326,14 +327,10 @@ def test_d_mole_is_prepared_once_and_a_study_evaluates_the_same_experts(stream, 
 
 def test_trials_are_evaluated_on_validation_and_the_best_is_written(stream, start, tmp_path):
     folder = short(stream, tmp_path / "stream")
-    (folder / "grid.toml").write_text(
-        'seed = 100\norder = "A"\nchoose = "last"\ntasks = 1\nsizes = { train = 16 }\n'
-        '[trials]\nseq-ft = [{ learning_rate = 1e-9 }, { learning_rate = 1e-2 }]\n[like]\nv4 = "seq-ft"\n',
-        encoding="utf-8",
-    )
+    (folder / "grid.toml").write_text(GRID, encoding="utf-8")
     shown, _ = end(start(folder, "tune.py", "--grid", "grid.toml", "--config", "dmole.toml"), code=0)
-    with (folder / "compared" / "results" / "tuning.csv").open(encoding="utf-8", newline="") as file:
-        found = {(r["options"], r["quantity"]): float(r["value"]) for r in csv.DictReader(file) if r["task"] == "mean"}
+    means = [row for row in rows(folder, "tuning") if row["task"] == "mean"]
+    found = {(row["options"], row["quantity"]): float(row["value"]) for row in means}
     lasts = [found[f"learning_rate={rate}", "last"] for rate in ("1e-09", "0.01")]
     chosen = 1e-2 if lasts[1] > lasts[0] else 1e-9
     (copied,) = [block.split("```")[0] for block in shown.split("```toml\n")[1:]]

@@ -23,6 +23,7 @@ from typing import Any
 from _comparison import Comparison
 from _files import read_toml
 from _plan import CONFIG, MAIN, PLAN, Experiment, main_experiments, read_record, rows_of_plan, study_experiments
+from _program import exit_with, reported_errors
 from table import write_results
 
 from dmole_cli.errors import DmoleError
@@ -31,19 +32,14 @@ from dmole_cli.errors import DmoleError
 def main() -> None:
     """Run the chosen experiments, then write and print the tables."""
     options = _options()
-    try:
+    with reported_errors():
         plan, config = read_toml(options.plan), read_toml(options.config)
         comparison = Comparison(options.folder, plan, config, split=options.split, likelihood=options.likelihood)
         experiments = chosen_experiments(plan, options)
         failed = run_experiments(comparison, experiments, force=options.force, jobs=options.jobs)
         shown = {experiment.group for experiment in experiments}
         write_results(options.folder, options.results or options.folder / "results", plan, shown=shown)
-    except DmoleError as error:
-        sys.exit(f"error: {error.message}\n  -> {error.hint}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again to resume")
-    names = "; ".join(map(str, failed))
-    sys.exit(f"{len(failed)} of {len(experiments)} experiments failed: {names}" if failed else 0)
+    exit_with(failed, of=len(experiments), what="experiments")
 
 
 def chosen_experiments(plan: Mapping[str, Any], options: argparse.Namespace) -> list[Experiment]:

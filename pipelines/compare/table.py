@@ -17,6 +17,7 @@ from typing import Any
 
 from _files import read_toml, write_csv, write_lines
 from _plan import MAIN, PLAN, Experiment, Record, read_record
+from _program import reported_errors
 from _results import MEAN, Row, rows_of
 from _sheets import SUMMARY_COLUMNS, Sheet, Summary, main_sheets, markdown, show, study_sheet
 from rich.console import Console
@@ -207,10 +208,8 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, default=PLAN, help="titles and rivals [pipelines/compare/plan.toml]")
     parser.add_argument("--results", type=Path, metavar="DIR", help="output folder of the tables [FOLDER/results]")
     options = parser.parse_args()
-    try:
+    with reported_errors():
         write_results(options.folder, options.results or options.folder / "results", read_toml(options.plan))
-    except DmoleError as error:
-        sys.exit(f"error: {error.message}\n  -> {error.hint}")
 
 
 if __name__ == "__main__":

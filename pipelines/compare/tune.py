@@ -7,7 +7,6 @@ seed; the test splits are not used. Writes tuning.csv and tuning.md, and prints 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from _comparison import Comparison
 from _files import read_toml, toml, write_csv, write_lines
 from _plan import CONFIG, PLAN, Experiment, read_record, variant_experiment
+from _program import exit_with, reported_errors
 from _results import MEAN, Row, rows_of
 from _sheets import Sheet, markdown
 from run import run_experiments
@@ -33,7 +33,7 @@ SHOWN = ("last", "bwt")
 def main() -> None:
     """Run the trials, then write their results."""
     options = _options()
-    try:
+    with reported_errors():
         grid, plan = read_toml(options.grid), read_toml(options.plan)
         config = smaller(read_toml(options.config), grid, options.folder)
         comparison = Comparison(options.folder, plan, config, split="validation", diagonal=True)
@@ -41,12 +41,7 @@ def main() -> None:
         failed = run_experiments(comparison, experiments, jobs=options.jobs)
         rows = rows_of(options.folder, read_record(options.folder), group=GROUP)
         write_tuning(options.results or options.folder / "results", plan, grid, rows)
-    except DmoleError as error:
-        sys.exit(f"error: {error.message}\n  -> {error.hint}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again to resume")
-    names = "; ".join(map(str, failed))
-    sys.exit(f"{len(failed)} of {len(experiments)} trials failed: {names}" if failed else 0)
+    exit_with(failed, of=len(experiments), what="trials")
 
 
 def trials(
