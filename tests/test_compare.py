@@ -99,13 +99,10 @@ def marker(folder: Path, seed: int, step: str) -> dict:
 
 def short(stream: Path, folder: Path) -> Path:
     """The tiny stream with two epochs per task; the card of its first task lists all answers."""
-    shutil.copytree(stream, folder)
-    for card in (folder / "tasks").glob("*.toml"):
-        text = card.read_text(encoding="utf-8").replace("epochs = 12", "epochs = 2")
-        closed = (
-            f"answers = {json.dumps([colour[0] for colour in tiny.COLOURS])}\n" if card.stem == tiny.TASKS[0] else ""
-        )
-        card.write_text(closed + text, encoding="utf-8")
+    tiny.shorten(shutil.copytree(stream, folder))
+    card = folder / "tasks" / f"{tiny.TASKS[0]}.toml"
+    answers = json.dumps([colour[0] for colour in tiny.COLOURS])
+    card.write_text(f"answers = {answers}\n{card.read_text(encoding='utf-8')}", encoding="utf-8")
     return folder
 
 
@@ -135,20 +132,20 @@ def compared(killed, start) -> tuple[Path, str, str]:
 
 def test_a_killed_comparison_resumes_and_repeats_nothing(killed, compared):
     folder, finished = killed
-    _, _, said = compared
+    _, _, log = compared
     after = stamps(folder / "compared" / "A" / "seed-0")
     assert finished and {k: after[k] for k in finished} == finished
-    assert "zero-shot, order A, seed 0" not in said, "it was finished when the first process was killed"
-    assert all(f"{row}, order A, seed 1: evaluate-{row}" in said for row in ROWS)
+    assert "zero-shot, order A, seed 0" not in log, "it was finished when the first process was killed"
+    assert all(f"{row}, order A, seed 1: evaluate-{row}" in log for row in ROWS)
     assert all(marker(folder, seed, f"evaluate-{row}")["finished"] for row in ROWS for seed in SEEDS)
 
 
 def test_a_third_start_writes_no_artifact_and_does_not_import_torch(compared, package):
     folder, _, _ = compared
     before, results = stamps(folder / "compared" / "A"), (folder / "compared" / "results" / "results.csv").read_bytes()
-    asked = ["compared", "--methods", *ROWS, "--seeds", "0", "1", "--orders", "A", "--config", "dmole.toml"]
+    arguments = ["compared", "--methods", *ROWS, "--seeds", "0", "1", "--orders", "A", "--config", "dmole.toml"]
     program = (
-        f"import runpy, sys\nsys.path.insert(0, {str(COMPARE)!r})\nsys.argv = {['run.py', *asked]!r}\n"
+        f"import runpy, sys\nsys.path.insert(0, {str(COMPARE)!r})\nsys.argv = {['run.py', *arguments]!r}\n"
         f"try:\n    runpy.run_path({str(COMPARE / 'run.py')!r}, run_name='__main__')\n"
         "except SystemExit as ended:\n    print(ended.code, sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
@@ -211,9 +208,9 @@ def test_a_new_method_runs_and_has_a_row_in_the_table(compared):
 
 
 def test_a_method_that_fails_is_reported_and_does_not_stop_the_others(compared):
-    folder, shown, said = compared
-    assert said.count("broken.py cannot be imported: RuntimeError('not yet')") == 2
-    assert "2 of 6 experiments failed: broken, order A, seed 0; broken, order A, seed 1" in said
+    folder, shown, log = compared
+    assert log.count("broken.py cannot be imported: RuntimeError('not yet')") == 2
+    assert "2 of 6 experiments failed: broken, order A, seed 0; broken, order A, seed 1" in log
     (line,) = [line for line in shown.splitlines() if line.split()[:1] == ["broken"]][:1]
     assert set(line.split()[1:]) == {"–"}
     assert not [r for r in rows(folder) if r["method"] == "broken"]
@@ -221,9 +218,9 @@ def test_a_method_that_fails_is_reported_and_does_not_stop_the_others(compared):
 
 def test_another_split_needs_a_folder_of_its_own(compared, start, tmp_path):
     folder = shutil.copytree(compared[0], tmp_path / "copy")
-    asked = [*ARGUMENTS, "--methods", "zero-shot", "--config", "dmole.toml", "--split", "validation"]
-    _, said = end(start(folder, "run.py", *asked), code=1)
-    assert "was made from other arguments" in said and "use another folder" in said
+    arguments = [*ARGUMENTS, "--methods", "zero-shot", "--config", "dmole.toml", "--split", "validation"]
+    _, log = end(start(folder, "run.py", *arguments), code=1)
+    assert "was made from other arguments" in log and "use another folder" in log
 
 
 def test_a_missing_experiment_is_shown_as_missing_and_a_mean_of_fewer_seeds_has_its_number(compared, start, tmp_path):
@@ -260,9 +257,9 @@ def test_changed_code_is_another_experiment_until_the_old_results_are_deleted(co
     package = shutil.copytree(package, tmp_path / "package")
     mine = package / "dmole_cli" / "methods" / "mine.py"
     mine.write_text(mine.read_text(encoding="utf-8") + "\nMERGES = True\n", encoding="utf-8")
-    asked = ["--methods", "mine", "--seeds", "1", "--orders", "A", "--config", "dmole.toml"]
-    _, said = end(start(folder, "run.py", *asked, package=package), code=1)
-    assert "evaluate-mine.json was made from other code" in said and "--force" in said
+    arguments = ["--methods", "mine", "--seeds", "1", "--orders", "A", "--config", "dmole.toml"]
+    _, log = end(start(folder, "run.py", *arguments, package=package), code=1)
+    assert "evaluate-mine.json was made from other code" in log and "--force" in log
     # What --force does first; afterwards the experiment has no results.
     program = (
         f"import sys; sys.path.append({str(COMPARE)!r})\nfrom pathlib import Path\nfrom _plan import *\n"
@@ -297,9 +294,9 @@ def test_d_mole_is_prepared_once_and_a_study_evaluates_the_same_experts(stream, 
         'variants = [{ label = "d-mole" }, { label = "oracle", evaluate = ["--routing", "oracle"] }]\n',
         encoding="utf-8",
     )
-    asked = ["--methods", "d-mole", "--only", "main", "routing", "--plan", "plan.toml", "--config", "dmole.toml"]
-    shown, said = end(start(folder, "run.py", *asked), code=0)
-    steps = [line.split(": ")[1].split()[0] for line in said.splitlines() if line.startswith("[")]
+    arguments = ["--methods", "d-mole", "--only", "main", "routing", "--plan", "plan.toml", "--config", "dmole.toml"]
+    shown, log = end(start(folder, "run.py", *arguments), code=0)
+    steps = [line.split(": ")[1].split()[0] for line in log.splitlines() if line.startswith("[")]
     own = ["allocate-d-mole", "train-task-d-mole", "evaluate-d-mole", "likelihood-d-mole"]
     assert steps == ["profile", "train-router", *own, "evaluate-oracle"]
     compared = folder / "compared"

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import tiny
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
 COMPARE = ROOT / "pipelines" / "compare"
@@ -32,6 +32,7 @@ from table import ceiling, headline, provenance  # noqa: E402
 from tune import GRID, trials  # noqa: E402
 
 from dmole_cli import catalog  # noqa: E402
+from dmole_cli.commands.app import app  # noqa: E402
 from dmole_cli.errors import DmoleError  # noqa: E402
 from dmole_cli.settings.model import read_config  # noqa: E402
 
@@ -159,8 +160,8 @@ def test_the_commands_know_the_options_of_variants_and_studies():
     commands = {"router": "train-router", "allocate": "allocate", "train": "train-task", "evaluate": "evaluate"}
     for name, command in commands.items():
         options = {word for e in experiments for word in getattr(e, name) if word.startswith("--")}
-        done = tiny.dmole(command, "--help", cwd=ROOT, env={"COLUMNS": "200"})
-        assert options and [word for word in options if word not in done.stdout] == []
+        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+        assert options and [word for word in options if word not in shown] == []
     studies = {"threshold", "ablations", "budget", "rank", "decoder", "score", "transfer", "dropout", "routing"}
     assert {e.group for e in experiments} == {"main", *studies, "threshold-wide", "tight"}
 

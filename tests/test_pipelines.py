@@ -37,6 +37,7 @@ def test_recipes_are_compared_on_validation(fresh, table_of):
 
 
 def test_a_recipe_over_seeds_shows_their_spread(fresh, table_of):
+    tiny.shorten(fresh)
     _, row = table_of("recipes.py", "runs", "dropout", "0.5", "--seeds", "0", "1")
     assert row[0] == "0.5" and all(" ± " in text for text in row[1:])
     assert len(list((fresh / "runs").iterdir())) == 2
