@@ -14,7 +14,8 @@ import pytest
 import tiny
 from benchmarks import BENCHMARKS, CAPTION, LETTER, SHORT, TEST, TRAIN
 
-from dmole_cli.data.loading import load_card, samples
+from dmole_cli.data.card import load_card
+from dmole_cli.data.loading import samples
 from dmole_cli.errors import DmoleError
 from dmole_cli.metrics.base import load_metric
 

@@ -7,7 +7,8 @@ import pytest
 import tiny
 from PIL import Image
 
-from dmole_cli.data.loading import check_card, load_card
+from dmole_cli.data.card import load_card
+from dmole_cli.data.loading import check_card
 
 CHECK = ("tasks", "--check")
 CARD = """

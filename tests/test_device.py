@@ -268,11 +268,6 @@ def test_recomputing_changes_no_bit_in_bfloat16(halved, run):
     assert path.read_bytes() == before
 
 
-@pytest.fixture
-def copy(finished, tmp_path) -> Path:
-    return shutil.copytree(finished, tmp_path / "copy")
-
-
 @pytest.mark.parametrize("stage", ["profile", "train-task", "evaluate"])
 def test_another_precision_makes_outputs_stale(stage, copy, run):
     before = tiny.files_of(copy)

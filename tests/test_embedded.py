@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dmole_cli.backbones.files import EMBEDDED
-from dmole_cli.data.loading import load_card, samples
+from dmole_cli.data.card import load_card
+from dmole_cli.data.loading import samples
 from dmole_cli.inference.decoding import generate
 
 

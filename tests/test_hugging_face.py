@@ -9,7 +9,8 @@ import pytest
 import tiny
 from PIL import Image
 
-from dmole_cli.data.loading import check_card, load_card, samples
+from dmole_cli.data.card import load_card
+from dmole_cli.data.loading import check_card, samples
 from dmole_cli.errors import DmoleError
 
 datasets = pytest.importorskip("datasets")

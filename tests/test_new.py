@@ -8,7 +8,8 @@ import pytest
 import tiny
 from PIL import Image
 
-from dmole_cli.data.loading import check_card, load_card, samples
+from dmole_cli.data.card import load_card
+from dmole_cli.data.loading import check_card, samples
 
 NEW = ("tasks", "--new")
 COLOURS = {"red": (220, 30, 30), "green": (30, 190, 60), "blue": (40, 60, 220)}

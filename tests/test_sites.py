@@ -32,15 +32,8 @@ def internvl2_2b():
     from transformers import InternVLConfig, Qwen2Config
     from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
 
-    text = Qwen2Config(
-        vocab_size=92553,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        tie_word_embeddings=False,
-    )
+    widths = {"vocab_size": 92553, "hidden_size": 2048, "intermediate_size": 8192, "tie_word_embeddings": False}
+    text = Qwen2Config(**widths, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=8)
     return InternVLConfig(vision_config=InternVLVisionConfig(), text_config=text, tie_word_embeddings=False)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from dmole_cli.data.card import SPLITS, load_card, task_names
 from dmole_cli.data.choices import choices_of
-from dmole_cli.data.loading import SPLITS, check_card, load_card, samples, task_names
+from dmole_cli.data.loading import check_card, samples
 from dmole_cli.data.synthetic import _emoji_items as emoji_items
 from dmole_cli.data.synthetic import emoji_captions, emoji_scenes, satellite_crops
 from dmole_cli.errors import DmoleError

@@ -10,7 +10,8 @@ import torch
 from dmole_cli.backbones.backbone import IGNORED
 from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.backbones.truncation import encode_truncated, record_truncated
-from dmole_cli.data.loading import load_card, samples
+from dmole_cli.data.card import load_card
+from dmole_cli.data.loading import samples
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 

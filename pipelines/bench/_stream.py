@@ -20,7 +20,8 @@ from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.cli.workspace import workspace
-from dmole_cli.data.loading import load_card, samples
+from dmole_cli.data.card import load_card
+from dmole_cli.data.loading import samples
 from dmole_cli.data.sample import Sample
 from dmole_cli.experts.expert import Expert
 from dmole_cli.settings.model import DEFAULT_TASKS, DEFAULT_UNSEEN, RouterSettings, Settings, TrainSettings
