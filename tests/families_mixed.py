@@ -15,6 +15,7 @@ from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.families.base import families
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
+from dmole_cli.data.images import open_image
 from dmole_cli.data.sample import Sample
 from dmole_cli.experts.routed import RoutedExperts
 

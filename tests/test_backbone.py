@@ -15,6 +15,7 @@ from dmole_cli.backbones.inputs import PICTURE_TOKENS
 from dmole_cli.backbones.loading import fingerprint_of, load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
+from dmole_cli.data.images import open_image
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.routed import RoutedExperts

@@ -259,7 +259,7 @@ def test_the_score_matrix_of_a_run_is_that_of_the_direct_evaluation(trained):
 
 
 def test_the_score_matrix_is_that_of_the_direct_evaluation_with_several_active_experts(trained, monkeypatch):
-    settings = replace(trained.settings, evaluate=EvaluateSettings(threshold_scale=1e9))
+    settings = trained.settings.updated(evaluate=EvaluateSettings(threshold_scale=1e9))
     monkeypatch.setattr(trained, "work", replace(trained.work, settings=settings))
     entries = evaluated_directly(trained)
     assert all(len(row.route) == stage for (stage, _), rows in entries.items() for row in rows)
