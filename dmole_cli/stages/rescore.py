@@ -120,7 +120,7 @@ def _rescore(session: Session, metric: str, cell: Cell, *, force: bool) -> Outco
 def _require_details(metric: str, cell: Cell, rows: Sequence[Answer], found: Sequence[set[str]]) -> None:
     if not rows:
         raise DmoleError(f"{cell.path} holds no sample", "make it again with `dmole evaluate --force`")
-    needed: set[str] = set(load_metric(metric).NEEDS_DETAILS)
+    needed = set(load_metric(metric).NEEDS_DETAILS)
     for row, keys in zip(rows, found, strict=True):
         if lacking := sorted(needed - keys):
             raise DmoleError(
