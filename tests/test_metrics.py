@@ -84,8 +84,9 @@ def odd_samples(metric):
 def test_every_metric_scores_an_empty_split_and_names_what_it_needs(metric):
     assert metric.score([], references=[], details=[]) == []
     assert metric.UNIT_SCALE == 100.0
-    assert isinstance(metric.NEEDS_DETAILS, tuple)
-    assert "ource" in Path(catalog.load("metrics", metric.name).__file__).read_text(encoding="utf-8")
+    module = catalog.load("metrics", metric.name)
+    assert getattr(module, "NEEDS_DETAILS", ()) == metric.NEEDS_DETAILS
+    assert "ource" in Path(module.__file__).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("metric", SWIFT, ids=name_of)
@@ -129,14 +130,14 @@ def test_only_cider_exceeds_100_points_and_weighs_an_answer_by_the_others():
 
 def test_a_new_file_is_a_metric_without_any_other_change(shelf):
     name = shelf(
-        "import math\nMAXIMUM = math.inf\n"
+        "import math\nMAXIMUM = math.inf\nNEEDS_DETAILS = ('box',)\n"
         "def score(predictions, *, references, details): return [float(len(p)) for p in predictions]\n",
         on="metrics",
     )
     assert name in catalog.names("metrics")
     scores = score_answers(name, ["ab", "abcd"], references=[["x"]] * 2, details=[{}] * 2)
     assert (scores.samples, scores.points, scores.facts) == ([2.0, 4.0], 300.0, {})
-    assert load_metric(name).maximum_points == math.inf
+    assert (load_metric(name).maximum_points, load_metric(name).NEEDS_DETAILS) == (math.inf, ("box",))
 
 
 def test_a_new_metric_may_aggregate_in_its_own_way(shelf):

@@ -43,7 +43,7 @@ class Metric:
     score_corpus: CorpusScores | None = None
     UNIT_SCALE: float = 100.0
     MAXIMUM: float = 1.0
-    NEEDS_DETAILS: Sequence[str] = ()
+    NEEDS_DETAILS: tuple[str, ...] = ()
     FURTHER: Mapping[str, SampleScores] = field(default_factory=dict)
     CLOSED_ANSWERS: bool = False
     DEPENDS_ON_CORPUS: bool = False
