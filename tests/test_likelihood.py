@@ -29,10 +29,10 @@ EVERY = (FIRST, SECOND, tiny.UNSEEN)
 LETTERS = ("b", "g", "r", "y")
 
 
-# --- the numbers themselves, against the plain way: prompt and answer in one forward pass, answer by answer ---
+# --- values, compared with one forward pass over prompt and answer for each answer ---
 
 
-def picture(*colour: int):
+def draw(*colour: int):
     from PIL import Image
 
     image = Image.new("RGB", (tiny.SIDE, tiny.SIDE), colour)
@@ -41,7 +41,7 @@ def picture(*colour: int):
 
 
 def sample(question: str, *colours: tuple[int, int, int]) -> Sample:
-    return Sample(question, question, "yes", ("yes",), tuple((lambda c=c: picture(*c)) for c in colours))
+    return Sample(question, question, "yes", ("yes",), tuple((lambda c=c: draw(*c)) for c in colours))
 
 
 SAMPLES = [
@@ -53,12 +53,12 @@ SAMPLES = [
 ]
 SAMPLES[3] = replace(SAMPLES[3], images=())
 ANSWERS = [("yes", "no", "a longer one"), ("left",), ("", "x"), ("word", "w"), ("k", "kk", "kkk", "q")]
-SETS = [("tongue",), ("eyes", "tongue"), (), ("dense",), ("dense", "eyes")]
+SETS = [("language",), ("vision", "language"), (), ("dense",), ("dense", "vision")]
 
 
 @pytest.fixture(scope="module")
 def routed(backbone):
-    """Experts strong enough to change answers: on the vision tower, on the language model, and a dense mixture on both."""
+    """Experts with large weights: on the vision encoder, on the language model, and a dense mixture on both."""
     sites = find_sites(backbone.model, "attention")
     routed = RoutedExperts(backbone.model, backbone.modality_of)
     generator = torch.Generator().manual_seed(5)
@@ -66,7 +66,7 @@ def routed(backbone):
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator) * 0.4
 
-    for name, modality in (("eyes", "vision"), ("tongue", "language"), ("dense", "")):
+    for name, modality in (("vision", "vision"), ("language", "language"), ("dense", "")):
         chosen = [site for site in sites if modality in ("", site.modality)]
         matrices = {s.name: (drawn(4, s.in_features), drawn(s.out_features, 4)) for s in chosen}
         gates = {} if modality else {s.name: drawn(2, s.in_features) for s in chosen}
@@ -82,8 +82,8 @@ def plain(backbone, routed, one: Sample, answer: str, names: tuple[str, ...]) ->
     labels = inputs.pop("labels")[0]
     with torch.no_grad(), routed.route([names], rows=vision):
         logits = backbone.model(**inputs, use_cache=False).logits[0].float()
-    told = torch.log_softmax(logits[:-1], dim=-1).gather(1, inputs["input_ids"][0, 1:, None])[:, 0]
-    own = told[labels[1:] != -100]
+    log_probabilities = torch.log_softmax(logits[:-1], dim=-1).gather(1, inputs["input_ids"][0, 1:, None])[:, 0]
+    own = log_probabilities[labels[1:] != -100]
     return float(own.sum()), len(own)
 
 
@@ -104,25 +104,25 @@ def test_a_shared_prompt_changes_no_likelihood(backbone, routed, rows):
             assert tokens == length == len(answer) + 1, "a token a byte, and the end"
             assert total == pytest.approx(expected, abs=1e-4)
     bare = plain(backbone, routed, SAMPLES[0], "yes", ())[0]
-    assert abs(found[0].sums[0] - bare) > 0.1, "the expert has its say"
+    assert abs(found[0].sums[0] - bare) > 0.1, "the expert changes the likelihood"
 
 
-def test_pictures_that_were_encoded_before_give_the_same_likelihoods(backbone, routed, tmp_path):
+def test_cached_vision_features_give_the_same_likelihoods(backbone, routed, tmp_path):
     encoded = [backbone.encode(s, with_answer=False) for s in SAMPLES[:2]]
     inputs, vision = backbone.collate(encoded, left=True)
     seen = VisionFeatureCache(backbone, folder=tmp_path, limit=2**20)
-    with routed.route([("tongue",), ()], rows=vision):
-        looked, kept = (
+    with routed.route([("language",), ()], rows=vision):
+        uncached, cached = (
             answer_likelihoods(backbone, given, answers=ANSWERS[:2], rows=8, narrow=routed.narrowed)
             for given in (inputs, seen.replace(inputs, encoded))
         )
     seen.close()
-    for one, other in zip(looked, kept, strict=True):
+    for one, other in zip(uncached, cached, strict=True):
         assert one.sums == pytest.approx(other.sums, abs=1e-4)
 
 
-def several_axes():
-    """A model whose positions have several axes (mrope): (model, inputs of a left-padded batch, inputs of one row)."""
+def multimodal_positions():
+    """A model with multimodal rotary positions: (model, inputs of a left-padded batch, inputs of one row)."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     text = {
@@ -144,14 +144,14 @@ def several_axes():
     ]
 
     def more(rows: list[int], tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-        looked_at = {"pixel_values": torch.cat([pixels[row] for row in rows]), "image_grid_thw": grids[rows]}
-        return {**looked_at, "mm_token_type_ids": (tokens == 50).long()}
+        images = {"pixel_values": torch.cat([pixels[row] for row in rows]), "image_grid_thw": grids[rows]}
+        return {**images, "mm_token_type_ids": (tokens == 50).long()}
 
     return Qwen2VLForConditionalGeneration(config), prompts, more
 
 
 def sliding_windows():
-    """A model whose cache forgets what lies behind a window of four tokens in every other layer."""
+    """A model with sliding-window attention of four tokens in every other layer."""
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
     text = {
@@ -173,7 +173,7 @@ def sliding_windows():
     return Gemma3ForConditionalGeneration(config), prompts, more
 
 
-@pytest.mark.parametrize("family", [several_axes, sliding_windows])
+@pytest.mark.parametrize("family", [multimodal_positions, sliding_windows])
 def test_other_families_positions_and_caches(family):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -190,8 +190,9 @@ def test_other_families_positions_and_caches(family):
             for answer, total in zip(own, found[row], strict=True):
                 whole = torch.tensor([prompts[row] + answer])
                 logits = model(input_ids=whole, attention_mask=torch.ones_like(whole), **more([row], whole)).logits[0]
-                told = torch.log_softmax(logits[-len(answer) - 1 : -1].float(), dim=-1)
-                assert total == pytest.approx(float(told.gather(1, torch.tensor(answer)[:, None]).sum()), abs=1e-4)
+                log_probabilities = torch.log_softmax(logits[-len(answer) - 1 : -1].float(), dim=-1)
+                expected = float(log_probabilities.gather(1, torch.tensor(answer)[:, None]).sum())
+                assert total == pytest.approx(expected, abs=1e-4)
 
 
 # --- which answers are compared, and which is first ---

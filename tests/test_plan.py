@@ -15,7 +15,7 @@ from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.data.sample import Sample
 from dmole_cli.profiling.memory import as_fake_tensors, held_bytes, peak_bytes
-from dmole_cli.stages.profile import measure
+from dmole_cli.profiling.sensitivity import measure_sensitivity
 
 TASK = tiny.TASKS[0]
 SAMPLES = [
@@ -32,7 +32,7 @@ def planned(here, run, *options: str) -> dict:
 
 @every_family
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_work_without_numbers_holds_what_the_work_holds(family, checkpointing):  # noqa: F811
+def test_fake_tensors_allocate_what_real_ones_do(family, checkpointing):  # noqa: F811
     whole = load_backbone(str(family))
     empty = Backbone("empty", "", as_fake_tensors(meta_model(str(family)), torch.float32), whole.processor)
     assert held_bytes(empty.model) == held_bytes(whole.model)
@@ -40,12 +40,12 @@ def test_work_without_numbers_holds_what_the_work_holds(family, checkpointing): 
     for backbone in (whole, empty):
         sites = find_sites(backbone.model, "attention")
         batch = [backbone.encode(sample, with_answer=True) for sample in SAMPLES]
-        work = lambda b=backbone, s=sites, e=batch: measure(b, s, [e, e], checkpointing=checkpointing)  # noqa: E731
+        work = lambda b=backbone, s=sites, e=batch: measure_sensitivity(b, s, [e, e], checkpointing=checkpointing)  # noqa: E731
         peaks.append(peak_bytes(backbone.model, work))
     assert peaks[1] == pytest.approx(peaks[0], rel=0.02) and peaks[0] > 0
 
 
-def test_a_plan_states_what_allocate_then_spends(stream, run):
+def test_a_plan_shows_what_allocate_spends(stream, run):
     said = planned(stream, run)
     whole = load_backbone(str(stream / "backbone"))
     assert said["parameters"] == whole.parameters and said["sites"] == {"vision": 8, "language": 8}
@@ -83,7 +83,7 @@ def test_no_weights_and_no_profile_are_needed(stream, tmp_path, run):
     after = planned(tmp_path / "here", run)
     for said in (before, after):
         for row in said["memory"]:
-            del row["libraries"], row["process"]  # what this process happens to hold
+            del row["libraries"], row["process"]  # depends on the process
     assert after == before
     shown = tiny.succeed("allocate", "--plan", cwd=tmp_path / "here", run=run).stdout
     assert "memory at the peak, MB" in shown and "assumes: " in shown
@@ -93,7 +93,7 @@ def test_no_weights_and_no_profile_are_needed(stream, tmp_path, run):
 
 
 def test_the_plan_of_two_billion_parameters(tmp_path, run):
-    """InternVL2-2B's shape, from its configuration and a small processor: no machine of the tests could hold it."""
+    """InternVL2-2B's shape, from its configuration and a small processor; too large to load in a test."""
     from test_sites import internvl2_2b
 
     from dmole_cli.backbones.families import internvl
