@@ -15,9 +15,9 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from dmole_cli import catalog
 from dmole_cli.data.loading import TaskCard, load_card, samples, task_names
 from dmole_cli.data.sample import Sample
+from dmole_cli.metrics.base import load_metric
 
 DRAWS = 10
 CAPTION_CANDIDATES = 20
@@ -25,7 +25,7 @@ CAPTION_CANDIDATES = 20
 
 def points(card: TaskCard, predictions: Sequence[str], rows: Sequence[Sample]) -> float:
     """Score answers with the card's metric: the mean in points."""
-    metric = catalog.load("metrics", card.metric)
+    metric = load_metric(card.metric)
     scores = metric.score(
         predictions, references=[row.references for row in rows], details=[row.details for row in rows]
     )

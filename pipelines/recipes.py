@@ -15,9 +15,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from dmole_cli.artifacts.run import Run
+from dmole_cli.cli.workspace import workspace
 from dmole_cli.reports.collect import MethodReport, collect
-from dmole_cli.session import Session
-from dmole_cli.settings.model import read_config
+from dmole_cli.settings.reading import read_settings
 
 CONFIG = Path(__file__).with_name("sequence") / "dmole.toml"
 METHOD = "finetune"
@@ -34,7 +34,7 @@ def trial(run: Path, option: list[str], seed: int, config: Path) -> MethodReport
         ["evaluate", "--stage", "all", "--split", "validation"],
     ):
         subprocess.run([*program, *command, *shared], check=True, stdout=sys.stderr)
-    tasks = Session(read_config(config), Run(run)).config.tasks
+    tasks = workspace(read_settings(config), Run(run)).config.tasks
     return collect(Run(run), tasks=tasks, methods=[METHOD], split="validation")[0]
 
 

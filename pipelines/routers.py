@@ -18,10 +18,11 @@ from statistics import fmean
 
 from dmole_cli.artifacts.router import read_router
 from dmole_cli.artifacts.run import Run
-from dmole_cli.routing.autoencoder import from_tensors, top_candidates
+from dmole_cli.cli.workspace import Workspace, workspace
+from dmole_cli.routing.autoencoder import from_tensors
 from dmole_cli.routing.features import routing_features
-from dmole_cli.session import Session
-from dmole_cli.settings.model import read_config
+from dmole_cli.routing.rules import top_candidates
+from dmole_cli.settings.reading import read_settings
 
 CONFIG = Path(__file__).with_name("sequence") / "dmole.toml"
 FORMS = [(decoder, start) for decoder in ("sigmoid", "linear") for start in ("mean", "random")]
@@ -45,14 +46,16 @@ def train(run: Path, decoder: str, start: str, *, epochs: int, config: Path) -> 
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def losses_of(session: Session) -> tuple[dict[str, list[list[float]]], list[float]]:
+def losses_of(session: Workspace) -> tuple[dict[str, list[list[float]]], list[float]]:
     """Task -> losses of its validation samples under every router [sample][router]; the routers' thresholds."""
-    run, tasks = session.run, session.config.tasks
-    files = [read_router(run.router(task), hint="train it first") for task in tasks]
+    run, tasks = session.run, session.settings.tasks
+    files = [read_router(run.router(task)) for task in tasks]
     routers = [from_tensors(file.tensors, decoder=file.decoder) for file in files]
     table = {}
-    for task in (*tasks, *session.config.unseen):
-        features = routing_features(session, task, "validation")
+    for task in (*tasks, *session.settings.unseen):
+        features = routing_features(
+            task, "validation", data=session.data, backbone=session.model.load(), run=session.run
+        )
         table[task] = [list(row) for row in zip(*(r.losses(features).tolist() for r in routers), strict=True)]
     return table, [file.threshold for file in files]
 
@@ -68,7 +71,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIG)
     options = parser.parse_args()
     folder = options.folder
-    tasks = Session(read_config(options.config), Run(folder)).config.tasks
+    tasks = workspace(read_settings(options.config), Run(folder)).config.tasks
     accepting = " | ".join(f"accepted by {t}" for t in tasks)
     print(f"| decoder, start | epochs | scale | samples of | {accepting} | own among two nearest |")
     print("|" + "---|" * (len(tasks) + 5))
@@ -80,7 +83,7 @@ def main() -> None:
             outcome["epochs"]
             for outcome in train(run.root, decoder, start, epochs=options.epochs, config=options.config)
         ]
-        table, thresholds = losses_of(Session(read_config(options.config), run))
+        table, thresholds = losses_of(workspace(read_settings(options.config), run))
         form = f"{decoder}, {start} | {min(ran)}–{max(ran)}"
         for scale in options.scales:
             for row in shares(table, [scale * threshold for threshold in thresholds], tasks):

@@ -1,7 +1,6 @@
-"""The backbones that a test can be run over: a tiny one of every family, and the one that ships."""
+"""Backbones that tests are parametrised over: a tiny one of every family, and the embedded one."""
 
 import importlib
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,25 +8,19 @@ from pathlib import Path
 import pytest
 import tiny
 
-from dmole_cli.backbones import embedded
-
-PACKAGE = Path(embedded.__file__).parent
-
-
-def _embedded(folder: Path) -> Path:
-    return shutil.copytree(embedded.FOLDER, folder)
+from dmole_cli.backbones.families.base import families
+from dmole_cli.backbones.files import EMBEDDED
 
 
-def _builders() -> dict[str, Callable[[Path], object]]:
-    """Every file of the package that says how to make a tiny model of its family."""
-    found: dict[str, Callable[[Path], object]] = {"plain": tiny.build_backbone, "embedded": _embedded}
-    for file in sorted(PACKAGE.glob("*.py")):
-        if re.search(r"^def tiny\(", file.read_text(encoding="utf-8"), re.MULTILINE):
-            found[file.stem] = importlib.import_module(f"dmole_cli.backbones.{file.stem}").tiny
-    return found
+def _copy_embedded(folder: Path) -> Path:
+    return shutil.copytree(EMBEDDED, folder)
 
 
-BUILDERS = _builders()
+def _family_builders() -> dict[str, Callable[[Path], object]]:
+    return {name: importlib.import_module(f"dmole_cli.backbones.families.{name}").tiny for name in families()}
+
+
+BUILDERS = {"plain": tiny.build_backbone, "embedded": _copy_embedded, **_family_builders()}
 every_family = pytest.mark.parametrize("family", sorted(BUILDERS), indirect=True)
 
 

@@ -1,3 +1,4 @@
+import importlib
 import json
 import time
 from pathlib import Path
@@ -78,20 +79,22 @@ def _run_sequence(folder: Path, run: tiny.Forks) -> None:
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
-    """Puts a file on the shelf of methods, in a folder of its own beside the package's; gives the method's name."""
-    import dmole_cli.methods
+    """Adds a file to a shelf, from a folder beside the package; gives the name that a user types."""
     from dmole_cli import catalog
 
-    package, folder = catalog.PACKAGE, tmp_path / "shelves"
-    (folder / "methods").mkdir(parents=True)
-    for other in ("formats", "metrics"):
-        (folder / other).symlink_to(package / other)
-    monkeypatch.setattr(catalog, "PACKAGE", folder)
-    monkeypatch.setattr(dmole_cli.methods, "__path__", [*dmole_cli.methods.__path__, str(folder / "methods")])
+    package = catalog.PACKAGE
+    for folder in (folder for folders in catalog.SHELVES.values() for folder in folders):
+        (tmp_path / "package" / folder).mkdir(parents=True)
+        for path in (package / folder).glob("*.py"):
+            (tmp_path / "package" / folder / path.name).symlink_to(path)
+    monkeypatch.setattr(catalog, "PACKAGE", tmp_path / "package")
 
-    def write(text: str) -> str:
-        stem = f"mine_{tiny.digest(str(tmp_path).encode())[:8]}"  # an import is done once for each name
-        (folder / "methods" / f"{stem}.py").write_text(text, encoding="utf-8")
-        return stem.replace("_", "-")
+    def write(text: str, *, on: str = "methods") -> str:
+        folder = catalog.SHELVES[on][0]
+        module = importlib.import_module(f"dmole_cli.{folder.replace('/', '.')}")
+        monkeypatch.setattr(module, "__path__", [*module.__path__, str(tmp_path / "package" / folder)])
+        stem = f"mine_{tiny.digest(str(tmp_path).encode())[:8]}"  # an import happens once per name
+        (tmp_path / "package" / folder / f"{stem}.py").write_text(text, encoding="utf-8")
+        return stem.replace("_", "-") if on == "methods" else stem
 
     return write

@@ -14,7 +14,7 @@ from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.families.base import families
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
-from dmole_cli.data.images import open_picture
+from dmole_cli.data.images import open_image
 from dmole_cli.data.sample import Sample
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
@@ -38,7 +38,7 @@ def sample(folder: Path, question: str, *sizes: tuple[int, int], answer: str) ->
     files = tuple(folder / f"{abs(hash((question, i)))}.png" for i in range(len(sizes)))
     for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
         picture(*size, seed=len(question) * 10 + number).save(file)
-    opened = tuple(partial(open_picture, file, row="here") for file in files)
+    opened = tuple(partial(open_image, file, row="here") for file in files)
     return Sample(question, question, answer, (answer,), opened, files=files)
 
 
@@ -61,7 +61,7 @@ def tiny_folder(family: str) -> Path:
     """A family's tiny model on disk."""
     from importlib import import_module
 
-    return import_module(f"dmole_cli.backbones.{family}").tiny(Path(mkdtemp()) / family)
+    return import_module(f"dmole_cli.backbones.families.{family}").tiny(Path(mkdtemp()) / family)
 
 
 @cache

@@ -1,6 +1,7 @@
-"""Dependencies point one way: what each folder of the package may import, read from the source with `ast`."""
+"""The folder listing tells the architecture: imports point downwards, no cycles, quick starts, small functions and files."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,32 +14,25 @@ PACKAGE = Path(__file__).parent.parent / "dmole_cli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 RUFF = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["lint"]
 HEAVY = set(RUFF["flake8-tidy-imports"]["banned-module-level-imports"])
-# These work with tensors from their first line on, so whoever wants a quick start imports them inside a function.
-HEAVY_AREAS = {"stages", "experts", "training", "backbones", "methods", "inference", "profiling", "routing"}
-LIGHT_FILES = [path for path in FILES if path.relative_to(PACKAGE).parts[0] not in HEAVY_AREAS]
-SHELVES = {"methods", "metrics", "formats"}
-# What files of a shelf share: the contract, private helpers, and the one list that two formats must not disagree on.
-SHARED_ON_SHELF = {"contract", "emoji_items"}
 
-# area -> areas that it never imports; every area but `commands` also never imports `commands`.
-NEVER = {
-    "stages": {"stages"},
-    "methods": {"stages", "reports"},
-    "reports": {"stages", "methods", "experts", "training", "backbones"},
-    **{
-        area: {"stages", "methods", "reports"}
-        for area in ("experts", "training", "backbones", "metrics", "formats", "tasks")
-    },
-}
+# A room imports rooms to its right only.
+ROOMS = (
+    "commands", "cli", "stages", "reports", "methods", "training", "inference", "profiling", "routing", "experts", "allocation",
+    "backbones", "data", "metrics", "artifacts", "settings",
+)  # fmt: skip
+# Beside the rooms: what every room may use.
+ROOT = {"__init__", "__main__", "catalog", "errors", "progress"}
+# These compute with tensors; other rooms import them inside functions, so that `dmole --help` answers at once.
+HEAVY_ROOMS = {"stages", "training", "inference", "profiling", "routing", "experts", "backbones"}
+# Of the heavy rooms: identifies a backbone without loading it.
+LIGHT_FILES = {"backbones/handle.py"}
+SHELVES = {"methods", "metrics", "data/formats", "data/synthetic", "backbones/families"}
 
 
 def imported(path: Path, *, at_start: bool = False) -> Iterator[str]:
     """Yield the full names of a file's imports; with `at_start` only those that run when the module is imported."""
-    yield from _names(ast.parse(path.read_text(encoding="utf-8")), at_start=at_start, package=_package(path))
-
-
-def _package(path: Path) -> tuple[str, ...]:
-    return ("dmole_cli", *path.relative_to(PACKAGE).parts[:-1])
+    package = ("dmole_cli", *path.relative_to(PACKAGE).parts[:-1])
+    yield from _names(ast.parse(path.read_text(encoding="utf-8")), at_start=at_start, package=package)
 
 
 def _names(node: ast.AST, *, at_start: bool, package: tuple[str, ...]) -> Iterator[str]:
@@ -58,71 +52,126 @@ def _names(node: ast.AST, *, at_start: bool, package: tuple[str, ...]) -> Iterat
             yield from _names(child, at_start=at_start, package=package)
 
 
-def area_of(path: Path) -> str:
+def room_of(path: Path) -> str:
     """The folder directly under the package, or the module's own name."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def own_parts(name: str) -> tuple[str, ...]:
-    """Parts of an imported name below the package; empty for other packages' names."""
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def own_room(name: str) -> str:
+    """The room that an imported name lies in; empty for other packages' names."""
     first, *rest = name.split(".")
-    return tuple(rest) if first == "dmole_cli" else ()
+    return rest[0] if first == "dmole_cli" and rest else ""
 
 
-def show(path: Path, name: str) -> str:
-    return f"{path.relative_to(PACKAGE)} imports {name}"
+def test_the_rooms_are_the_folders() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == set(ROOMS)
+    assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT
 
 
-def test_the_package_is_found_and_the_linter_holds_the_same_areas() -> None:
-    assert PACKAGE / "errors.py" in FILES
+def test_the_readme_describes_every_room() -> None:
+    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)/` \|", readme, re.MULTILINE)
+    assert listed == [room for room in ROOMS if room in listed] and set(listed) == set(ROOMS)
+
+
+def test_the_linter_knows_the_heavy_rooms() -> None:
     free = {pattern for pattern, rules in RUFF["per-file-ignores"].items() if "TID253" in rules}
-    assert free == {f"dmole_cli/{area}/*" for area in HEAVY_AREAS} | {"tests/*", "pipelines/*"}
+    assert free == {f"dmole_cli/{room}/*" for room in HEAVY_ROOMS} | {"tests/*", "pipelines/*"}
 
 
-def test_areas_import_only_to_the_right() -> None:
+def test_imports_point_downwards() -> None:
     wrong = []
     for path in FILES:
-        area = area_of(path)
-        forbidden = NEVER.get(area, set()) | ({"commands"} if area not in {"commands", "__main__"} else set())
-        wrong += [show(path, name) for name in imported(path) if set(own_parts(name)[:1]) & forbidden]
+        room = room_of(path)
+        allowed = ROOT | set(ROOMS[ROOMS.index(room) :] if room in ROOMS else ROOMS if room == "__main__" else ())
+        wrong += [
+            f"{name_of(path)} imports {name}"
+            for name in imported(path)
+            if own_room(name) and own_room(name) not in allowed | {"__version__"}
+        ]
     assert wrong == []
 
 
-def test_artifacts_know_nothing_of_the_rest() -> None:
-    allowed = {"artifacts", "errors", "__version__"}
-    files = [path for path in FILES if area_of(path) == "artifacts"]
-    assert [show(p, name) for p in files for name in imported(p) if not set(own_parts(name)[:1]) <= allowed] == []
+def test_no_stage_imports_another_stage() -> None:
+    stages = [path for path in FILES if room_of(path) == "stages"]
+    assert [f"{name_of(p)} imports {n}" for p in stages for n in imported(p) if own_room(n) == "stages"] == []
 
 
-def test_tasks_formats_and_metrics_never_import_torch() -> None:
-    files = [path for path in FILES if area_of(path) in {"tasks", "formats", "metrics"}]
-    assert [show(p, name) for p in files for name in imported(p) if name.split(".")[0] == "torch"] == []
+def test_no_file_takes_part_in_a_cycle_of_imports() -> None:
+    modules = {name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in FILES}
+    graph = {}
+    for module, path in modules.items():
+        names = [name.removeprefix("dmole_cli.") for name in imported(path) if name.startswith("dmole_cli.")]
+        targets = {name if name in modules else name.rpartition(".")[0] for name in names}
+        graph[module] = (targets & modules.keys()) - {module}
+    while free := {module for module, targets in graph.items() if not targets}:
+        graph = {module: targets - free for module, targets in graph.items() if module not in free}
+    assert graph == {}, "what is left imports itself around some corners"
+
+
+def test_data_and_metrics_never_import_torch() -> None:
+    files = [path for path in FILES if room_of(path) in {"data", "metrics"}]
+    assert [f"{name_of(p)} imports {n}" for p in files for n in imported(p) if n.split(".")[0] == "torch"] == []
 
 
 def test_light_files_import_nothing_heavy_when_they_are_imported() -> None:
-    def heavy(name: str) -> bool:
-        return name.split(".")[0] in HEAVY or bool(set(own_parts(name)[:1]) & HEAVY_AREAS)
+    light = [path for path in FILES if room_of(path) not in HEAVY_ROOMS or name_of(path) in LIGHT_FILES]
 
-    assert [show(p, name) for p in LIGHT_FILES for name in imported(p, at_start=True) if heavy(name)] == []
+    def heavy(name: str) -> bool:
+        file = "/".join(name.split(".")[1:3]) + ".py"
+        return name.split(".")[0] in HEAVY or (own_room(name) in HEAVY_ROOMS and file not in LIGHT_FILES)
+
+    assert [f"{name_of(p)} imports {n}" for p in light for n in imported(p, at_start=True) if heavy(n)] == []
 
 
 def test_files_on_a_shelf_do_not_import_their_siblings() -> None:
     wrong = []
     for path in FILES:
-        shelf = area_of(path)
-        if shelf in SHELVES and not path.stem.startswith("_") and path.stem not in SHARED_ON_SHELF:
-            siblings = {p.stem for p in path.parent.glob("*.py") if not p.stem.startswith("_")} - SHARED_ON_SHELF
-            for name in imported(path):
-                if own_parts(name)[:1] == (shelf,) and set(own_parts(name)[1:2]) & siblings:
-                    wrong.append(show(path, name))
+        shelf = path.parent.relative_to(PACKAGE).as_posix()
+        if shelf in SHELVES and not path.stem.startswith("_") and path.stem != "base":
+            siblings = {p.stem for p in path.parent.glob("*.py") if not p.stem.startswith("_") and p.stem != "base"}
+            package = f"dmole_cli.{shelf.replace('/', '.')}."
+            wrong += [
+                f"{name_of(path)} imports {name}"
+                for name in imported(path)
+                if name.startswith(package) and name.removeprefix(package).split(".")[0] in siblings
+            ]
     assert wrong == []
 
 
 def test_the_commands_start_without_the_heavy_libraries() -> None:
-    program = f"import sys, dmole_cli.commands.app; print(*sorted(set({sorted(HEAVY)!r}) & set(sys.modules)))"
+    heavy = sorted(HEAVY | {"pydantic"})
+    program = f"import sys, dmole_cli.commands.app; print(*sorted(set({heavy!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def functions_of(path: Path) -> Iterator[ast.FunctionDef]:
+    yield from (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.FunctionDef))
+
+
+def test_files_and_functions_stay_small_enough_to_read() -> None:
+    """At most 350 lines a file, 60 lines a function (but a stage's main function), 8 parameters a function."""
+    long_files = [name_of(path) for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 350]
+    long_functions, wide = [], []
+    for path in FILES:
+        for function in functions_of(path):
+            lines = (function.end_lineno or 0) - function.lineno + 1
+            main = room_of(path) == "stages" and not function.name.startswith("_")
+            arguments = function.args
+            count = len(arguments.posonlyargs) + len(arguments.args) + len(arguments.kwonlyargs)
+            if lines > 60 and not main:
+                long_functions.append(f"{name_of(path)}:{function.name} {lines}")
+            # The parameters of a subcommand are its options.
+            if count > 8 and room_of(path) != "commands":
+                wide.append(f"{name_of(path)}:{function.name} {count}")
+    assert (long_files, long_functions, wide) == ([], [], [])
 
 
 @pytest.mark.parametrize(

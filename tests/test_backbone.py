@@ -11,11 +11,11 @@ from PIL import Image
 from transformers import BlipProcessor
 
 from dmole_cli.backbones.backbone import Backbone
-from dmole_cli.backbones.inputs import PICTURE_TOKENS
+from dmole_cli.backbones.inputs import DEFAULT_IMAGE_TOKENS
 from dmole_cli.backbones.loading import fingerprint_of, load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
-from dmole_cli.data.images import open_picture
+from dmole_cli.data.images import open_image
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
@@ -41,7 +41,7 @@ def stored(folder: Path, sizes: list[tuple[int, int]]) -> Sample:
     files = [folder / f"{width}x{height}.png" for width, height in sizes]
     for file, size in zip(files, sizes, strict=True):
         Image.new("RGB", size, (9, 99, 199)).save(file)
-    opened = tuple(partial(open_picture, file, row="here") for file in files)
+    opened = tuple(partial(open_image, file, row="here") for file in files)
     return Sample(str(sizes), "Colour?", "blue", ("blue",), opened, files=tuple(files))
 
 
@@ -155,7 +155,7 @@ def test_a_processor_that_does_not_count_still_tells_many_pictures_from_few(back
     assert not hasattr(silent, "_get_num_multimodal_tokens")
     lengths = Backbone("silent", "", backbone.model, silent).lengths(SAMPLES, with_answer=True)
     pictures = [len(s.images) for s in SAMPLES]
-    assert [length // PICTURE_TOKENS for length in lengths] == pictures
+    assert [length // DEFAULT_IMAGE_TOKENS for length in lengths] == pictures
 
 
 def test_features_do_not_depend_on_the_batch(backbone):

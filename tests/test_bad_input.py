@@ -70,7 +70,7 @@ def edit_card(folder: Path, task: str, old: str, new: str) -> None:
 
 def test_missing_picture(refuse, fresh):
     (fresh / "tasks" / FIRST / "pictures" / "train-3.png").unlink()
-    refuse("profile", "--portion", "1", cwd=fresh, said=("train-3.png", "line 4", "missing picture"))
+    refuse("profile", "--portion", "1", cwd=fresh, said=("train-3.png", "line 4", "missing image"))
 
 
 def test_corrupt_picture_also_from_a_worker_process(refuse, ready):
@@ -78,7 +78,7 @@ def test_corrupt_picture_also_from_a_worker_process(refuse, ready):
     path.write_bytes(path.read_bytes()[:60])
     # Rows enough for the loader to start a worker, and a method that reads no artifact of the old picture.
     args = ("train-task", "--method", "finetune", "--task", SECOND, "--force", "--epochs", "8")
-    refuse(*args, cwd=ready, said=("train-7.png", "line 8", "cannot open the picture"))
+    refuse(*args, cwd=ready, said=("train-7.png", "line 8", "cannot open the image"))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def change_score(path: Path) -> None:
 
     from dmole_cli.artifacts.profile import read_profile, write_profile
 
-    rows, header = read_profile(path, hint="")
+    rows, header = read_profile(path)
     write_profile(path, [replace(row, score=row.score * 2) for row in rows], header)
 
 

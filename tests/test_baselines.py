@@ -17,20 +17,20 @@ from dmole_cli.artifacts.memory import memory_header, read_memory
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
+from dmole_cli.cli.workspace import Workspace, workspace
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
-from dmole_cli.methods.base import LoadedStage, Step, Training, load_method
-from dmole_cli.session import Session
-from dmole_cli.settings.model import AllocateSettings, Config, ProfileSettings, RouterSettings, TrainSettings
+from dmole_cli.methods.base import LoadedContext, Training, load_method
+from dmole_cli.settings.model import AllocateSettings, ProfileSettings, RouterSettings, Settings, TrainSettings
 from dmole_cli.stages.allocate import allocate_task
-from dmole_cli.stages.evaluate import evaluate
+from dmole_cli.stages.evaluate import Selection, evaluate
 from dmole_cli.stages.profile import profile
 from dmole_cli.stages.train_router import train_router
 from dmole_cli.stages.train_task import train_task, training_samples
-from dmole_cli.training.loop import train_expert
+from dmole_cli.training.loop import Step, train_expert
 
 FIRST, SECOND = tiny.TASKS
 THIRD = tiny.UNSEEN
@@ -52,8 +52,8 @@ def opened(stream, backbone):
         seed: int = 0,
         method: dict[str, dict[str, float]] | None = None,
         **train: float,
-    ) -> Session:
-        config = Config(
+    ) -> Workspace:
+        config = Settings(
             backbone=str(stream / "backbone"),
             tasks=tuple(str(stream / "tasks" / f"{name}.toml") for name in tasks),
             unseen=(),
@@ -64,7 +64,7 @@ def opened(stream, backbone):
             router=RouterSettings(epochs=60),
             train=TrainSettings(**{"epochs": 1, **train}),
         )
-        session = Session(config, Run(folder, shared))
+        session = workspace(config, Run(folder, shared))
         session.__dict__["backbone"] = backbone  # what the property would load
         return session
 
@@ -77,34 +77,34 @@ def shared(opened, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     session = opened(folder)
     for task in tiny.TASKS:
-        profile(session, task)
-        train_router(session, task)
+        profile(task, **session.parts)
+        train_router(task, **session.parts)
     return folder
 
 
 @pytest.fixture(scope="module")
-def plain(opened, tmp_path_factory) -> Session:
+def plain(opened, tmp_path_factory) -> Workspace:
     """Sequential fine-tuning, which several methods are when their own part is switched off."""
     session = opened(tmp_path_factory.mktemp("plain"))
     train(session, "seq-ft")
     return session
 
 
-def train(session: Session, method: str, *tasks: str, force: bool = False) -> list[dict]:
+def train(session: Workspace, method: str, *tasks: str, force: bool = False) -> list[dict]:
     """Place and train, the whole stream unless tasks are named; gives what the command would print as JSON."""
     rules = load_method(method)
-    named = tasks or rules.stages(session.config.tasks)
-    if rules.ALLOCATES:
+    named = tasks or rules.trained_tasks(session.settings.tasks)
+    if rules.uses_allocation:
         for task in named:
-            allocate_task(session, task, method=method, force=force)
-    return [train_task(session, task, method=method, force=force).as_dict() for task in named]
+            allocate_task(task, method=method, force=force, **session.parts_without_data)
+    return [train_task(task, method=method, force=force, **session.parts).as_dict() for task in named]
 
 
-def expert_of(session: Session, method: str, task: str) -> ExpertFile:
-    return read_expert(session.run.expert(task, method), hint="")
+def expert_of(session: Workspace, method: str, task: str) -> ExpertFile:
+    return read_expert(session.run.expert(task, method))
 
 
-def tensors_of(session: Session, method: str, task: str) -> dict[str, torch.Tensor]:
+def tensors_of(session: Workspace, method: str, task: str) -> dict[str, torch.Tensor]:
     file = expert_of(session, method, task)
     return {f"{site}.{i}": matrix for site, pair in file.sites.items() for i, matrix in enumerate(pair)}
 
@@ -113,11 +113,11 @@ def same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def loaded(session: Session, method: str, task: str) -> LoadedStage:
+def loaded(session: Workspace, method: str, task: str) -> LoadedContext:
     rules = load_method(method)
-    samples = session.samples(task, "train")
-    return LoadedStage(
-        rules, session.run, session.config, rules.options(session.config), task, samples, session.backbone
+    samples = session.data.samples(task, "train")
+    return LoadedContext(
+        rules, session.run, session.settings, rules.option_values(session.settings), task, samples, session.model.load()
     )
 
 
@@ -134,20 +134,20 @@ def moved(expert: Expert, amount: float) -> None:
             tensor += amount * torch.randn(tensor.shape, generator=generator)
 
 
-def attached(session: Session, **experts: Expert) -> RoutedExperts:
-    routed = RoutedExperts(session.backbone.model, session.backbone.modality_of)
+def attached(session: Workspace, **experts: Expert) -> RoutedExperts:
+    routed = RoutedExperts(session.model.load().model, session.model.load().modality_of)
     for name, expert in experts.items():
         routed.add(name, expert)
     return routed
 
 
-def batch_of(session: Session, task: str, count: int) -> tuple[dict, dict]:
-    backbone = session.backbone
-    encoded = [backbone.encode(sample, with_answer=True) for sample in session.samples(task, "train")[:count]]
+def batch_of(session: Workspace, task: str, count: int) -> tuple[dict, dict]:
+    backbone = session.model.load()
+    encoded = [backbone.encode(sample, with_answer=True) for sample in session.data.samples(task, "train")[:count]]
     return backbone.collate(encoded, left=False)
 
 
-def evaluated(session: Session, method: str, stage: int, task: str) -> list[dict]:
+def evaluated(session: Workspace, method: str, stage: int, task: str) -> list[dict]:
     return pq.read_table(session.run.evaluation(method, stage, task)).to_pylist()
 
 
@@ -160,14 +160,14 @@ def test_a_method_trains_what_the_budget_allows_and_answers(opened, shared, back
     session = opened(tmp_path, shared=shared)
     outcomes = train(session, method)
     assert all(outcome["written"] for outcome in outcomes)
-    for task in load_method(method).stages(session.config.tasks):
+    for task in load_method(method).trained_tasks(session.settings.tasks):
         file = expert_of(session, method, task)
         # Rank 1 on all sites is 960: at most so much is left over.
         assert 0.75 * BUDGET <= file.parameters <= BUDGET
         assert file.header.facts["parameters"] == file.parameters == outcomes[-1]["parameters"]
         assert all(float(b.abs().max()) > 0 for _, b in file.sites.values()), "B starts at zero: all sites trained"
         assert file.scale == 2.0
-    cells = {(o.facts["at_stage"], o.task) for o in evaluate(session, method=method)}
+    cells = {(o.facts["at_stage"], o.task) for o in evaluate(method, **session.parts)}
     last = {(2, FIRST), (2, SECOND)}
     expected = {"joint": last, "finetune": {(1, FIRST), (2, SECOND)}}
     assert cells == expected.get(method, last | {(s, t) for s in (0, 1) for t in tiny.TASKS})
@@ -178,11 +178,11 @@ def test_a_method_trains_what_the_budget_allows_and_answers(opened, shared, back
 @pytest.mark.parametrize("method", ["seq-ft", "moe-lora"])
 def test_the_embedded_backbone_is_used_at_the_usual_budget(opened, tmp_path, method):
     session = opened(tmp_path)
-    session.config = replace(session.config, allocate=AllocateSettings())
+    session.settings = replace(session.settings, allocate=AllocateSettings())
     session.__dict__["backbone"] = load_backbone("embedded")
-    allowed = session.backbone.parameters * 0.02
+    allowed = session.model.load().parameters * 0.02
     stage = loaded(session, method, FIRST)
-    expert = stage.method.fresh(stage, torch.Generator().manual_seed(0))
+    expert = stage.method.new_expert(stage, torch.Generator().manual_seed(0))
     assert 0.75 * allowed <= sum(tensor.numel() for tensor in expert.parameters()) <= allowed
 
 
@@ -202,7 +202,7 @@ def test_without_its_own_part_a_method_is_sequential_fine_tuning(opened, plain, 
 
 
 @pytest.fixture(scope="module")
-def ewc(opened, tmp_path_factory) -> Session:
+def ewc(opened, tmp_path_factory) -> Workspace:
     session = opened(tmp_path_factory.mktemp("ewc"))
     train(session, "ewc-lora")
     return session
@@ -212,17 +212,19 @@ def named(expert: Expert) -> dict[str, torch.Tensor]:
     return {f"{s}.{n}": m for s, pair in expert.sites.items() for n, m in zip("AB", pair, strict=True)}
 
 
-def plain_fisher(session: Session, task: str, expert: Expert, count: int) -> dict[str, torch.Tensor]:
+def plain_fisher(session: Workspace, task: str, expert: Expert, count: int) -> dict[str, torch.Tensor]:
     """Mean over samples of the squared gradient of the model's own loss, one backward pass per sample."""
     total = {name: torch.zeros_like(tensor) for name, tensor in named(expert).items()}
     routed = attached(session, mine=expert)
     try:
-        for sample in session.samples(task, "train")[:count]:
-            inputs, _ = session.backbone.collate([session.backbone.encode(sample, with_answer=True)], left=False)
+        for sample in session.data.samples(task, "train")[:count]:
+            inputs, _ = session.model.load().collate(
+                [session.model.load().encode(sample, with_answer=True)], left=False
+            )
             for tensor in named(expert).values():
                 tensor.grad = None
             with routed.route([("mine",)]):
-                session.backbone.model(**inputs).loss.backward()
+                session.model.load().model(**inputs).loss.backward()
             for name, tensor in named(expert).items():
                 total[name] += tensor.grad**2 / count
     finally:
@@ -233,7 +235,7 @@ def plain_fisher(session: Session, task: str, expert: Expert, count: int) -> dic
 def test_the_penalty_of_ewc_and_its_gradient_are_the_closed_form(ewc):
     stage = loaded(ewc, "ewc-lora", SECOND)
     expert = trainable(expert_of(ewc, "ewc-lora", FIRST))
-    memory = read_memory(ewc.run.memory(FIRST, "ewc-lora"), hint="")
+    memory = read_memory(ewc.run.memory(FIRST, "ewc-lora"))
     routed = attached(ewc, mine=expert)
     penalty = stage.method.penalty(stage, Training(routed, expert, memory))
     routed.close()
@@ -254,7 +256,7 @@ def test_the_penalty_of_ewc_and_its_gradient_are_the_closed_form(ewc):
 
 
 def test_what_ewc_remembers_is_the_mean_squared_gradient_added_up_over_the_tasks(ewc):
-    first, second = (read_memory(ewc.run.memory(task, "ewc-lora"), hint="") for task in tiny.TASKS)
+    first, second = (read_memory(ewc.run.memory(task, "ewc-lora")) for task in tiny.TASKS)
     for task, found in ((FIRST, first), (SECOND, {name: second[name] - first[name] for name in second})):
         expert = trainable(expert_of(ewc, "ewc-lora", task))
         plainly = plain_fisher(ewc, task, expert, 40)
@@ -271,7 +273,7 @@ def test_what_ewc_remembers_is_the_mean_squared_gradient_added_up_over_the_tasks
 
 
 def test_a_strong_penalty_holds_the_weights_that_earlier_tasks_need(opened, ewc, tmp_path):
-    fisher = read_memory(ewc.run.memory(FIRST, "ewc-lora"), hint="")
+    fisher = read_memory(ewc.run.memory(FIRST, "ewc-lora"))
     strained = {}
     for weight in (0.0, 1e4):
         shutil.copytree(ewc.run.root, tmp_path / str(weight))
@@ -289,14 +291,14 @@ def test_the_fisher_information_of_fewer_samples(opened, backbone, tmp_path):
         before = backbone.counts["vision_rows"]
         train(session, "ewc-lora", FIRST)
         assert backbone.counts["vision_rows"] - before == 40 + count
-        seen.append(read_memory(session.run.memory(FIRST, "ewc-lora"), hint=""))
+        seen.append(read_memory(session.run.memory(FIRST, "ewc-lora")))
     assert not same(*seen)
 
 
 def test_dropout_is_not_in_what_ewc_remembers(opened, tmp_path):
     session = opened(tmp_path, dropout=0.3)
     train(session, "ewc-lora", FIRST)
-    found = read_memory(session.run.memory(FIRST, "ewc-lora"), hint="")
+    found = read_memory(session.run.memory(FIRST, "ewc-lora"))
     expert = trainable(expert_of(session, "ewc-lora", FIRST))
     for name, expected in plain_fisher(session, FIRST, expert, 40).items():
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-3 * float(expected.max()))
@@ -328,7 +330,13 @@ def test_a_memory_is_written_before_its_expert(opened, tmp_path):
 
 
 def plain_distillation(
-    session: Session, inputs: dict, student: torch.Tensor, teacher: torch.Tensor, temperature: float, *, shift: int = 1
+    session: Workspace,
+    inputs: dict,
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: float,
+    *,
+    shift: int = 1,
 ) -> torch.Tensor:
     """T^2 x mean over answer tokens of KL(teacher || student), from all logits [samples, length, vocabulary]."""
     terms = []
@@ -342,10 +350,10 @@ def plain_distillation(
     return temperature**2 * sum(terms) / len(terms)
 
 
-def full_logits(session: Session, routed: RoutedExperts, inputs: dict, names: tuple[str, ...]) -> torch.Tensor:
+def full_logits(session: Workspace, routed: RoutedExperts, inputs: dict, names: tuple[str, ...]) -> torch.Tensor:
     sets = [names] * len(inputs["input_ids"])
     with routed.route(sets):
-        return session.backbone.model(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+        return session.model.load().model(**{k: v for k, v in inputs.items() if k != "labels"}).logits
 
 
 @pytest.mark.parametrize("task", tiny.TASKS)
@@ -363,7 +371,7 @@ def test_distillation_is_that_of_all_logits_at_the_positions_before_the_answer(o
 
     def measured() -> tuple[torch.Tensor, list[torch.Tensor]]:
         with routed.route([(task,)] * 5, rows=rows):
-            logits, _ = session.backbone.answer_logits(inputs)
+            logits, _ = session.model.load().answer_logits(inputs)
             value = penalty(Step(inputs, rows, logits, 5))
             return value, list(torch.autograd.grad(value, parameters))
 
@@ -399,9 +407,9 @@ def test_the_teacher_is_a_frozen_copy(opened, plain):
     try:
         penalty = stage.method.penalty(stage, Training(routed, student, {}))
         (name,) = routed.experts.keys() - {SECOND}
-        encoded = [session.backbone.encode(sample, with_answer=True) for sample in stage.samples[:4]]
+        encoded = [session.model.load().encode(sample, with_answer=True) for sample in stage.samples[:4]]
         train_expert(
-            session.backbone,
+            session.model.load(),
             routed,
             student,
             [(["a"] * 4, [(SECOND,)] * 4, encoded)] * 3,
@@ -446,16 +454,16 @@ def test_o_lora_adds_the_overlap_with_earlier_adapters_and_leaves_those_alone(op
         assert second["first_loss"] == pytest.approx(steps_of(plain)[1]["first_loss"], abs=2e-4)
         finished[weight] = overlap(expert_of(session, "o-lora", SECOND), expert_of(session, "o-lora", FIRST))
     assert finished[5.0] < 0.5 * finished[0.0], finished
-    evaluate(session, method="o-lora", stages=[1, 2])
+    evaluate("o-lora", Selection([1, 2]), **session.parts)
     assert {tuple(row["active"]) for row in evaluated(session, "o-lora", 1, SECOND)} == {(FIRST,)}
     assert {tuple(row["active"]) for row in evaluated(session, "o-lora", 2, FIRST)} == {tiny.TASKS}
     # Every adapter that answers is one that the evaluation depends on.
     train(opened(session.run.root, seed=1, method={"o-lora": {"weight": 5.0}}), "o-lora", SECOND, force=True)
     with pytest.raises(DmoleError, match=r"is stale: experts/o-lora/halves.safetensors has changed"):
-        evaluate(session, method="o-lora", stages=[2])
+        evaluate("o-lora", Selection([2]), **session.parts)
 
 
-def steps_of(session: Session) -> list[dict]:
+def steps_of(session: Workspace) -> list[dict]:
     """What training said at each task, made again in the same place."""
     return train(session, "seq-ft", force=True)
 
@@ -464,7 +472,7 @@ def test_the_penalty_of_a_first_step_is_the_overlap_that_a_fresh_adapter_has(ope
     session = opened(tmp_path, batch_size=40)
     assert train(session, "o-lora", FIRST)[0]["steps"] == 1
     stage = loaded(session, "o-lora", SECOND)
-    fresh = stage.method.fresh(stage, torch.Generator().manual_seed(seed_for(0, SECOND, "expert")))
+    fresh = stage.method.new_expert(stage, torch.Generator().manual_seed(seed_for(0, SECOND, "expert")))
     (second,) = train(session, "o-lora", SECOND)
     expected = 0.5 * overlap(fresh, expert_of(session, "o-lora", FIRST))
     assert second["last_penalty"] == pytest.approx(expected, rel=1e-3) and expected > 0.1
@@ -517,8 +525,8 @@ def test_a_dense_mixture_is_trained_on_with_its_gates(opened, tmp_path):
 def test_the_rank_is_split_over_the_experts_that_the_budget_holds(opened, tmp_path, budget, options, parts, rank):
     session = opened(tmp_path, budget=budget, method={"moe-lora": options})
     stage = loaded(session, "moe-lora", FIRST)
-    expert = stage.method.fresh(stage, torch.Generator().manual_seed(0))
-    sites = find_sites(session.backbone.model, "attention")
+    expert = stage.method.new_expert(stage, torch.Generator().manual_seed(0))
+    sites = find_sites(session.model.load().model, "attention")
     assert set(expert.sites) == set(expert.gates) == {site.name for site in sites}
     for site in sites:
         a, b = expert.sites[site.name]
@@ -529,7 +537,7 @@ def test_the_rank_is_split_over_the_experts_that_the_budget_holds(opened, tmp_pa
     assert size + parts * widths > allowed, "no higher rank fits"
     with pytest.raises(DmoleError, match="does not hold one expert of rank 1 with its gate") as caught:
         stage = loaded(opened(tmp_path, budget="params:1k"), "moe-lora", FIRST)
-        stage.method.fresh(stage, torch.Generator())
+        stage.method.new_expert(stage, torch.Generator())
     assert f"params:{widths + inputs}" in caught.value.hint
 
 
@@ -547,9 +555,9 @@ def test_replay_sees_a_seeded_sample_of_earlier_tasks_again(opened, tmp_path):
 
     def seen(task: str, *, ratio: float = 0.1, seed: int = 0) -> dict[str, list[str]]:
         session = opened(tmp_path, tasks=order, seed=seed)
-        shares = rules.data(session.config.tasks, task, {"replay_ratio": ratio})
-        pictures = pictures_of(training_samples(session, task, shares))
-        known = {name: pictures_of(session.samples(name, "train")) for name in order}
+        shares = rules.data_shares(session.settings.tasks, task, {"replay_ratio": ratio})
+        pictures = pictures_of(training_samples(task, shares, data=session.data, seed=session.settings.seed))
+        known = {name: pictures_of(session.data.samples(name, "train")) for name in order}
         found = {name: [i for i in pictures if i in set(known[name])] for name in order}
         assert sum(map(len, found.values())) == len(pictures) == len(set(pictures))
         assert found[task] == known[task], "the task's own samples, all of them"
@@ -567,9 +575,12 @@ def test_replay_sees_a_seeded_sample_of_earlier_tasks_again(opened, tmp_path):
 
 def test_a_share_of_a_split_is_counted_in_decimals(tmp_path):
     card = tiny.write_task(tmp_path, FIRST, train=100, test=1)
-    session = Session(Config(tasks=(str(card),), unseen=()), Run(tmp_path / "run"))
+    session = Workspace(Settings(tasks=(str(card),), unseen=()), Run(tmp_path / "run"))
     # In binary, 0.55 x 100 comes out over 55, and would be rounded up to 56.
-    counts = {share: len(training_samples(session, FIRST, {FIRST: share})) for share in (0.07, 0.55, 0.551, 1.0)}
+    counts = {
+        share: len(training_samples(FIRST, {FIRST: share}, data=session.data, seed=session.settings.seed))
+        for share in (0.07, 0.55, 0.551, 1.0)
+    }
     assert counts == {0.07: 7, 0.55: 55, 0.551: 56, 1.0: 100}
 
 
@@ -579,9 +590,11 @@ def test_joint_sees_every_sample_once_in_an_epoch_and_trains_when_all_tasks_are_
     outcomes = train(session, "joint")
     assert [(o["task"], o["steps"]) for o in outcomes] == [(SECOND, 10)]
     assert backbone.counts["vision_rows"] - before == 80
-    shares = load_method("joint").data(session.config.tasks, SECOND, {})
-    pictures = pictures_of(training_samples(session, SECOND, shares))
-    assert sorted(pictures) == sorted(p for task in tiny.TASKS for p in pictures_of(session.samples(task, "train")))
+    shares = load_method("joint").data_shares(session.settings.tasks, SECOND, {})
+    pictures = pictures_of(training_samples(SECOND, shares, data=session.data, seed=session.settings.seed))
+    assert sorted(pictures) == sorted(
+        p for task in tiny.TASKS for p in pictures_of(session.data.samples(task, "train"))
+    )
     with pytest.raises(DmoleError, match=f"method joint trains nothing at task {FIRST}") as caught:
         train(session, "joint", FIRST)
     assert SECOND in caught.value.hint
@@ -619,7 +632,7 @@ def test_a_merged_sequence_is_its_adapters_side_by_side(opened, backbone, plain,
     torch.testing.assert_close(merged, beside, rtol=1e-3, atol=1e-3)
     assert float((beside - bare).abs().max()) > 0.1
     assert all(torch.equal(weights[name], value) for name, value in backbone.model.state_dict().items())
-    evaluate(session, method="seq-ft-merge", stages=[0, 1, 2])
+    evaluate("seq-ft-merge", Selection([0, 1, 2]), **session.parts)
     assert {tuple(row["active"]) for row in evaluated(session, "seq-ft-merge", 2, FIRST)} == {tiny.TASKS}
     assert all(torch.equal(weights[name], value) for name, value in backbone.model.state_dict().items())
 
@@ -627,7 +640,7 @@ def test_a_merged_sequence_is_its_adapters_side_by_side(opened, backbone, plain,
 # --- D-MoLE's ablations ---
 
 
-def allocated(session: Session, method: str) -> dict:
+def allocated(session: Workspace, method: str) -> dict:
     return json.loads(session.run.allocation(SECOND, method).read_text(encoding="utf-8"))
 
 
@@ -637,7 +650,7 @@ def test_the_ablations_of_d_mole_leave_out_what_they_say(opened, shared, backbon
     for budget in (1000, BUDGET):
         session = opened(tmp_path / str(budget), shared=shared, budget=f"params:{budget}")
         for method in PLACED:
-            allocate_task(session, SECOND, method=method)
+            allocate_task(SECOND, method=method, **session.parts_without_data)
         found = {method: allocated(session, method) for method in PLACED}
         spent[budget] = {method: document["spent"]["parameters"] for method, document in found.items()}
         assert all(0.75 * budget <= used <= budget for used in spent[budget].values()), spent
@@ -654,7 +667,7 @@ def test_the_ablations_of_d_mole_leave_out_what_they_say(opened, shared, backbon
         assert parts["d-mole"]["vision"]["share"] < 0.4, "this task pulls at the language model"
     assert found["v3"]["sites"] != found["d-mole"]["sites"]
     stage = loaded(session, "v4", SECOND)
-    assert stage.method.place(stage) == dict.fromkeys(modality, 3), "all candidate sites, at a lower rank"
+    assert stage.method.placement(stage) == dict.fromkeys(modality, 3), "all candidate sites, at a lower rank"
 
 
 @pytest.mark.parametrize("method", ["seq-ft", "v4"])
@@ -669,7 +682,7 @@ def test_a_budget_in_sites_depends_on_the_rank_that_they_are_counted_at(opened, 
     session = opened(tmp_path, budget="sites:50%")
     train(session, "seq-ft", FIRST)
     assert expert_of(session, "seq-ft", FIRST).parameters == 1920, "half of 3840, which is rank 4 on all sites"
-    session.config = replace(session.config, allocate=AllocateSettings(budget="sites:50%", rank=8, alpha=16.0))
+    session.settings = replace(session.settings, allocate=AllocateSettings(budget="sites:50%", rank=8, alpha=16.0))
     with pytest.raises(DmoleError, match="rank 4 -> 8"):
         train(session, "seq-ft", FIRST)
 
@@ -685,7 +698,7 @@ def test_the_documentations_own_method_trains(opened, plain, shelf, tmp_path):
     train(free, name)
     assert same(tensors_of(free, name, SECOND), tensors_of(plain, "seq-ft", SECOND))
 
-    def distance(session: Session) -> float:
+    def distance(session: Workspace) -> float:
         first, second = (tensors_of(session, name, task) for task in tiny.TASKS)
         return sum(((second[key] - first[key]) ** 2).sum().item() for key in first)
 

@@ -34,8 +34,8 @@ JOINS = [random.Random(i).choice([(), ("a",), ("b",), ("a", "b")]) for i in rang
 
 def test_samples_of_one_set_of_experts_go_together():
     lengths = [random.Random(i).randrange(40, 125) for i in range(3200)]
-    batches = shuffled_batches(3200, 32, epochs=2, seed=0, lengths=lengths, joins=JOINS)
-    assert batches == shuffled_batches(3200, 32, epochs=2, seed=0, lengths=lengths, joins=JOINS)
+    batches = shuffled_batches(3200, 32, epochs=2, seed=0, lengths=lengths, transfer=JOINS)
+    assert batches == shuffled_batches(3200, 32, epochs=2, seed=0, lengths=lengths, transfer=JOINS)
     for half in (batches[:100], batches[100:]):
         assert sorted(i for batch in half for i in batch) == list(range(3200))
         kinds = [len({JOINS[i] for i in batch}) for batch in half]
@@ -50,6 +50,6 @@ def test_where_all_samples_have_one_set_the_order_is_that_of_lengths_alone(joins
     monkeypatch.setattr(module, "WINDOW", 9)
     lengths = [random.Random(i).randrange(4, 90) for i in range(900)]
     expected = shuffled_batches(900, 8, epochs=2, seed=1, lengths=lengths)
-    assert shuffled_batches(900, 8, epochs=2, seed=1, lengths=lengths, joins=joins) == expected
+    assert shuffled_batches(900, 8, epochs=2, seed=1, lengths=lengths, transfer=joins) == expected
     longest = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in expected]
     assert 0 < max(longest) < 85  # sorted within stretches

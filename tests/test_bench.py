@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 
-from dmole_cli.methods.base import every_cell
+from dmole_cli.methods.base import load_method
 from dmole_cli.settings.model import EvaluateSettings
 
 sys.path.insert(0, str(tiny.ROOT))
@@ -235,7 +235,8 @@ def trained(tmp_path_factory):
 def evaluated_directly(stream):
     """Evaluate again: routes and answers are those of the direct evaluation, and no answer is generated twice."""
     stream.evaluate(force=True)
-    entries = {entry: matrix.directly(stream, *entry) for entry in every_cell(stream.tasks, stream.unseen)}
+    every = load_method("d-mole").entries(stream.tasks, stream.unseen)
+    entries = {entry: matrix.directly(stream, *entry) for entry in every}
     for entry, rows in entries.items():
         ours = stream.answers(*entry)
         assert [(row.active, row.prediction) for row in ours] == [(row.route, row.answer) for row in rows]
@@ -259,8 +260,8 @@ def test_the_score_matrix_of_a_run_is_that_of_the_direct_evaluation(trained):
 
 
 def test_the_score_matrix_is_that_of_the_direct_evaluation_with_several_active_experts(trained, monkeypatch):
-    settings = replace(trained.settings, evaluate=EvaluateSettings(threshold_scale=1e9))
-    monkeypatch.setattr(trained.session, "config", settings)
+    settings = trained.settings.updated(evaluate=EvaluateSettings(threshold_scale=1e9))
+    monkeypatch.setattr(trained, "workspace", replace(trained.workspace, settings=settings))
     entries = evaluated_directly(trained)
     assert all(len(row.route) == stage for (stage, _), rows in entries.items() for row in rows)
     assert changed(entries, since=0) and changed(entries, since=1)

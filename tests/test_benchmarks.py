@@ -14,9 +14,9 @@ import pytest
 import tiny
 from benchmarks import BENCHMARKS, CAPTION, LETTER, SHORT, TEST, TRAIN
 
-from dmole_cli import catalog
 from dmole_cli.data.loading import load_card, samples
 from dmole_cli.errors import DmoleError
+from dmole_cli.metrics.base import load_metric
 
 NINE = ("vizwiz_caption", "skvg", "textcaps", "iconqa", "ocrvqa", "flickr30k", "vizwiz", "kvqa", "pmcvqa")
 EIGHT = ("scienceqa", "textvqa", "imagenet", "gqa", "coin-vizwiz", "coin-grounding", "vqav2", "coin-ocrvqa")
@@ -65,7 +65,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def scores(name: str, rows, answers) -> list[float]:
-    metric = catalog.load("metrics", load_card(name).metric)
+    metric = load_metric(load_card(name).metric)
     return metric.score(answers, references=[r.references for r in rows], details=[r.details for r in rows])
 
 
@@ -79,7 +79,7 @@ def test_a_benchmark_in_its_layout_goes_through_card_format_and_metric(name, roo
         assert len(row.images) == (0 if name == "scienceqa" and row.sample_id == "test-00000" else 1)
         assert "<image>" not in row.question and row.question.strip()
     assert not {s for row in train for s in row.sources} & {s for row in test for s in row.sources}
-    needs = catalog.load("metrics", card.metric).NEEDS_DETAILS
+    needs = load_metric(card.metric).NEEDS_DETAILS
     assert all(key in row.details for row in test for key in needs)
     right, wrong = scores(name, test, [row.answer for row in test]), scores(name, test, ["nothing of the kind"] * TEST)
     assert min(right) > 0.99 and max(wrong) < min(right)

@@ -101,7 +101,7 @@ def test_the_command_says_it_and_fails(spoilt, run):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "problems in colours" in done.stderr
     assert "train: an answer is empty (2 of 10, 20.0 %)" in done.stdout
-    assert "note: train: a row has no picture (1 of 10, 10.0 %)" in done.stdout
+    assert "note: train: a row has no image (1 of 10, 10.0 %)" in done.stdout
     assert not (spoilt.parent / "dmole-run").exists()
     done = run("tasks", "--check", spoilt.name, "--json", cwd=spoilt.parent)
     [report] = json.loads(done.stdout)
@@ -125,11 +125,11 @@ def test_training_on_such_data_is_refused_as_before(spoilt, run):
 
 
 def test_large_files_are_not_kept_without_what_is_wrong_with_them(spoilt, monkeypatch):
-    from dmole_cli.data.formats import _rows
+    from dmole_cli.data.formats import _arrow
     from dmole_cli.data.loading import samples
     from dmole_cli.errors import DmoleError
 
-    monkeypatch.setattr(_rows, "IN_MEMORY", 0)
+    monkeypatch.setattr(_arrow, "IN_MEMORY", 0)
     monkeypatch.setenv("DMOLE_CACHE", str(spoilt.parent / "cache"))
     for _ in range(2):
         report = check_card(load_card(spoilt))

@@ -22,7 +22,6 @@ from tune import GRID, trials  # noqa: E402
 
 from dmole_cli import catalog  # noqa: E402
 from dmole_cli.errors import DmoleError  # noqa: E402
-from dmole_cli.settings.model import read_config  # noqa: E402
 
 
 def test_the_ceiling_is_finetune_from_a_tasks_turn_on_and_zero_shot_before():
@@ -51,7 +50,7 @@ def test_every_method_runs_in_the_first_order_and_the_named_ones_in_the_second()
 
 
 def test_the_second_order_holds_the_same_tasks():
-    plan, tasks = read_toml(PLAN), list(read_config(CONFIG).tasks)
+    plan, tasks = read_toml(PLAN), list(read_settings(CONFIG).tasks)
     assert order_of(plan, "A", tasks) == tasks and order_of(plan, "B", tasks) == tasks[::-1]
     assert order_of({"orders": {"C": tasks[1:] + tasks[:1]}}, "C", tasks) == tasks[1:] + tasks[:1]
     with pytest.raises(DmoleError, match="does not hold the tasks"):
@@ -112,7 +111,7 @@ def test_every_method_has_the_same_number_of_trials_with_options_that_it_has():
     for row, tried in grid["trials"].items():
         method = load_method(plan["variants"].get(row, {"method": row})["method"])
         for options in tried:
-            method.options(replace(read_config(CONFIG), method={method.name: options}))
+            method.option_values(replace(read_settings(CONFIG), method={method.name: options}))
         assert len({json.dumps(options, sort_keys=True) for options in tried}) == len(tried)
     with pytest.raises(DmoleError, match="not every method has the same number of trials: a 1, b 2"):
         trials(plan, {"trials": {"a": [{}], "b": [{}, {}]}})
@@ -168,11 +167,12 @@ def test_what_a_plan_gives_to_a_stage_is_used_by_it(tmp_path):
 
 
 def test_every_budget_of_the_plan_can_be_spent_at_its_rank():
-    from dmole_cli.allocation.placement import SiteScore, allocate, parse_budget
+    from dmole_cli.allocation.placement import SiteScore, allocate
     from dmole_cli.backbones.loading import load_backbone
     from dmole_cli.backbones.sites import find_sites
+    from dmole_cli.settings.budget import parse_budget
 
-    config = read_config(CONFIG)
+    config = read_settings(CONFIG)
     backbone, usual = load_backbone(config.backbone), config.allocate
     sites = find_sites(backbone.model, config.profile.sites)
     asked = {cell.label: cell.allocate for cell in study_cells(read_toml(PLAN)) if cell.allocate}
@@ -234,7 +234,7 @@ def test_the_figures_of_readme_and_docs_are_those_of_the_committed_tables():
         line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
         return [plain(each) for each in line.strip("| ").split(" | ")[1:]]
 
-    tasks = [*read_config(CONFIG).tasks, "mean"]
+    tasks = [*read_settings(CONFIG).tasks, "mean"]
     names = {
         "zero-shot": "zero-shot",
         "sequential fine-tuning": "seq-ft",

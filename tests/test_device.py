@@ -18,11 +18,12 @@ from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.device import devices, find_device, find_precision
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
+from dmole_cli.cli.workspace import Workspace, workspace
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert, new_expert
 from dmole_cli.experts.routed import RoutedExperts
-from dmole_cli.session import Session
-from dmole_cli.settings.model import TrainSettings, read_config
+from dmole_cli.settings.model import TrainSettings
+from dmole_cli.settings.reading import read_settings
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.evaluate import evaluate
 from dmole_cli.stages.profile import profile
@@ -97,13 +98,13 @@ def twice(stream, tmp_path_factory):
     runs = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(stream)
-        config = read_config(Path("dmole.toml"))
+        config = read_settings(Path("dmole.toml"))
         config = replace(
             config, train=replace(config.train, epochs=2), profile=replace(config.profile, per_sample=True)
         )
-        run_sequence(Session(config, Run(runs[0])))
+        run_sequence(workspace(config, Run(runs[0])))
         with elsewhere():
-            session = Session(config, Run(runs[1]))
+            session = workspace(config, Run(runs[1]))
             session.device = ELSEWHERE
             patch.setattr("dmole_cli.stages.train_task.train_expert", watched)
             run_sequence(session)
@@ -115,15 +116,15 @@ def watched(backbone: Backbone, routed: RoutedExperts, expert: Expert, *args, **
     return train_expert(backbone, routed, expert, *args, **options)
 
 
-def run_sequence(session: Session) -> None:
+def run_sequence(session: Workspace) -> None:
     for stage in (profile, allocate_task, train_router, train_task):
-        for task in session.config.tasks:
-            stage(session, task)
-    for task in session.config.tasks:
-        train_task(session, task, method="seq-ft")
+        for task in session.settings.tasks:
+            stage(task, **session.parts)
+    for task in session.settings.tasks:
+        train_task(task, method="seq-ft", **session.parts)
     for method in ("d-mole", "seq-ft"):
-        evaluate(session, method=method)
-    assert session.backbone.device == session.device
+        evaluate(method, **session.parts)
+    assert session.model.load().device == session.device
 
 
 def test_two_devices_do_not_meet():

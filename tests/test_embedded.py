@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dmole_cli.backbones.embedded import FOLDER
+from dmole_cli.backbones.files import EMBEDDED
 from dmole_cli.data.loading import load_card, samples
 from dmole_cli.inference.decoding import generate
 
@@ -20,16 +20,16 @@ def embedded():
 def test_loads_with_the_standard_classes_and_no_code():
     from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-    assert not list(FOLDER.glob("*.py"))
-    model = AutoModelForImageTextToText.from_pretrained(FOLDER, trust_remote_code=False)
-    processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=False)
+    assert not list(EMBEDDED.glob("*.py"))
+    model = AutoModelForImageTextToText.from_pretrained(EMBEDDED, trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(EMBEDDED, trust_remote_code=False)
     assert type(model) is LlavaForConditionalGeneration
     assert processor.tokenizer.eos_token_id == model.generation_config.eos_token_id
 
 
 def test_size():
-    assert sum(f.stat().st_size for f in FOLDER.iterdir()) < 20_000_000
-    assert all(f.suffix in {".safetensors", ".json", ".jinja", ".md"} for f in FOLDER.iterdir())
+    assert sum(f.stat().st_size for f in EMBEDDED.iterdir()) < 20_000_000
+    assert all(f.suffix in {".safetensors", ".json", ".jinja", ".md"} for f in EMBEDDED.iterdir())
 
 
 def test_parameters_and_sites(embedded):

@@ -119,7 +119,7 @@ def test_an_export_is_reproducible_and_records_its_inputs(exported, run):
     before = tiny.files_of(exported / "adapter")
     assert set(before) == {"adapter_config.json", "adapter_model.safetensors", "dmole.json"}
     config = json.loads(before["adapter_config.json"])
-    expert = read_expert(exported / "dmole-run" / "experts" / f"{TASK}.safetensors", hint="")
+    expert = read_expert(exported / "dmole-run" / "experts" / f"{TASK}.safetensors")
     assert config["target_modules"] == list(expert.sites)
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (4, 8, {})
     header = json.loads(before["dmole.json"])
@@ -208,7 +208,7 @@ def test_an_import_has_the_logits_of_peft(family, tmp_path, run):  # noqa: F811
     )
     tiny.succeed("import", "--task", TASK, "adapter", cwd=here, run=run)
     path = here / "dmole-run" / "experts" / f"{TASK}.safetensors"
-    expert = read_expert(path, hint="")
+    expert = read_expert(path)
     assert len(expert.sites[first.name][0]) == 2 and len(expert.sites[last.name][0]) == 3
     same(logits_with(backbone, expert), expected)
     before = path.read_bytes()
@@ -220,8 +220,8 @@ def test_an_imported_expert_scores_like_the_trained_one(exported, run):
     """Train, export, import into an empty run, train the router there, evaluate."""
     assert not (exported / "other").exists()
     tiny.succeed("import", "--task", TASK, "adapter", "--run", "other", cwd=exported, run=run)
-    trained = read_expert(exported / "dmole-run" / "experts" / f"{TASK}.safetensors", hint="")
-    imported = read_expert(exported / "other" / "experts" / f"{TASK}.safetensors", hint="")
+    trained = read_expert(exported / "dmole-run" / "experts" / f"{TASK}.safetensors")
+    imported = read_expert(exported / "other" / "experts" / f"{TASK}.safetensors")
     assert imported.scale == trained.scale and imported.sites.keys() == trained.sites.keys()
     assert all(
         torch.equal(a, b)
@@ -342,10 +342,9 @@ def test_paths_without_a_prefix_and_suffixes_of_paths_are_found(exported, run):
         shutil.rmtree(exported / "other", ignore_errors=True)
         save_file({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, path)
         tiny.succeed("import", "--task", TASK, "adapter", "--run", "other", cwd=exported, run=run)
-        found = read_expert(exported / "other" / "experts" / f"{TASK}.safetensors", hint="")
+        found = read_expert(exported / "other" / "experts" / f"{TASK}.safetensors")
         assert (
-            found.sites.keys()
-            == read_expert(exported / "dmole-run" / "experts" / f"{TASK}.safetensors", hint="").sites.keys()
+            found.sites.keys() == read_expert(exported / "dmole-run" / "experts" / f"{TASK}.safetensors").sites.keys()
         )
 
 

@@ -69,7 +69,7 @@ def test_answer_tokens_alone_carry_loss(backbone, answered, asked):
         learnt = row.labels != IGNORED
         assert backbone.tokenizer.decode(row.labels[learnt]) == sample.answer + backbone.tokenizer.eos_token
         assert torch.equal(row.tokens[~learnt], question.tokens) and torch.equal(row.tokens[learnt], row.labels[learnt])
-        assert all(len(kind) == len(row.tokens) for kind in row.kinds.values())
+        assert all(len(kind) == len(row.tokens) for kind in row.token_types.values())
 
 
 def test_the_loss_is_the_models_own_one_sample_at_a_time(backbone, routed, answered):
@@ -77,7 +77,7 @@ def test_the_loss_is_the_models_own_one_sample_at_a_time(backbone, routed, answe
     together = losses(backbone, routed, answered, [()] * EVERY)
     for row, loss in zip(answered, together, strict=True):
         inputs = {"input_ids": row.tokens[None], "labels": row.labels[None], **row.vision}
-        inputs |= {key: kind[None] for key, kind in row.kinds.items()}
+        inputs |= {key: kind[None] for key, kind in row.token_types.items()}
         with torch.no_grad():
             own = backbone.model(**inputs).loss
         torch.testing.assert_close(loss, own, rtol=1e-4, atol=1e-5)
@@ -128,17 +128,21 @@ def test_every_row_of_the_vision_encoder_has_an_owner(backbone, asked):
 def alone(backbone, row, *, tokens):
     """What the model's own `generate` says to one sample, without padding."""
     inputs = {"input_ids": row.tokens[None], "attention_mask": torch.ones_like(row.tokens)[None], **row.vision}
-    inputs |= {key: kind[None] for key, kind in row.kinds.items()}
+    inputs |= {key: kind[None] for key, kind in row.token_types.items()}
     words = backbone.tokenizer
     out = backbone.model.generate(
-        **inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=words.pad_token_id, eos_token_id=backbone.ends
+        **inputs,
+        max_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=words.pad_token_id,
+        eos_token_id=backbone.end_tokens,
     )
     return words.decode(out[0, len(row.tokens) :], skip_special_tokens=True).strip()
 
 
 @pytest.mark.parametrize("sets", [[()] * EVERY, SETS], ids=["plain", "experts"])
 def test_answers_are_those_of_the_models_own_decoding_one_at_a_time(backbone, routed, asked, sets, monkeypatch):
-    monkeypatch.setattr(type(backbone), "ends", property(lambda self: ENDS))
+    monkeypatch.setattr(type(backbone), "end_tokens", property(lambda self: ENDS))
     expected = []
     for row, own in zip(asked, sets, strict=True):
         with routed.route([own], rows=backbone.collate([row], left=True)[1]):
@@ -157,7 +161,7 @@ ENDS = list(range(60, 300, 4))
 
 
 def test_rows_leave_the_batch(backbone, asked, monkeypatch):
-    monkeypatch.setattr(type(backbone), "ends", property(lambda self: ENDS))
+    monkeypatch.setattr(type(backbone), "end_tokens", property(lambda self: ENDS))
     backbone.counts.clear()
     inputs, _ = backbone.collate(asked, left=True)
     generate(backbone, inputs, max_new_tokens=30, min_new_tokens=0)
@@ -211,10 +215,10 @@ def test_features_are_of_the_instruction_and_the_whole_picture(backbone, asked):
         hook.remove()
 
 
-def test_whole_pictures_look_like_the_pictures(backbone, asked):
+def test_whole_images_look_like_the_pictures(backbone, asked):
     """Of all tiles, the one that is taken for the whole is the one most like the picture made small."""
     for sample, row in zip(samples(), asked, strict=True):
-        views = backbone._whole_pictures(row)
+        views = backbone._whole_images(row)
         assert len(views) == len(sample.images)
         if not views or "image_grid_thw" in row.vision:
             continue
@@ -224,7 +228,7 @@ def test_whole_pictures_look_like_the_pictures(backbone, asked):
             assert torch.equal(tiles[likeness.argmax()], view["pixel_values"])
     packed = [row for row in asked if "image_grid_thw" in row.vision]
     for row in packed:
-        together = torch.cat([view["pixel_values"] for view in backbone._whole_pictures(row)])
+        together = torch.cat([view["pixel_values"] for view in backbone._whole_images(row)])
         assert torch.equal(together, row.vision["pixel_values"])
 
 

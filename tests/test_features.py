@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,10 +12,11 @@ import tiny
 import torch
 
 from dmole_cli.artifacts.run import Run
+from dmole_cli.cli.workspace import Workspace, workspace
 from dmole_cli.errors import DmoleError
 from dmole_cli.routing.features import routing_features
-from dmole_cli.session import Session
-from dmole_cli.settings.model import Config, read_config
+from dmole_cli.settings.model import Settings
+from dmole_cli.settings.reading import read_settings
 
 FIRST, SECOND = tiny.TASKS
 NEEDED = [*((task, "train") for task in tiny.TASKS), *((task, "test") for task in (*tiny.TASKS, tiny.UNSEEN))]
@@ -56,18 +56,18 @@ def passes(run: Path) -> int:
 
 def made(folder: Path, run: str, *parts: tuple[str, str]) -> tuple[list[bytes], int]:
     """The feature files of these splits, made in this order by one process, and how many passes that took."""
-    session = Session(at(folder), Run(folder / run))
+    session = workspace(at(folder), Run(folder / run))
     for task, split in parts:
-        routing_features(session, task, split)
+        routing_features(task, split, data=session.data, backbone=session.model.load(), run=session.run)
     files = [session.run.features(task, split).read_bytes() for task, split in parts]
-    return files, session.counts()["feature_passes"]
+    return files, session.model.counts()["feature_passes"]
 
 
-def at(folder: Path, *tasks: str) -> Config:
+def at(folder: Path, *tasks: str) -> Settings:
     """The stream's configuration with paths that hold from everywhere, other tasks where they are named."""
-    config = read_config(folder / "dmole.toml")
+    config = read_settings(folder / "dmole.toml")
     listed = [str(folder / "tasks" / f"{task}.toml") for task in (*(tasks or tiny.TASKS), tiny.UNSEEN)]
-    return replace(config, backbone=str(folder / "backbone"), tasks=tuple(listed), unseen=())
+    return config.updated(backbone=str(folder / "backbone"), tasks=tuple(listed), unseen=())
 
 
 def mixed(folder: Path) -> None:
@@ -144,11 +144,13 @@ def test_rows_that_any_file_knows_are_taken_from_it_and_leave_no_trace(fresh):
     assert before == len(looks(fresh, FIRST, "train") | looks(fresh, FIRST, "test"))
     rows = records(fresh, "mixed", "train")
     assert len(rows) == 42 and len(looks(fresh, "mixed", "train")) <= 39
-    session = Session(at(fresh, "mixed"), Run(fresh / "run"))
-    features = routing_features(session, "mixed", "train")
-    assert session.counts()["feature_passes"] == 4
-    alone = Session(at(fresh, "mixed"), Run(fresh / "alone"))
-    assert torch.equal(routing_features(alone, "mixed", "train"), features) and features.shape == (42, 2 * tiny.WIDTH)
+    session = workspace(at(fresh, "mixed"), Run(fresh / "run"))
+    features = routing_features("mixed", "train", data=session.data, backbone=session.model.load(), run=session.run)
+    assert session.model.counts()["feature_passes"] == 4
+    alone = workspace(at(fresh, "mixed"), Run(fresh / "alone"))
+    assert torch.equal(
+        routing_features("mixed", "train", data=alone.data, backbone=alone.model.load(), run=alone.run), features
+    ) and features.shape == (42, 2 * tiny.WIDTH)
     assert alone.counts()["feature_passes"] == len(looks(fresh, "mixed", "train")), "what occurs twice is computed once"
     files = [s.run.features("mixed").read_bytes() for s in (session, alone)]
     assert files[0] == files[1]
@@ -167,9 +169,9 @@ def test_a_feature_file_does_not_depend_on_what_was_computed_before(fresh):
 def test_another_backbone_knows_nothing(fresh):
     made(fresh, "run", (FIRST, "test"))
     tiny.build_backbone(fresh / "other", seed=1)
-    session = Session(replace(at(fresh), backbone=str(fresh / "other")), Run(fresh / "run"))
-    routing_features(session, FIRST, "test")
-    assert session.counts()["feature_passes"] == len(looks(fresh, FIRST, "test"))
+    session = Workspace(at(fresh).updated(backbone=str(fresh / "other")), Run(fresh / "run"))
+    routing_features(FIRST, "test", data=session.data, backbone=session.model.load(), run=session.run)
+    assert session.model.counts()["feature_passes"] == len(looks(fresh, FIRST, "test"))
 
 
 def test_pictures_without_a_file_are_known_by_their_pixels(fresh):
@@ -178,14 +180,17 @@ def test_pictures_without_a_file_are_known_by_their_pixels(fresh):
     card.write_text(
         'format = "emoji_captions"\nprompt = "{question}"\nmetric = "cider"\n[sizes]\ntest = 240\n', encoding="utf-8"
     )
-    session = Session(at(fresh, "captions"), Run(fresh / "run"))
-    samples = session.samples("captions", "test")
+    session = workspace(at(fresh, "captions"), Run(fresh / "run"))
+    samples = session.data.samples("captions", "test")
     assert len({(s.question, s.sources) for s in samples}) < len(samples) == 240
-    features = routing_features(session, "captions", "test")
-    assert session.counts()["feature_passes"] == 240 and len(torch.unique(features, dim=0)) == 240
+    features = routing_features("captions", "test", data=session.data, backbone=session.model.load(), run=session.run)
+    assert session.model.counts()["feature_passes"] == 240 and len(torch.unique(features, dim=0)) == 240
     session.run.features("captions", "test").rename(session.run.features("other"))
-    assert torch.equal(routing_features(session, "captions", "test"), features)
-    assert session.counts()["feature_passes"] == 240
+    assert torch.equal(
+        routing_features("captions", "test", data=session.data, backbone=session.model.load(), run=session.run),
+        features,
+    )
+    assert session.model.counts()["feature_passes"] == 240
 
 
 # --- files that are not what they should be ---
@@ -211,16 +216,16 @@ def test_damaged_and_foreign_files_are_passed_over_for_others_and_named_to_their
     pq.write_table(table.set_column(2, "feature", table["key"]), folder / "texts.parquet")
     pq.write_table(table.set_column(1, "key", short), folder / "lists.parquet")
     (folder / f"{FIRST}.test.parquet").unlink()
-    session = Session(at(fresh), Run(fresh / "run"))
-    routing_features(session, FIRST, "test")
+    session = workspace(at(fresh), Run(fresh / "run"))
+    routing_features(FIRST, "test", data=session.data, backbone=session.model.load(), run=session.run)
     assert (folder / f"{FIRST}.test.parquet").read_bytes() == expected
-    assert session.counts()["feature_passes"] == count - len(looks(fresh, SECOND, "test"))
+    assert session.model.counts()["feature_passes"] == count - len(looks(fresh, SECOND, "test"))
     path = folder / f"{SECOND}.test.parquet"
     whole = path.read_bytes()
     for damaged in (b"PAR1 and nothing else", flipped(whole, len(whole) // 4)):
         path.write_bytes(damaged)
         with pytest.raises(DmoleError, match=rf"{SECOND}\.test\.parquet cannot be read as parquet"):
-            routing_features(session, SECOND, "test")
+            routing_features(SECOND, "test", data=session.data, backbone=session.model.load(), run=session.run)
 
 
 def test_a_damaged_byte_never_becomes_a_feature(fresh):

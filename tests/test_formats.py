@@ -1,4 +1,4 @@
-"""Users' own files: LLaVA records as JSON lines or an array, and what each kind of bad input is answered with."""
+"""Annotation files: LLaVA records as JSON lines or an array, errors of bad input, and large files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from dmole_cli.data.formats import _json, _rows
+from dmole_cli.data.formats import _arrow, _json
 from dmole_cli.data.loading import check_card, load_card, samples
 from dmole_cli.errors import DmoleError
 
@@ -142,10 +142,8 @@ def test_an_unusable_record_is_named_with_its_line(tmp_path, entry, part):
     assert error.hint
 
 
-@pytest.mark.parametrize(
-    ("content", "part"), [(None, "missing picture"), (b"not a picture", "cannot open the picture")]
-)
-def test_a_bad_picture_is_named_when_it_is_opened(tmp_path, content, part):
+@pytest.mark.parametrize(("content", "part"), [(None, "missing image"), (b"not an image", "cannot open the image")])
+def test_a_bad_image_is_named_when_it_is_opened(tmp_path, content, part):
     write_lines(tmp_path / "train.jsonl", record(), record(image="bad.png"))
     if content is not None:
         (tmp_path / "bad.png").write_bytes(content)
@@ -156,7 +154,7 @@ def test_a_bad_picture_is_named_when_it_is_opened(tmp_path, content, part):
         assert piece in caught.value.message
 
 
-def test_a_truncated_picture_is_an_error_too(tmp_path):
+def test_a_truncated_image_is_an_error_too(tmp_path):
     card = write_card(tmp_path)
     Image.effect_noise((64, 64), 90).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])
@@ -269,8 +267,8 @@ def test_a_document_that_is_none_is_named(tmp_path, text):
 
 def test_a_long_file_is_converted_once_and_again_when_it_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("DMOLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(_rows, "IN_MEMORY", 100)
-    monkeypatch.setattr(_rows, "BLOCK", 4)
+    monkeypatch.setattr(_arrow, "IN_MEMORY", 100)
+    monkeypatch.setattr(_arrow, "BLOCK", 4)
     card = write_card(tmp_path)
     write_lines(tmp_path / "train.jsonl", *(record(answer=f"answer {n}") for n in range(11)))
     first = samples(load_card(card), "train")
@@ -292,7 +290,7 @@ def test_a_long_file_is_converted_once_and_again_when_it_changes(tmp_path, monke
 
 def test_a_record_that_is_unusable_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DMOLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(_rows, "IN_MEMORY", 0)
+    monkeypatch.setattr(_arrow, "IN_MEMORY", 0)
     write_lines(tmp_path / "train.jsonl", record(), record(answer=""))
     for _ in range(2):
         assert "line 2: the answer is empty" in failure(tmp_path).message
@@ -302,7 +300,7 @@ def test_a_record_that_is_unusable_leaves_nothing_in_the_cache(tmp_path, monkeyp
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("in the way")
     monkeypatch.setenv("DMOLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(_rows, "IN_MEMORY", 0)
+    monkeypatch.setattr(_arrow, "IN_MEMORY", 0)
     write_lines(tmp_path / "train.jsonl", record())
     error = failure(tmp_path)
     assert "cannot write" in error.message and "DMOLE_CACHE" in error.hint

@@ -2,7 +2,8 @@
 
 from golden_vectors import golden_vectors
 
-from dmole_cli.allocation.placement import Budget, SiteScore, allocate
+from dmole_cli.allocation.placement import SiteScore, allocate
+from dmole_cli.settings.budget import Budget
 
 
 def test_golden_allocation() -> None:

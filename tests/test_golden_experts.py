@@ -7,7 +7,8 @@ from torch import nn
 
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
-from dmole_cli.routing.autoencoder import batch_vote, from_tensors, normalise, top_candidates
+from dmole_cli.routing.autoencoder import from_tensors, normalise
+from dmole_cli.routing.rules import batch_vote, top_candidates
 
 VECTORS = golden_vectors("reference_vectors")
 

@@ -139,7 +139,7 @@ def test_a_part_of_training_is_held_out_by_picture(saved):
     [
         ({"dataset": "saved", **MAP, "question": "asked"}, "no column 'asked' (it has: picture, q, a, level, others)"),
         ({"dataset": "saved", **MAP, "test": "exam"}, "no split 'exam' (it has: train, test)"),
-        ({"dataset": "saved", **MAP, "images": "q"}, "column 'q' of the data set holds no pictures"),
+        ({"dataset": "saved", **MAP, "images": "q"}, "column 'q' of the data set contains"),
         ({"dataset": "saved", **MAP, "choices": "others", "answer": "level"}, "row 2: the answer 2 is none of the 2"),
         ({"dataset": "nobody/nothing"}, "looked for on the hub"),
         ({}, "names no data set"),
@@ -159,7 +159,7 @@ def test_a_picture_that_does_not_open_is_named(folder):
     broken = datasets.Dataset.from_dict({"image": [b"no picture"], "question": ["a?"], "answer": ["b"]}, features=kinds)
     broken.cast_column("image", datasets.Image(decode=False)).save_to_disk(str(folder / "broken"))
     loaded = load_card(card(folder / "j.toml", {"dataset": "broken", "test": "train"}))
-    with pytest.raises(DmoleError, match="cannot open a picture of broken, split train, row 0"):
+    with pytest.raises(DmoleError, match="cannot open an image of broken, split train, row 0"):
         samples(loaded, "test")[0].images[0]()
 
 

@@ -251,7 +251,7 @@ def test_the_best_reference_and_the_first_rank(references, sums, tokens, mean, f
         ('answers = ["a", "A"]', "two or more texts"),
         ('answers = ["a", " "]', "two or more texts"),
         ('answers = "a"', "must be a list of texts"),
-        ('answers = ["a", "b"]\nmetric = "cider"', "goes with the metric exact_match"),
+        ('answers = ["a", "b"]\nmetric = "cider"', "needs the metric exact_match"),
     ],
 )
 def test_answers_that_no_card_can_have(tmp_path, lines, said):
@@ -311,7 +311,7 @@ def costs(folder: Path, method: str, task: str) -> dict[str, int]:
 def expert(folder: Path, name: str) -> Expert:
     from dmole_cli.artifacts.expert import read_expert
 
-    file = read_expert(folder / "dmole-run" / "experts" / f"{name}.safetensors", hint="")
+    file = read_expert(folder / "dmole-run" / "experts" / f"{name}.safetensors")
     return Expert(file.sites, file.scale, gates=file.gates)
 
 

@@ -27,7 +27,7 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import new_expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate
-from dmole_cli.stages.profile import measure
+from dmole_cli.profiling.sensitivity import measure_sensitivity
 from dmole_cli.training.loop import TrainSettings, train_expert
 
 STAGES = ("profile", "allocate", "train-router", "train-task", "evaluate")
@@ -60,7 +60,7 @@ def trained(backbone, *, steps=6, checkpointing=False):
 def profile(backbone, **options):
     """Scores of the attention sites over two batches of the mixed samples."""
     rows = [backbone.encode(sample, with_answer=True) for sample in samples()]
-    found = measure(backbone, find_sites(backbone.model, "attention"), [rows[:3], rows[3:]], **options)
+    found = measure_sensitivity(backbone, find_sites(backbone.model, "attention"), [rows[:3], rows[3:]], **options)
     return torch.tensor([row.score for row in found])
 
 
@@ -203,7 +203,7 @@ def test_quantised_backbones_are_profiled_trained_and_asked(family, quantize, tm
     pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(_tiny, "WIDTH", 64)  # 4 bits come in blocks of 64
     monkeypatch.setattr(_tiny, "INNER", 64)
-    folder = str(import_module(f"dmole_cli.backbones.{family}").tiny(tmp_path / family))
+    folder = str(import_module(f"dmole_cli.backbones.families.{family}").tiny(tmp_path / family))
     plain, backbone = load_backbone(folder), load_backbone(folder, loading=Loading(quantize=quantize))
     site = find_sites(backbone.model, "attention")[0].name
     assert not backbone.model.get_submodule(site).weight.is_floating_point()

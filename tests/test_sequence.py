@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from dmole_cli import catalog
+from dmole_cli.metrics.base import load_metric
 
 FIRST, SECOND = tiny.TASKS
 EVERY = (FIRST, SECOND, tiny.UNSEEN)
@@ -92,14 +92,14 @@ def test_a_profile_is_the_gradient_that_autograd_finds(made, finished, backbone)
     import torch
 
     from dmole_cli.artifacts.run import Run
+    from dmole_cli.cli.workspace import Workspace
     from dmole_cli.data.seeds import seed_for
-    from dmole_cli.session import Session
-    from dmole_cli.settings.model import Config
-    from dmole_cli.stages.profile import subset
+    from dmole_cli.profiling.sensitivity import draw_batches
+    from dmole_cli.settings.model import Settings
 
     card = str(finished / "tasks" / f"{FIRST}.toml")
-    samples = Session(Config(tasks=(card,), unseen=()), Run(made)).samples(FIRST, "train")
-    batches = subset(len(samples), 0.4, 4, seed=seed_for(0, FIRST, "profile"))
+    samples = Workspace(Settings(tasks=(card,), unseen=()), Run(made)).samples(FIRST, "train")
+    batches = draw_batches(len(samples), 0.4, 4, seed=seed_for(0, FIRST, "profile"))
     row = rows(made / "profiles" / f"{FIRST}.parquet")[9]
     weight = backbone.model.get_submodule(row["site"]).weight.requires_grad_()
     try:
@@ -194,7 +194,7 @@ def test_experts_hold_one_task_at_the_allocated_sites(made, backbone, task):
 
 @pytest.mark.parametrize("method", ["d-mole", "seq-ft", "finetune"])
 def test_evaluations_agree_with_their_predictions(made, finished, method):
-    exact_match = catalog.load("metrics", "exact_match")
+    exact_match = load_metric("exact_match")
     cells = sorted((made / "evaluations" / method).rglob("*.parquet"))
     means = {}
     for path in cells:

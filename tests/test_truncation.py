@@ -9,7 +9,7 @@ import torch
 
 from dmole_cli.backbones.backbone import IGNORED
 from dmole_cli.backbones.batches import encoded_batches
-from dmole_cli.backbones.truncation import fitted, watched
+from dmole_cli.backbones.truncation import encode_truncated, record_truncated
 from dmole_cli.data.loading import load_card, samples
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
@@ -30,7 +30,7 @@ def answer_of(backbone, encoded) -> str:
 def test_the_question_loses_its_front_and_nothing_else(backbone, sample):
     whole = backbone.encode(sample, with_answer=True)
     limit = len(whole.tokens) - 60
-    cut = fitted(backbone, sample, max_length=limit)
+    cut = encode_truncated(backbone, sample, max_length=limit)
     assert len(cut.tokens) == limit
     question = backbone.tokenizer.decode(cut.instruction)
     assert LONG.endswith(question) and question.endswith("Colour, in one letter?") and len(question) == len(LONG) - 60
@@ -41,21 +41,19 @@ def test_the_question_loses_its_front_and_nothing_else(backbone, sample):
 def test_a_sample_that_fits_is_as_it_was(backbone, sample):
     whole = backbone.encode(sample, with_answer=True)
     for limit in (0, len(whole.tokens)):
-        assert torch.equal(fitted(backbone, sample, max_length=limit).tokens, whole.tokens)
+        assert torch.equal(encode_truncated(backbone, sample, max_length=limit).tokens, whole.tokens)
 
 
 def test_letters_of_several_tokens_are_cut_between_letters(backbone, sample):
     umlauts = replace(sample, question="ä" * 40)
     whole = backbone.encode(umlauts, with_answer=True)
-    cut = fitted(backbone, umlauts, max_length=len(whole.tokens) - 7)
+    cut = encode_truncated(backbone, umlauts, max_length=len(whole.tokens) - 7)
     assert backbone.tokenizer.decode(cut.instruction) == "ä" * 36
 
 
 def test_a_row_without_room_for_its_answer_is_refused(backbone, sample):
-    with pytest.raises(
-        DmoleError, match=f"{sample.sample_id}.*tokens of template, pictures and answer alone"
-    ) as caught:
-        fitted(backbone, sample, max_length=12)
+    with pytest.raises(DmoleError, match=f"{sample.sample_id}.*tokens of template, images and answer alone") as caught:
+        encode_truncated(backbone, sample, max_length=12)
     assert "never cut" in caught.value.hint
 
 
@@ -63,11 +61,11 @@ def test_batches_say_which_samples_they_shortened(backbone, sample):
     rows = [replace(sample, question="Colour?"), sample]
     limit = len(backbone.encode(sample, with_answer=True).tokens) - 30
     order = [[1, 0], [0], [1]]
-    shortened = set[int]()
+    truncated = set[int]()
     batches = encoded_batches(backbone, rows, order, with_answer=True, max_length=limit)
-    lengths = [[len(one.tokens) for one in batch] for batch in watched(order, batches, shortened=shortened)]
+    lengths = [[len(one.tokens) for one in batch] for batch in record_truncated(order, batches, truncated=truncated)]
     assert lengths[0][0] == lengths[2][0] == limit > lengths[1][0]
-    assert shortened == {1}
+    assert truncated == {1}
 
 
 def test_training_says_how_many_samples_were_shortened(tmp_path, run):

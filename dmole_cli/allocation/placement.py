@@ -1,38 +1,18 @@
-"""Placement: which sites of the backbone get an expert of a task, given their scores and a budget."""
+"""Placement: the sites of the backbone that get an expert of a task, from their scores and a budget."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
 from dmole_cli.errors import DmoleError
+from dmole_cli.settings.budget import Budget
 
 VISION, LANGUAGE = "vision", "language"
 MODALITIES = (VISION, LANGUAGE)
-
-BUDGET_HINT = "write 2% (of the backbone's parameters), sites:50% (of the candidate sites) or params:3.2M"
-_BUDGET = re.compile(r"(?:(?P<form>sites|params):)?(?P<number>-?(?:\d+(?:\.\d*)?|\.\d+))(?P<unit>%|[kKmMgGbB])?")
-_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much new capacity a task may add.
-
-    Attributes:
-        form: `backbone` (a fraction of the backbone's parameters), `sites` (a fraction of the candidate sites) or
-            `parameters` (a number of parameters).
-        amount: the fraction, over 0 and up to 1, or the number of parameters.
-        text: the budget as the user wrote it.
-    """
-
-    form: Literal["backbone", "sites", "parameters"]
-    amount: float
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +20,10 @@ class SiteScore:
     """A candidate site of the backbone.
 
     Attributes:
-        name: the full name of the module.
+        name: module path.
         modality: `vision` or `language`.
-        parameters: what an expert at this site adds, rank * (inputs + outputs).
-        score: how strongly the task's loss pulls at this site; finite and not negative.
+        parameters: parameters of an expert at this site, rank * (inputs + outputs).
+        score: sensitivity of the task's loss to this site; finite and not negative.
     """
 
     name: str
@@ -54,14 +34,14 @@ class SiteScore:
 
 @dataclass(frozen=True, slots=True)
 class ModalityPlacement:
-    """What one modality was given and what it used.
+    """Budget and experts of one modality.
 
     Attributes:
-        share: its part of the difficulty, from 0 to 1, before the vision floor and before the other's rest.
-        budget: what it may spend, in the placement's unit, after both.
-        sites: how many of its sites got an expert.
-        parameters: what these experts add.
-        cutoff: the lowest score that got an expert, None where none did.
+        share: its share of the difficulty, from 0 to 1, before the vision floor and before what the other modality left over.
+        budget: its part of the budget, in the placement's unit, after both.
+        sites: number of its sites that got an expert.
+        parameters: of these experts.
+        cutoff: the lowest score that got an expert, None if none did.
     """
 
     share: float
@@ -73,16 +53,16 @@ class ModalityPlacement:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which sites host an expert of a task, with the figures to check the decision by hand.
+    """The sites that host an expert of a task, with the figures to verify the decision by hand.
 
     Attributes:
-        chosen: the names of the sites, in forward order.
-        unit: what the budget counts, `sites` or `parameters`.
-        budget: how many of them were allowed.
-        sites: how many sites got an expert.
-        parameters: what the experts add in all.
-        rank: the rank that the parameters were counted at.
-        modalities: the figures of each modality by its name.
+        chosen: names of the sites, in forward order.
+        unit: unit of the budget, `sites` or `parameters`.
+        budget: maximum number of these.
+        sites: number of sites that got an expert.
+        parameters: of all experts.
+        rank: rank at which parameters were counted.
+        modalities: name -> figures of each modality.
     """
 
     chosen: tuple[str, ...]
@@ -92,28 +72,6 @@ class Placement:
     parameters: int
     rank: int
     modalities: Mapping[str, ModalityPlacement]
-
-
-def parse_budget(text: str) -> Budget:
-    """Read a budget as the user writes it: `2%`, `sites:50%` or `params:3.2M` (K, M, G or B for the multiples).
-
-    Raises:
-        DmoleError: when it is of no such form, zero, or more than 100 %.
-    """
-    found = _BUDGET.fullmatch(text.replace(" ", ""))
-    if found is None:
-        raise DmoleError(f"{text!r} is not a budget", BUDGET_HINT)
-    form, number, unit = found["form"], Decimal(found["number"]), (found["unit"] or "").lower()
-    # Refused: a number without a unit, which could be any of the three, and a percentage of `params:`, of which whole?
-    if (unit == "%") == (form == "params"):
-        raise DmoleError(f"{text!r} is not a budget", BUDGET_HINT)
-    if number <= 0:
-        raise DmoleError(f"the budget {text!r} leaves no room for an expert", BUDGET_HINT)
-    if form == "params":
-        return Budget("parameters", int(number * _MULTIPLES[unit]), text)
-    if number > 100:
-        raise DmoleError(f"the budget {text!r} is more than the whole", BUDGET_HINT)
-    return Budget("sites" if form == "sites" else "backbone", float(number / 100), text)
 
 
 def allocate(
@@ -126,27 +84,26 @@ def allocate(
     curriculum: bool = True,
     modalities: Sequence[str] = MODALITIES,
 ) -> Placement:
-    """Choose the sites that get an expert: split the budget between the modalities, then take the best of each.
+    """Choose the sites that get an expert: split the budget between the modalities, then take the best sites of each.
 
-    With B the budget in its unit, vision gets max(int(floor * B), int(share * B + 0.5)), language the rest, and a
-    modality that cannot use its part hands what is over to the other. Within its part a modality goes down its
-    ranking and takes every site that still fits; equal scores in forward order. The budget is never exceeded.
+    With B the budget in its unit, vision gets max(int(floor * B), int(share * B + 0.5)) and language the rest; what a modality
+    cannot use goes to the other one. Within its part, each modality takes its sites in the order of their scores as long as they
+    fit; equal scores in forward order. The budget is never exceeded.
 
     Args:
         sites: all candidate sites in forward order.
-        budget: from `parse_budget`. `sites` counts over all of `sites`, also when `modalities` leaves one out, so
-            that such an ablation may spend as much as the full method.
-        backbone_parameters: the size that a budget of form `backbone` is a fraction of.
-        rank: the rank that the sites' parameters were counted at; only reported.
-        vision_floor: the least part of the budget that vision gets, from 0 to 1.
-        curriculum: share by difficulty, the sum of a modality's scores. Without it, or when no site has a score
-            above zero, share by capacity, what experts on all of a modality's sites would cost. The floor belongs
-            to the curriculum and holds with it only.
+        budget: from `parse_budget`. The form `sites` counts over all of `sites`, even if `modalities` leaves one
+            out, so that such an ablation may spend as much as the full method.
+        backbone_parameters: parameters of the backbone, for a budget of the form `backbone`.
+        rank: rank at which the sites' parameters were counted; only reported.
+        vision_floor: minimum share of the budget for vision, from 0 to 1.
+        curriculum: split by difficulty, the sum of a modality's scores. Without it, or if no site has a score above
+            zero, split by capacity, the cost of experts on all of a modality's sites. The floor applies with the curriculum only.
         modalities: those that may get experts.
 
     Raises:
-        DmoleError: when a score is not a number from 0 up, there are no sites, or the budget holds no expert or more
-            than all sites can take.
+        DmoleError: a score is negative or not finite, there are no sites, or the budget is smaller than the smallest expert or
+            larger than all sites can take.
 
     Source: https://arxiv.org/abs/2506.11672, with the rounding and the floor of its public implementation.
     """
@@ -157,24 +114,14 @@ def allocate(
     total = budget_total(budget, sites=len(sites), backbone_parameters=backbone_parameters)
     if total > sum(capacities.values()):
         raise _too_large(budget, total=total, capacity=sum(capacities.values()), sites=len(sites), rank=rank)
-
     shares = _shares(candidates, capacities=capacities, curriculum=curriculum)
     parts = _split(total, shares=shares, capacities=capacities, vision_floor=vision_floor if curriculum else 0.0)
     chosen = {name: _take(members, budget=parts[name], in_sites=in_sites) for name, members in candidates.items()}
-    names = {site.name for members in chosen.values() for site in members}
-    if not names:
+    if not any(chosen.values()):
         smallest = min(site.parameters for members in candidates.values() for site in members)
         raise _too_small(budget, parts=parts, smallest=smallest, sites=len(sites), rank=rank)
-    placed = {
-        name: ModalityPlacement(
-            share=shares[name],
-            budget=parts[name],
-            sites=len(members),
-            parameters=sum(site.parameters for site in members),
-            cutoff=min((site.score for site in members), default=None),
-        )
-        for name, members in chosen.items()
-    }
+    placed = {name: _placed(members, share=shares[name], budget=parts[name]) for name, members in chosen.items()}
+    names = {site.name for members in chosen.values() for site in members}
     return Placement(
         chosen=tuple(site.name for site in sites if site.name in names),
         unit="sites" if in_sites else "parameters",
@@ -186,11 +133,21 @@ def allocate(
     )
 
 
+def _placed(members: Sequence[SiteScore], *, share: float, budget: int) -> ModalityPlacement:
+    return ModalityPlacement(
+        share=share,
+        budget=budget,
+        sites=len(members),
+        parameters=sum(site.parameters for site in members),
+        cutoff=min((site.score for site in members), default=None),
+    )
+
+
 def budget_total(budget: Budget, *, sites: int, backbone_parameters: int) -> int:
     """Return a budget as a whole number: of sites (to the nearest, halves up) or of parameters (rounded down)."""
     if budget.form == "sites":
         return int(sites * budget.amount + 0.5)
-    # Through the decimal that the user wrote: in binary, 0.29 of 100 comes out under 29.
+    # As the decimal that the user wrote: in binary, 0.29 of 100 is less than 29.
     share = backbone_parameters if budget.form == "backbone" else 1
     return int(share * Decimal(str(budget.amount)))
 
@@ -200,14 +157,14 @@ def spread_rank(sites_dims: Sequence[tuple[int, int]], *, budget_parameters: int
 
     Args:
         sites_dims: inputs and outputs of every site.
-        budget_parameters: what all experts together may add.
+        budget_parameters: maximum parameters of all experts together.
 
     Raises:
-        DmoleError: when there are no sites, or the budget does not hold rank 1 on all of them.
+        DmoleError: there are no sites, or the budget is smaller than rank 1 on all of them.
     """
     per_rank = sum(inputs + outputs for inputs, outputs in sites_dims)
     if per_rank == 0:
-        raise DmoleError("there are no sites to spread experts over", "choose sites that the backbone has")
+        raise DmoleError("there is no candidate site", "choose sites that the backbone has: --sites")
     if budget_parameters < per_rank:
         raise DmoleError(
             f"{budget_parameters} parameters do not hold an expert of rank 1 on each of {len(sites_dims)} sites",
@@ -223,7 +180,7 @@ def _check(sites: Sequence[SiteScore], *, vision_floor: float, modalities: Seque
     if problems:
         raise DmoleError(f"the sites cannot be ranked: {'; '.join(problems)}", "profile the task again")
     if not 0.0 <= vision_floor <= 1.0:
-        raise DmoleError(f"the vision floor {vision_floor:.0%} is not a part of the whole", "give one from 0% to 100%")
+        raise DmoleError(f"the vision floor is {vision_floor:.0%}; expected 0% to 100%", "change --vision-floor")
     known = " or ".join(MODALITIES)
     if not modalities or not set(modalities) <= set(MODALITIES):
         raise DmoleError(
@@ -247,17 +204,17 @@ def _problems(site: SiteScore) -> list[str]:
 def _too_large(budget: Budget, *, total: int, capacity: int, sites: int, rank: int) -> DmoleError:
     if budget.form == "sites":
         most = f"sites:{math.floor(1000 * capacity / sites) / 10}%"
-        return DmoleError(f"the budget {budget.text} is {total} sites, but {capacity} can host experts", f"give {most}")
+        return DmoleError(f"the budget {budget.text} is {total} sites, but {capacity} can host experts", f"use {most}")
     return DmoleError(
         f"the budget {budget.text} is {total} parameters, but experts of rank {rank} on all sites have {capacity}",
-        f"give params:{capacity} or less, or raise the rank",
+        f"use params:{capacity} or less, or raise the rank",
     )
 
 
 def _too_small(budget: Budget, *, parts: Mapping[str, int], smallest: int, sites: int, rank: int) -> DmoleError:
     if budget.form == "sites":
         return DmoleError(
-            f"the budget {budget.text} of {sites} sites is less than one", f"give sites:{100 / sites:.1f}% or more"
+            f"the budget {budget.text} of {sites} sites is less than one", f"use sites:{100 / sites:.1f}% or more"
         )
     split = " and ".join(f"{part} parameters for {name}" for name, part in parts.items())
     return DmoleError(
@@ -282,10 +239,10 @@ def _shares(
 def _split(
     total: int, *, shares: Mapping[str, float], capacities: Mapping[str, int], vision_floor: float
 ) -> dict[str, int]:
-    """Divide a budget between the modalities; what one has no use for goes to the other."""
+    """Divide a budget between the modalities; what one cannot use goes to the other."""
     vision = max(int(vision_floor * total), int(total * shares.get(VISION, 0.0) + 0.5))
     vision_capacity, language_capacity = capacities.get(VISION, 0), capacities.get(LANGUAGE, 0)
-    # The capacities hold the total together, so both parts end within theirs.
+    # The total is at most the sum of the capacities, so that both parts end within theirs.
     vision = min(max(vision, total - language_capacity), vision_capacity)
     parts = {VISION: vision, LANGUAGE: total - vision}
     return {name: parts[name] for name in shares}

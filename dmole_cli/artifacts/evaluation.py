@@ -1,29 +1,28 @@
-"""`evaluations/<method>/<stage>/<task>.parquet`: a row per test sample, stage 0 being the pretrained backbone."""
+"""`evaluations/<method>/<stage>/<task>.parquet`: a row per test sample."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dmole_cli.artifacts.kinds import EVALUATION
 from dmole_cli.artifacts.provenance import Header
-from dmole_cli.artifacts.tables import header_of_table, read_table, write_table
-
-SCHEMA, VERSION = "dmole.evaluation", 1
+from dmole_cli.artifacts.tables import read_table, write_table
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One test sample and what the model said.
+    """One test sample with its prediction.
 
     Attributes:
         sample_id: of the task's test split.
-        question: the instruction as the model saw it.
-        prediction: the generated answer.
-        references: what the metric compared it with.
+        question: the instruction with the prompt template applied.
+        prediction: the generated text.
+        references: accepted answers.
         score: the metric's value for this sample (0..1; CIDEr 0..10).
-        active: experts that were active, nearest first.
-        losses: reconstruction error under each router of the stage, in stream order.
-        details: JSON of what the metric needs beyond the references, so that an old file can be scored again.
+        active: active experts, lowest reconstruction loss first.
+        losses: reconstruction loss under each router, in the order of the stream.
+        details: JSON of what metrics need beyond the references, so that a stored file can be scored again.
     """
 
     sample_id: str
@@ -56,12 +55,7 @@ def write_evaluation(path: Path, rows: list[Answer], header: Header) -> None:
     write_table(path, [asdict(row) for row in rows], schema, header)
 
 
-def read_evaluation(path: Path, *, hint: str) -> tuple[list[Answer], Header]:
+def read_evaluation(path: Path) -> tuple[list[Answer], Header]:
     """Read (rows, header)."""
-    table, header = read_table(path, schema=SCHEMA, version=VERSION, hint=hint)
+    table, header = read_table(path, EVALUATION)
     return [Answer(**row) for row in table.to_pylist()], header
-
-
-def evaluation_header(path: Path) -> Header | None:
-    """Read the header alone."""
-    return header_of_table(path, schema=SCHEMA, version=VERSION)

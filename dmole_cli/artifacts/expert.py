@@ -1,7 +1,7 @@
-"""`experts/<task>.safetensors`: the tensors that one task added, nothing else.
+"""`experts/<task>.safetensors`: the tensors of one task's expert, nothing else.
 
 `<site>.lora_A.weight` [rank, in], `<site>.lora_B.weight` [out, rank], and `<site>.gate.weight` [parts, in] where the expert is a
-dense mixture; rank, alpha and digests stand in the header.
+dense mixture; rank and alpha are in the header.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmole_cli.artifacts.errors import DamagedArtifact
+from dmole_cli.artifacts.kinds import EXPERT
 from dmole_cli.artifacts.provenance import Header, require_facts
-from dmole_cli.artifacts.tensors import header_of_tensors, read_tensors, write_tensors
-from dmole_cli.errors import DmoleError
+from dmole_cli.artifacts.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
-SCHEMA, VERSION = "dmole.expert", 1
 A_SUFFIX, B_SUFFIX, GATE_SUFFIX = ".lora_A.weight", ".lora_B.weight", ".gate.weight"
 
 
 @dataclass(frozen=True)
 class ExpertFile:
-    """One task's expert as it stands on disk.
+    """One task's expert as it is stored.
 
     Attributes:
         sites: site -> (A [rank, in], B [out, rank]).
-        scale: alpha / rank, what B A x is multiplied with.
+        scale: alpha / rank, the factor on B A x.
         header: provenance; its facts hold `scale`, `parameters`, and `rank`, `alpha` where all sites share them.
         gates: site -> [parts, in], for a dense mixture.
     """
@@ -39,13 +39,13 @@ class ExpertFile:
 
     @property
     def parameters(self) -> int:
-        """Stored numbers."""
+        """Number of stored elements."""
         pairs = sum(a.numel() + b.numel() for a, b in self.sites.values())
         return pairs + sum(gate.numel() for gate in self.gates.values())
 
 
 def write_expert(path: Path, expert: ExpertFile) -> None:
-    """Write an expert; its own tensors are all there is in the file."""
+    """Write an expert."""
     tensors = {f"{site}{A_SUFFIX}": a for site, (a, _) in expert.sites.items()}
     tensors |= {f"{site}{B_SUFFIX}": b for site, (_, b) in expert.sites.items()}
     tensors |= {f"{site}{GATE_SUFFIX}": gate for site, gate in expert.gates.items()}
@@ -55,28 +55,23 @@ def write_expert(path: Path, expert: ExpertFile) -> None:
     write_tensors(path, tensors, replace(expert.header, facts=facts))
 
 
-def read_expert(path: Path, *, hint: str) -> ExpertFile:
+def read_expert(path: Path) -> ExpertFile:
     """Read an expert.
 
     Raises:
-        DmoleError: missing, damaged, of another schema, or a site has only one of its two matrices.
+        ArtifactError: the file is missing, damaged or of another kind, or a site lacks one of its two matrices.
     """
-    tensors, header = read_tensors(path, schema=SCHEMA, version=VERSION, hint=hint)
-    require_facts(header, ("scale",), path=path, hint=hint)
+    tensors, header = read_tensors(path, EXPERT)
+    require_facts(header, ("scale",), path=path)
     names = [key.removesuffix(A_SUFFIX) for key in tensors if key.endswith(A_SUFFIX)]
     gates = {name: tensors[name + GATE_SUFFIX] for name in names if name + GATE_SUFFIX in tensors}
     expected = [n + A_SUFFIX for n in names] + [n + B_SUFFIX for n in names] + [n + GATE_SUFFIX for n in gates]
     if sorted(tensors) != sorted(expected):
-        raise DmoleError(f"{path} holds tensors that are not pairs of lora_A and lora_B", hint)
+        raise DamagedArtifact(path, f"{path} holds tensors that are not pairs of lora_A and lora_B")
     sites = {name: (tensors[name + A_SUFFIX], tensors[name + B_SUFFIX]) for name in names}
     return ExpertFile(sites=sites, scale=header.facts["scale"], header=header, gates=gates)
 
 
-def expert_header(path: Path) -> Header | None:
-    """Read the header alone."""
-    return header_of_tensors(path, schema=SCHEMA, version=VERSION)
-
-
 def is_imported(header: Header) -> bool:
-    """Whether an expert came from an adapter that was trained elsewhere, so that no training here makes it again."""
+    """Whether an expert was imported from a PEFT adapter; training does not reproduce it."""
     return "imported" in header.settings

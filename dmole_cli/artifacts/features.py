@@ -1,4 +1,4 @@
-"""`features/<task>.parquet`: one routing feature per sample, kept and reused by every later stage and every other split."""
+"""`features/<task>.parquet`: one routing feature per sample, reused by every later stage and split."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmole_cli.artifacts.kinds import FEATURES
 from dmole_cli.artifacts.provenance import Header, versions
-from dmole_cli.artifacts.tables import header_of_table, read_table, write_table
+from dmole_cli.artifacts.tables import read_table, write_table
 from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-SCHEMA, VERSION = "dmole.features", 2
-ROWS = 1 << 16  # whose numbers one Arrow array holds; it counts them with 31 bits
+ROWS = 1 << 16  # rows per Arrow array, whose offsets have 31 bits
 
 
 def write_features(path: Path, sample_ids: list[str], keys: list[str], features: torch.Tensor, header: Header) -> None:
-    """Write features [samples, width] (float32, L2-normalised), a row per sample with the key of what it was computed from."""
+    """Write features [samples, width] (float32, L2-normalised), a row per sample with its cache key."""
     import pyarrow as pa
 
-    # Not as Python numbers, of which each takes eight times the room of a float.
+    # Not from Python numbers, which take eight times the memory of a float.
     blocks = [_lists(block) for block in features.split(ROWS)]
     columns = {"sample_id": pa.array(sample_ids, pa.string()), "key": pa.array(keys, pa.string())}
     table = pa.table(columns | {"feature": pa.chunked_array(blocks, pa.list_(pa.float32()))})
@@ -36,15 +36,10 @@ def _lists(features: torch.Tensor) -> pa.ListArray:
     return pa.ListArray.from_arrays(ends, pa.array(features.contiguous().flatten().numpy()))
 
 
-def read_features(path: Path, *, hint: str) -> tuple[list[str], torch.Tensor, Header]:
+def read_features(path: Path) -> tuple[list[str], torch.Tensor, Header]:
     """Read (sample ids, features [samples, width], header)."""
-    table, header = read_table(path, schema=SCHEMA, version=VERSION, hint=hint)
+    table, header = read_table(path, FEATURES)
     return table.column("sample_id").to_pylist(), _values(table, -1), header
-
-
-def features_header(path: Path) -> Header | None:
-    """Read the header alone."""
-    return header_of_table(path, schema=SCHEMA, version=VERSION)
 
 
 def cached_features(
@@ -52,8 +47,8 @@ def cached_features(
 ) -> dict[str, torch.Tensor]:
     """Features [width] by key, of the wanted keys, from all feature files of a folder.
 
-    A file that cannot be read holds nothing for this purpose: who needs that very file says so. Nor does one that other
-    versions of the `libraries` wrote, because their last bits may differ.
+    Files that cannot be read are skipped: the stage that needs such a file reports it. Files that other versions of
+    the `libraries` wrote are skipped, too, because their last bits may differ.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -63,11 +58,11 @@ def cached_features(
     for path in sorted(folder.glob("*.parquet")):
         left = pa.array(set(wanted) - found.keys(), pa.string())
         try:
-            keys, header = read_table(path, schema=SCHEMA, version=VERSION, hint="", columns=["key"])
+            keys, header = read_table(path, FEATURES, columns=["key"])
             same = all(header.versions.get(name) == current[name] for name in libraries)
             if not same or not pc.any(pc.is_in(keys["key"], left)).as_py():
                 continue
-            table, _ = read_table(path, schema=SCHEMA, version=VERSION, hint="", columns=["key", "feature"])
+            table, _ = read_table(path, FEATURES, columns=["key", "feature"])
             table = table.filter(pc.is_in(table["key"], left))
             found.update(zip(table["key"].to_pylist(), _values(table, width), strict=True))
         except (
@@ -76,13 +71,13 @@ def cached_features(
             KeyError,
             OSError,
             ValueError,
-        ):  # damaged, or something else under this name
+        ):  # damaged, or no feature file
             continue
     return found
 
 
 def _values(table: pa.Table, width: int) -> torch.Tensor:
-    """The column of features as a tensor [rows, width]; -1 for the width that it has."""
+    """The column of features as a tensor [rows, width]; -1 for the width of the file."""
     import numpy as np
     import pyarrow as pa
     import torch

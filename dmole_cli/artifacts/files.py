@@ -1,4 +1,4 @@
-"""Writing so that a file is either complete under its name or not there at all, and digests of what is there."""
+"""Atomic writes: a file is complete under its name, or does not exist; and digests of files and values."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 from dmole_cli.errors import DmoleError
 
-# A full disk, a used-up quota, a file larger than the system or its limits allow.
+# Full disk, exhausted quota, file size limit.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` when the body ends well, delete it otherwise.
+    """Yield a temporary path beside `path`; rename it to `path` if the body succeeds, delete it otherwise.
 
     Raises:
         DmoleError: the disk is full, or the folder cannot be written.
@@ -36,12 +36,12 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        with suppress(OSError):  # what went wrong was said already
+        with suppress(OSError):  # the error itself is already raised
             temporary.unlink(missing_ok=True)
 
 
 def _clear_left_over(path: Path) -> None:
-    """Delete what a process that was killed in the middle of writing `path` has left; others may still be writing."""
+    """Delete temporary files of processes that were killed while they wrote `path`; other processes may still be writing."""
     for temporary in path.parent.glob(f".{path.name}.*.tmp"):
         process = temporary.name.split(".")[-2]
         if process.isdecimal() and not _alive(int(process)):
@@ -53,13 +53,13 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's process
+    except OSError:  # a process of another user
         return True
     return True
 
 
 def unwritable(path: Path, error: OSError) -> DmoleError:
-    """Turn an operating system's refusal into a message with the way out."""
+    """The error for a file that cannot be written."""
     if error.errno in FULL:
         return DmoleError(f"no space left to write {path}", "free some disk space and run the same command again")
     return DmoleError(
@@ -68,13 +68,13 @@ def unwritable(path: Path, error: OSError) -> DmoleError:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON document, two spaces of indent, key order kept."""
+    """Write a JSON document with an indent of two; the order of keys is preserved."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def digest_of_file(path: Path) -> str:
-    """sha256 of a file's bytes, hexadecimal; a file that is still the same is read once in a process."""
+    """sha256 of a file's bytes, hexadecimal; an unchanged file is read once per process."""
     stat = path.stat()
     return _digest(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
 
@@ -91,7 +91,7 @@ def digest_of(value: Any) -> str:
 
 
 def digest_of_each(values: Iterable[Any]) -> str:
-    """What `digest_of` gives for the list of these values, which are held one at a time."""
+    """`digest_of` of the list of these values, without holding the list."""
     digest, before = hashlib.sha256(b"["), b""
     for value in values:
         digest.update(before + _canonical(value))

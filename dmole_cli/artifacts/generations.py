@@ -1,27 +1,26 @@
-"""`generations/<task>.parquet`: answers by content key, so that no answer is generated twice in a run directory."""
+"""`generations/<task>.parquet`: predictions by content key, so that none is generated twice in a run directory."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from dmole_cli.artifacts.kinds import GENERATIONS
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.tables import read_table, write_table
 
-SCHEMA, VERSION = "dmole.generations", 1
-
 
 def write_generations(path: Path, answers: dict[str, str], fingerprint: str) -> None:
-    """Write answers by key, sorted by key so that the order of evaluations leaves no trace."""
+    """Write predictions by content key, sorted, so that the bytes do not depend on the order of evaluations."""
     import pyarrow as pa
 
     schema = pa.schema([("key", pa.string()), ("answer", pa.string())])
     rows = [{"key": key, "answer": answers[key]} for key in sorted(answers)]
-    write_table(path, rows, schema, Header(SCHEMA, VERSION, backbone=fingerprint))
+    write_table(path, rows, schema, Header.of(GENERATIONS, backbone=fingerprint))
 
 
 def read_generations(path: Path) -> dict[str, str]:
-    """Read answers by key; empty where nothing was generated yet."""
+    """Read predictions by content key; empty where the file does not exist."""
     if not path.exists():
         return {}
-    table, _ = read_table(path, schema=SCHEMA, version=VERSION, hint="delete it: it only saves time")
+    table, _ = read_table(path, GENERATIONS)
     return dict(zip(table.column("key").to_pylist(), table.column("answer").to_pylist(), strict=True))

@@ -1,37 +1,36 @@
-"""Digests of picture files, each read once: what a file's size and time say is still the same is not read again."""
+"""Digests of image files: a file is read again only if its size or modification time has changed."""
 
 from __future__ import annotations
 
 import hashlib
+import sqlite3
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.files import digest_of_file
-from dmole_cli.artifacts.provenance import Header, OtherVersion
-from dmole_cli.artifacts.tables import read_table, write_table
+from dmole_cli.errors import DmoleError
 
-if TYPE_CHECKING:
-    import numpy as np
-
-SCHEMA, VERSION = "dmole.pictures", 2
-MISSING = "missing"  # whoever opens the picture says so, with the row that names it
-# A picture is 48 bytes here, whatever the length of its path: 16 of the digest of path, size and time, 32 of the content's.
-KEY, CONTENT = 16, 32
-LOOSE = 1 << 16  # digests that are kept as Python objects before they join the others
+MISSING = "missing"  # the error is raised by the reader of the image, which knows the row that names it
+SCHEMA = "CREATE TABLE IF NOT EXISTS digests (state BLOB PRIMARY KEY, digest BLOB) WITHOUT ROWID"
+# Seconds to wait for another process that writes the cache.
+TIMEOUT = 60.0
 
 
 class ImageDigests:
-    """sha256 of picture files by path.
+    """sha256 of image files by path.
+
+    New digests are held in an SQLite database in memory, whose rows take a fraction of what Python objects take.
 
     Args:
-        kept: where digests are kept from command to command; it only saves time.
+        cache: SQLite file that keeps digests between commands.
     """
 
-    def __init__(self, kept: Path) -> None:
-        self.kept = kept
-        self._known: np.ndarray | None = None  # [pictures, 6] numbers of 8 bytes, sorted by the first
-        self._loose: dict[bytes, bytes] = {}
-        self._new = False
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self._new = sqlite3.connect(":memory:")
+        self._new.execute(SCHEMA)
+        self._stored: sqlite3.Connection | None = None
 
     def __getitem__(self, path: Path) -> str:
         """The digest of a file, or `MISSING`."""
@@ -40,67 +39,49 @@ class ImageDigests:
         except OSError:
             return MISSING
         state = f"{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}"
-        key = hashlib.blake2b(state.encode("utf-8", errors="surrogateescape"), digest_size=KEY).digest()
-        content = self._find(key)
-        if content is None:
-            content = bytes.fromhex(digest_of_file(path))
-            self._loose[key], self._new = content, True
-            if len(self._loose) >= LOOSE:
-                self._join()
-        return content.hex()
+        key = hashlib.blake2b(state.encode("utf-8", errors="surrogateescape"), digest_size=16).digest()
+        digest = self._find(key)
+        if digest is None:
+            digest = bytes.fromhex(digest_of_file(path))
+            self._new.execute("INSERT INTO digests VALUES (?, ?)", (key, digest))
+        return digest.hex()
 
     def save(self) -> None:
-        """Keep what is new."""
-        if self._new:
-            self._join()
-            _write(self.kept, self._table())
-            self._new = False
+        """Add new digests to the cache.
+
+        Raises:
+            DmoleError: the cache cannot be written.
+        """
+        rows = self._new.execute("SELECT state, digest FROM digests").fetchall()
+        if not rows:
+            return
+        try:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.cache, timeout=TIMEOUT)) as stored, stored:
+                stored.execute(SCHEMA)
+                stored.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?)", rows)
+        except (sqlite3.OperationalError, OSError) as error:
+            raise DmoleError(
+                f"cannot write {self.cache}: {error}", "check free space and the folder's permissions"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from error
+        self._new.execute("DELETE FROM digests")
+        self._stored = None
 
     def _find(self, key: bytes) -> bytes | None:
-        if key in self._loose:
-            return self._loose[key]
-        import numpy as np
+        query = "SELECT digest FROM digests WHERE state = ?"
+        found = self._new.execute(query, (key,)).fetchone()
+        if found is None and self.cache.exists():
+            try:
+                if self._stored is None:
+                    self._stored = sqlite3.connect(
+                        f"{self.cache.absolute().as_uri()}?mode=ro", uri=True, timeout=TIMEOUT
+                    )
+                found = self._stored.execute(query, (key,)).fetchone()
+            except sqlite3.DatabaseError as error:
+                raise self._damaged(error) from error
+        return found[0] if found else None
 
-        known, wanted = self._table(), np.frombuffer(key, dtype=np.uint64)
-        place = int(np.searchsorted(known[:, 0], wanted[0]))
-        while place < len(known) and known[place, 0] == wanted[0]:
-            if known[place, 1] == wanted[1]:
-                return known[place, 2:].tobytes()
-            place += 1
-        return None
-
-    def _table(self) -> np.ndarray:
-        if self._known is None:
-            self._known = _read(self.kept)
-        return self._known
-
-    def _join(self) -> None:
-        import numpy as np
-
-        rows = b"".join(key + content for key, content in self._loose.items())
-        both = np.concatenate([self._table(), np.frombuffer(rows, dtype=np.uint64).reshape(-1, (KEY + CONTENT) // 8)])
-        self._known, self._loose = both[np.lexsort((both[:, 1], both[:, 0]))], {}
-
-
-def _read(kept: Path) -> np.ndarray:
-    import numpy as np
-
-    flat = np.zeros(0, dtype=np.uint64)
-    if kept.exists():
-        try:
-            table, _ = read_table(kept, schema=SCHEMA, version=VERSION, hint="delete it: it only saves time")
-            column = table.column("picture").combine_chunks()
-            flat = np.frombuffer(column.buffers()[1], dtype=np.uint64)[: len(column) * (KEY + CONTENT) // 8]
-        except OtherVersion:  # of an earlier dmole; it only saves time
-            pass
-    return flat.reshape(-1, (KEY + CONTENT) // 8)
-
-
-def _write(kept: Path, known: np.ndarray) -> None:
-    import pyarrow as pa
-
-    column = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(KEY + CONTENT), len(known), [None, pa.py_buffer(known.tobytes())]
-    )
-    table = pa.table({"picture": column})
-    write_table(kept, table, table.schema, Header(SCHEMA, VERSION))
+    def _damaged(self, error: Exception) -> DamagedArtifact:
+        return DamagedArtifact(self.cache, f"{self.cache} is damaged: {error}")

@@ -1,7 +1,7 @@
-"""`likelihoods/<method>/<stage>/<task>.parquet`: how likely the model finds the reference answers of each test sample.
+"""`likelihoods/<method>/<stage>/<task>.parquet`: likelihoods of the reference answers of each test sample.
 
-Apart from the evaluations, so that neither makes the other stale. `likelihoods/cache/<task>.parquet` keeps what was computed by
-content key, as the generations do.
+Separate from the evaluations, so that neither makes the other stale. `likelihoods/cache/<task>.parquet` holds
+computed likelihoods by content key.
 """
 
 from __future__ import annotations
@@ -10,20 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dmole_cli.artifacts.kinds import LIKELIHOOD, LIKELIHOOD_CACHE
 from dmole_cli.artifacts.provenance import Header
-from dmole_cli.artifacts.tables import header_of_table, read_table, write_table
-
-SCHEMA, VERSION = "dmole.likelihood", 1
-CACHE_SCHEMA, CACHE_VERSION = "dmole.likelihoods-kept", 1
+from dmole_cli.artifacts.tables import read_table, write_table
 
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """How likely a model finds some answers to one sample.
+    """Likelihoods of some answers to one sample.
 
     Attributes:
-        sums: natural logarithm of each answer's probability, its end included.
-        tokens: of each answer, its end included.
+        sums: log-likelihood of each answer in nats, its end token included.
+        tokens: number of tokens of each answer, its end token included.
     """
 
     sums: Sequence[float]
@@ -36,9 +34,9 @@ class Likelihood:
 
     Attributes:
         sample_id: of the task's test split.
-        log_likelihood: of the reference answer in nats per token, its end included; of several references the best.
-        ranked_first: whether a right answer is more probable than every wrong one of the closed set; None where it is open.
-        active: experts that were active, nearest first.
+        log_likelihood: of the reference answer in nats per token, its end token included; the best of several references.
+        ranked_first: whether a right answer is more probable than every wrong one of a closed set; None for an open task.
+        active: active experts, lowest reconstruction loss first.
     """
 
     sample_id: str
@@ -62,30 +60,25 @@ def write_likelihood(path: Path, rows: list[Likelihood], header: Header) -> None
     write_table(path, [asdict(row) for row in rows], schema, header)
 
 
-def read_likelihood(path: Path, *, hint: str) -> tuple[list[Likelihood], Header]:
+def read_likelihood(path: Path) -> tuple[list[Likelihood], Header]:
     """Read (rows, header)."""
-    table, header = read_table(path, schema=SCHEMA, version=VERSION, hint=hint)
+    table, header = read_table(path, LIKELIHOOD)
     return [Likelihood(**row) for row in table.to_pylist()], header
 
 
-def likelihood_header(path: Path) -> Header | None:
-    """Read the header alone."""
-    return header_of_table(path, schema=SCHEMA, version=VERSION)
-
-
 def write_likelihood_cache(path: Path, kept: Mapping[str, Likelihoods], fingerprint: str) -> None:
-    """Write what was computed by key, sorted by key so that the order of evaluations leaves no trace."""
+    """Write likelihoods by content key, sorted, so that the bytes do not depend on the order of evaluations."""
     import pyarrow as pa
 
     schema = pa.schema([("key", pa.string()), ("sums", pa.list_(pa.float64())), ("tokens", pa.list_(pa.int32()))])
     rows = [{"key": key, **asdict(kept[key])} for key in sorted(kept)]
-    write_table(path, rows, schema, Header(CACHE_SCHEMA, CACHE_VERSION, backbone=fingerprint))
+    write_table(path, rows, schema, Header.of(LIKELIHOOD_CACHE, backbone=fingerprint))
 
 
 def read_likelihood_cache(path: Path) -> dict[str, Likelihoods]:
-    """Read what was computed by key; empty where nothing was yet."""
+    """Read likelihoods by content key; empty where the file does not exist."""
     if not path.exists():
         return {}
-    table, _ = read_table(path, schema=CACHE_SCHEMA, version=CACHE_VERSION, hint="delete it: it only saves time")
+    table, _ = read_table(path, LIKELIHOOD_CACHE)
     rows = table.to_pylist()
     return {row["key"]: Likelihoods(row["sums"], row["tokens"]) for row in rows}

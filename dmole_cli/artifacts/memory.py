@@ -1,4 +1,4 @@
-"""`memories/<method>/<task>.safetensors`: what a method keeps of a task beside its expert, for the next task's training."""
+"""`memories/<method>/<task>.safetensors`: what a method stores beside an expert, for the next task's training."""
 
 from __future__ import annotations
 
@@ -7,26 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmole_cli.artifacts.kinds import MEMORY
 from dmole_cli.artifacts.provenance import Header
-from dmole_cli.artifacts.tensors import header_of_tensors, read_tensors, write_tensors
+from dmole_cli.artifacts.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
-SCHEMA, VERSION = "dmole.memory", 1
-
 
 def write_memory(path: Path, tensors: Mapping[str, torch.Tensor], header: Header) -> None:
-    """Write named tensors, with the provenance of the expert that was trained with them."""
+    """Write named tensors, with the provenance of the expert they were computed with."""
     facts = {"parameters": sum(tensor.numel() for tensor in tensors.values())}
-    write_tensors(path, tensors, replace(header, schema=SCHEMA, schema_version=VERSION, facts=facts))
+    write_tensors(path, tensors, replace(header, schema=MEMORY.schema, schema_version=MEMORY.version, facts=facts))
 
 
-def read_memory(path: Path, *, hint: str) -> dict[str, torch.Tensor]:
+def read_memory(path: Path) -> dict[str, torch.Tensor]:
     """Read the named tensors."""
-    return read_tensors(path, schema=SCHEMA, version=VERSION, hint=hint)[0]
-
-
-def memory_header(path: Path) -> Header | None:
-    """Read the header alone."""
-    return header_of_tensors(path, schema=SCHEMA, version=VERSION)
+    return read_tensors(path, MEMORY)[0]

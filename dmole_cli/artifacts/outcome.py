@@ -1,18 +1,11 @@
-"""What a stage hands back to whoever called it: what it read, what it wrote, and whether it had to do anything."""
+"""What a stage returns: what it read, what it wrote, and whether it had to do anything."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-from dmole_cli.artifacts.files import write_json
-from dmole_cli.errors import DmoleError
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -20,20 +13,24 @@ class Outcome:
     """Result of one stage for one task.
 
     Attributes:
-        stage: name of the subcommand.
+        stage: name of the stage.
         task: name of the task.
         path: the artifact.
-        written: False where it was there already, made from the same inputs and settings.
-        reads: files and data that went in.
-        facts: a few numbers worth saying, JSON values.
+        written: False where it was up to date.
+        reads: files and data that it was made from.
+        facts: a few figures to report, JSON values.
     """
 
     stage: str
     task: str
     path: Path
-    written: bool
+    written: bool = False
     reads: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def wrote(self, **facts: Any) -> Self:
+        """The outcome after the artifact was written."""
+        return replace(self, written=True, facts={**self.facts, **facts})
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, for `--json`."""
@@ -45,35 +42,3 @@ class Outcome:
             "reads": list(self.reads),
             **self.facts,
         }
-
-
-@contextmanager
-def clocked(path: Path, counts: Callable[[], Counter[str]], *, adding: bool = False) -> Iterator[None]:
-    """Write what the body cost to a file beside the artifacts, and not inside, because time does not reproduce.
-
-    Args:
-        path: `{"seconds": ..., "counts": {what was computed: how often}}`.
-        counts: what the backbone has computed so far (see `Backbone.counts`).
-        adding: add to the costs that are there, for work that is done bit by bit; else they are replaced.
-    """
-    started, before = time.perf_counter(), Counter(counts())
-    yield
-    seconds, computed = time.perf_counter() - started, counts() - before
-    if adding and path.exists():
-        earlier = read_cost(path)
-        seconds, computed = seconds + earlier["seconds"], computed + Counter(earlier["counts"])
-    write_json(path, {"seconds": round(seconds, 3), "counts": dict(sorted(computed.items()))})
-
-
-def read_cost(path: Path) -> dict[str, Any]:
-    """Read what `clocked` wrote.
-
-    Raises:
-        DmoleError: the file is not what a stage writes.
-    """
-    try:
-        cost = json.loads(path.read_text(encoding="utf-8"))
-        return {"seconds": float(cost["seconds"]), "counts": {k: int(v) for k, v in cost.get("counts", {}).items()}}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        message = f"{path} does not hold a stage's seconds: {error!r}"
-        raise DmoleError(message, "delete it; nothing but the report of costs reads it") from error

@@ -1,14 +1,13 @@
-"""`profiles/<task>.parquet`: how strongly a task's loss pulls at each site, a row per site in forward order."""
+"""`profiles/<task>.parquet`: sensitivity of a task's loss to each candidate site, a row per site in forward order."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from dmole_cli.artifacts.kinds import PROFILE
 from dmole_cli.artifacts.provenance import Header, require_facts
-from dmole_cli.artifacts.tables import header_of_table, read_table, write_table
-
-SCHEMA, VERSION = "dmole.profile", 1
+from dmole_cli.artifacts.tables import read_table, write_table
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class SiteProfile:
 
 
 def write_profile(path: Path, rows: list[SiteProfile], header: Header) -> None:
-    """Write the rows in the order given; rows of a class that has more fields get columns for them at the end."""
+    """Write the rows in the order given; further fields of a subclass become columns at the end."""
     import pyarrow as pa
 
     kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
@@ -53,14 +52,9 @@ def write_profile(path: Path, rows: list[SiteProfile], header: Header) -> None:
     write_table(path, [asdict(row) for row in rows], schema, header)
 
 
-def read_profile(path: Path, *, hint: str) -> tuple[list[SiteProfile], Header]:
-    """Read (rows, header); columns beyond those of `SiteProfile` are for people and are left aside."""
-    table, header = read_table(path, schema=SCHEMA, version=VERSION, hint=hint)
-    require_facts(header, ("backbone_parameters",), path=path, hint=hint)
+def read_profile(path: Path) -> tuple[list[SiteProfile], Header]:
+    """Read (rows, header); columns beyond those of `SiteProfile` are not read."""
+    table, header = read_table(path, PROFILE)
+    require_facts(header, ("backbone_parameters",), path=path)
     columns = table.select([field.name for field in fields(SiteProfile)])
     return [SiteProfile(**row) for row in columns.to_pylist()], header
-
-
-def profile_header(path: Path) -> Header | None:
-    """Read the header alone."""
-    return header_of_table(path, schema=SCHEMA, version=VERSION)

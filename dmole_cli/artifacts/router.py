@@ -6,25 +6,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmole_cli.artifacts.kinds import ROUTER
 from dmole_cli.artifacts.provenance import Header, require_facts
-from dmole_cli.artifacts.tensors import header_of_tensors, read_tensors, write_tensors
+from dmole_cli.artifacts.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
-SCHEMA, VERSION = "dmole.router", 1
 FACTS = ("threshold", "quantiles", "layout", "decoder")
 
 
 @dataclass(frozen=True)
 class RouterFile:
-    """A router as it stands on disk.
+    """A router as it is stored.
 
     Attributes:
         tensors: `encoder.0.weight` [hidden, width], `encoder.0.bias`, `decoder.0.weight` [width, hidden], `decoder.0.bias`.
-        threshold: mean squared error below which a sample may belong to the task.
-        quantiles: of the held-out losses (min, 0.10 ... 0.99, max, mean, std).
-        layout: what the feature is made of, with widths, in order.
+        threshold: reconstruction loss (mean squared error) below which the router accepts a sample.
+        quantiles: summary of the held-out losses (min, 0.10 ... 0.99, max, mean, std).
+        layout: parts of the feature in order, with their widths.
         decoder: `sigmoid` or `linear`.
         header: provenance.
     """
@@ -43,13 +43,8 @@ def write_router(path: Path, router: RouterFile) -> None:
     write_tensors(path, router.tensors, replace(router.header, facts=facts))
 
 
-def read_router(path: Path, *, hint: str) -> RouterFile:
+def read_router(path: Path) -> RouterFile:
     """Read a router."""
-    tensors, header = read_tensors(path, schema=SCHEMA, version=VERSION, hint=hint)
-    require_facts(header, FACTS, path=path, hint=hint)
+    tensors, header = read_tensors(path, ROUTER)
+    require_facts(header, FACTS, path=path)
     return RouterFile(tensors=tensors, header=header, **{key: header.facts[key] for key in FACTS})
-
-
-def router_header(path: Path) -> Header | None:
-    """Read the header alone."""
-    return header_of_tensors(path, schema=SCHEMA, version=VERSION)

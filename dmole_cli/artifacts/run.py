@@ -1,16 +1,29 @@
-"""Which artifact of which task lies where in a run directory; `ls` of it is a progress bar."""
+"""The run directory: which artifact of which task lies where. `ls` of it shows the progress of a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-D_MOLE = "d-mole"
+from dmole_cli.artifacts.kinds import (
+    ALLOCATION,
+    D_MOLE,
+    EVALUATION,
+    EXPERT,
+    FEATURES,
+    GENERATIONS,
+    KINDS,
+    LIKELIHOOD,
+    LIKELIHOOD_CACHE,
+    MEMORY,
+    PROFILE,
+    RESCORED,
+    ROUTER,
+    Kind,
+)
 
-
-# What depends on the backbone and the task alone, not on order, budget, seed or method, and the stages that make it.
-SHARED_FOLDERS = frozenset({"profiles", "features", "routers"})
-SHARED_STAGES = frozenset({"profile", "train-router"})
+SHARED_FOLDERS = frozenset(kind.folder for kind in KINDS if kind.shared)
+SHARED_STAGES = frozenset(kind.command for kind in KINDS if kind.shared)
 
 
 @dataclass(frozen=True)
@@ -19,86 +32,92 @@ class Run:
 
     Attributes:
         root: the run directory.
-        shared: where profiles, features and routers lie, for several runs; None for the run directory itself.
+        shared: folder of profiles, features and routers, which several runs may share; None for the run directory itself.
     """
 
     root: Path
     shared: Path | None = None
 
-    def base(self, folder: str) -> Path:
-        """The directory that a folder of artifacts lies in."""
-        return self.shared if self.shared is not None and folder in SHARED_FOLDERS else self.root
+    def path(self, kind: Kind, **values: str) -> Path:
+        """The path of an artifact; `values` replace the placeholders of the kind's path."""
+        return self._base(kind.folder) / kind.path_for(**values)
+
+    def identify(self, path: Path) -> tuple[Kind, dict[str, str]] | None:
+        """The kind of an artifact by its path, with the values of the placeholders; None for other files."""
+        for kind in KINDS:
+            base = self._base(kind.folder)
+            if path.is_relative_to(base) and (found := kind.parse(path.relative_to(base).as_posix())) is not None:
+                return kind, found
+        return None
 
     def name_of(self, path: Path) -> str:
-        """The name of an artifact in headers: its path below the directory that holds it, wherever that lies."""
-        return path.relative_to(self.base(path.parent.name)).as_posix()
+        """The name of an artifact in headers: its path below the directory that holds it."""
+        return path.relative_to(self._base(path.parent.name)).as_posix()
 
     def path_of(self, name: str) -> Path:
-        """The artifact that a header calls by this name."""
-        return self.base(name.partition("/")[0]) / name
+        """The artifact that a header refers to by this name."""
+        return self._base(name.partition("/")[0]) / name
+
+    def _base(self, folder: str) -> Path:
+        return self.shared if self.shared is not None and folder in SHARED_FOLDERS else self.root
 
     def profile(self, task: str) -> Path:
         """Layer sensitivity of a task."""
-        return self.base("profiles") / "profiles" / f"{task}.parquet"
+        return self.path(PROFILE, task=task)
 
     def allocation(self, task: str, method: str = D_MOLE) -> Path:
-        """Placement of a task's experts; methods other than the main one have a folder of their own."""
-        return self._of_method("allocations", method) / f"{task}.json"
+        """Placement of a task's experts."""
+        return self.path(ALLOCATION, task=task, method=method)
 
     def features(self, task: str, split: str = "train") -> Path:
-        """Routing features of a task's samples; the training split has the plain name."""
-        return (
-            self.base("features") / "features" / (f"{task}.parquet" if split == "train" else f"{task}.{split}.parquet")
-        )
+        """Routing features of a task's samples."""
+        return self.path(FEATURES, task=task, split=split)
 
     def router(self, task: str) -> Path:
         """Autoencoder and threshold of a task."""
-        return self.base("routers") / "routers" / f"{task}.safetensors"
+        return self.path(ROUTER, task=task)
 
     def expert(self, task: str, method: str = D_MOLE) -> Path:
-        """Tensors trained at a task's stage; methods other than the main one have a folder of their own."""
-        return self._of_method("experts", method) / f"{task}.safetensors"
+        """Tensors that were trained for a task."""
+        return self.path(EXPERT, task=task, method=method)
 
     def memory(self, task: str, method: str) -> Path:
-        """What a method keeps of a task beside its expert."""
-        return self._of_method("memories", method) / f"{task}.safetensors"
-
-    def _of_method(self, folder: str, method: str) -> Path:
-        return self.root / folder if method == D_MOLE else self.root / folder / method
+        """What a method stores of a task beside its expert."""
+        return self.path(MEMORY, task=task, method=method)
 
     def evaluations(self, split: str = "test") -> Path:
-        """All evaluations on a split; the test split has the plain name."""
-        return self.root / ("evaluations" if split == "test" else f"evaluations.{split}")
+        """Folder of all evaluations on a split."""
+        return self.evaluation("method", 0, "task", split).parents[2]
 
-    def evaluation(self, method: str, stage: int, task: str, split: str = "test") -> Path:
-        """A row per sample of a task's split after a stage (0 = the pretrained backbone)."""
-        return self.evaluations(split) / method / str(stage) / f"{task}.parquet"
+    def evaluation(self, method: str, after: int, task: str, split: str = "test") -> Path:
+        """Predictions and scores of a task's split after that many tasks (0 is the pretrained backbone)."""
+        return self.path(EVALUATION, method=method, after=str(after), task=task, split=split)
 
     def rescored(self, metric: str) -> Run:
         """Where evaluations that were scored again by another metric lie, in the layout of a run directory."""
-        return Run(self.root / "rescored" / metric)
+        return Run(self.root / RESCORED.folder / metric)
 
     def likelihoods(self, split: str = "test") -> Path:
-        """All likelihoods of reference answers on a split; the test split has the plain name."""
-        return self.root / ("likelihoods" if split == "test" else f"likelihoods.{split}")
+        """Folder of all likelihoods of reference answers on a split."""
+        return self.likelihood("method", 0, "task", split).parents[2]
 
-    def likelihood(self, method: str, stage: int, task: str, split: str = "test") -> Path:
-        """A row per sample of a task's split after a stage (0 = the pretrained backbone)."""
-        return self.likelihoods(split) / method / str(stage) / f"{task}.parquet"
+    def likelihood(self, method: str, after: int, task: str, split: str = "test") -> Path:
+        """Likelihoods of a task's reference answers after that many tasks (0 is the pretrained backbone)."""
+        return self.path(LIKELIHOOD, method=method, after=str(after), task=task, split=split)
 
     def likelihood_cache(self, task: str, split: str = "test") -> Path:
-        """Likelihoods already computed for a task's samples, by content key."""
-        return self.likelihoods(split) / "cache" / f"{task}.parquet"
+        """Likelihoods that were computed for a task's samples, by content key."""
+        return self.path(LIKELIHOOD_CACHE, task=task, split=split)
 
     def generations(self, task: str, split: str = "test") -> Path:
-        """Answers already generated for a task's samples, by content key; the test split has the plain name."""
-        return self.root / "generations" / (f"{task}.parquet" if split == "test" else f"{task}.{split}.parquet")
+        """Predictions that were generated for a task's samples, by content key."""
+        return self.path(GENERATIONS, task=task, split=split)
 
     def image_digests(self) -> Path:
-        """Digests of picture files that were read once; a cache that depends on the files' times, no artifact."""
-        return self.base("features") / "cache" / "pictures.parquet"
+        """Digests of image files by size and modification time: a cache, not an artifact."""
+        return self._base(FEATURES.folder) / "cache" / "images.sqlite"
 
     def cost(self, stage: str, task: str) -> Path:
-        """Seconds a stage took: beside the artifacts, never inside them, because time is not reproducible."""
+        """Seconds that a stage took: beside the artifacts and not in them, because time is not reproducible."""
         base = self.shared if self.shared is not None and stage in SHARED_STAGES else self.root
         return base / "costs" / stage / f"{task}.json"

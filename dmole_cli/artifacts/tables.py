@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmole_cli.artifacts.errors import DamagedArtifact, MissingArtifact
 from dmole_cli.artifacts.files import replacing
-from dmole_cli.artifacts.provenance import HEADER_KEY, Header, read_header
-from dmole_cli.errors import DmoleError
+from dmole_cli.artifacts.kinds import Kind
+from dmole_cli.artifacts.provenance import HEADER_KEY, Header, parse_header
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,45 +27,49 @@ def write_table(path: Path, rows: list[dict[str, Any]] | pa.Table, schema: pa.Sc
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
-def read_table(
-    path: Path, *, schema: str, version: int, hint: str, columns: list[str] | None = None
-) -> tuple[pa.Table, Header]:
+def read_table(path: Path, kind: Kind, *, columns: list[str] | None = None) -> tuple[pa.Table, Header]:
     """Read a table and its header.
 
     Args:
         path: the file.
-        schema: the kind of artifact that it must be.
-        version: of that kind's layout.
-        hint: how to make the file.
-        columns: those to read, None = all.
+        kind: the kind of artifact that it must be.
+        columns: those to read, None for all.
 
     Raises:
-        DmoleError: the file is missing, damaged, or of another schema.
+        ArtifactError: the file is missing, damaged, or of another kind.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.exists():
-        raise DmoleError(f"{path} is not there", hint)
-    try:
+    with _readable(path):
         table = pq.read_table(path, columns=columns, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise DmoleError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}", hint) from error
-    raw = (table.schema.metadata or {}).get(HEADER_KEY.encode())
-    return table, read_header(raw, path=path, schema=schema, version=version)
+    return table, _header(table.schema, path, kind)
 
 
-def header_of_table(path: Path, *, schema: str, version: int) -> Header | None:
-    """Read a table's header alone; None where the file is not there."""
-    if not path.exists():
-        return None
-    import pyarrow as pa
+def table_header(path: Path, kind: Kind) -> Header:
+    """Read a table's header alone.
+
+    Raises:
+        ArtifactError: as for `read_table`.
+    """
     import pyarrow.parquet as pq
 
+    with _readable(path):
+        schema = pq.read_schema(path)
+    return _header(schema, path, kind)
+
+
+def _header(schema: pa.Schema, path: Path, kind: Kind) -> Header:
+    return parse_header((schema.metadata or {}).get(HEADER_KEY.encode()), path=path, kind=kind)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    if not path.exists():
+        raise MissingArtifact(path)
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        yield
     except (pa.ArrowException, OSError) as error:
-        raise DmoleError(
-            f"{path} cannot be read as parquet: {str(error).splitlines()[0]}", "delete it and run the stage again"
-        ) from error
-    return read_header(metadata.get(HEADER_KEY.encode()), path=path, schema=schema, version=version)
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DamagedArtifact(path, f"{path} cannot be read as parquet: {why}") from error

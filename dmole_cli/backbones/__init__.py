@@ -1,1 +1,1 @@
-"""Backbones: the generic adapter for image-text-to-text models of transformers, and the embedded one."""
+"""Backbones: the generic adapter for image-text-to-text models of transformers, its families, and the embedded model."""

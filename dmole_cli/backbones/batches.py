@@ -1,4 +1,4 @@
-"""Seeded batches of encoded samples, prepared in a worker process while the model computes."""
+"""Batches of encoded samples, prepared in a worker process while the model computes."""
 
 from __future__ import annotations
 
@@ -9,51 +9,51 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dmole_cli.backbones.backbone import Backbone, Encoded
-from dmole_cli.backbones.truncation import fitted
+from dmole_cli.backbones.truncation import encode_truncated
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 
-WORKER_FROM = 256  # samples from which a worker process pays for its start
-KEPT = 4096  # encoded samples that a worker keeps for the next pass
+MIN_FOR_WORKER = 256  # samples from which a worker process is worth its start
+MAX_CACHED = 4096  # encoded samples that are cached for the next epoch
 
 
 class _Samples(Dataset):
-    """Encodes on demand; an error travels as a value, because a worker would wrap it into a traceback."""
+    """Encodes on demand; errors are returned as values, because a worker would wrap them into a traceback."""
 
     def __init__(self, backbone: Backbone, samples: Sequence[Sample], *, with_answer: bool, max_length: int) -> None:
         self.backbone, self.samples, self.with_answer, self.max_length = backbone, samples, with_answer, max_length
-        self.kept: dict[int, Encoded] = {}
+        self.cache: dict[int, Encoded] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Encoded | DmoleError:
-        if index in self.kept:
-            return self.kept[index]
+        if index in self.cache:
+            return self.cache[index]
         try:
             encoded = self._encode(self.samples[index])
         except DmoleError as error:
             return error
-        except Exception as error:  # whatever a processor says to a picture or a text that it cannot take
+        except Exception as error:  # processors raise anything on an image or a text that they do not support
             name, why = self.samples[index].sample_id, str(error).strip().splitlines() or [type(error).__name__]
-            return DmoleError(f"sample {name} cannot be prepared for the backbone: {why[0]}", "mend or remove this row")
-        if len(self.kept) < KEPT:
-            self.kept[index] = encoded
+            return DmoleError(f"sample {name} cannot be prepared for the backbone: {why[0]}", "fix or remove this row")
+        if len(self.cache) < MAX_CACHED:
+            self.cache[index] = encoded
         return encoded
 
     def _encode(self, sample: Sample) -> Encoded:
         if self.with_answer:
-            return fitted(self.backbone, sample, max_length=self.max_length)
+            return encode_truncated(self.backbone, sample, max_length=self.max_length)
         return self.backbone.encode(sample, with_answer=False)
 
 
 def _to_arrays(rows: list[Encoded | DmoleError]) -> list[Encoded | DmoleError]:
-    """Arrays travel from the worker as bytes; tensors would travel as open files, which a Ctrl-C tears apart loudly."""
+    """Convert to arrays, which a worker sends as bytes; tensors would be sent as open files, which fail loudly on Ctrl-C."""
     return [row if isinstance(row, DmoleError) else row.mapped(torch.Tensor.numpy) for row in rows]
 
 
-def _leave_signals(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one alone answers, and ends its worker."""
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; only the main process handles it, and ends its worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -66,19 +66,26 @@ def encoded_batches(
     with_answer: bool,
     max_length: int = 0,
 ) -> Iterator[list[Encoded]]:
-    """Encode `samples[i] for i in batch` for every batch, in order; with answers, in at most `max_length` tokens if over 0.
+    """Encode `samples[i] for i in batch` for every batch, in order.
+
+    Args:
+        backbone: encodes the samples.
+        samples: samples of a split.
+        batches: indices of each batch.
+        with_answer: append the answers, for training.
+        max_length: maximum number of tokens with answer; longer questions are truncated; 0 for no limit.
 
     Raises:
-        DmoleError: a sample cannot be read.
+        DmoleError: a sample cannot be read or encoded, or the worker process was killed.
     """
-    workers = 1 if sum(len(b) for b in batches) >= WORKER_FROM else 0
+    workers = 1 if sum(len(b) for b in batches) >= MIN_FOR_WORKER else 0
     loader = DataLoader(
         _Samples(backbone, samples, with_answer=with_answer, max_length=max_length),
         batch_sampler=batches,  # type: ignore[arg-type]
         collate_fn=_to_arrays,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_ignore_interrupts,
     )
     try:
         for batch in loader:
@@ -86,7 +93,7 @@ def encoded_batches(
                 if isinstance(row, DmoleError):
                     raise row
             yield [row.mapped(torch.from_numpy) for row in batch]
-    except RuntimeError as error:  # the loader's own: its worker was killed
+    except RuntimeError as error:  # raised by the loader when its worker was killed
         why = str(error).splitlines()[0]
         hint = "free memory (also shared memory, /dev/shm), then run the same command again"
         raise DmoleError(f"the process that prepares batches ended: {why}", hint) from error

@@ -1,4 +1,4 @@
-"""Activation checkpointing of both towers' blocks."""
+"""Activation checkpointing of the transformer blocks of both towers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dmole_cli.backbones.sites import block_stack
 
 @contextmanager
 def activation_checkpointing(backbone: Backbone) -> Iterator[None]:
-    """Let backward passes inside the block compute again what happens within the blocks of both towers.
+    """Inside the context, backward passes recompute the activations of the blocks of both towers.
 
-    The switch of transformers would do this in training mode only, where a model may drop out, and lets the input
-    embeddings of every tower take gradients, by hooks that it does not remove: a backward pass would no longer end below
-    the lowest module that needs it. The last block of the language model keeps what it has: the backward pass begins with
-    it, so that computing it again would take time and free nothing.
+    `gradient_checkpointing_enable` of transformers works in training mode only, where a model may apply dropout, and its
+    hooks make the input embeddings require gradients, so that the backward pass no longer ends at the lowest module that
+    needs it. The last block of the language model is not checkpointed: the backward pass starts with it, so that
+    recomputing it would take time and save no memory.
     """
     towers = (backbone.vision, backbone.language)
     vision, language = (list(tower.get_submodule(block_stack(tower)).children()) for tower in towers)

@@ -1,4 +1,4 @@
-"""Where a backbone computes and in which type: what `--device` and `--precision` mean on this machine."""
+"""Resolution of `--device` and `--precision` on this machine."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dmole_cli.errors import DmoleError
 
 
 def devices() -> list[str]:
-    """What torch finds here, the fastest first; the CPU is always among them."""
+    """Devices that torch finds, the fastest first; the CPU is always the last."""
     cuda = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def find_device(name: str) -> torch.device:
-    """The device that a user means.
+    """The torch device of a user's setting.
 
     Args:
-        name: `cpu`, `cuda` (torch's current one), `cuda:1`, `mps`; or `auto`: cuda if there is one, else the CPU.
+        name: `cpu`, `cuda` (torch's current one), `cuda:1`, `mps`; or `auto`: cuda if available, else the CPU.
 
     Raises:
-        DmoleError: there is no such device here; those that are there are named.
+        DmoleError: the device is not available; the available ones are listed.
     """
     found = devices()
     cuda = any(device.startswith("cuda") for device in found)
@@ -35,15 +35,20 @@ def find_device(name: str) -> torch.device:
 
 
 def find_precision(name: str, device: torch.device, *, dtype: str = "float32") -> str:
-    """The precision that a user means: `bfloat16` for `auto` on cuda and `float32` elsewhere; of other weights their own type.
+    """The precision of losses and answers.
+
+    Args:
+        name: `float32`, `bfloat16`, or `auto`: `bfloat16` on cuda and `float32` elsewhere.
+        device: device of the backbone.
+        dtype: type of the weights; weights other than float32 compute in their own type.
 
     Raises:
-        DmoleError: the weights are of another type than the precision.
+        DmoleError: the precision does not match the type of half-precision weights.
     """
     if dtype != "float32":
         if name not in ("auto", dtype):
             raise DmoleError(
-                f"precision {name} with weights in {dtype}: these compute in their own type",
+                f"precision {name} with weights in {dtype}: half-precision weights compute in their own type",
                 "leave --precision out, or load the weights in float32 (--dtype float32)",
             )
         return dtype

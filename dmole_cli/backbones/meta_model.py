@@ -1,25 +1,25 @@
-"""A backbone without weights, from its configuration alone: what sites and plans are found on."""
+"""A backbone built from its configuration on torch's meta device, without weights; `sites` and `allocate --plan` use it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from dmole_cli.backbones.loading import resolve
+from dmole_cli.backbones.files import resolve
 from dmole_cli.errors import DmoleError
 
 HINT = "pass --backbone a folder with the config.json of an image-text-to-text model, a hub id, or 'embedded'"
 
 
 def meta_model(name: str, *, attention: str = "auto") -> Any:
-    """Build a backbone on the meta device: every module and shape, no number, no memory.
+    """Build a backbone on the meta device: all modules and shapes, no values and no memory.
 
     Args:
-        name: `embedded`, a folder that holds at least config.json, or a hub id (of which only the configuration is fetched).
-        attention: `sdpa`, `eager`, or `auto` for the model's own choice.
+        name: `embedded`, a folder with at least config.json, or a hub id (only its configuration is downloaded).
+        attention: attention implementation, `sdpa` or `eager`; `auto` for the model's default.
 
     Raises:
-        DmoleError: there is no configuration, or it is not that of an image-text-to-text model.
+        DmoleError: there is no configuration, or it does not describe an image-text-to-text model.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -34,7 +34,7 @@ def meta_model(name: str, *, attention: str = "auto") -> Any:
         with torch.device("meta"):
             chosen = {} if attention == "auto" else {"attn_implementation": attention}
             return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, **chosen).eval()
-    # Whatever a library meets in what is no configuration (broken JSON, a foreign class, no such repository, no network).
+    # Libraries raise anything on broken JSON, an unsupported class, a missing repository or no network.
     except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DmoleError(f"backbone '{name}' cannot be built from its configuration: {why}", HINT) from error

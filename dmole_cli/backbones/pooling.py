@@ -1,6 +1,6 @@
-"""What the towers of a backbone make of single pictures and instructions: the parts of a routing feature.
+"""Batch-invariant pooled features: the parts of a routing feature.
 
-Each item's value depends on that item alone, to the bit, whatever it is computed with.
+The features of an image or an instruction are bit-identical whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -11,46 +11,46 @@ import torch
 
 from dmole_cli.backbones.image_layouts import View
 
-SAME_ROWS = 16  # pictures, or instructions, that a tower sees at once for features: never more, never fewer
+BATCH_SIZE = 16  # images or instructions per forward pass for features, always exactly this number
 
 
-def maxima(
+def max_pooled(
     items: Sequence[tuple[int, View]],
     tower: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
     shape: tuple[int, int],
     *,
     device: torch.device,
 ) -> torch.Tensor:
-    """Maxima over all tokens of a tower's states [samples, width] (`shape`), on the CPU; zeros where there are none.
+    """Maximum over all tokens of a tower's states per sample [samples, width] (`shape`), on the CPU; zeros without items.
 
     Args:
-        items: (sample index, what the tower takes of it), as many as a sample has.
-        tower: takes views stacked, gives states [items, tokens, width].
-        shape: of the result.
-        device: where the tower is.
+        items: (sample index, inputs of the tower), any number per sample.
+        tower: maps stacked inputs to states [items, tokens, width].
+        shape: shape of the result.
+        device: device of the tower.
     """
     owners: list[int] = []
-    tops = [torch.empty(0, shape[1], device=device)]
-    for indices, views in in_equal_shapes(items):
+    pooled = [torch.empty(0, shape[1], device=device)]
+    for indices, views in _fixed_batches(items):
         states = tower({name: rows.to(device) for name, rows in views.items()})[: len(indices)]
         owners += indices
-        tops.append(states.float().amax(dim=1))
-    places = torch.tensor(owners, dtype=torch.long)[:, None].expand(-1, shape[1])
-    return torch.zeros(shape).scatter_reduce(0, places, torch.cat(tops).cpu(), "amax", include_self=False)
+        pooled.append(states.float().amax(dim=1))
+    targets = torch.tensor(owners, dtype=torch.long)[:, None].expand(-1, shape[1])
+    return torch.zeros(shape).scatter_reduce(0, targets, torch.cat(pooled).cpu(), "amax", include_self=False)
 
 
-def in_equal_shapes(items: Sequence[tuple[int, View]]) -> Iterator[tuple[list[int], View]]:
-    """Stack views of the same shapes, always SAME_ROWS of them: (indices, name -> rows [SAME_ROWS, ...]).
+def _fixed_batches(items: Sequence[tuple[int, View]]) -> Iterator[tuple[list[int], View]]:
+    """Batches of items with equal shapes, always of BATCH_SIZE: (indices, name -> rows [BATCH_SIZE, ...]).
 
-    Padding to the longest of a batch, and even the number of rows, choose how a product is added up, and with that its last
-    bits. With nothing padded and the number of rows fixed, what comes out for an item does not depend on its company.
-    Groups that are not full are filled up with copies of their first item, behind the others.
+    Padding, and even the number of rows, change the order in which a matrix product is summed, and with it the last bits.
+    Without padding and with a fixed number of rows, an item's result does not depend on the others. Incomplete batches are
+    filled up with copies of their first item.
     """
-    alike: dict[tuple, list[tuple[int, View]]] = {}
+    by_shape: dict[tuple, list[tuple[int, View]]] = {}
     for index, view in items:
-        alike.setdefault(tuple((name, tensor.shape) for name, tensor in view.items()), []).append((index, view))
-    for group in alike.values():
-        for start in range(0, len(group), SAME_ROWS):
-            indices, views = zip(*group[start : start + SAME_ROWS], strict=True)
-            filled = [*views, *views[:1] * (SAME_ROWS - len(views))]
+        by_shape.setdefault(tuple((name, tensor.shape) for name, tensor in view.items()), []).append((index, view))
+    for group in by_shape.values():
+        for start in range(0, len(group), BATCH_SIZE):
+            indices, views = zip(*group[start : start + BATCH_SIZE], strict=True)
+            filled = [*views, *views[:1] * (BATCH_SIZE - len(views))]
             yield list(indices), {name: torch.stack([view[name] for view in filled]) for name in views[0]}

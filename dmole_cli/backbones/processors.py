@@ -1,4 +1,4 @@
-"""A backbone's processor, loaded for pictures alone where what it has for videos cannot be had on this machine."""
+"""A backbone's processor, loaded without its video processor where torchvision is missing."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ VIDEO = "video_processor"
 
 
 def load_processor(path: str) -> Any:
-    """The processor of a folder or a hub id.
+    """Load the processor of a folder or a hub id.
 
-    Processors that also take videos ask for torchvision when they are loaded. No picture needs it: where it is missing,
-    the processor is loaded without its part for videos.
+    Processors that also support videos require torchvision when they are loaded, though images do not need it. Where it is
+    missing, the processor is loaded without its video processor.
     """
     try:
         return AutoProcessor.from_pretrained(path, trust_remote_code=False)
     except ImportError as error:
         if "torchvision" not in str(error).lower() or is_torchvision_available():
             raise
-        return for_pictures(_processor_class(path)).from_pretrained(path, trust_remote_code=False)
+        return without_video(_processor_class(path)).from_pretrained(path, trust_remote_code=False)
 
 
 def _processor_class(path: str) -> type[ProcessorMixin]:
-    """The class that AutoProcessor would load, as the model's configuration says."""
+    """The class that AutoProcessor would load, by the model's configuration."""
     from transformers import AutoConfig
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
@@ -34,11 +34,11 @@ def _processor_class(path: str) -> type[ProcessorMixin]:
     return found
 
 
-def for_pictures(whole: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """A processor class without its part for videos, of the same name; unchanged where it has none."""
-    attributes = whole.get_attributes()
+def without_video(full: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """A processor class without its video processor, under the same name; unchanged if it has none."""
+    attributes = full.get_attributes()
     if VIDEO not in attributes:
-        return whole
+        return full
 
     def get_attributes(cls: type) -> list[str]:
         return [name for name in attributes if name != VIDEO]
@@ -49,17 +49,17 @@ def for_pictures(whole: type[ProcessorMixin]) -> type[ProcessorMixin]:
         settings = {key: value for key, value in processor_dict.items() if key != VIDEO}
         return super(found, cls).from_args_and_dict(every, settings, **kwargs)
 
-    # The names of the constructor's arguments are looked at, so it is inherited as it is.
+    # The constructor is inherited, because transformers inspects the names of its arguments.
     found: Any = type(
-        whole.__name__,
-        (whole,),
+        full.__name__,
+        (full,),
         {
             "get_attributes": classmethod(get_attributes),
             "from_args_and_dict": classmethod(from_args_and_dict),
-            # Some chat templates are offered the video processor's frame rate, whether they ask for it or not.
+            # `apply_chat_template` reads the video processor's frame rate even for images.
             VIDEO: SimpleNamespace(num_frames=None, fps=None),
-            "__doc__": whole.__doc__,
-            "__module__": whole.__module__,
+            "__doc__": full.__doc__,
+            "__module__": full.__module__,
         },
     )
     return found

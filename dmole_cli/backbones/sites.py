@@ -1,7 +1,7 @@
-"""Candidate sites: the linear modules of both towers that may host experts, found in the module tree.
+"""Candidate sites: the linear modules in the transformer blocks of both towers, found in the module tree.
 
-The towers are those that the model itself names; their blocks are the longest list of modules that hold attention. No name of
-a family and no name of a layer is known here, so that what is left out can be said of any model, with the reason.
+The model names its towers itself; a tower's blocks are its longest module list whose elements contain attention. No family and
+no layer name is hard-coded, so the search covers any model, and every module that is not a site is listed with the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BACKBONE_HINT = "a backbone is an image-text-to-text model of transformers with 
 
 @dataclass(frozen=True)
 class Site:
-    """One linear module that may host experts.
+    """One linear module that can host experts.
 
     Attributes:
         name: module path in the backbone.
@@ -29,7 +29,7 @@ class Site:
         kind: last part of the path.
         in_features: width of the input.
         out_features: width of the output.
-        parameters: of the module itself.
+        parameters: number of parameters of the module itself.
     """
 
     name: str
@@ -41,21 +41,21 @@ class Site:
     parameters: int
 
     def expert_parameters(self, rank: int) -> int:
-        """Parameters of an expert of this rank here."""
+        """Number of parameters of an expert of this rank at this site."""
         return rank * (self.in_features + self.out_features)
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Modules of one place in the model that host no expert.
+    """Modules that are no sites, with equal paths up to the block index.
 
     Attributes:
-        name: module path, the number of the block replaced by `*`.
+        name: module path, with `*` for the block index.
         modality: `vision`, `language`, or empty between the towers.
-        kind: the modules' class.
-        modules: how many there are.
-        parameters: of all of them; what an earlier line has counted already (tied weights) is not counted again.
-        why: in words.
+        kind: class of the modules.
+        modules: number of modules.
+        parameters: number of their parameters; tied weights are counted where they occur first.
+        why: the reason, for people.
     """
 
     name: str
@@ -70,7 +70,7 @@ def tower_names(model: Any) -> dict[str, str]:
     """Module paths of the vision encoder and the language model.
 
     Raises:
-        DmoleError: the model does not say where its towers are.
+        DmoleError: the model does not name its towers.
     """
     names = {id(module): name for name, module in model.named_modules()}
     try:
@@ -90,7 +90,11 @@ def tower_names(model: Any) -> dict[str, str]:
 
 
 def block_stack(tower: nn.Module) -> str:
-    """Path, inside a tower, of its transformer blocks: the longest module list in which any element holds attention."""
+    """Path, within a tower, of its transformer blocks: the longest module list in which any element contains attention.
+
+    Raises:
+        DmoleError: there is no such list.
+    """
     stacks = [
         (len(module), name)
         for name, module in tower.named_modules()
@@ -109,14 +113,14 @@ def find_sites(model: nn.Module, pattern: str) -> list[Site]:
     """Candidate sites in forward order: vision blocks first, then language blocks.
 
     Args:
-        model: the backbone; its weights are not looked at, they may lie on the meta device.
+        model: the backbone; its weights are not read and may be on the meta device.
         pattern: `attention` (attention projections), `linear` (attention and MLP), or a regular expression that is
             searched in the module paths of the blocks' linear modules.
 
     Raises:
-        DmoleError: the expression is not valid, or nothing matches.
+        DmoleError: the regular expression is invalid, or nothing matches.
     """
-    sites = [site for site, in_attention in _hosts(model) if _wanted(pattern, site.name, in_attention)]
+    sites = [site for site, in_attention in _block_linears(model) if _matches(pattern, site.name, in_attention)]
     if not sites:
         raise DmoleError(
             f"no site of the backbone matches --sites '{pattern}'", "use attention, linear, or another expression"
@@ -124,8 +128,8 @@ def find_sites(model: nn.Module, pattern: str) -> list[Site]:
     return sites
 
 
-def _hosts(model: nn.Module) -> Iterator[tuple[Site, bool]]:
-    """Every linear module of the towers' blocks, and whether it lies in attention."""
+def _block_linears(model: nn.Module) -> Iterator[tuple[Site, bool]]:
+    """Every linear module of the towers' blocks, and whether it is part of attention."""
     for modality, stack in _stacks(model).items():
         for index, block in enumerate(model.get_submodule(stack).children()):
             attention = _attention_names(block)
@@ -144,7 +148,7 @@ def _stacks(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _wanted(pattern: str, name: str, in_attention: bool) -> bool:
+def _matches(pattern: str, name: str, in_attention: bool) -> bool:
     if pattern == "linear":
         return True
     if pattern == "attention":
@@ -157,49 +161,71 @@ def _wanted(pattern: str, name: str, in_attention: bool) -> bool:
 
 
 def left_out(model: Any, pattern: str) -> list[LeftOut]:
-    """What of the model hosts no expert, with the reason; together with the sites it is the whole model.
+    """Modules with parameters that are no sites, with the reason; together with the sites they make up the whole model.
 
     Args:
         model: as for `find_sites`.
         pattern: as for `find_sites`.
+
+    Raises:
+        DmoleError: as for `find_sites`.
     """
     sites = {site.name for site in find_sites(model, pattern)}
-    towers, stacks = tower_names(model), _stacks(model)
-    hosts = {site.name for site, _ in _hosts(model)}
+    explain = _Explanation(model, pattern)
     counted = {id(p) for name in sites for p in model.get_submodule(name).parameters(recurse=False)}
-    heads = {id(module) for module in (model.get_output_embeddings(),) if module is not None}
-    projectors = _projectors(model, towers, stacks)
     found: dict[tuple[str, str, str], LeftOut] = {}
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
         if name in sites or not own:
             continue
-        # The innermost tower: some models keep the vision encoder inside of what they call the decoder.
-        modality = max((m for m in towers if _within(name, towers[m])), key=lambda m: len(towers[m]), default="")
-        if any(_within(name, projector) for projector in projectors):
-            modality = ""
-        if id(module) in heads:
-            why = "the output head"
-        elif isinstance(module, nn.Embedding):
-            why = "an embedding"
-        elif name in hosts:
-            why = f"not matched by --sites {pattern}"
-        elif modality and _within(name, stacks[modality]):
-            why = "no linear module, cannot host an expert"
-        elif modality:
-            why = f"outside of the {modality} blocks"
-        else:
-            why = "the projector between the towers"
+        modality = explain.modality(name)
+        why = explain.reason(name, module, modality)
         size = sum(p.numel() for p in own if id(p) not in counted)
         counted |= {id(p) for p in own}
-        place, kind = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name), type(module).__name__
-        seen = found.get((place, kind, why), LeftOut(place, modality, kind, 0, 0, why))
-        found[place, kind, why] = replace(seen, modules=seen.modules + 1, parameters=seen.parameters + size)
+        path, kind = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name), type(module).__name__
+        group = found.get((path, kind, why), LeftOut(path, modality, kind, 0, 0, why))
+        found[path, kind, why] = replace(group, modules=group.modules + 1, parameters=group.parameters + size)
     return list(found.values())
 
 
+class _Explanation:
+    """Why modules are no sites.
+
+    Args:
+        model: the backbone.
+        pattern: the pattern of the sites.
+    """
+
+    def __init__(self, model: Any, pattern: str) -> None:
+        self.pattern = pattern
+        self.towers, self.stacks = tower_names(model), _stacks(model)
+        self.linears = {site.name for site, _ in _block_linears(model)}
+        self.head = model.get_output_embeddings()
+        self.projectors = _projectors(model, self.towers, self.stacks)
+
+    def modality(self, name: str) -> str:
+        """The tower of a module path; empty between the towers."""
+        if any(_within(name, projector) for projector in self.projectors):
+            return ""
+        # The innermost tower: in some models the vision encoder is a part of the decoder.
+        inside = [modality for modality, tower in self.towers.items() if _within(name, tower)]
+        return max(inside, key=lambda modality: len(self.towers[modality]), default="")
+
+    def reason(self, name: str, module: nn.Module, modality: str) -> str:
+        """Why this module is no site."""
+        if module is self.head:
+            return "the output head"
+        if isinstance(module, nn.Embedding):
+            return "an embedding"
+        if name in self.linears:
+            return f"not matched by --sites {self.pattern}"
+        if modality and _within(name, self.stacks[modality]):
+            return "not a linear module"
+        return f"outside the {modality} blocks" if modality else "the projector between the towers"
+
+
 def _projectors(model: Any, towers: dict[str, str], stacks: dict[str, str]) -> list[str]:
-    """Parts of the vision tower that lead into the language model, in models with nothing between the towers."""
+    """Children of the vision tower that project to the language model's width, in models with nothing between the towers."""
     head = model.get_output_embeddings()
     inside = {id(p) for tower in towers.values() for p in model.get_submodule(tower).parameters()}
     inside |= {id(p) for p in head.parameters()} if head is not None else set()

@@ -1,4 +1,4 @@
-"""Mounts the subcommands; the one place where a DmoleError becomes two lines on stderr and exit code 1."""
+"""Mounts the subcommands, and turns every error into lines on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -6,32 +6,51 @@ import atexit
 import gc
 import signal
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dmole_cli import __version__
-from dmole_cli.commands import allocate, evaluate, export, import_, profile, sites, tasks, train_router, train_task
-from dmole_cli.commands.console import fail, quiet
+from dmole_cli.cli.console import fail, quiet
+from dmole_cli.cli.lazy import LazyGroup
+from dmole_cli.cli.retired import refuse_retired
 from dmole_cli.errors import DmoleError
 
+if TYPE_CHECKING:
+    from dmole_cli.settings.model import Settings
+
+# name -> what it does; the module of the same name has its options and its `run`.
+COMMANDS = {
+    "tasks": "List tasks; check their data; make a task card for new data.",
+    "sites": "Show the candidate sites of a backbone, and which modules are left out and why; loads no weights.",
+    "plan": "State what budgets buy and what memory profiling and training take; loads no weights, writes nothing.",
+    "profile": "Measure how sensitive a task's loss is to each site: `profiles/<task>.parquet`.",
+    "allocate": "Place a task's experts under a parameter budget: `allocations/<task>.json`.",
+    "train-router": "Train the autoencoder that recognises a task's inputs: `routers/<task>.safetensors`.",
+    "train-task": "Train one task's expert, and nothing else: `experts/<task>.safetensors`.",
+    "evaluate": "Evaluate every task after every task; with --report, also report the scores.",
+    "rescore": "Score stored predictions by another metric, without the model.",
+    "report": "Report Last, AVG, BWT and more from stored evaluations.",
+    "export": "Write a task's expert for use without dmole: as a PEFT LoRA adapter, or merged into the backbone.",
+    "import": "Take a PEFT LoRA adapter as a task's expert: `experts/<task>.safetensors`.",
+}
+
+
+class Commands(LazyGroup):
+    """The subcommands of `dmole`."""
+
+    table = COMMANDS
+
+
 app = typer.Typer(
-    help="Keep teaching a vision-language model new tasks without it forgetting the old ones (D-MoLE).",
+    cls=Commands,
+    help="Keep teaching a vision-language model new tasks without forgetting the earlier ones (D-MoLE).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",  # the other mode takes "[default: 2%]" for markup and leaves it out
+    rich_markup_mode="markdown",  # the other mode reads "[default: 2%]" as markup and leaves it out
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("tasks", help=tasks.HELP)(tasks.tasks)
-app.command("sites", help=sites.HELP)(sites.sites)
-app.command("profile", help=profile.HELP)(profile.profile)
-app.command("allocate", help=allocate.HELP)(allocate.allocate)
-app.command("train-router", help=train_router.HELP)(train_router.train_router)
-app.command("train-task", help=train_task.HELP)(train_task.train_task)
-app.command("evaluate", help=evaluate.HELP)(evaluate.evaluate)
-app.command("export", help=export.HELP)(export.export)
-app.command("import", help=import_.HELP)(import_.import_)
 
 
 def _version(wanted: bool) -> None:
@@ -50,24 +69,29 @@ def root(
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C, or a polite request to end: no Exception, so that nothing on the way takes it for a problem of its own."""
+    """Ctrl-C or a termination signal; not an Exception, so that no handler on the way takes it for an error of its own."""
 
 
 def _interrupted(number: int, frame: object) -> None:
     raise _Interrupted
 
 
-def main() -> None:
-    """Entry point of `dmole`."""
+def main(settings: type[Settings] | None = None) -> None:
+    """Entry point of `dmole`.
+
+    Args:
+        settings: the model of all settings, with those of an extension; by default `Settings`.
+    """
     quiet()
-    # The interpreter's last collection walks over every object of torch and transformers: a second that frees nothing.
+    # The interpreter's last garbage collection visits every object of torch and transformers: a second that frees nothing.
     atexit.register(gc.freeze)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
     try:
-        app()
+        refuse_retired(sys.argv[1:])
+        app(obj=settings)
     except _Interrupted:
-        fail(DmoleError("interrupted; nothing half-written was left", "start the same command again"))
+        fail(DmoleError("interrupted; no incomplete file was left", "run the same command again"))
         sys.exit(1)
     except DmoleError as error:
         fail(error)

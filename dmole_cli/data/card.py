@@ -4,114 +4,115 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
+
+from pydantic import create_model, model_validator
 
 from dmole_cli import catalog
 from dmole_cli.errors import DmoleError
+from dmole_cli.metrics.base import load_metric
+from dmole_cli.settings.declare import Section, setting
+from dmole_cli.settings.model import Names
+from dmole_cli.settings.reading import listed, validated
 
 CARD_FOLDER = Path(__file__).with_name("cards")
 QUESTION = "{question}"
 SPLITS = ("train", "validation", "test")
 
 
-@dataclass(frozen=True)
-class Generation:
-    """How long an answer may be, in tokens of the backbone's tokenizer."""
+class Generation(Section):
+    """Length of a prediction, in tokens of the backbone's tokenizer."""
 
-    max_new_tokens: int = 16
-    min_new_tokens: int = 0
+    max_new_tokens: int = setting(16, "maximum number of generated tokens", ge=1)
+    min_new_tokens: int = setting(0, "minimum number of generated tokens", ge=0)
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the task is trained when nothing else is asked for.
-
-    Attributes:
-        epochs: passes over the training rows.
-        batch_size: rows of a step.
-        learning_rate: peak rate of the experts.
-        repeats: how often an epoch holds each row: a small task is weighed against large ones by it.
-    """
-
-    epochs: int = 1
-    batch_size: int = 32
-    learning_rate: float = 1.5e-3
-    repeats: int = 1
+    @model_validator(mode="after")
+    def _ordered(self) -> Generation:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError("min_new_tokens must not exceed max_new_tokens")
+        return self
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Rows of each split; 0 keeps every row that the source has."""
+class Recipe(Section):
+    """How the task is trained where the settings do not say otherwise."""
 
-    train: int = 0
-    validation: int = 0
-    test: int = 0
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the data come from: installed packages, licence, and whom to cite."""
-
-    packages: tuple[str, ...] = ()
-    licence: str = ""
-    citation: str = ""
-    url: str = ""
+    epochs: int = setting(1, "passes over the training rows", ge=1)
+    batch_size: int = setting(32, "rows per step", ge=1)
+    learning_rate: float = setting(1.5e-3, "peak learning rate of the experts", gt=0)
+    repeats: int = setting(1, "how often an epoch visits each row; weighs a small task against large ones", ge=1)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """Two scores in points (0 to 100) that put a result into proportion; -1 where they were never measured.
+class Sizes(Section):
+    """Rows of each split."""
 
-    `chance` is a uniform guess over the possible answers, `question_only` the best answer from the question's text.
-    """
-
-    chance: float = -1.0
-    question_only: float = -1.0
+    train: int = setting(0, "training rows, 0 for all", ge=0)
+    validation: int = setting(0, "validation rows, 0 for all", ge=0)
+    test: int = setting(0, "test rows, 0 for all", ge=0)
 
 
-@dataclass(frozen=True)
-class TaskCard:
+class Source(Section):
+    """Where the data come from."""
+
+    packages: Names = setting((), "pip packages that carry the data")
+    licence: str = setting("", "licence of the data")
+    citation: str = setting("", "publication to cite")
+    url: str = setting("", "where the data are published")
+
+
+class Reading(Section):
+    """Two scores in points (0 to 100) that put a result into proportion; -1 where they were never measured."""
+
+    chance: float = setting(-1.0, "score of a uniform guess over the possible answers")
+    question_only: float = setting(-1.0, "best score from the text of the question alone")
+
+
+class TaskCard(Section):
     """One task of a stream.
 
     Attributes:
-        name: the file's stem; the only identity a task has.
-        format: a file name of `dmole_cli/data/formats`.
-        prompt: template of the instruction; `{question}` is replaced by the sample's question, and in formats of files any
-            other `{name}` by the record's text of that name.
-        train_format: of the training file, where it has another format than the rest.
-        train_prompt: of the training file, where it differs: `{question}` for instructions that are whole already.
-        metric: a file name of `dmole_cli/metrics`.
-        title: a few words for tables and figures.
-        answers: every answer that the task can have, where that is a short list and samples have no options of their own;
-            empty for an open task. Nothing but `evaluate --likelihood` looks at it, to rank the right one among them.
-        data: the format's own options, complete with the format's defaults.
+        data: options of the format, completed with the format's defaults.
         path: the file that the card was read from; relative data paths start at its folder.
     """
 
-    name: str
-    format: str
-    prompt: str
-    metric: str
-    title: str = ""
-    train_format: str = ""
-    train_prompt: str = ""
-    answers: tuple[str, ...] = ()
-    generation: Generation = field(default_factory=Generation)
-    recipe: Recipe = field(default_factory=Recipe)
-    sizes: Sizes = field(default_factory=Sizes)
-    source: Source = field(default_factory=Source)
-    reading: Reading = field(default_factory=Reading)
-    data: Mapping[str, Any] = field(default_factory=dict)
+    name: str = setting(..., "name of the task, the card's file name by default; the only identity a task has")
+    format: str = setting(..., "format of the annotations: a file of data/formats or data/synthetic")
+    prompt: str = setting(
+        ...,
+        "template of the instruction: {question} is replaced by the sample's question, and in formats of annotation files any "
+        "other {name} by the record's text of that name",
+    )
+    metric: str = setting(..., "metric that scores predictions: a file of metrics/")
+    title: str = setting("", "a few words for tables and figures")
+    train_format: str = setting("", "format of the training file, where it differs from the others")
+    train_prompt: str = setting(
+        "", "prompt of the training file, where it differs: {question} for complete instructions"
+    )
+    answers: Names = setting(
+        (),
+        "all possible answers, where these are few and samples have no options of their own; ranked by evaluate --likelihood",
+    )
+    generation: Generation = Generation()
+    recipe: Recipe = Recipe()
+    sizes: Sizes = Sizes()
+    source: Source = Source()
+    reading: Reading = Reading()
+    data: Mapping[str, Any] = setting({}, "options of the format")
     path: Path = Path()
+
+    @model_validator(mode="after")
+    def _answers_can_be_ranked(self) -> TaskCard:
+        folded = {answer.strip().lower() for answer in self.answers}
+        if self.answers and ("" in folded or len(folded) < max(2, len(self.answers))):
+            raise ValueError("answers must be two or more texts that differ by more than case, none of them empty")
+        return self
 
     def declares(self, split: str) -> bool:
         """Whether the card says where the rows of a split are; many benchmarks have no validation split."""
         return bool(self.data.get(split, True)) or self.holds_out(split)
 
     def holds_out(self, split: str) -> bool:
-        """Whether a split is the part of the training file that is set aside from training."""
+        """Whether a split is the part of the training file that is held out from training."""
         share = {"validation": "held_out", "test": "held_out_test"}.get(split, "")
         return not self.data.get(split) and self.data.get(share, 0) > 0
 
@@ -119,7 +120,7 @@ class TaskCard:
         """The card by which a split is read: with the format and the prompt of the file that holds its rows."""
         if split != "train" and not self.holds_out(split):
             return self
-        return replace(self, format=self.train_format or self.format, prompt=self.train_prompt or self.prompt)
+        return self.updated(format=self.train_format or self.format, prompt=self.train_prompt or self.prompt)
 
 
 def task_names() -> list[str]:
@@ -149,22 +150,52 @@ def load_card(name_or_path: str | Path) -> TaskCard:
     """Read a task card by its built-in name or from a path to a `.toml` file.
 
     Raises:
-        DmoleError: no such task; the file is not TOML; keys are unknown or values cannot be (all named at once).
+        DmoleError: no such task; the file is not TOML; it has unknown keys or invalid values (all reported at once).
     """
     path = _card_path(str(name_or_path))
     table = _read_table(path)
     problems: list[str] = []
     table.setdefault("name", next((name for name, card in _built_in().items() if card == path), path.stem))
     data = table.pop("data", {})
-    values = _read_section(TaskCard, table, where="", problems=problems, skip=("data", "path"))
-    if not problems:
-        formats = [values["format"], values.get("train_format", "")]
-        values["data"] = _read_options([name for name in formats if name], data, problems=problems)
-        problems.extend(_impossible(values))
-    if problems:
-        listed = "".join(f"\n  - {problem}" for problem in problems)
-        raise DmoleError(f"the task card {path} has {len(problems)} problem(s):{listed}", "mend these keys of the card")
-    return TaskCard(**values, path=path)
+    problems += [f"{key}: unknown key" for key in ("path",) if table.pop(key, None) is not None]
+    card = validated(TaskCard, table, problems)
+    if card is not None:
+        names = [name for name in (card.format, card.train_format) if name]
+        card = card.updated(data=_options(names, data, problems), path=path)
+        problems += _metric_problems(card)
+    if problems or card is None:
+        raise DmoleError(
+            f"the task card {path} has {len(problems)} problem(s):{listed(problems)}", "fix these keys of the card"
+        )
+    return card
+
+
+def _metric_problems(card: TaskCard) -> list[str]:
+    metrics = catalog.names("metrics")
+    if card.metric not in metrics:
+        return [f"unknown metric '{card.metric}' (known: {', '.join(metrics)})"]
+    if card.answers and not load_metric(card.metric).CLOSED_ANSWERS:
+        fitting = ", ".join(name for name in metrics if load_metric(name).CLOSED_ANSWERS)
+        return [f"answers needs the metric {fitting}; samples of multiple choice have their own options"]
+    return []
+
+
+def _options(names: Sequence[str], data: Any, problems: list[str]) -> dict[str, Any]:
+    """The [data] table, completed with the defaults of the formats, the first one's last; a default's type is the option's."""
+    if unknown := [name for name in names if name not in format_names()]:
+        problems += [f"unknown format '{name}' (known: {', '.join(format_names())})" for name in unknown]
+        return {}
+    options: dict[str, Any] = {}
+    for name in reversed(names):
+        options |= catalog.load("formats", name).OPTIONS
+    kinds = {tuple: Names}
+    fields: dict[str, Any] = {
+        key: (kinds.get(type(value), type(value)), setting(value, "option of the format"))
+        for key, value in options.items()
+    }
+    section = validated(create_model("data", __base__=Section, **fields), data, found := list[str]())
+    problems += [f"data.{problem}" for problem in found]
+    return options if section is None else {key: getattr(section, key) for key in options}
 
 
 def _read_table(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -178,7 +209,7 @@ def _read_table(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         return table
     other = _card_path(like if isinstance(like, str) else "")
     if other in (path, *above):
-        raise DmoleError(f"the task card {path} is like itself", "take `like` out of one of the cards")
+        raise DmoleError(f"the task card {path} has a circular `like`", "remove `like` from one of the cards")
     return _laid_over(_read_table(other, above=(path, *above)), table)
 
 
@@ -201,88 +232,3 @@ def _card_path(text: str) -> Path:
     if not path.is_file():
         raise DmoleError(f"no task card at {path}", "check the path of the .toml file")
     return path
-
-
-def _read_section(
-    schema: type, table: Mapping[str, Any], *, where: str, problems: list[str], skip: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """Check a table against a dataclass and give its values; what does not fit is appended to `problems`."""
-    kinds = {name: kind for name, kind in get_type_hints(schema).items() if name not in skip}
-    values: dict[str, Any] = {}
-    for key in table:
-        if key not in kinds:
-            problems.append(f"unknown key '{where}{key}' (known: {', '.join(kinds)})")
-    for entry in fields(schema):
-        if entry.name in skip:
-            continue
-        if entry.name not in table:
-            if entry.default is MISSING and entry.default_factory is MISSING:
-                problems.append(f"'{where}{entry.name}' is missing")
-            continue
-        values[entry.name] = _read_value(
-            kinds[entry.name], table[entry.name], where=f"{where}{entry.name}", problems=problems
-        )
-    return values
-
-
-def _read_value(kind: Any, value: Any, *, where: str, problems: list[str]) -> Any:
-    if isinstance(kind, type) and is_dataclass(kind):
-        if not isinstance(value, dict):
-            problems.append(f"'{where}' must be a table: [{where}]")
-            return None
-        before = len(problems)
-        values = _read_section(kind, value, where=f"{where}.", problems=problems)
-        return kind(**values) if len(problems) == before else None
-    if kind == tuple[str, ...]:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            problems.append(f"'{where}' must be a list of texts, not {value!r}")
-            return ()
-        return tuple(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    # type() and not isinstance(): a TOML boolean would pass as an integer.
-    if type(value) is not kind:
-        names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-        problems.append(f"'{where}' must be {names.get(kind, kind)}, not {value!r}")
-    return value
-
-
-def _read_options(names: Sequence[str], data: Any, *, problems: list[str]) -> dict[str, Any]:
-    """Complete the [data] table with the defaults of the formats, the first one's last; a default's type is the option's."""
-    options: dict[str, Any] = {}
-    for name in reversed(names):
-        if name not in format_names():
-            problems.append(f"unknown format '{name}' (known: {', '.join(format_names())})")
-            return {}
-        options |= catalog.load("formats", name).OPTIONS
-    if not isinstance(data, dict):
-        problems.append("'data' must be a table: [data]")
-        return options
-    for key, value in data.items():
-        if key not in options:
-            of = " and ".join(f"'{name}'" for name in names)
-            problems.append(f"unknown key 'data.{key}' (options of the format {of}: {', '.join(options) or 'none'})")
-        else:
-            options[key] = _read_value(type(options[key]), value, where=f"data.{key}", problems=problems)
-    return options
-
-
-def _impossible(values: Mapping[str, Any]) -> list[str]:
-    """Say which values of the right type cannot be."""
-    problems = []
-    generation, recipe = values.get("generation", Generation()), values.get("recipe", Recipe())
-    sizes = values.get("sizes", Sizes())
-    if values["metric"] not in catalog.names("metrics"):
-        problems.append(f"unknown metric '{values['metric']}' (known: {', '.join(catalog.names('metrics'))})")
-    if not 0 <= generation.min_new_tokens <= generation.max_new_tokens or generation.max_new_tokens < 1:
-        problems.append("'generation' must have 0 <= min_new_tokens <= max_new_tokens and max_new_tokens >= 1")
-    if min(recipe.epochs, recipe.batch_size, recipe.repeats) < 1 or not recipe.learning_rate > 0:
-        problems.append("'recipe' must have epochs >= 1, batch_size >= 1, repeats >= 1 and learning_rate > 0")
-    answers = values.get("answers", ())
-    if answers and values["metric"] != "exact_match":
-        problems.append("'answers' goes with the metric exact_match; multiple choice has its options in the samples")
-    folded = {answer.strip().lower() for answer in answers}
-    if answers and ("" in folded or len(folded) < max(2, len(answers))):
-        problems.append("'answers' must be two or more texts that differ by more than case, none of them empty")
-    problems.extend(f"'sizes.{split}' must not be negative" for split in SPLITS if getattr(sizes, split) < 0)
-    return problems

@@ -1,4 +1,4 @@
-"""Which answers a sample can have at all, and which of them are right: what a likelihood is compared with."""
+"""The possible answers of a sample and which of them are correct, for comparing their likelihoods."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from dmole_cli import catalog
 from dmole_cli.data.card import TaskCard
 from dmole_cli.data.sample import Sample
+from dmole_cli.metrics.base import load_metric
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The answers to one sample whose likelihood is worth knowing.
+    """The answers to one sample whose likelihood is computed.
 
     Attributes:
-        answers: each once, the references first.
-        references: how many of them are references.
-        right: which of them are right; None where the set of possible answers is open.
+        answers: distinct answers, the references first.
+        references: number of references.
+        right: which answers are correct; None if the set of possible answers is open.
     """
 
     answers: tuple[str, ...]
@@ -27,10 +27,10 @@ class Choices:
 
 
 def choices_of(card: TaskCard, sample: Sample) -> Choices:
-    """The references of a sample, and the other members of its closed set if it has one.
+    """Return the references of a sample, and the other members of its closed set of answers if it has one.
 
-    A sample's own options come before the card's `answers`. Of options those texts are compared that are answered with,
-    the letters or the options themselves, whichever the reference is; where it is neither, the set counts as open.
+    A sample's own options take precedence over the card's `answers`. Options are compared in the form of the reference: as
+    letters or as texts. If the reference is neither, the set is open.
     """
     references = list(dict.fromkeys(sample.references))
     options = _options(sample)
@@ -45,10 +45,11 @@ def choices_of(card: TaskCard, sample: Sample) -> Choices:
 
 
 def right_answers(card: TaskCard, answers: Sequence[str], references: Sequence[str]) -> tuple[bool, ...]:
-    """Which answers the card's metric takes for right."""
-    metric = catalog.load("metrics", card.metric)
-    nothing: list[dict[str, object]] = [{} for _ in answers]
-    return tuple(s == 1.0 for s in metric.score(answers, references=[references for _ in answers], details=nothing))
+    """Which answers get the full score of the card's metric."""
+    metric = load_metric(card.metric)
+    no_details: list[dict[str, object]] = [{} for _ in answers]
+    scores = metric.score(answers, references=[references for _ in answers], details=no_details)
+    return tuple(score == 1.0 for score in scores)
 
 
 def _options(sample: Sample) -> list[str]:
@@ -57,6 +58,7 @@ def _options(sample: Sample) -> list[str]:
 
 
 def _as_answered(options: Sequence[str], reference: str) -> tuple[str, ...]:
+    """The options in the form of the reference, letters or texts; empty if it is neither."""
     letters = tuple(ascii_uppercase[: len(options)])
-    # A single character is a letter before it is a text, as for the metric.
+    # A single character is read as a letter first, as in the metric.
     return letters if reference in letters else tuple(options) if reference in options else ()

@@ -10,9 +10,14 @@ from dmole_cli.artifacts.image_digests import ImageDigests
 from dmole_cli.data.sample import Sample
 
 
-def data_digest(samples: Sequence[Sample], pictures: Mapping[Path, str] | ImageDigests) -> str:
-    """Digest of a split's rows: ids, texts, references, sources, and the content of its picture files."""
+def data_digest(samples: Sequence[Sample], images: Mapping[Path, str] | ImageDigests) -> str:
+    """Digest of a split: ids, texts, references, details, sources, and the content of the image files.
+
+    Args:
+        samples: the split.
+        images: digest of each image file.
+    """
     return digest_of_each(
-        [s.sample_id, s.question, s.answer, s.references, s.details, s.sources, [pictures[file] for file in s.files]]
+        [s.sample_id, s.question, s.answer, s.references, s.details, s.sources, [images[file] for file in s.files]]
         for s in samples
     )

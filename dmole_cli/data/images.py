@@ -1,99 +1,42 @@
-"""Opening and painting small RGB pictures with PIL, for the formats that read or compose them."""
+"""Opening image files as RGB; errors name the file and the record."""
 
 from __future__ import annotations
 
-import random
-from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from dmole_cli.errors import DmoleError
 
-Colour = tuple[int, int, int]
 
-# Composed pictures come from small source files; decoding them once is most of the time saved.
-CACHED_SPRITES = 4096
-
-
-def open_picture(path: Path, *, row: str) -> Image.Image:
-    """Open a picture file as RGB.
+def open_image(path: Path, *, row: str) -> Image.Image:
+    """Open an image file as RGB.
 
     Args:
-        path: the picture.
-        row: where the record stands that names it, for the message.
+        path: the file.
+        row: location of the record that names it, for error messages.
 
     Raises:
-        DmoleError: the file is missing or is not a picture that PIL can decode.
+        DmoleError: the file is missing or PIL cannot decode it.
     """
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
+        with Image.open(path) as image:
+            return image.convert("RGB")
     except FileNotFoundError as error:
-        raise DmoleError(f"missing picture {path} ({row})", "check the record's path or --data-root") from error
+        raise DmoleError(f"missing image {path} ({row})", "check the record's path or --data-root") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DmoleError(f"cannot open the picture {path} ({row}): {error}", "replace or remove the file") from error
+        raise DmoleError(f"cannot open the image {path} ({row}): {error}", "replace or remove the file") from error
 
 
 def open_bytes(content: bytes, *, row: str) -> Image.Image:
-    """Decode a picture file's content as RGB.
+    """Decode the content of an image file as RGB.
 
     Raises:
-        DmoleError: it is not a picture that PIL can decode; names the row.
+        DmoleError: PIL cannot decode it; the message names the row.
     """
     try:
-        with Image.open(BytesIO(content)) as picture:
-            return picture.convert("RGB")
+        with Image.open(BytesIO(content)) as image:
+            return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DmoleError(f"cannot open a picture of {row}: {error}", "replace or remove it") from error
-
-
-@lru_cache(maxsize=CACHED_SPRITES)
-def open_sprite(path: Path) -> Image.Image:
-    """Open a picture with transparency as RGBA; it is cached, so nobody may draw on it.
-
-    Raises:
-        DmoleError: the file is missing or is not a picture.
-    """
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGBA")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DmoleError(f"cannot open the picture {path}: {error}", "reinstall the package it belongs to") from error
-
-
-def light_colour(random_source: random.Random, *, lowest: int = 205) -> Colour:
-    """Choose a light colour with a slight tint."""
-    return (
-        random_source.randint(lowest, 255),
-        random_source.randint(lowest, 255),
-        random_source.randint(lowest, 255),
-    )
-
-
-def background(side: int, *, colour: Colour, texture: str, random_source: random.Random) -> Image.Image:
-    """Paint a square background: `plain`, `stripes`, `dots` or a `gradient`, all within a few shades of the colour."""
-    picture = Image.new("RGB", (side, side), colour)
-    shade: Colour = tuple(max(0, value - 12) for value in colour)  # type: ignore[assignment]
-    draw = ImageDraw.Draw(picture)
-    if texture == "stripes":
-        step, slope = random_source.randint(6, 10), random_source.choice((-side, 0, side))
-        for start in range(-side, 2 * side, step):
-            draw.line((start, 0, start + slope, side), fill=shade, width=2)
-    elif texture == "dots":
-        step = random_source.randint(7, 11)
-        for left in range(step // 2, side, step):
-            for top in range(step // 2, side, step):
-                draw.rectangle((left, top, left + 1, top + 1), fill=shade)
-    elif texture == "gradient":
-        for top in range(side):
-            line: Colour = tuple(value - 16 * top // side for value in colour)  # type: ignore[assignment]
-            draw.line((0, top, side, top), fill=line)
-    return picture
-
-
-def trimmed(sprite: Image.Image) -> Image.Image:
-    """Cut a sprite to the smallest box around what is at least half opaque."""
-    box = sprite.getchannel("A").point(lambda alpha: 255 if alpha >= 128 else 0).getbbox()
-    return sprite.crop(box) if box else sprite
+        raise DmoleError(f"cannot open an image of {row}: {error}", "replace or remove it") from error

@@ -1,4 +1,4 @@
-"""The tasks: one TOML card each, read here and turned into samples; what a card may say stands in `card.py`."""
+"""The samples of a task's split, and the check of a task's data."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dmole_cli import catalog
 from dmole_cli.artifacts.image_digests import ImageDigests
 from dmole_cli.data.card import QUESTION, SPLITS, TaskCard, load_card, task_name, task_names
-from dmole_cli.data.checking import CheckReport, Findings, Model, Problem, check_rows
-from dmole_cli.data.formats._fields import noting
+from dmole_cli.data.checking import CheckReport, Findings, Model, Problem, check_rows, previews
+from dmole_cli.data.formats.base import load_format
+from dmole_cli.data.invalid_records import skipping_invalid
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 from dmole_cli.progress import Track, untracked
@@ -28,37 +28,42 @@ __all__ = [
 ]
 
 
-def samples(card: TaskCard, split: str, *, data_root: Path | None = None) -> Sequence[Sample]:
-    """Give the rows of one split, the prompt template applied; no picture is opened yet.
+class EmptySplit(DmoleError):
+    """A split without any sample."""
 
-    Samples of files are made when they are asked for, so that memory does not grow with the split; whoever wants them all
-    goes through them one at a time.
+
+def samples(card: TaskCard, split: str, *, data_root: Path | None = None) -> Sequence[Sample]:
+    """Return the samples of one split, with the prompt template applied; no image is opened.
+
+    Samples of annotation files are made on access, so that memory does not grow with the split. To go through all of them,
+    iterate over the sequence instead of copying it into a list.
 
     Args:
         card: the task.
         split: `train`, `validation` or `test`.
-        data_root: the folder that relative data paths start at; by default the card's own.
+        data_root: the folder that relative paths start at; None: the card's folder.
 
     Raises:
-        DmoleError: a data package or file is missing, a record is unreadable, or the split has no row.
+        EmptySplit: the split has no samples.
+        DmoleError: a data package or file is missing, or a record is invalid.
     """
     if split not in SPLITS:
         raise DmoleError(f"unknown split '{split}'", f"splits: {', '.join(SPLITS)}")
     rows = _rows(card, split, data_root)
     if not rows:
         noun = "training rows" if split == "train" else f"{split} rows"
-        hint = f"look at [data] and [sizes] of {card.path}"
+        hint = f"check [data] and [sizes] of {card.path}"
         if split == "validation" and "held_out" in card.data:
             hint += (
-                "; where a benchmark has no validation split, `held_out = 0.02` in [data] sets a part of training aside"
+                "; for a benchmark without validation split, `held_out = 0.02` in [data] holds out a part of training"
             )
-        raise DmoleError(f"task {card.name} has no {noun}", hint)
+        raise EmptySplit(f"task {card.name} has no {noun}", hint)
     return rows
 
 
 def _rows(card: TaskCard, split: str, data_root: Path | None) -> Sequence[Sample]:
     read = card.read_as(split)
-    reader = catalog.load("formats", read.format)
+    reader = load_format(read.format)
     rows = reader.load(read, split, data_root=data_root)
     if getattr(reader, "FILLS_PROMPT", False):
         return rows
@@ -76,18 +81,18 @@ def check_card(
     digests: ImageDigests | None = None,
     track: Track = untracked,
 ) -> CheckReport:
-    """Read the task's data as a run would and report what is wrong, before hours are spent.
+    """Read a task's data as a run would, and report all problems, before a run spends hours on them.
 
-    A split with records that cannot be used is read without them, so that all of them are counted.
+    Invalid records are skipped, so that all of them are counted.
 
     Args:
         card: the task.
         data_root: as for `samples`.
-        images: how many rows' pictures to open in each split, evenly spread; 0 opens all of them.
-        model: what only a backbone can tell: tokens, tiles; None counts words.
-        looks: how many samples to show as the model sees them.
-        seed: of their choice.
-        digests: of picture files; by default they are read here.
+        images: number of rows per split whose images are opened, evenly spread; 0 opens all of them.
+        model: counts tokens and tiles; None counts words.
+        looks: number of samples to show as the model receives them.
+        seed: for drawing these samples.
+        digests: cached digests of image files; None computes them.
         track: shows progress.
     """
     rows: dict[str, Sequence[Sample]] = {}
@@ -96,27 +101,26 @@ def check_card(
         try:
             rows[split] = samples(card, split, data_root=data_root)
         except DmoleError as error:
-            usable = _usable(card, split, data_root, findings)
-            if usable:
-                rows[split] = usable
-            elif usable is None:
+            valid = _valid_rows(card, split, data_root, findings)
+            if valid:
+                rows[split] = valid
+            elif valid is None:
                 findings.add(split, "split", [error.message])
-    return check_rows(
-        card, rows, findings=findings, images=images, model=model, looks=looks, seed=seed, digests=digests, track=track
-    )
+    report = check_rows(card, rows, findings=findings, images=images, model=model, digests=digests, track=track)
+    return replace(report, looks=tuple(previews(card, rows, model, count=looks, seed=seed)) if model else ())
 
 
-def _usable(card: TaskCard, split: str, data_root: Path | None, findings: Findings) -> Sequence[Sample] | None:
-    """The rows of a split that can be used, the others noted; None if that is not what is wrong with it."""
-    noted: list[int] = []
+def _valid_rows(card: TaskCard, split: str, data_root: Path | None, findings: Findings) -> Sequence[Sample] | None:
+    """The samples of a split without its invalid records, which are counted; None if the split has another problem."""
+    skipped: list[int] = []
 
-    def note(kind: str, count: int, first: Sequence[str]) -> None:
-        noted.append(count)
-        findings.note(split)(kind, count, first)
+    def report(kind: str, count: int, first: Sequence[str]) -> None:
+        skipped.append(count)
+        findings.add_invalid(split, kind, count, first)
 
     try:
-        with noting(note):
+        with skipping_invalid(report):
             rows = _rows(card, split, data_root)
     except DmoleError:
         return None
-    return rows if noted else None
+    return rows if skipped else None

@@ -1,4 +1,4 @@
-"""The one record that task data are turned into: a question about a picture, and what counts as right."""
+"""The sample: a question about images and its correct answers, the common form of all task data."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Sample:
 
     Attributes:
         sample_id: unique within the task's split and the same on every machine.
-        question: the whole instruction as the model sees it (the card's prompt template already applied).
-        answer: the text to train on.
-        references: the texts that the metric compares a prediction with, at least one.
-        images: functions that open the sample's pictures (RGB), called when the pixels are needed and not before;
-            they raise `DmoleError` naming the file when it is missing or does not open.
+        question: the instruction as the model receives it (the card's prompt template is already applied).
+        answer: the training answer.
+        references: the answers that the metric compares a prediction with, at least one.
+        images: functions that open the sample's images (RGB). Call them when the pixels are needed, not earlier; they raise
+            `DmoleError` naming the file if it is missing or unreadable.
         details: what the metric needs beyond the references (options, box, size), JSON values only.
-        sources: identities of the source items the sample was made of, e.g. `mnist:1234`; splits share none.
-        files: the picture files it opens; none where pictures are composed from an installed package.
+        sources: identities of the source items that the sample is made of, e.g. `mnist:1234`; no two splits share one.
+        files: the image files; empty if the images are composed from an installed package.
     """
 
     sample_id: str
@@ -39,11 +39,11 @@ class Sample:
 
 
 class Picked(Sequence[Sample]):
-    """Some samples of some splits, in a chosen order, each made when it is asked for.
+    """Selected samples of several splits in a chosen order, each made on access.
 
     Args:
-        splits: where they are taken from.
-        rows: which rows, counted through all splits, one split after the other.
+        splits: the splits.
+        rows: indices into the concatenation of the splits.
     """
 
     def __init__(self, splits: Sequence[Sequence[Sample]], rows: Iterable[int]) -> None:
@@ -58,7 +58,7 @@ class Picked(Sequence[Sample]):
     def __getitem__(self, index: slice) -> list[Sample]: ...
     def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+            return [self[number] for number in range(*index.indices(len(self)))]
         row = self._rows[index]
         for split in self._splits:
             if row < len(split):

@@ -132,6 +132,15 @@ class RoutedExperts:
             if scales.per_sample:
                 scales.values = scales.values[samples]
 
+    def has_vision_expert(self, active: Iterable[Iterable[str]]) -> bool:
+        """Whether any of these experts has a site in the vision encoder.
+
+        Args:
+            active: names of the experts of each sample.
+        """
+        names = {name for names in active for name in names}
+        return any(self.modality_of(site) == "vision" for name in names for site in self.experts[name].sites)
+
     @contextmanager
     def narrowed(self, samples: torch.Tensor) -> Iterator[None]:
         """Inside the block, reduce the batch to these samples [indices, each any number of times], as `keep` does."""

@@ -1,7 +1,7 @@
-"""Greedy decoding in which a row that has ended leaves the batch, instead of being computed until the longest one ends.
+"""Greedy decoding that drops finished rows from the batch, instead of computing them until the longest answer ends.
 
-`generate` of transformers prepares everything (cache, positions, logits processors, stopping criteria) and calls this loop in
-place of its own, through its argument `custom_generate`.
+`generate` of transformers prepares everything (cache, positions, logits processors, stopping criteria) and calls this loop
+instead of its own, by its argument `custom_generate`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from dmole_cli.backbones.backbone import Backbone
 
@@ -22,8 +23,9 @@ def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callabl
     """Make a decoding loop for `generate(custom_generate=...)`.
 
     Args:
-        leave: told the indices [left] of the rows that go on, whenever some end; what else knows the batch follows.
-        counts: gets `decode_rows`, the rows of all forward passes, and `decode_rows_needed`, the tokens that were wanted.
+        leave: called with the indices of the remaining rows [remaining] whenever rows are dropped, so that other state of
+            the batch, such as routes, can be narrowed as well.
+        counts: `decode_rows` is increased by the rows of all forward passes, `decode_rows_needed` by the generated tokens.
     """
 
     def decode(
@@ -34,9 +36,9 @@ def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callabl
         generation_config: Any,
         **kwargs,
     ) -> torch.Tensor:
-        everyone, prompt = len(input_ids), input_ids.shape[1]
-        rows = torch.arange(everyone, device=input_ids.device)
-        ended: dict[int, torch.Tensor] = {}
+        batch_size, prompt = input_ids.shape
+        rows = torch.arange(batch_size, device=input_ids.device)
+        finished: dict[int, torch.Tensor] = {}
         first = True
         while len(rows):
             inputs = model.prepare_inputs_for_generation(
@@ -51,32 +53,37 @@ def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callabl
             first = False
             if not done.any():
                 continue
-            ended |= {row: tokens[prompt:] for row, tokens in zip(rows[done].tolist(), input_ids[done], strict=True)}
-            going = (~done).nonzero()[:, 0]
-            rows, input_ids = rows[going], input_ids[going]
-            kwargs = {name: select_rows(name, value, going, len(done)) for name, value in kwargs.items()}
-            if leave is not None and len(going):
-                leave(going)
-        counts["decode_rows_needed"] += sum(len(tokens) for tokens in ended.values())
-        return _padded([ended[row] for row in range(everyone)], int(generation_config.pad_token_id))
+            finished |= {row: tokens[prompt:] for row, tokens in zip(rows[done].tolist(), input_ids[done], strict=True)}
+            remaining = (~done).nonzero()[:, 0]
+            rows, input_ids = rows[remaining], input_ids[remaining]
+            kwargs = {name: select_rows(name, value, remaining, len(done)) for name, value in kwargs.items()}
+            if leave is not None and len(remaining):
+                leave(remaining)
+        counts["decode_rows_needed"] += sum(len(tokens) for tokens in finished.values())
+        pad_token_id = int(generation_config.pad_token_id)
+        answers = [finished[row] for row in range(batch_size)]
+        return pad_sequence(answers, batch_first=True, padding_value=pad_token_id)
 
     return decode
 
 
 def select_rows(name: str, value: Any, rows: torch.Tensor, before: int) -> Any:
-    """These rows [indices] of a model input that has `before` of them; a cache is narrowed in place."""
+    """Select rows of a keyword argument of the model; the cache is narrowed in place, other arguments are returned.
+
+    Args:
+        name: name of the argument.
+        value: its value for the whole batch.
+        rows: indices of the selected rows.
+        before: number of rows of the whole batch.
+    """
     if name == "past_key_values":
         value.batch_select_indices(rows)
     elif name in BATCH_FIRST and value is not None:
         return value[rows]
     elif name == "position_ids" and value is not None and value.shape[-2] == before:
-        # [rows, tokens], or [axes, rows, tokens] where positions have several axes
+        # [rows, tokens], or [axes, rows, tokens] with multimodal rotary positions
         return value.index_select(-2, rows)
     return value
-
-
-def _padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
 @torch.no_grad()
@@ -88,24 +95,25 @@ def generate(
     min_new_tokens: int,
     leave: Leave | None = None,
 ) -> list[str]:
-    """Greedy answers of a left-padded batch, without special tokens and outer white space.
+    """Greedy answers of a left-padded batch, without special tokens and surrounding white space.
 
     Args:
-        inputs: of `collate`.
-        max_new_tokens: at most.
-        min_new_tokens: at least, 0 for none.
-        leave: told which rows go on whenever some end and leave the batch (`RoutedExperts.keep`).
+        backbone: generates.
+        inputs: result of `Backbone.collate`.
+        max_new_tokens: maximum number of tokens per answer.
+        min_new_tokens: minimum number of tokens per answer, 0 for none.
+        leave: called with the indices of the remaining rows whenever rows are dropped (`RoutedExperts.keep`).
     """
     backbone.counts["generations"] += len(inputs["input_ids"])
     with backbone.autocast():
-        new = backbone.model.generate(
+        tokens = backbone.model.generate(
             **{k: v for k, v in inputs.items() if k != "labels"},
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens or None,
             do_sample=False,
             num_beams=1,
             pad_token_id=backbone.inputs.pad_token_id,
-            eos_token_id=backbone.ends,
+            eos_token_id=backbone.end_tokens,
             custom_generate=dropping_finished_rows(leave, backbone.counts),
         )
-    return [text.strip() for text in backbone.tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return [text.strip() for text in backbone.tokenizer.batch_decode(tokens, skip_special_tokens=True)]

@@ -1,1 +1,1 @@
-"""One file per continual-learning method; `contract.py` says what a file may define."""
+"""One file per continual-learning method; `base.py` has the class that each of them subclasses."""

@@ -1,4 +1,4 @@
-"""What D-MoLE and its ablations share: placed experts, a router per task, one earlier expert that may join.
+"""What D-MoLE and its ablations share: a router per task, and at most one earlier expert that transfers to a training sample.
 
 Paper: arXiv 2506.11672, sections 4.1 to 4.3.
 """
@@ -6,88 +6,105 @@ Paper: arXiv 2506.11672, sections 4.1 to 4.3.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmole_cli.artifacts.allocation import read_allocation
+from dmole_cli.artifacts.errors import StaleArtifact
 from dmole_cli.artifacts.features import read_features
 from dmole_cli.artifacts.router import read_router
-from dmole_cli.errors import DmoleError
 from dmole_cli.methods._overlap import overlap_penalty
-from dmole_cli.methods.base import LoadedStage, Penalty, Routing, Stage, Training, needs_earlier
-from dmole_cli.routing.autoencoder import batch_vote, from_tensors, top_candidates
-from dmole_cli.settings.model import Config
+from dmole_cli.methods.base import LoadedContext, Method, Option, Routing, TaskContext, Training
 
-# Weight of the penalty between a task's expert and the earlier ones (O-LoRA's, arXiv 2310.14152); off in the paper.
-OPTIONS = {"orthogonal": 0.0}
-
-
-def place(stage: Stage) -> dict[str, int]:
-    """The sites of the task's allocation."""
-    document = _allocation(stage)
-    return {site: int(document["rank"]) for site in document["sites"]}
+if TYPE_CHECKING:
+    from dmole_cli.settings.model import Settings
+    from dmole_cli.training.loop import Penalty
 
 
-def scale(stage: Stage) -> float:
-    """As allocated."""
-    document = _allocation(stage)
-    return float(document["alpha"]) / int(document["rank"])
+class RoutedMixture(Method):
+    """Experts that routers choose per sample, on every candidate site."""
 
-
-def _allocation(stage: Stage) -> dict[str, Any]:
-    name = stage.method.name
-    option = "" if name == "d-mole" else f" --method {name}"
-    hint = f"make it with: dmole allocate --task {stage.task}{option}"
-    return read_allocation(stage.run.allocation(stage.task, name), hint=hint)[0]
-
-
-def needs(stage: Stage) -> list[Path]:
-    """The allocation; the earlier experts with their routers and the task's features, since one of them may join."""
-    return [stage.run.allocation(stage.task, stage.method.name), *needs_to_join(stage)]
-
-
-def needs_to_join(stage: Stage) -> list[Path]:
-    """What decides which earlier expert joins, and those experts."""
-    joining = [stage.run.features(stage.task)] if stage.earlier else []
-    return [*joining, *(stage.run.router(task) for task in stage.earlier), *needs_earlier(stage)]
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """Whether an earlier expert may join."""
-    return {"transfer": config.train.transfer}
-
-
-def joins(stage: LoadedStage) -> list[tuple[str, ...]]:
-    """Per sample, of the earlier tasks whose threshold accepts it, the nearest (section 4.3, knowledge transfer)."""
-    earlier = stage.earlier
-    if not earlier or not stage.config.train.transfer:
-        return [() for _ in stage.samples]
-    hint = f"make it with: dmole train-router --task {stage.task}"
-    ids, features, _ = read_features(stage.run.features(stage.task), hint=hint)
-    if ids != [sample.sample_id for sample in stage.samples]:
-        raise DmoleError(
-            f"{stage.run.features(stage.task)} is stale: the task's samples have changed", f"{hint} --force"
+    paper = "https://arxiv.org/abs/2506.11672"
+    options = {
+        "orthogonal": Option(
+            0.0, "Weight of O-LoRA's penalty (arXiv 2310.14152) between new and earlier experts; not in the paper."
         )
-    files = [read_router(stage.run.router(t), hint=f"make it with: dmole train-router --task {t}") for t in earlier]
-    columns = [from_tensors(f.tensors, decoder=f.decoder).losses(features).tolist() for f in files]
-    thresholds = [f.threshold for f in files]
-    rows = zip(*columns, strict=True)
-    return [tuple(earlier[t] for t in top_candidates(row, thresholds, most=1)) for row in rows]
+    }
+    uses_routers = True
+
+    def inputs(self, context: TaskContext) -> list[Path]:
+        """The earlier experts with their routers, and the task's features: they decide which expert transfers."""
+        features = [context.run.features(context.task)] if context.earlier else []
+        routers = [context.run.router(task) for task in context.earlier]
+        return [*features, *routers, *(context.run.expert(task, self.name) for task in context.earlier)]
+
+    def header_settings(self, settings: Settings) -> dict[str, Any]:
+        """Those of a uniform placement, and whether an earlier expert may transfer."""
+        return {**super().header_settings(settings), "transfer": settings.train.transfer}
+
+    def transfer_experts(self, context: LoadedContext) -> list[tuple[str, ...]]:
+        """For each sample the nearest of the earlier tasks whose threshold accepts it (section 4.3, knowledge transfer).
+
+        Raises:
+            DmoleError: features or a router are missing, or the features are stale.
+        """
+        from dmole_cli.routing.autoencoder import from_tensors
+        from dmole_cli.routing.rules import top_candidates
+
+        earlier, run = context.earlier, context.run
+        if not earlier or not context.settings.train.transfer:
+            return [() for _ in context.samples]
+        path = run.features(context.task)
+        ids, features, _ = read_features(path)
+        if ids != [sample.sample_id for sample in context.samples]:
+            raise StaleArtifact(path, "the task's samples have changed")
+        routers = [read_router(run.router(task)) for task in earlier]
+        columns = [from_tensors(r.tensors, decoder=r.decoder).losses(features).tolist() for r in routers]
+        thresholds = [router.threshold for router in routers]
+        rows = zip(*columns, strict=True)
+        return [tuple(earlier[t] for t in top_candidates(row, thresholds, most=1)) for row in rows]
+
+    def penalty(self, context: LoadedContext, training: Training) -> Penalty | None:
+        """`orthogonal` x the overlap of row spaces with the earlier experts, at the sites that they share."""
+        return overlap_penalty(context, training, weight=context.options["orthogonal"])
+
+    def active_experts(self, routing: Routing) -> list[tuple[str, ...]]:
+        """The nearest tasks whose threshold accepts a sample, at most two; the other modes are diagnoses."""
+        from dmole_cli.routing.rules import batch_vote, top_candidates
+
+        tasks, rows, thresholds = routing.tasks, routing.losses, routing.thresholds
+        if routing.mode == "oracle":
+            return [(routing.task,) if routing.task in tasks else () for _ in rows]
+        if routing.mode == "always-all":
+            return [tuple(tasks) for _ in rows]
+        if routing.mode == "batch-vote":
+            batches = [rows[i : i + routing.batch_size] for i in range(0, len(rows), routing.batch_size)]
+            return [tuple(tasks[t] for t in batch_vote(batch, thresholds)) for batch in batches for _ in batch]
+        most = 1 if routing.mode == "top-1" else 2
+        return [tuple(tasks[t] for t in top_candidates(row, thresholds, most=most)) for row in rows]
 
 
-def penalty(stage: LoadedStage, training: Training) -> Penalty | None:
-    """`--orthogonal`: the new expert keeps away from the row spaces of the earlier ones where they share a site."""
-    return overlap_penalty(stage, training, weight=stage.options["orthogonal"])
+class AllocatedMixture(RoutedMixture):
+    """Experts that routers choose per sample, on the sites that `dmole allocate` chose (section 4.2)."""
 
+    uses_allocation = True
 
-def active(routing: Routing) -> list[tuple[str, ...]]:
-    """The nearest tasks that accept a sample, at most two; the other modes are for comparison and diagnosis."""
-    tasks, rows, thresholds = routing.tasks, routing.losses, routing.thresholds
-    if routing.mode == "oracle":
-        return [(routing.task,) if routing.task in tasks else () for _ in rows]
-    if routing.mode == "always-all":
-        return [tuple(tasks) for _ in rows]
-    if routing.mode == "batch-vote":
-        batches = [rows[i : i + routing.batch_size] for i in range(0, len(rows), routing.batch_size)]
-        return [tuple(tasks[t] for t in batch_vote(batch, thresholds)) for batch in batches for _ in batch]
-    most = 1 if routing.mode == "top-1" else 2
-    return [tuple(tasks[t] for t in top_candidates(row, thresholds, most=most)) for row in rows]
+    def placement(self, context: LoadedContext) -> dict[str, int]:
+        """The sites of the task's allocation, at its rank."""
+        document = self._allocation(context)
+        return {site: int(document["rank"]) for site in document["sites"]}
+
+    def scale(self, context: TaskContext) -> float:
+        """alpha / rank of the task's allocation."""
+        document = self._allocation(context)
+        return float(document["alpha"]) / int(document["rank"])
+
+    def _allocation(self, context: TaskContext) -> dict[str, Any]:
+        return read_allocation(context.run.allocation(context.task, self.name))[0]
+
+    def inputs(self, context: TaskContext) -> list[Path]:
+        """The allocation, and what decides which earlier expert transfers."""
+        return [context.run.allocation(context.task, self.name), *super().inputs(context)]
+
+    def header_settings(self, settings: Settings) -> dict[str, Any]:
+        """Whether an earlier expert may transfer; the allocation is an input with settings of its own."""
+        return {"transfer": settings.train.transfer}

@@ -1,90 +1,111 @@
-"""What a method is: a module of functions, each with a default; the training loop, the evaluation and the artifacts are shared.
+"""The base class of all methods: what a continual-learning method may decide, with the default for each decision.
 
-A method's file links its paper and defines what differs from these defaults, and nothing else:
-
-- `PAPER`: a link (the one thing without a default);
-- `OPTIONS = {}`: its own hyper-parameters with their defaults, numbers from 0 up; read them as `stage.options[name]`;
-- `RULES = {}`: option -> (what holds for a possible value, the same in words), where 0 or more does not say it all;
-- `USES_ROUTERS = False`: whether `active` looks at reconstruction losses;
-- `ALLOCATES = False`: whether `dmole allocate` places its experts; `allocation(settings)` then says with which settings;
-- `MERGES = False`: whether active experts are folded into the backbone's weights instead of computed beside them;
-- `stages(tasks)`: the tasks at which something trains (all);
-- `data(tasks, task, options)`: task -> share of its training split that trains at this stage (`{task: 1.0}`);
-- `start(tasks, task)`: the earlier task whose expert is trained on, None for a fresh one (None);
-- `place(stage)`: site -> rank of a fresh expert (every candidate site, at the highest rank that fits the budget);
-- `scale(stage)`: alpha / rank (the configuration's);
-- `fresh(stage, generator)`: the fresh expert itself, where sites and ranks do not say it all;
-- `needs(stage)`: artifacts that training reads, beside the expert of `start` (none);
-- `settings(config)`: what of the configuration shapes the result beside recipe and options (budget, sites, scale);
-- `joins(stage)`: earlier tasks whose experts are active, frozen, for each training sample (none);
-- `penalty(stage, training)`: None, or a function of a `Step` that gives what is added to its loss (None);
-- `remember(stage, training)`: named tensors that the next task's training finds in `training.memory` (none);
-- `cells(tasks, unseen)`: (stage, task) pairs to evaluate (all of them);
-- `active(routing)`: tasks whose experts are active for each test sample (the last one's).
+A file of `methods/` defines one subclass of `Method` that overrides what the method does differently; the training loop, the
+evaluation and the artifacts are shared. The file's name is the method's name, underscores typed as hyphens. Files import torch
+inside functions only, because reports load a method to read its attributes.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dmole_cli import catalog
+from dmole_cli.allocation.placement import budget_total, spread_rank
+from dmole_cli.artifacts.errors import StaleArtifact
 from dmole_cli.artifacts.run import Run
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.expert import Expert, new_expert
-from dmole_cli.experts.routed import RoutedExperts
-from dmole_cli.settings.model import AllocateSettings, Config
-from dmole_cli.training.loop import Penalty, Step
+from dmole_cli.settings.budget import parse_budget
 
 if TYPE_CHECKING:
+    import torch
+
     from dmole_cli.backbones.backbone import Backbone
+    from dmole_cli.backbones.sites import Site
+    from dmole_cli.experts.expert import Expert
+    from dmole_cli.experts.routed import RoutedExperts
+    from dmole_cli.settings.model import AllocateSettings, Settings
+    from dmole_cli.training.loop import Penalty
 
-__all__ = ["Penalty", "Step"]
-
-Cell = tuple[int, str]
-Options = Mapping[str, float]
-Rule = tuple[Callable[[float], bool], str]
-FROM_ZERO: Rule = (lambda v: 0 <= v < math.inf, "0 or more")
+# (stage, task) of an entry R[stage, task] of the score matrix.
+Entry = tuple[int, str]
+# How a method walks through the stream, and with it which entries its evaluations have:
+# "sequential": one task after the other, evaluated after each of them; "zero-shot": nothing trains, stage 0 only;
+# "per-task": each task alone from the pretrained backbone; "joint": all tasks together, the last stage only.
+PROTOCOLS = ("zero-shot", "per-task", "joint", "sequential")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What a method may look at when a task is about to train.
+class Option:
+    """A number that the user may set for a method: `--set NAME=VALUE`, or `[method.<name>]` in the configuration.
 
     Attributes:
-        method: the method itself.
+        default: the value without a setting.
+        description: what it means, in one sentence.
+        ge: smallest valid value.
+        gt: exclusive lower bound, used in place of `ge`.
+        le: largest valid value.
+    """
+
+    default: float
+    description: str
+    ge: float = 0.0
+    gt: float | None = None
+    le: float = math.inf
+
+    def accepts(self, value: float) -> bool:
+        """Whether a value is finite and within the bounds."""
+        above = value >= self.ge if self.gt is None else value > self.gt
+        return math.isfinite(value) and above and value <= self.le
+
+    @property
+    def bounds(self) -> str:
+        """The valid values, in words."""
+        if self.gt is not None:
+            return f"greater than {self.gt:g}" + (f" and at most {self.le:g}" if self.le < math.inf else "")
+        return f"{self.ge:g} or more" if self.le == math.inf else f"from {self.ge:g} to {self.le:g}"
+
+
+# Options of every method.
+COMMON_OPTIONS: Mapping[str, Option] = {"learning_rate": Option(0.0, "Peak learning rate; 0 takes the task card's.")}
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """A task that is about to train.
+
+    Attributes:
+        method: the method.
         run: the run directory.
-        config: the settings.
-        options: the method's own, complete.
+        settings: of the run.
+        options: values of the method's options, by name.
         task: the task that trains.
     """
 
     method: Method
     run: Run
-    config: Config
-    options: Options
+    settings: Settings
+    options: Mapping[str, float]
     task: str
 
     @property
     def earlier(self) -> tuple[str, ...]:
-        """Tasks that arrived before this one."""
-        return self.config.earlier(self.task)
+        """Tasks that come before this one in the stream."""
+        return self.settings.earlier(self.task)
 
 
 @dataclass(frozen=True)
-class LoadedStage(Stage):
-    """A stage whose data and backbone are at hand.
+class LoadedContext(TaskContext):
+    """A task that is about to train, with its samples and the backbone.
 
     Attributes:
-        samples: what trains, after `data`.
+        samples: the training samples, chosen by `Method.data_shares`.
         backbone: the frozen model.
     """
 
@@ -94,12 +115,12 @@ class LoadedStage(Stage):
 
 @dataclass(frozen=True)
 class Training:
-    """What a method may look at while a task trains.
+    """The tensors of a training in progress.
 
     Attributes:
         routed: the experts attached to the backbone.
         expert: the one that trains.
-        memory: what the method remembered after the task of `start`; empty at the first.
+        memory: what `Method.remember` returned after the previous task; empty at the first task.
     """
 
     routed: RoutedExperts
@@ -109,15 +130,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Routing:
-    """What a method may look at when it decides which experts answer.
+    """The test samples whose active experts a method chooses.
 
     Attributes:
-        tasks: those trained so far, in stream order.
-        task: the one that the samples belong to; only a diagnosis may look at it.
-        losses: reconstruction error per sample and router of `tasks` [sample][router]; empty rows without routers.
-        thresholds: of those routers.
-        mode: the routing asked for.
-        batch_size: of the evaluation, for the mode that votes.
+        tasks: those trained so far, in the order of the stream.
+        task: the task of the samples; for diagnoses only (`--routing oracle`), and for methods with the "per-task" protocol.
+        losses: reconstruction error of each sample under each router of `tasks` [samples][routers]; empty rows without routers.
+        thresholds: of those routers [routers].
+        mode: the routing mode (`--routing`).
+        batch_size: of the evaluation, for the mode in which a batch votes.
     """
 
     tasks: Sequence[str]
@@ -128,208 +149,176 @@ class Routing:
     batch_size: int
 
 
-def every_task(tasks: Sequence[str]) -> list[str]:
-    """Something trains at every task."""
-    return list(tasks)
-
-
-def own_data(tasks: Sequence[str], task: str, options: Options) -> dict[str, float]:
-    """The task's own training split, all of it."""
-    return {task: 1.0}
-
-
-def afresh(tasks: Sequence[str], task: str) -> str | None:
-    """Every task starts with a fresh expert."""
-    return None
-
-
-def task_before(tasks: Sequence[str], task: str) -> str | None:
-    """The expert of the task before is trained on."""
-    position = list(tasks).index(task)
-    return tasks[position - 1] if position else None
-
-
-def uniform_placement(stage: LoadedStage) -> dict[str, int]:
-    """Experts on every candidate site, at the highest rank whose parameters still fit the budget."""
-    from dmole_cli.allocation.placement import spread_rank
-
-    sites, parameters = candidate_sites(stage)
-    rank = spread_rank([(site.in_features, site.out_features) for site in sites], budget_parameters=parameters)
-    return {site.name: rank for site in sites}
-
-
-def candidate_sites(stage: LoadedStage) -> tuple[list[Any], int]:
-    """The candidate sites of the backbone, and how many parameters the budget allows on them."""
-    from dmole_cli.allocation.placement import budget_total, parse_budget
-    from dmole_cli.backbones.sites import find_sites
-
-    settings = stage.config.allocate
-    sites, budget = find_sites(stage.backbone.model, stage.config.profile.sites), parse_budget(settings.budget)
-    if budget.form == "sites":
-        # Half of the sites at the full rank is, on the average site, all of them at half of it.
-        return sites, int(budget.amount * sum(site.expert_parameters(settings.rank) for site in sites))
-    return sites, budget_total(budget, sites=len(sites), backbone_parameters=stage.backbone.parameters)
-
-
-def configured_scale(stage: Stage) -> float:
-    """The configuration's alpha over the configuration's rank, whatever rank the budget leaves."""
-    return stage.config.allocate.alpha / stage.config.allocate.rank
-
-
-def placed_expert(stage: LoadedStage, generator: torch.Generator) -> Expert:
-    """A fresh LoRA expert where `place` puts one."""
-    shapes = {}
-    for site, rank in stage.method.place(stage).items():
-        try:
-            module: Any = stage.backbone.model.get_submodule(site)
-        except AttributeError as error:
-            raise DmoleError(
-                f"the backbone has no module '{site}'",
-                f"make the allocation again: dmole allocate --task {stage.task} --force",
-            ) from error
-        shapes[site] = (rank, module.in_features, module.out_features)
-    return new_expert(shapes, scale=stage.method.scale(stage), generator=generator, device=stage.backbone.device)
-
-
-def needs_nothing(stage: Stage) -> list[Path]:
-    """Training reads no artifact but the expert that it starts from."""
-    return []
-
-
-def placement_settings(config: Config) -> dict[str, Any]:
-    """What shapes a uniform placement; the rank only where the budget is a share of the sites at that rank."""
-    from dmole_cli.allocation.placement import parse_budget
-
-    settings = config.allocate
-    rank = {"rank": settings.rank} if parse_budget(settings.budget).form == "sites" else {}
-    return {
-        "budget": settings.budget,
-        "sites": config.profile.sites,
-        "scale": settings.alpha / settings.rank,
-        **rank,
-    }
-
-
-def nothing_joins(stage: LoadedStage) -> list[tuple[str, ...]]:
-    """No earlier expert is active while a task trains."""
-    return [() for _ in stage.samples]
-
-
-def all_join(stage: LoadedStage) -> list[tuple[str, ...]]:
-    """All earlier experts are active, frozen, while a task trains."""
-    return [stage.earlier for _ in stage.samples]
-
-
-def needs_earlier(stage: Stage) -> list[Path]:
-    """The method's experts of all earlier tasks."""
-    return [stage.run.expert(task, stage.method.name) for task in stage.earlier]
-
-
-def no_penalty(stage: LoadedStage, training: Training) -> Penalty | None:
-    """Nothing but the loss on the answers."""
-    return None
-
-
-def nothing_remembered(stage: LoadedStage, training: Training) -> dict[str, torch.Tensor]:
-    """The expert is all that the next task finds."""
-    return {}
-
-
-def every_cell(tasks: Sequence[str], unseen: Sequence[str]) -> list[Cell]:
-    """All stages, the pretrained backbone's included, times all tasks, the unseen ones too."""
-    return [(stage, task) for task in (*tasks, *unseen) for stage in range(len(tasks) + 1)]
-
-
-def last_expert(routing: Routing) -> list[tuple[str, ...]]:
-    """The expert as it stands after the last trained task, for every sample."""
-    return [tuple(routing.tasks[-1:]) for _ in routing.losses]
-
-
-def all_experts(routing: Routing) -> list[tuple[str, ...]]:
-    """The experts of all tasks trained so far, for every sample."""
-    return [tuple(routing.tasks) for _ in routing.losses]
-
-
-def as_configured(settings: AllocateSettings) -> AllocateSettings:
-    """Placement as the configuration has it."""
-    return settings
-
-
-@dataclass(frozen=True)
 class Method:
-    """A file of `methods/` with the defaults filled in; see the top of this module for each field."""
+    """A continual-learning method; its attributes and methods are the defaults of all files of `methods/`.
 
-    name: str
-    PAPER: str
-    OPTIONS: Mapping[str, float] = field(default_factory=dict)
-    RULES: Mapping[str, Rule] = field(default_factory=dict)
-    USES_ROUTERS: bool = False
-    ALLOCATES: bool = False
-    MERGES: bool = False
-    allocation: Callable[[AllocateSettings], AllocateSettings] = as_configured
-    stages: Callable[[Sequence[str]], list[str]] = every_task
-    data: Callable[[Sequence[str], str, Options], dict[str, float]] = own_data
-    start: Callable[[Sequence[str], str], str | None] = afresh
-    place: Callable[[LoadedStage], dict[str, int]] = uniform_placement
-    scale: Callable[[Stage], float] = configured_scale
-    fresh: Callable[[LoadedStage, torch.Generator], Expert] = placed_expert
-    needs: Callable[[Stage], list[Path]] = needs_nothing
-    settings: Callable[[Config], dict[str, Any]] = placement_settings
-    joins: Callable[[LoadedStage], list[tuple[str, ...]]] = nothing_joins
-    penalty: Callable[[LoadedStage, Training], Penalty | None] = no_penalty
-    remember: Callable[[LoadedStage, Training], dict[str, torch.Tensor]] = nothing_remembered
-    cells: Callable[[Sequence[str], Sequence[str]], list[Cell]] = every_cell
-    active: Callable[[Routing], list[tuple[str, ...]]] = last_expert
+    Attributes:
+        name: the file's name, set by `load_method`.
+        paper: a link to the paper; required.
+        options: the method's own hyper-parameters by name, beside `COMMON_OPTIONS`.
+        uses_routers: `active_experts` reads the routers' reconstruction errors.
+        uses_allocation: `dmole allocate` places its experts.
+        merges: active experts are merged into the backbone's weights instead of computed beside them.
+        continues: the previous task's expert is trained further; otherwise every task starts with a new one.
+        has_memory: `remember` returns tensors, which are stored for the next task's training.
+        protocol: one of `PROTOCOLS`.
+        is_main: D-MoLE itself: listed last in reports, and its artifacts have no folder of their own.
+    """
 
-    @property
-    def remembers(self) -> bool:
-        """Whether its training leaves more than an expert."""
-        return self.remember is not nothing_remembered
+    name: str = ""
+    paper: ClassVar[str] = ""
+    options: ClassVar[Mapping[str, Option]] = {}
+    uses_routers: ClassVar[bool] = False
+    uses_allocation: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
+    continues: ClassVar[bool] = False
+    has_memory: ClassVar[bool] = False
+    protocol: ClassVar[str] = "sequential"
+    is_main: ClassVar[bool] = False
 
-    def options(self, config: Config) -> dict[str, float]:
-        """Its own options: the defaults, and the configuration's `[method.<name>]` over them.
-
-        `learning_rate` is an option of every method: 0 stands for the task card's.
+    def option_values(self, settings: Settings) -> dict[str, float]:
+        """The value of every option: the settings' where given, else the default.
 
         Raises:
-            DmoleError: the configuration names an option that it does not have, or gives one a value that cannot be.
+            DmoleError: the settings name an unknown option of the method, or a value is out of its bounds.
         """
-        known = {"learning_rate": 0.0, **self.OPTIONS}
-        given = config.method.get(self.name, {})
+        known = {**COMMON_OPTIONS, **self.options}
+        given = settings.method.get(self.name, {})
         if unknown := sorted(set(given) - set(known)):
             message = f"method {self.name} has no option {', '.join(unknown)}"
             raise DmoleError(message, f"it has: {', '.join(known)}")
-        options = {**known, **given}
-        rules = {name: self.RULES.get(name, FROM_ZERO) for name in options}
-        if wrong := [
-            name for name, (holds, _) in rules.items() if not (FROM_ZERO[0](options[name]) and holds(options[name]))
-        ]:
-            said = "; ".join(f"{name} is {options[name]:g}, and must be {rules[name][1]}" for name in wrong)
-            raise DmoleError(f"method {self.name}: {said}", f"mend it in --set or in [method.{self.name}]")
-        return options
+        values = {name: option.default for name, option in known.items()} | dict(given)
+        if wrong := [name for name, option in known.items() if not option.accepts(values[name])]:
+            problems = "; ".join(f"{name} is {values[name]:g}, and must be {known[name].bounds}" for name in wrong)
+            raise DmoleError(f"method {self.name}: {problems}", f"correct --set or [method.{self.name}]")
+        return values
+
+    def allocation_settings(self, settings: AllocateSettings) -> AllocateSettings:
+        """The settings that `dmole allocate` places the method's experts with: the configured ones."""
+        return settings
+
+    def trained_tasks(self, tasks: Sequence[str]) -> list[str]:
+        """The tasks of the stream after which something trains: all of them."""
+        return list(tasks)
+
+    def data_shares(self, tasks: Sequence[str], task: str, options: Mapping[str, float]) -> dict[str, float]:
+        """Task -> share (0..1) of its training split that trains at `task`: the task's own split."""
+        return {task: 1.0}
+
+    def previous_task(self, tasks: Sequence[str], task: str) -> str | None:
+        """The task whose expert and memory the training of `task` starts from; None for a new expert."""
+        position = list(tasks).index(task)
+        return tasks[position - 1] if self.continues and position else None
+
+    def placement(self, context: LoadedContext) -> dict[str, int]:
+        """Site -> rank of a new expert: every candidate site, at the highest rank whose parameters fit the budget."""
+        sites, parameters = candidate_sites(context)
+        rank = spread_rank([(site.in_features, site.out_features) for site in sites], budget_parameters=parameters)
+        return {site.name: rank for site in sites}
+
+    def scale(self, context: TaskContext) -> float:
+        """alpha / rank of a new expert: that of the settings, whatever rank the budget leaves."""
+        return context.settings.allocate.alpha / context.settings.allocate.rank
+
+    def new_expert(self, context: LoadedContext, generator: torch.Generator) -> Expert:
+        """A new LoRA expert at the sites and ranks of `placement`.
+
+        Raises:
+            DmoleError: the backbone has no such site.
+        """
+        from dmole_cli.experts.expert import new_expert
+
+        shapes = {}
+        for site, rank in self.placement(context).items():
+            try:
+                module: Any = context.backbone.model.get_submodule(site)
+            except AttributeError as error:
+                allocation = context.run.allocation(context.task, self.name)
+                raise StaleArtifact(allocation, f"the backbone has no module '{site}'") from error
+            shapes[site] = (rank, module.in_features, module.out_features)
+        return new_expert(shapes, scale=self.scale(context), generator=generator, device=context.backbone.device)
+
+    def inputs(self, context: TaskContext) -> list[Path]:
+        """Artifacts that training reads, beside expert and memory of `previous_task`: none."""
+        return []
+
+    def header_settings(self, settings: Settings) -> dict[str, Any]:
+        """The settings that shape the expert, beside recipe and options, for its header: those of a uniform placement."""
+        allocate = settings.allocate
+        # Uniform placement depends on the rank only where the budget is a share of the sites at that rank.
+        rank = {"rank": allocate.rank} if parse_budget(allocate.budget).form == "sites" else {}
+        scale = allocate.alpha / allocate.rank
+        return {"budget": allocate.budget, "sites": settings.profile.sites, "scale": scale, **rank}
+
+    def transfer_experts(self, context: LoadedContext) -> list[tuple[str, ...]]:
+        """Earlier tasks whose experts are active, frozen, in training, for each sample: none."""
+        return [() for _ in context.samples]
+
+    def penalty(self, context: LoadedContext, training: Training) -> Penalty | None:
+        """A function from a `training.loop.Step` to a term that is added to its loss (scalar): None, no such term."""
+        return None
+
+    def remember(self, context: LoadedContext, training: Training) -> dict[str, torch.Tensor]:
+        """Named tensors for `Training.memory` of the next task, computed after training; used where `has_memory`."""
+        return {}
+
+    def entries(self, tasks: Sequence[str], unseen: Sequence[str]) -> list[Entry]:
+        """Entries of the score matrix to evaluate: all stages, 0 (the pretrained backbone) included, times all tasks."""
+        return [(stage, task) for task in (*tasks, *unseen) for stage in range(len(tasks) + 1)]
+
+    def active_experts(self, routing: Routing) -> list[tuple[str, ...]]:
+        """Tasks whose experts are active, for each test sample: the last trained task."""
+        return [tuple(routing.tasks[-1:]) for _ in routing.losses]
+
+
+def candidate_sites(context: LoadedContext) -> tuple[list[Site], int]:
+    """The candidate sites of the backbone, and the number of parameters that the budget allows on all of them."""
+    from dmole_cli.backbones.sites import find_sites
+
+    settings = context.settings.allocate
+    sites, budget = find_sites(context.backbone.model, context.settings.profile.sites), parse_budget(settings.budget)
+    if budget.form == "sites":
+        # Half of the sites at the full rank cost as much, on average, as all sites at half of it.
+        return sites, int(budget.amount * sum(site.expert_parameters(settings.rank) for site in sites))
+    return sites, budget_total(budget, sites=len(sites), backbone_parameters=context.backbone.parameters)
 
 
 def load_method(name: str) -> Method:
-    """Read a file of `methods/`.
+    """Instantiate the method that a file of `methods/` defines.
 
     Raises:
-        DmoleError: there is no such file, it links no paper, or it defines a function or a constant that no method has.
+        DmoleError: there is no such file, or it does not define one valid subclass of `Method`.
     """
     module = catalog.load("methods", name)
-    known = {f.name for f in fields(Method)} - {"name"}
-    if wrong := sorted(key for key in _defined(module) if key not in known and not key.startswith("_")):
-        message = f"methods/{Path(str(module.__file__)).name} defines {', '.join(wrong)}, which no method has"
-        raise DmoleError(message, f"a method has: {', '.join(sorted(known))}; name helpers with a leading _")
-    if not hasattr(module, "PAPER"):
-        raise DmoleError(f"methods/{Path(str(module.__file__)).name} has no PAPER", "link the paper of the method")
-    return Method(name=name, **{key: getattr(module, key) for key in known if hasattr(module, key)})
+    file = f"methods/{Path(str(module.__file__)).name}"
+    classes = _public_methods(module)
+    if len(classes) != 1:
+        message = f"{file} must define exactly one public subclass of Method, not {len(classes)}"
+        raise DmoleError(message, "see methods/base.py; start the names of helper classes with an underscore")
+    (kind,) = classes
+    known = {key for key in dir(Method) if not key.startswith("_")}
+    own = {key for base in kind.__mro__ if base not in Method.__mro__ for key in vars(base) if not key.startswith("_")}
+    if unknown := sorted(own - known):
+        hint = f"a method has: {', '.join(sorted(known))}; start the names of helpers with an underscore"
+        raise DmoleError(f"{file} defines {', '.join(unknown)}, which Method does not have", hint)
+    if not kind.paper:
+        raise DmoleError(f"{file} has no paper", "set `paper` to a link to the paper of the method")
+    if kind.has_memory != (kind.remember is not Method.remember):
+        raise DmoleError(f"{file}: `has_memory` and `remember` do not agree", "define both of them, or neither")
+    if kind.protocol not in PROTOCOLS:
+        raise DmoleError(f"{file}: unknown protocol '{kind.protocol}'", f"choose one of: {', '.join(PROTOCOLS)}")
+    method = kind()
+    method.name = name
+    return method
 
 
-def _defined(module: ModuleType) -> list[str]:
-    """Names of the functions that a module itself defines, and of its constants, which are in capitals."""
+def _public_methods(module: ModuleType) -> list[type[Method]]:
+    """The public subclasses of `Method` that a module itself defines."""
     return [
-        key
+        value
         for key, value in vars(module).items()
-        if (inspect.isfunction(value) and value.__module__ == module.__name__)
-        or (key.isupper() and not inspect.ismodule(value))
+        if inspect.isclass(value)
+        and issubclass(value, Method)
+        and value.__module__ == module.__name__
+        and not key.startswith("_")
     ]

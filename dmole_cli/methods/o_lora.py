@@ -1,20 +1,26 @@
-"""O-LoRA: a new LoRA per task whose row space keeps away from those of the earlier ones; all of them answer.
+"""O-LoRA: a new LoRA per task, penalised for the overlap of its row space with those of the earlier ones; all are active.
 
 Paper: Wang et al., Orthogonal Subspace Learning for Language Model Continual Learning, arXiv 2310.14152.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from dmole_cli.methods._every_expert import EveryExpert
 from dmole_cli.methods._overlap import overlap_penalty
-from dmole_cli.methods.base import LoadedStage, Penalty, Training, all_experts, all_join, needs_earlier
+from dmole_cli.methods.base import LoadedContext, Option, Training
 
-PAPER = "https://arxiv.org/abs/2310.14152"
-OPTIONS = {"weight": 0.5}  # lambda_1, of the sum over all sites
-needs = needs_earlier
-joins = all_join
-active = all_experts
+if TYPE_CHECKING:
+    from dmole_cli.training.loop import Penalty
 
 
-def penalty(stage: LoadedStage, training: Training) -> Penalty | None:
-    """lambda_1 x the sum over sites of |A_old A_newᵀ|."""
-    return overlap_penalty(stage, training, weight=stage.options["weight"])
+class OLora(EveryExpert):
+    """A LoRA per task with orthogonal row spaces."""
+
+    paper = "https://arxiv.org/abs/2310.14152"
+    options = {"weight": Option(0.5, "Weight of the penalty (lambda_1 of the paper), of the sum over all sites.")}
+
+    def penalty(self, context: LoadedContext, training: Training) -> Penalty | None:
+        """lambda_1 x the sum over sites of |A_old A_newᵀ|."""
+        return overlap_penalty(context, training, weight=context.options["weight"])

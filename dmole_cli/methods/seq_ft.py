@@ -1,11 +1,15 @@
-"""Seq-FT: one LoRA on all candidate sites is trained on through the whole sequence; the naive baseline.
+"""Seq-FT: one LoRA on all candidate sites, fine-tuned sequentially on every task; the naive baseline.
 
-Paper: CoIN, arXiv 2403.08350, where it is the sequential fine-tuning row.
+Paper: CoIN, arXiv 2403.08350, row of sequential fine-tuning.
 """
 
 from __future__ import annotations
 
-from dmole_cli.methods.base import task_before
+from dmole_cli.methods.base import Method
 
-PAPER = "https://arxiv.org/abs/2403.08350"
-start = task_before
+
+class SeqFt(Method):
+    """Sequential fine-tuning of one LoRA."""
+
+    paper = "https://arxiv.org/abs/2403.08350"
+    continues = True

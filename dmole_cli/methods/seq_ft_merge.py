@@ -1,15 +1,16 @@
-"""Seq-FT with merging: after each task its LoRA becomes part of the backbone's weights, and a fresh one starts.
+"""Seq-FT with merging: after each task its LoRA is merged into the backbone's weights, and a new one trains.
 
-The form that D-MoLE's public code compares with (arXiv 2506.11672). The backbone on disk stays what it is: the merge is made anew
-in memory, in single precision, from the experts' files.
+The baseline of D-MoLE's public code (arXiv 2506.11672). The backbone on disk is unchanged: each command merges the experts' files
+in memory, in single precision.
 """
 
 from __future__ import annotations
 
-from dmole_cli.methods.base import all_experts, all_join, needs_earlier
+from dmole_cli.methods._every_expert import EveryExpert
 
-PAPER = "https://arxiv.org/abs/2506.11672"
-MERGES = True
-needs = needs_earlier
-joins = all_join
-active = all_experts
+
+class SeqFtMerge(EveryExpert):
+    """A new LoRA per task, the earlier ones merged into the weights."""
+
+    paper = "https://arxiv.org/abs/2506.11672"
+    merges = True

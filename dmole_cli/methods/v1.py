@@ -1,19 +1,19 @@
-"""Ablation v1 of D-MoLE: only the language model may change. Paper: D-MoLE, arXiv 2506.11672."""
+"""Ablation v1 of D-MoLE: only the language model gets experts. Paper: arXiv 2506.11672."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from dmole_cli.methods._mixture import OPTIONS, active, joins, needs, penalty, place, scale, settings
-from dmole_cli.settings.model import AllocateSettings
+from dmole_cli.methods._mixture import AllocatedMixture
 
-__all__ = ["OPTIONS", "active", "joins", "needs", "penalty", "place", "scale", "settings"]
-
-PAPER = "https://arxiv.org/abs/2506.11672"
-USES_ROUTERS = True
-ALLOCATES = True
+if TYPE_CHECKING:
+    from dmole_cli.settings.model import AllocateSettings
 
 
-def allocation(settings: AllocateSettings) -> AllocateSettings:
-    """All of the budget for the language model."""
-    return replace(settings, modalities=("language",))
+class V1(AllocatedMixture):
+    """D-MoLE, only the language model gets experts."""
+
+    def allocation_settings(self, settings: AllocateSettings) -> AllocateSettings:
+        """The whole budget for the language model."""
+        return replace(settings, modalities=("language",))

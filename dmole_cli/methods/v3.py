@@ -1,19 +1,19 @@
-"""Ablation v3 of D-MoLE: no curriculum. Paper: D-MoLE, arXiv 2506.11672."""
+"""Ablation v3 of D-MoLE: no curriculum. Paper: arXiv 2506.11672."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from dmole_cli.methods._mixture import OPTIONS, active, joins, needs, penalty, place, scale, settings
-from dmole_cli.settings.model import AllocateSettings
+from dmole_cli.methods._mixture import AllocatedMixture
 
-__all__ = ["OPTIONS", "active", "joins", "needs", "penalty", "place", "scale", "settings"]
-
-PAPER = "https://arxiv.org/abs/2506.11672"
-USES_ROUTERS = True
-ALLOCATES = True
+if TYPE_CHECKING:
+    from dmole_cli.settings.model import AllocateSettings
 
 
-def allocation(settings: AllocateSettings) -> AllocateSettings:
-    """The budget is split by the capacity of the modalities, whatever the task's difficulty."""
-    return replace(settings, curriculum=False)
+class V3(AllocatedMixture):
+    """D-MoLE, no curriculum."""
+
+    def allocation_settings(self, settings: AllocateSettings) -> AllocateSettings:
+        """The budget is split by the capacity of the modalities, independent of the task's difficulty."""
+        return replace(settings, curriculum=False)

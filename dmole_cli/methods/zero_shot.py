@@ -1,19 +1,22 @@
-"""Zero-shot: the pretrained backbone on every task, nothing trained. Paper: D-MoLE, arXiv 2506.11672, row "Zero-shot"."""
+"""Zero-shot: the pretrained backbone on every task, without training. Paper: D-MoLE, arXiv 2506.11672, row "Zero-shot"."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dmole_cli.methods.base import Cell
-
-PAPER = "https://arxiv.org/abs/2506.11672"
+from dmole_cli.methods.base import Entry, Method
 
 
-def stages(tasks: Sequence[str]) -> list[str]:
-    """Nothing trains."""
-    return []
+class ZeroShot(Method):
+    """The pretrained backbone."""
 
+    paper = "https://arxiv.org/abs/2506.11672"
+    protocol = "zero-shot"
 
-def cells(tasks: Sequence[str], unseen: Sequence[str]) -> list[Cell]:
-    """Stage 0, every task."""
-    return [(0, task) for task in (*tasks, *unseen)]
+    def trained_tasks(self, tasks: Sequence[str]) -> list[str]:
+        """None."""
+        return []
+
+    def entries(self, tasks: Sequence[str], unseen: Sequence[str]) -> list[Entry]:
+        """Stage 0, every task."""
+        return [(0, task) for task in (*tasks, *unseen)]

@@ -1,22 +1,29 @@
-"""BLEU up to n words: what `bleu1` to `bleu4` share."""
+"""BLEU with n-grams of up to a given length, for `bleu1` to `bleu4`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dmole_cli.metrics._captions import tokenised
 
 
-def bleu(predictions: Sequence[str], *, references: Sequence[Sequence[str]], words: int) -> tuple[list[float], float]:
-    """Compute BLEU of every caption, and of the corpus, between 0 and 1, after tokenising.
+def bleu(
+    predictions: Sequence[str],
+    *,
+    references: Sequence[Sequence[str]],
+    details: Sequence[Mapping[str, Any]],
+    order: int,
+) -> tuple[list[float], float]:
+    """BLEU of every caption and of the corpus, between 0 and 1, after tokenising.
 
-    The precisions of one to `words` words in a row, their geometric mean, times the penalty for captions shorter than the
-    reference of the closest length. The corpus' BLEU adds up matches and lengths first, so it is not the mean of the
-    captions'. A caption without a match of some length does not score exactly 0, because pycocoevalcap puts 1e-15 for no
-    match and 1e-9 for no place to match; an empty one does.
+    The geometric mean of the precisions of 1- to `order`-grams, times the brevity penalty against the reference of the closest
+    length. The corpus' BLEU sums matches and lengths first, so it is not the mean of the captions'. A caption without a match
+    of some length does not score exactly 0, because pycocoevalcap adds 1e-15 to the matches and 1e-9 to the n-grams; an empty
+    caption scores 0. `details` is unused.
 
     Raises:
-        DmoleError: when no Java runtime runs, which the tokeniser needs.
+        DmoleError: no Java runtime works, which the tokeniser needs.
 
     Source: Papineni, Roukos, Ward, Zhu, https://aclanthology.org/P02-1040/, as pycocoevalcap computes it.
     """
@@ -25,7 +32,7 @@ def bleu(predictions: Sequence[str], *, references: Sequence[Sequence[str]], wor
     from pycocoevalcap.bleu.bleu import Bleu
 
     captions, truths = tokenised(predictions, references=references)
-    corpus, scores = Bleu(words).compute_score(
+    corpus, scores = Bleu(order).compute_score(
         dict(enumerate(truths)), {index: [caption] for index, caption in enumerate(captions)}, verbose=0
     )
-    return [float(value) for value in scores[words - 1]], float(corpus[words - 1])
+    return [float(value) for value in scores[order - 1]], float(corpus[order - 1])

@@ -1,4 +1,4 @@
-"""Boxes and how much two of them overlap."""
+"""Boxes and their intersection over union."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Box = tuple[float, float, float, float]
 
 
 def iou(first: Sequence[float], second: Sequence[float]) -> float:
-    """Intersection over union of two boxes, 0.0 where they share nothing."""
+    """Intersection over union of two boxes, 0.0 without an intersection."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
-    # Also where a box runs backwards (right of its right edge): it overlaps nothing.
+    # Also for a box whose right edge is left of its left edge: it intersects nothing.
     if width <= 0 or height <= 0:
         return 0.0
     intersection = width * height

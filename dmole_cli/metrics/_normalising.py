@@ -1,4 +1,4 @@
-"""The form in which the VQA challenge's evaluation server compares answers."""
+"""The VQA challenge's normalisation of answers, as its evaluation server applies it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ _COUNTED = "zero one two three four five six seven eight nine ten"
 NUMBER_WORDS = {"none": "0"} | {word: str(number) for number, word in enumerate(_COUNTED.split())}
 ARTICLES = frozenset({"a", "an", "the"})
 
-# Neither colon nor apostrophe is here, so "3:45" and "o'clock" stay whole. Comma and question mark are missing because
-# they are gone before punctuation is looked at, which is also what turns "1,000" into "1000".
+# Without colon and apostrophe, so "3:45" and "o'clock" stay whole. Comma and question mark are removed before, which also turns
+# "1,000" into "1000".
 PUNCTUATION = ';/[]"{}()=+\\_->@<`!'
 
 # A period before a digit stays ("$5.00"). The server's code passes a regex flag where the number of replacements
-# belongs, so it removes 32 periods at the most; kept, so that scores stay comparable to the digit.
+# belongs, so it removes at most 32 periods; reproduced, so that scores are exactly the same.
 SENTENCE_PERIOD = re.compile(r"\.(?!\d)")
 PERIODS_REMOVED = 32
 
-# The spellings the server mends: each of these words with exactly one of its apostrophes left out.
-_MENDED = """
+# The misspellings that the server corrects: each of these words without one of its apostrophes.
+_CORRECTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd've he'd
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
     o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
@@ -28,14 +28,14 @@ _MENDED = """
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 CONTRACTIONS = {
-    word[:at] + word[at + 1 :]: word for word in _MENDED.split() for at, letter in enumerate(word) if letter == "'"
+    word[:at] + word[at + 1 :]: word for word in _CORRECTED.split() for at, letter in enumerate(word) if letter == "'"
 }
-# The one entry that the server's table holds the wrong way round.
+# The one entry whose spelling and correction are swapped in the server's table.
 CONTRACTIONS["somebody'd"] = "somebodyd"
 
 
 def normalise(answer: str) -> str:
-    """Bring an answer into the form in which the evaluation server compares answers.
+    """Normalise an answer as the evaluation server does before it compares.
 
     Lower case; no comma, question mark, article or sentence period; number words up to ten as digits; contractions
     with their apostrophe.
@@ -47,7 +47,7 @@ def normalise(answer: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """Drop a mark that stands at a word's edge anywhere in the text, and put a space for one that joins two words."""
+    """Remove a punctuation mark that is at a word's edge anywhere in the text; replace one that only joins words by a space."""
     cleaned = text
     for mark in PUNCTUATION:
         at_an_edge = f"{mark} " in text or f" {mark}" in text

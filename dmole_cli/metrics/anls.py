@@ -1,24 +1,21 @@
-"""ANLS: how close an answer's spelling is to a reference's, for texts read from pictures (scores one task's answers)."""
+"""ANLS: similarity of an answer's spelling to a reference's, for text read from images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-UNIT_SCALE = 100.0
-NEEDS_DETAILS: tuple[str, ...] = ()
-
-# Below it the answer is taken for another text, not for the right one misread.
+# Below it the answer counts as another text, not as the right one misread.
 THRESHOLD = 0.5
 
 
 def score(
     predictions: Sequence[str], *, references: Sequence[Sequence[str]], details: Sequence[Mapping[str, Any]]
 ) -> list[float]:
-    """Score every answer 0.0, or between 0.5 and 1.0, the best over its references; `details` is not looked at.
+    """Score every answer 0.0, or between 0.5 and 1.0, the best over its references; `details` is unused.
 
-    One minus the edit distance as a share of the longer text, if that is 0.5 or more; case, space around and how much space
-    stands between words do not count. An empty answer scores 0, unless an empty text is itself a reference.
+    One minus the edit distance over the length of the longer text, if that is 0.5 or more; case and whitespace around and
+    between words are normalised. An empty answer scores 0 unless a reference is empty.
 
     Source: Biten et al., Scene text visual question answering, https://arxiv.org/abs/1905.13648, and the scoring of the
     Robust Reading Competition, where exactly 0.5 still counts (in the paper's formula it does not).
@@ -42,7 +39,7 @@ def _similarity(first: str, second: str) -> float:
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Count the characters that have to be put in, taken out or replaced to turn one text into the other (Levenshtein)."""
+    """Smallest number of characters to insert, delete or replace to turn one text into the other (Levenshtein)."""
     row = list(range(len(second) + 1))
     for above, character in enumerate(first, start=1):
         diagonal, row[0] = row[0], above

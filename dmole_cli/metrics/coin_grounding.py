@@ -1,4 +1,4 @@
-"""CoIN's rule for grounding: IoU above 0.5, with the box as its parser reads it (scores one task's answers)."""
+"""CoIN's rule for grounding: IoU above 0.5, with the box as its parser reads it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 from dmole_cli.metrics._boxes import Box, iou
 
-UNIT_SCALE = 100.0
-NEEDS_DETAILS: tuple[str, ...] = ("box", "width", "height")
+NEEDS_DETAILS = ("box", "width", "height")
 
 THRESHOLD = 0.5
 
@@ -18,11 +17,11 @@ def score(
 ) -> list[float]:
     """Score every answer 1.0 when the IoU of its box, as `read_box` reads it, is above 0.5, else 0.0.
 
-    The parser loses digits; it is kept only to compare with what CoIN published.
+    The parser loses digits; the metric exists only for comparisons with CoIN's published scores.
 
     Args:
-        predictions: the model's answers.
-        references: not looked at.
+        predictions: the generated answers.
+        references: unused.
         details: per sample `box` (left, top, right, bottom in pixels), `width` and `height` of the frame in pixels.
 
     Source: eval_grounding.py of https://github.com/zackschen/CoIN.
@@ -33,10 +32,10 @@ def score(
 
 
 def read_box(answer: str) -> Box | None:
-    """Return an answer's box in fractions of the frame, or None where it is not four numbers with commas between them.
+    """Return an answer's box in fractions of the frame, or None where it is not four numbers separated by commas.
 
-    All brackets are taken away, and then the first and the last character of what is left, which are digits of the first
-    and the last number where only one pair of brackets stood there: "[0.12, 0.3, 0.5, 0.78]" is .12, 0.3, 0.5, 0.7.
+    All brackets are removed, and then the first and the last remaining character, which are digits of the first and the last
+    number where there was only one pair of brackets: "[0.12, 0.3, 0.5, 0.78]" is .12, 0.3, 0.5, 0.7.
     """
     inside = answer.strip().replace("[", "").replace("]", "")[1:-1]
     try:

@@ -1,22 +1,19 @@
-"""CoIN's rule for ImageNet: answer or reference is part of the other (scores one task's answers; not to be used otherwise)."""
+"""CoIN's rule for ImageNet: answer or reference is a substring of the other; only for comparisons with CoIN."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-UNIT_SCALE = 100.0
-NEEDS_DETAILS: tuple[str, ...] = ()
-
 
 def score(
     predictions: Sequence[str], *, references: Sequence[Sequence[str]], details: Sequence[Mapping[str, Any]]
 ) -> list[float]:
-    """Score every answer 1.0 when it stands in a reference or a reference in it, letter by letter, case and all.
+    """Score every answer 1.0 when it is a substring of a reference or contains one, case-sensitive, else 0.0.
 
-    An empty answer stands in every text, so it is right, and so is a single letter of the reference: a mistake of the
-    benchmark, kept only to compare with what it published. Space around the answer does not count; `details` is not
-    looked at.
+    An empty answer is a substring of every text and therefore right, and so is a single letter of the reference: a mistake of
+    the benchmark, reproduced for comparisons with its published scores. Whitespace around the answer is ignored; `details` is
+    unused.
 
     Source: eval_ImagetNet.py of https://github.com/zackschen/CoIN.
     """

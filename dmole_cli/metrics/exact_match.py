@@ -1,20 +1,20 @@
-"""Exact match: an answer is right when it equals a reference, case aside (scores one task's answers)."""
+"""Exact match: an answer is right when it equals a reference, ignoring case."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-UNIT_SCALE = 100.0
-NEEDS_DETAILS: tuple[str, ...] = ()
+# A list of all possible answers needs no more than this comparison.
+CLOSED_ANSWERS = True
 
 
 def score(
     predictions: Sequence[str], *, references: Sequence[Sequence[str]], details: Sequence[Mapping[str, Any]]
 ) -> list[float]:
-    """Score every answer 1.0 or 0.0, the best over its references; space around and case do not count.
+    """Score every answer 1.0 or 0.0, the best over its references, ignoring case and surrounding whitespace.
 
-    An empty answer is wrong unless an empty text is itself a reference. `details` is not looked at.
+    An empty answer is wrong unless a reference is empty. `details` is unused.
 
     Source: the scoring of OCR-VQA and KVQA in the method's public evaluation code.
     """

@@ -1,4 +1,4 @@
-"""Grounding: is the box named in an answer the right one, by intersection over union (scores one task's answers)?"""
+"""Grounding: whether the box in an answer has a large enough intersection over union (IoU) with the right one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 from dmole_cli.metrics._boxes import Box, iou
 
-UNIT_SCALE = 100.0
-NEEDS_DETAILS: tuple[str, ...] = ("box", "width", "height")
+NEEDS_DETAILS = ("box", "width", "height")
 
 THRESHOLD = 0.5
 _NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
@@ -23,20 +22,22 @@ def score(
 ) -> list[float]:
     """Score every answer 1.0 when its box overlaps the right one with an IoU of at least 0.5, else 0.0 (Acc@0.5).
 
-    Reports show the mean IoU beside it (`FURTHER`).
+    Reports show the mean IoU beside it.
 
     Args:
-        predictions: the model's answers.
-        references: not looked at.
+        predictions: the generated answers.
+        references: unused.
         details: per sample `box` (left, top, right, bottom in pixels), `width` and `height` of the image in pixels.
 
     Source: the RefCOCO and SK-VG scoring of the method's public evaluation code.
     """
-    return [float(overlap >= THRESHOLD) for overlap in ious(predictions, details=details)]
+    return [float(overlap >= THRESHOLD) for overlap in ious(predictions, references=references, details=details)]
 
 
-def ious(predictions: Sequence[str], *, details: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Return every answer's intersection over union with the right box, 0.0 where the answer names no box."""
+def ious(
+    predictions: Sequence[str], *, references: Sequence[Sequence[str]], details: Sequence[Mapping[str, Any]]
+) -> list[float]:
+    """Return every answer's intersection over union with the right box, 0.0 where the answer contains no box."""
     return [_iou_of_answer(prediction, detail) for prediction, detail in zip(predictions, details, strict=True)]
 
 
@@ -44,7 +45,7 @@ def read_box(answer: str, *, width: float, height: float) -> Box | None:
     """Return the first `[x1, y1, x2, y2]` or `[[x1, y1, x2, y2]]` of an answer in pixels, or None.
 
     Four numbers that sum to 4 or more are thousandths of the image's width and height, else fractions of them.
-    Brackets that hold anything else are passed over.
+    Other text in brackets is ignored.
     """
     found = BRACKETED_BOX.search(answer)
     if found is None:
@@ -59,5 +60,4 @@ def _iou_of_answer(prediction: str, detail: Mapping[str, Any]) -> float:
     return 0.0 if box is None else iou(box, detail["box"])
 
 
-# What else answers are scored by, for reports: a value per sample, from the answers and their details.
 FURTHER = {"mean_iou": ious}

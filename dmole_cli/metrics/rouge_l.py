@@ -1,4 +1,4 @@
-"""ROUGE-L: the longest common sequence of words of caption and reference (scores one task's answers)."""
+"""ROUGE-L: the longest common subsequence of words of caption and reference."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from typing import Any
 
 from dmole_cli.metrics._captions import tokenised
 
-UNIT_SCALE = 100.0
-NEEDS_DETAILS: tuple[str, ...] = ()
-
 
 def score(
     predictions: Sequence[str], *, references: Sequence[Sequence[str]], details: Sequence[Mapping[str, Any]]
 ) -> list[float]:
-    """Score every caption between 0 and 1; the mean is the corpus' score. `details` is not looked at.
+    """Score every caption between 0 and 1; the mean is the corpus' score. `details` is unused.
 
-    The F-measure (beta 1.2) of the sequence's share of the caption and its share of the reference, each the best over
+    The F-measure (beta 1.2) of the subsequence's share of the caption and its share of the reference, each the maximum over
     the references. An empty caption scores 0.
 
     Raises:
-        DmoleError: when no Java runtime runs, which the tokeniser needs.
+        DmoleError: no Java runtime works, which the tokeniser needs.
 
     Source: Lin, https://aclanthology.org/W04-1013/, as pycocoevalcap computes it.
     """
@@ -29,7 +26,7 @@ def score(
     from pycocoevalcap.rouge.rouge import Rouge
 
     rouge = Rouge()
-    # For pycocoevalcap a text without words is one empty word, which two empty texts would have in common.
+    # pycocoevalcap reads a text without words as one empty word, which two empty texts would share.
     return [
         float(rouge.calc_score([caption], truths)) if caption else 0.0
         for caption, truths in zip(*tokenised(predictions, references=references), strict=True)

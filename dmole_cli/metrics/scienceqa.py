@@ -1,4 +1,4 @@
-"""ScienceQA: an answer's first one-character word against the right letter (scores one task's answers)."""
+"""ScienceQA: whether the first one-character word of an answer is the right letter."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-UNIT_SCALE = 100.0
-NEEDS_DETAILS: tuple[str, ...] = ("options", "answer")
+NEEDS_DETAILS = ("options", "answer")
 
 LONE_CHARACTER = re.compile(r"\b\w\b")
 
@@ -19,8 +18,8 @@ def score(
     """Score every answer 1.0 or 0.0 by the letter that `read_letter` finds in it.
 
     Args:
-        predictions: the model's answers.
-        references: not looked at.
+        predictions: the generated answers.
+        references: unused.
         details: per sample `options` (the option texts, A first) and `answer` (the right option's index, from 0).
 
     Source: CoIN's ScienceQA scoring (https://github.com/zackschen/CoIN).
@@ -32,10 +31,10 @@ def score(
 
 
 def read_letter(prediction: str) -> str | None:
-    """Return the letter that an answer chooses, upper case, or None when it chooses none.
+    """Return the letter that an answer chooses, upper case, or None.
 
-    The benchmark names three rules: a bare letter, a leading "A. ", the first word of a single character. The last
-    holds the other two. It takes digits and pronouns for choices too ("I think B" chooses I, which is wrong).
+    The benchmark has three rules: a bare letter, a leading "A. ", the first word of a single character. The last one covers
+    the others. It reads digits and pronouns as choices, too ("I think B" chooses I, which is wrong).
     """
     found = LONE_CHARACTER.search(prediction)
     return found.group().upper() if found else None

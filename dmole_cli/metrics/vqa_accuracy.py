@@ -1,4 +1,4 @@
-"""VQA soft accuracy: an answer counts by how many of the people asked gave it too (scores one task's answers)."""
+"""VQA soft accuracy: an answer scores by the number of annotators who gave it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ from typing import Any
 
 from dmole_cli.metrics._normalising import normalise
 
-UNIT_SCALE = 100.0
-NEEDS_DETAILS: tuple[str, ...] = ()
-
-# So many people have to agree, apart from the one left out, for an answer to count in full.
+# Annotators, apart from the one left out, who must have given an answer for the full score.
 AGREEMENT = 3
 
 
 def score(
     predictions: Sequence[str], *, references: Sequence[Sequence[str]], details: Sequence[Mapping[str, Any]]
 ) -> list[float]:
-    """Score every answer between 0 and 1 against the answers that people gave to the question.
+    """Score every answer between 0 and 1 against the annotators' answers.
 
-    The score is the mean, over leaving out one person at a time, of min(1, matches / 3). The benchmarks ask ten
-    people; any number from one on works. With fewer than four, three others cannot agree, so all others have to
-    (divisor n - 1), and a single reference is plain equality after normalising. `details` is not looked at.
+    The score is the mean, over leaving out one annotator at a time, of min(1, matches / 3). The benchmarks have ten annotators;
+    any number works. With fewer than four, all others have to agree (divisor n - 1), and a single reference means equality
+    after normalising. `details` is unused.
 
     Source: the VQA challenge's accuracy (https://visualqa.org/evaluation.html) with its server's normaliser.
     """
@@ -29,13 +26,13 @@ def score(
 
 
 def _soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    people = len(answers)
+    annotators = len(answers)
     answer = normalise(prediction)
     matches = sum(normalise(given) == answer for given in answers)
-    if people == 1:
+    if annotators == 1:
         return float(matches)
-    needed = min(AGREEMENT, people - 1)
-    # Leaving out one of those who agree leaves one match fewer; leaving out one of the others changes nothing.
+    needed = min(AGREEMENT, annotators - 1)
+    # Leaving out an annotator who agrees leaves one match fewer; leaving out another changes nothing.
     without_a_match = matches * min(1.0, (matches - 1) / needed)
-    without_another = (people - matches) * min(1.0, matches / needed)
-    return (without_a_match + without_another) / people
+    without_another = (annotators - matches) * min(1.0, matches / needed)
+    return (without_a_match + without_another) / annotators

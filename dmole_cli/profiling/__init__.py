@@ -1,1 +1,1 @@
-"""Gradient statistics of candidate sites, and memory estimates."""
+"""Profiling: gradient statistics of candidate sites, and memory estimates."""

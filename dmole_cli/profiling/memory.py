@@ -1,8 +1,8 @@
-"""What a piece of work would hold in memory, found by doing it with tensors that have shapes and no numbers.
+"""Peak memory of a computation, found by running it on FakeTensors.
 
-The work is the stages' own code: the same modules, the same experts, the same way back. Nothing about a family's layers is
-assumed, and nothing is computed: an operation on such a tensor gives the shape of its result. What every operation allocates and
-when it is let go of is added up, which gives the peak to the byte; what kernels take inside of themselves is not seen.
+The real code runs: the same modules, experts and backward pass, for any family. Nothing is computed, because an operation on
+FakeTensors returns only the shape of its result. Adding up what every operation allocates and frees gives the peak to the
+byte, without the workspaces inside kernels.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-ANY_NUMBER = 1.0  # what a number reads as where there is none: a loss is finite, a step goes on
+ITEM = 1.0  # value of `tensor.item()` on a FakeTensor: losses are finite, and the computation continues
 
 
 def as_fake_tensors(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Put a model of the meta device on the CPU, in place, without numbers.
+    """Replace a model's meta tensors by FakeTensors of the CPU, in place.
 
-    Kernels, autocast and attention choose by the device, so that one without kernels would take other ways than the work does.
+    Kernels, autocast and attention implementations depend on the device, so the meta device would take other code paths.
 
     Args:
-        model: of the meta device.
-        dtype: of its floating-point weights.
+        model: model on the meta device.
+        dtype: type of its floating-point weights.
     """
     mode, made = FakeTensorMode(allow_non_fake_inputs=True), {}
     for module in model.modules():
@@ -36,7 +36,7 @@ def as_fake_tensors(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             for name, tensor in own.items():
                 if tensor is None:
                     continue
-                if id(tensor) not in made:  # a weight that two modules share stays one
+                if id(tensor) not in made:  # shared weights stay shared
                     with mode:
                         kind = dtype if tensor.is_floating_point() else tensor.dtype
                         new = torch.empty(tensor.shape, dtype=kind, device="cpu")
@@ -45,26 +45,32 @@ def as_fake_tensors(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-class _Watch(TorchDispatchMode):
-    """Adds up the storages of what operations give, as long as they live.
+def fake_mode(model: nn.Module) -> FakeTensorMode:
+    """The mode of a model of `as_fake_tensors`; tensors created inside it can meet the model's."""
+    parameter: Any = next(model.parameters())
+    return parameter.fake_mode
+
+
+class _StorageCounter(TorchDispatchMode):
+    """Counts the bytes of the storages that operations return, as long as they live.
 
     Attributes:
         now: bytes alive.
-        peak: the most that were alive at once.
+        peak: maximum of `now`.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.now = self.peak = 0
-        # Views of a weight are not another weight.
+        # Views of weights share their storages, which count nothing here.
         self._sizes = {t.untyped_storage()._cdata: 0 for t in (*model.parameters(), *model.buffers())}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         if args and isinstance(args[0], FakeTensor):
             if func is torch.ops.aten._local_scalar_dense.default:
-                return ANY_NUMBER
+                return ITEM
             if func is torch.ops.aten.index.Tensor:
-                args = (args[0], _as_places(args[1]))
+                args = (args[0], _as_positions(args[1]))
         out = func(*args, **(kwargs or {}))
         for tensor in tree_iter(out):
             if isinstance(tensor, torch.Tensor):
@@ -83,29 +89,29 @@ class _Watch(TorchDispatchMode):
         self.now -= self._sizes.pop(key, 0)
 
 
-def _as_places(indices: Any) -> list[Any]:
-    """Masks with numbers in them as the places that they mark, which say how many there are."""
-    places: list[Any] = []
+def _as_positions(indices: Any) -> list[Any]:
+    """Replace real boolean masks by the positions of their true values, so that the size of the result is known."""
+    positions: list[Any] = []
     for index in indices:
         masked = index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor)
-        places += index.nonzero().unbind(1) if masked else [index]
-    return places
+        positions += index.nonzero().unbind(1) if masked else [index]
+    return positions
 
 
 def peak_bytes(model: nn.Module, work: Callable[[], object]) -> int:
-    """The most bytes that a piece of work holds at once, beside the model's weights.
+    """Peak memory of a computation in bytes, without the model's weights.
 
     Args:
-        model: of `hollow`.
-        work: anything that computes with it; it gets ANY_NUMBER wherever it looks at a number.
+        model: the model that `work` uses; of `as_fake_tensors`, or a real one.
+        work: any computation; with FakeTensors, `tensor.item()` returns ITEM.
     """
-    watch = _Watch(model)
-    with watch:
+    counter = _StorageCounter(model)
+    with counter:
         work()
-    return watch.peak
+    return counter.peak
 
 
 def held_bytes(model: nn.Module) -> int:
-    """Bytes of a model's weights and buffers, shared ones once."""
+    """Bytes of a model's weights and buffers; shared ones count once."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return sum(t.numel() * t.element_size() for t in tensors.values())

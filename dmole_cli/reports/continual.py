@@ -1,4 +1,4 @@
-"""Continual-learning quantities: what a matrix of scores says of learning and forgetting across a stream of tasks."""
+"""Continual-learning quantities (last, average, transfer, forgetting) of a score matrix over a stream of tasks."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-# A cell that was not evaluated is None; it is never filled.
-Cell = float | None
+# An entry or quantity; None where an evaluation is missing, which is never filled in.
+Value = float | None
 # Rows: stages 0 (the pretrained backbone) to T. Columns: the T tasks in the order of the stream.
-Matrix = Sequence[Sequence[Cell]]
+Matrix = Sequence[Sequence[Value]]
 
-# To be printed under every table: several of these names mean something else elsewhere.
+# Printed below every table, because the literature uses several of these names for different quantities.
 FORMULAS = {
     "last": "last_i = R[T,i]; mean over all tasks",
     "avg": "avg_i = (1/T) Σ_{s=1..T} R[s,i]; mean over all tasks, those not yet seen at stage s included",
@@ -26,16 +26,16 @@ class ContinualScores:
     """The quantities of `FORMULAS`, in the unit of the matrix.
 
     Attributes:
-        last, avg, bwt, fwt, forgetting: a value per task in the order of the stream, None where a cell is missing.
+        last, avg, bwt, fwt, forgetting: a value per task in the order of the stream, None where an entry is missing.
         mean: each quantity's mean over the tasks that its formula names, None where one of them is missing.
     """
 
-    last: tuple[Cell, ...]
-    avg: tuple[Cell, ...]
-    bwt: tuple[Cell, ...]
-    fwt: tuple[Cell, ...]
-    forgetting: tuple[Cell, ...]
-    mean: dict[str, Cell]
+    last: tuple[Value, ...]
+    avg: tuple[Value, ...]
+    bwt: tuple[Value, ...]
+    fwt: tuple[Value, ...]
+    forgetting: tuple[Value, ...]
+    mean: dict[str, Value]
 
 
 def continual_scores(matrix: Matrix, *, columns: Collection[int] | None = None) -> ContinualScores:
@@ -43,11 +43,11 @@ def continual_scores(matrix: Matrix, *, columns: Collection[int] | None = None) 
 
     Args:
         matrix: T + 1 rows of T scores, one row per stage from 0 (nothing trained yet).
-        columns: the tasks, counted from 0, that enter the means; all by default. Leave out those whose metric has
-            no upper bound (CIDEr) to see the mean without them. The values per task do not depend on it.
+        columns: the tasks, counted from 0, that enter the means; all by default. Leave out those whose
+            metric has a higher maximum (CIDEr) for a mean without them. The values per task do not depend on it.
 
     Raises:
-        ValueError: when the matrix does not have T + 1 rows of T cells, or a column does not exist.
+        ValueError: the matrix does not have T + 1 rows of T entries, or a column does not exist.
 
     Source: https://arxiv.org/abs/2506.11672 for Last and AVG, https://arxiv.org/abs/1706.08840 for the transfers.
     """
@@ -62,7 +62,7 @@ def continual_scores(matrix: Matrix, *, columns: Collection[int] | None = None) 
         name: tuple(function([row[task] for row in matrix], task + 1) for task in range(tasks))
         for name, function in _QUANTITIES.items()
     }
-    # The last task cannot have been forgotten yet, and nothing was learnt before the first.
+    # There is no forgetting of the last task, and no transfer to the first one.
     counted = {"bwt": range(tasks - 1), "forgetting": range(tasks - 1), "fwt": range(1, tasks)}
     mean = {
         name: _mean([values[task] for task in counted.get(name, range(tasks)) if task in chosen])
@@ -72,32 +72,32 @@ def continual_scores(matrix: Matrix, *, columns: Collection[int] | None = None) 
 
 
 # One task's scores over the stages 0 to T, and the stage after which it was learnt -> a quantity.
-Column = Sequence[Cell]
+Column = Sequence[Value]
 
 
-def _last(column: Column, learnt: int) -> Cell:
+def _last(column: Column, learnt: int) -> Value:
     return column[-1]
 
 
-def _avg(column: Column, learnt: int) -> Cell:
+def _avg(column: Column, learnt: int) -> Value:
     return _mean(column[1:])
 
 
-def _bwt(column: Column, learnt: int) -> Cell:
+def _bwt(column: Column, learnt: int) -> Value:
     return _difference(column[-1], column[learnt])
 
 
-def _fwt(column: Column, learnt: int) -> Cell:
+def _fwt(column: Column, learnt: int) -> Value:
     return _difference(column[learnt - 1], column[0])
 
 
-def _forgetting(column: Column, learnt: int) -> Cell:
-    since = [cell for cell in column[learnt:] if cell is not None]
-    # The best score is unknown as soon as one stage's is.
+def _forgetting(column: Column, learnt: int) -> Value:
+    since = [value for value in column[learnt:] if value is not None]
+    # The best score is unknown where the score of a stage is missing.
     return max(since) - since[-1] if len(since) == len(column) - learnt else None
 
 
-_QUANTITIES: dict[str, Callable[[Column, int], Cell]] = {
+_QUANTITIES: dict[str, Callable[[Column, int], Value]] = {
     "last": _last,
     "avg": _avg,
     "bwt": _bwt,
@@ -106,10 +106,10 @@ _QUANTITIES: dict[str, Callable[[Column, int], Cell]] = {
 }
 
 
-def _difference(later: Cell, earlier: Cell) -> Cell:
+def _difference(later: Value, earlier: Value) -> Value:
     return None if later is None or earlier is None else later - earlier
 
 
-def _mean(cells: Sequence[Cell]) -> Cell:
-    known = [cell for cell in cells if cell is not None]
-    return fmean(known) if known and len(known) == len(cells) else None
+def _mean(values: Sequence[Value]) -> Value:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None

@@ -1,4 +1,4 @@
-"""Reports as tables for a terminal, with the formulas of what they show under every one."""
+"""Reports as tables for a terminal, each with the formulas of its quantities below it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from dmole_cli.errors import DmoleError
-from dmole_cli.reports.collect import CEILING, KNOWLEDGE, MethodReport, share_of_profiling
-from dmole_cli.reports.continual import FORMULAS, Cell
+from dmole_cli.reports.collect import CEILING, KNOWLEDGE, MethodReport
+from dmole_cli.reports.continual import FORMULAS, Value
+from dmole_cli.reports.costs import share_of_profiling
 
 MISSING = "–"
-# Columns of text that a file or a pipe gets: at least, and at most.
+# Smallest and largest width, in columns of text, of a table that is written to a file or a pipe.
 NARROWEST, WIDEST = 100, 10_000
 TITLES = {"last": "Last", "avg": "AVG", "bwt": "BWT", "forgetting": "Forgetting", "fwt": "FWT"}
 UNITS = f"Points: 0 to 100, CIDEr x 100. The mean caps every score at {CEILING:.0f} first (only CIDEr can exceed it)."
 
 
 def for_report(reports: Sequence[MethodReport], name: str) -> list[Table]:
-    """Give the tables of a report: `overview` (and what belongs to it), `matrix` (one per method), `knowledge`, or one quantity.
+    """The tables of a report: `overview` (several), `matrix` (one per method), `knowledge`, or one quantity.
 
     Raises:
         DmoleError: no such report.
@@ -39,7 +40,7 @@ def for_report(reports: Sequence[MethodReport], name: str) -> list[Table]:
 
 
 def show(table: Table) -> None:
-    """Print a table on stdout; where that is no terminal, as wide as the table needs, so that nothing is cut."""
+    """Print a table on stdout; unless that is a terminal, as wide as the table needs, so that nothing is truncated."""
     console = Console()
     if not console.is_terminal:
         needed = console.measure(table, options=console.options.update(width=WIDEST)).maximum
@@ -48,7 +49,7 @@ def show(table: Table) -> None:
 
 
 def report_table(reports: Sequence[MethodReport], *, quantity: str) -> Table:
-    """Show one quantity (`last`, `avg`, `bwt`, `forgetting`, `fwt`): a row per method, a column per task, the means.
+    """Show one quantity (a key of `TITLES`): a row per method, a column per task, and the means.
 
     Raises:
         DmoleError: no such quantity.
@@ -59,12 +60,12 @@ def report_table(reports: Sequence[MethodReport], *, quantity: str) -> Table:
     table.add_column("method")
     _add_score_columns(table, reports)
     for report in reports:
-        table.add_row(report.method, *_score_cells(report, quantity))
+        table.add_row(report.method, *_score_texts(report, quantity))
     return table
 
 
 def overview_table(reports: Sequence[MethodReport]) -> Table:
-    """Show Last, AVG and BWT per task and method, three rows to a method; fits 100 columns with five tasks."""
+    """Show Last, AVG and BWT per task and method, three rows per method; fits 100 columns with five tasks."""
     shown = ("last", "avg", "bwt")
     table = _table("Last, AVG and BWT in points", _caption(reports, shown))
     table.add_column("method")
@@ -73,28 +74,28 @@ def overview_table(reports: Sequence[MethodReport]) -> Table:
     for report in reports:
         for quantity in shown:
             name = report.method if quantity == shown[0] else ""
-            table.add_row(name, TITLES[quantity], *_score_cells(report, quantity), end_section=quantity == shown[-1])
+            table.add_row(name, TITLES[quantity], *_score_texts(report, quantity), end_section=quantity == shown[-1])
     return table
 
 
 def matrix_table(report: MethodReport) -> Table:
-    """Show every score R[stage, task] of a method; a task's own stage is set in bold."""
+    """Show the score matrix R[stage, task] of a method; the stage at which a task was trained is in bold."""
     table = _table(f"{report.method}: R[stage, task] in points", "\n".join([*FORMULAS.values(), UNITS]))
     table.add_column("stage")
     for task in report.tasks:
         table.add_column(_headline(report, task), justify="right", no_wrap=True)
     for stage, row in enumerate(report.matrix):
         learnt = "pretrained" if stage == 0 else report.tasks[stage - 1]
-        cells = [f"[bold]{points(c)}[/]" if column + 1 == stage else points(c) for column, c in enumerate(row)]
-        table.add_row(f"{stage} {learnt}", *cells)
+        texts = [f"[bold]{points(v)}[/]" if column + 1 == stage else points(v) for column, v in enumerate(row)]
+        table.add_row(f"{stage} {learnt}", *texts)
     return table
 
 
 def routing_table(reports: Sequence[MethodReport]) -> Table:
-    """Show where samples went at the last stage, a row per method and task, with the scores before and after."""
+    """Show the share of correctly routed samples at the last stage, a row per method and task, and scores before and after."""
     caption = "routed right: % of samples whose active experts include the task's own; of a task that was never "
-    caption += "trained: % that activate no expert. R[0] and R[T]: points before and after the stream."
-    table = _table("Routing, and what became of tasks that were never trained", caption)
+    caption += "trained: % without an active expert. R[0] and R[T]: points before and after the stream."
+    table = _table("Routing, and scores of tasks that were never trained", caption)
     table.add_column("method")
     table.add_column("task")
     for title in ("routed right", "R[0]", "R[T]"):
@@ -104,13 +105,13 @@ def routing_table(reports: Sequence[MethodReport]) -> Table:
             if (share := report.routing[task]) is not None:
                 table.add_row(report.method, task, _percent(share), *map(points, _ends(report, column)))
         for task, values in report.unseen.items():
-            cells = (_percent(values["no_expert"]), points(values["zero_shot"]), points(values["last"]))
-            table.add_row(report.method, f"{task} (never trained)", *cells)
+            texts = (_percent(values["no_expert"]), points(values["zero_shot"]), points(values["last"]))
+            table.add_row(report.method, f"{task} (never trained)", *texts)
     return table
 
 
 def further_table(reports: Sequence[MethodReport]) -> Table:
-    """Show what metrics say beside their score (the mean IoU of grounding), a row per method, task and quantity."""
+    """Show what metrics report beside their score (grounding: the mean IoU), a row per method, task and value."""
     table = _table("Beside the score, in points", "\n".join(FORMULAS[name].partition(";")[0] for name in TITLES))
     for title in ("method", "task", ""):
         table.add_column(title)
@@ -119,13 +120,13 @@ def further_table(reports: Sequence[MethodReport]) -> Table:
     for report in reports:
         for task, found in report.further.items():
             for name, values in found.items():
-                cells = [points(values[quantity]) for quantity in TITLES]
-                table.add_row(report.method, task, name.replace("_", " "), *cells)
+                texts = [points(values[quantity]) for quantity in TITLES]
+                table.add_row(report.method, task, name.replace("_", " "), *texts)
     return table
 
 
 def knowledge_table(reports: Sequence[MethodReport]) -> Table:
-    """Show what was lost of the scores beside what was lost of the knowledge behind them, a row per method and task."""
+    """Show how much of the scores and of the likelihoods of the references was lost, a row per method and task."""
     caption = "\n".join(
         [
             f"score: {FORMULAS['bwt'].partition(';')[0]} in points; an answer in another form counts as wrong.",
@@ -134,7 +135,7 @@ def knowledge_table(reports: Sequence[MethodReport]) -> Table:
             "change: R[T,i] - R[i,i].",
         ]
     )
-    table = _table("What was lost: answers, or the knowledge behind them", caption)
+    table = _table("What was lost: scores, and likelihoods of the references", caption)
     table.add_column("method")
     table.add_column("task")
     titles = [
@@ -161,25 +162,25 @@ def knowledge_table(reports: Sequence[MethodReport]) -> Table:
     return table
 
 
-def nats(value: Cell) -> str:
-    """Write a log-likelihood with three decimals, or the sign for a missing one; no "-0.000"."""
+def nats(value: Value) -> str:
+    """Format a log-likelihood with three decimals, or a missing one as `MISSING`; never "-0.000"."""
     return MISSING if value is None else f"{round(value, 3) + 0.0:.3f}"
 
 
-def _negative(value: Cell) -> Cell:
+def _negative(value: Value) -> Value:
     return None if value is None else -value
 
 
-def points(value: Cell) -> str:
-    """Write a number with one decimal, or the sign for a missing one; no "-0.0"."""
+def points(value: Value) -> str:
+    """Format a number with one decimal, or a missing one as `MISSING`; never "-0.0"."""
     return MISSING if value is None else f"{round(value, 1) + 0.0:.1f}"
 
 
 def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Show the seconds of every stage (rows of `summary.cost_rows`), and what profiling adds to training."""
+    """Show the seconds of every stage (rows of `costs.cost_rows`), and profiling's share of training."""
     share = share_of_profiling(rows)
     caption = (
-        "Seconds of the stage's own work; starting the process and loading the backbone are not in them.\n"
+        "Seconds of the stage's own work, without starting the process and loading the backbone.\n"
         "Base passes: samples whose routing features were computed. Answers: samples generated."
     )
     if share is not None:
@@ -192,14 +193,14 @@ def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("base passes", justify="right")
     table.add_column("answers", justify="right")
     for row in rows:
-        cells = [row["tasks"].get(task) for task in tasks]
+        seconds = [row["tasks"].get(task) for task in tasks]
         computed = [_count(row["counts"].get(name, 0)) for name in ("feature_passes", "generations")]
-        table.add_row(row["stage"], *map(points, (*cells, row["seconds"])), *computed)
+        table.add_row(row["stage"], *map(points, (*seconds, row["seconds"])), *computed)
     return table
 
 
 def _table(title: str, caption: str) -> Table:
-    # As Text, because "[s,i]" in a formula would be taken for markup and vanish.
+    # As Text, because rich would parse "[s,i]" in a formula as markup.
     return Table(
         title=Text(title, style="bold"),
         caption=Text(caption, style="dim"),
@@ -214,7 +215,7 @@ def _add_score_columns(table: Table, reports: Sequence[MethodReport]) -> None:
     for task in reports[0].tasks if reports else ():
         table.add_column(_headline(reports[0], task), justify="right", no_wrap=True, min_width=6)
     table.add_column("mean", justify="right", no_wrap=True, min_width=6)
-    table.add_column("without\nCIDEr", justify="right", no_wrap=True)
+    table.add_column("bounded\nmetrics", justify="right", no_wrap=True)
 
 
 def _headline(report: MethodReport, task: str) -> str:
@@ -222,25 +223,27 @@ def _headline(report: MethodReport, task: str) -> str:
     return task if metric is None else f"{task}\n[dim]{metric.replace('_', ' ')}[/]"
 
 
-def _score_cells(report: MethodReport, quantity: str) -> list[str]:
-    values = (*report.quantities[quantity], report.mean[quantity], report.mean_without_cider[quantity])
+def _score_texts(report: MethodReport, quantity: str) -> list[str]:
+    values = (*report.quantities[quantity], report.mean[quantity], report.mean_of_bounded[quantity])
     return [points(value) for value in values]
 
 
 def _caption(reports: Sequence[MethodReport], quantities: Sequence[str]) -> str:
     counts = [f"{report.method} {_count(report.trainable_parameters)}" for report in reports]
-    return "\n".join([*(FORMULAS[name] for name in quantities), UNITS, f"Trainable parameters: {'; '.join(counts)}."])
+    bounded = f"Bounded metrics: mean over the tasks whose metric cannot exceed {CEILING:.0f} points."
+    formulas = [FORMULAS[name] for name in quantities]
+    return "\n".join([*formulas, UNITS, bounded, f"Trainable parameters: {'; '.join(counts)}."])
 
 
 def _has_routing(report: MethodReport) -> bool:
     return bool(report.unseen) or any(share is not None for share in report.routing.values())
 
 
-def _ends(report: MethodReport, column: int) -> tuple[Cell, Cell]:
+def _ends(report: MethodReport, column: int) -> tuple[Value, Value]:
     return report.matrix[0][column], report.matrix[-1][column]
 
 
-def _percent(share: Cell) -> str:
+def _percent(share: Value) -> str:
     return MISSING if share is None else f"{100 * share:.1f}"
 
 

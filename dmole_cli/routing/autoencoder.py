@@ -1,19 +1,16 @@
-"""One small autoencoder per task: it reconstructs its own task's features well and others badly.
+"""One small autoencoder per task, which reconstructs the features of its own task well and those of other tasks badly.
 
-Routing (D-MoLE, arXiv 2506.11672, sections 4.1 and 4.3): m_t(x) is the mean squared reconstruction error of task t's
-autoencoder on the L2-normalised feature of x; t is a candidate where m_t(x) is below its threshold.
+D-MoLE, arXiv 2506.11672, section 4.1: m_t(x) is the mean squared reconstruction error of task t's autoencoder on the
+L2-normalised feature of x.
 """
 
 from __future__ import annotations
-
-from collections import Counter
-from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-SECOND_VOTE_SHARE = 0.3  # of a batch's votes, from which the reference lets a second task join
+from dmole_cli.settings.model import RouterSettings
 
 
 class Autoencoder(nn.Module):
@@ -64,30 +61,22 @@ def start_at_mean(autoencoder: Autoencoder, features: torch.Tensor) -> None:
     linear.weight.mul_(0.1)
 
 
-def fit(
-    autoencoder: Autoencoder,
-    features: torch.Tensor,
-    *,
-    seed: int,
-    epochs: int,
-    batch_size: int,
-    patience: int,
-    start: str = "mean",
-) -> int:
-    """Train on features [samples, width]; gives the number of epochs run.
+def fit(autoencoder: Autoencoder, features: torch.Tensor, chosen: RouterSettings, *, seed: int) -> int:
+    """Train on features [samples, width]; returns the number of epochs run.
 
-    MSE, Adam, learning rate 5e-3 on a cosine to 1e-3, stopped after `patience` epochs without a better training loss
-    (the reference's recipe). `start="random"` leaves the decoder's bias as PyTorch draws it, as the reference does.
+    MSE, Adam, learning rate 5e-3 on a cosine to 1e-3, stopped after `patience` epochs without a lower training loss
+    (the recipe of the reference implementation). `start = "random"` leaves the decoder's bias as PyTorch initializes
+    it, as the reference does.
     """
-    if start == "mean":
+    if chosen.start == "mean":
         start_at_mean(autoencoder, features)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(autoencoder.parameters(), lr=5e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, eta_min=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, chosen.epochs, eta_min=1e-3)
     best, waited = float("inf"), 0
-    for epoch in range(1, epochs + 1):
+    for epoch in range(1, chosen.epochs + 1):
         total = 0.0
-        for rows in torch.randperm(len(features), generator=generator).split(batch_size):
+        for rows in torch.randperm(len(features), generator=generator).split(chosen.batch_size):
             loss = autoencoder.losses(features[rows]).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -96,23 +85,6 @@ def fit(
         schedule.step()
         waited = 0 if total < best else waited + 1
         best = min(best, total)
-        if waited >= patience:
+        if waited >= chosen.patience:
             return epoch
-    return epochs
-
-
-def top_candidates(losses: Sequence[float], thresholds: Sequence[float], *, most: int) -> list[int]:
-    """Routers whose loss is below their threshold, nearest first, at most `most` of them; may be empty."""
-    candidates = [t for t, (m, tau) in enumerate(zip(losses, thresholds, strict=True)) if m < tau]
-    return sorted(candidates, key=lambda t: losses[t])[:most]
-
-
-def batch_vote(losses: Sequence[Sequence[float]], thresholds: Sequence[float]) -> list[int]:
-    """Route a whole batch as the reference does: each sample votes for its nearest candidate.
-
-    The task with the most votes wins; the runner-up joins with at least 30 % of the votes; samples without a candidate do
-    not vote. Ties go to the task that was voted for first.
-    """
-    votes = [first[0] for row in losses if (first := top_candidates(row, thresholds, most=1))]
-    ranked = Counter(votes).most_common(2)
-    return [t for i, (t, n) in enumerate(ranked) if i == 0 or n >= SECOND_VOTE_SHARE * len(votes)]
+    return chosen.epochs

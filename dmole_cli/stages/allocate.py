@@ -1,160 +1,153 @@
-"""Stage `allocate`: which sites get an expert of a task, under its budget (D-MoLE, arXiv 2506.11672, section 4.2)."""
+"""Stage `allocate`: the sites that get an expert of a task, under its budget (D-MoLE, arXiv 2506.11672, section 4.2)."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dmole_cli.allocation.placement import SiteScore, allocate, budget_total, parse_budget
-from dmole_cli.artifacts.allocation import SCHEMA, VERSION, allocation_header, read_allocation, write_allocation
+from dmole_cli.allocation.placement import Placement, SiteScore, allocate, budget_total
+from dmole_cli.artifacts.allocation import read_allocation, write_allocation
 from dmole_cli.artifacts.files import digest_of_file
+from dmole_cli.artifacts.headers import is_current
+from dmole_cli.artifacts.kinds import ALLOCATION, D_MOLE
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.profile import SiteProfile, read_profile
-from dmole_cli.artifacts.provenance import Header, up_to_date
-from dmole_cli.artifacts.run import D_MOLE
+from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.run import Run
+from dmole_cli.artifacts.staleness import require_backbone
+from dmole_cli.backbones.handle import BackboneHandle
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.peft_format import placement_config
-from dmole_cli.session import Session
-from dmole_cli.settings.model import AllocateSettings
+from dmole_cli.methods.base import load_method
+from dmole_cli.settings.budget import parse_budget
+from dmole_cli.settings.model import AllocateSettings, Settings
 
 STATISTICS = ("score", "norm_mean")
 
 
-def allocate_task(session: Session, task: str, *, method: str = D_MOLE, force: bool = False) -> Outcome:
-    """Place one task's experts; reads its profile, writes `allocations/<task>.json` (other methods: in their folder).
+@dataclass(frozen=True)
+class Profiled:
+    """A profile that was read.
+
+    Attributes:
+        rows: a row per candidate site.
+        header: its provenance.
+        path: the file.
+        name: its name in headers.
+    """
+
+    rows: Sequence[SiteProfile]
+    header: Header
+    path: Path
+    name: str
+
+    @property
+    def backbone_parameters(self) -> int:
+        """Parameters of the backbone."""
+        return int(self.header.facts["backbone_parameters"])
+
+
+def allocate_task(
+    task: str,
+    *,
+    settings: Settings,
+    model: BackboneHandle,
+    run: Run,
+    method: str = D_MOLE,
+    force: bool = False,
+) -> Outcome:
+    """Place one task's experts; reads its profile, writes `allocations/<task>.json` (other methods: in a folder of their own).
 
     Raises:
-        DmoleError: the method places its experts otherwise; there is no profile, it is another backbone's, the budget
-            cannot be, or the output is stale.
+        DmoleError: the method uses no allocation; the profile is missing or another backbone's; the budget is invalid; or the
+            output is stale.
     """
-    profile, path = session.run.profile(task), session.run.allocation(task, method)
-    settings, options = session.config.allocate, {"budget": session.config.allocate.budget}
-    if method != D_MOLE:
-        # Not at the top: a placement needs no torch, and answers at once without it.
-        from dmole_cli.methods.base import load_method
-
-        rules = load_method(method)
-        if not rules.ALLOCATES:
-            raise DmoleError(
-                f"method {method} reads no allocation",
-                f"train it: {session.command('train-task', task, method=method)}",
-            )
-        settings, options = rules.allocation(settings), {**options, "method": method}
-    rows, made = read_profile(profile, hint=f"make it with: {session.command('profile', task)}")
-    session.require_backbone(profile, made.backbone, session.command("profile", task))
-    if settings.modalities != session.config.allocate.modalities:
-        settings = spendable(rows, made, settings)
-    key = session.run.name_of(profile)
-    return place(
-        rows,
-        made,
-        task=task,
-        profile=(key, profile),
-        path=path,
-        settings=settings,
-        force=force,
-        redo=session.command("allocate", task, **options),
-    )
+    rules = load_method(method)
+    if not rules.uses_allocation:
+        raise DmoleError(f"method {method} uses no allocation", f"train it: dmole train-task --method {method}")
+    rows, header = read_profile(run.profile(task))
+    require_backbone(run.profile(task), header, model.fingerprint)
+    profiled = Profiled(rows, header, run.profile(task), run.name_of(run.profile(task)))
+    chosen = rules.allocation_settings(settings.allocate)
+    if chosen.modalities != settings.allocate.modalities:
+        chosen = with_spendable_rank(chosen, profiled)
+    return place(profiled, chosen, task=task, path=run.allocation(task, method), force=force)
 
 
-def spendable(rows: list[SiteProfile], made: Header, settings: AllocateSettings) -> AllocateSettings:
-    """Settings of an ablation that leaves towers out, at the lowest rank from the configured one up that can spend the budget.
+def allocate_file(profile: Path, out: Path, chosen: AllocateSettings, *, force: bool) -> Outcome:
+    """Place experts from a profile outside of a run directory."""
+    rows, header = read_profile(profile)
+    return place(Profiled(rows, header, profile, profile.name), chosen, task=profile.stem, path=out, force=force)
 
-    So the ablation trains as many parameters as the full method, whatever the size of the tower that is left; the scale
-    alpha / rank stays. A budget in sites does not grow with the rank and is left as it is.
+
+def with_spendable_rank(chosen: AllocateSettings, profiled: Profiled) -> AllocateSettings:
+    """Settings of an ablation that leaves modalities out, at the lowest rank, from the configured one up, that spends the budget.
+
+    The ablation then trains as many parameters as the full method, whatever the size of the remaining modality; the scale
+    alpha / rank stays. A budget in sites does not depend on the rank and is left as it is.
     """
-    budget = parse_budget(settings.budget)
-    width = sum(row.in_features + row.out_features for row in rows if row.modality in settings.modalities)
+    budget = parse_budget(chosen.budget)
+    width = sum(row.in_features + row.out_features for row in profiled.rows if row.modality in chosen.modalities)
     if budget.form == "sites" or not width:
-        return settings
-    total = budget_total(budget, sites=len(rows), backbone_parameters=int(made.facts["backbone_parameters"]))
-    rank = max(settings.rank, -(-total // width))
-    return replace(settings, rank=rank, alpha=settings.alpha / settings.rank * rank)
+        return chosen
+    total = budget_total(budget, sites=len(profiled.rows), backbone_parameters=profiled.backbone_parameters)
+    rank = max(chosen.rank, -(-total // width))
+    return chosen.updated(rank=rank, alpha=chosen.alpha / chosen.rank * rank)
 
 
-def allocate_file(profile: Path, out: Path, settings: AllocateSettings, *, force: bool) -> Outcome:
-    """Place from a bare profile file, without a run directory."""
-    rows, made = read_profile(profile, hint="pass --profile the path of a file that `dmole profile` wrote")
-    redo = f"dmole allocate --profile {profile} --budget {settings.budget} --out {out}"
-    return place(
-        rows,
-        made,
-        task=profile.stem,
-        profile=(profile.name, profile),
-        path=out,
-        settings=settings,
-        force=force,
-        redo=redo,
+def place(profiled: Profiled, chosen: AllocateSettings, *, task: str, path: Path, force: bool) -> Outcome:
+    """Allocate over the profiled sites and write the allocation."""
+    if chosen.score not in STATISTICS:
+        raise DmoleError(f"unknown --score '{chosen.score}'", f"choose one of: {', '.join(STATISTICS)}")
+    header = Header.of(
+        ALLOCATION,
+        backbone=profiled.header.backbone,
+        settings={**chosen.for_header(), "modalities": list(chosen.modalities)},
+        inputs={profiled.name: digest_of_file(profiled.path)},
     )
-
-
-def place(
-    rows: list[SiteProfile],
-    made: Header,
-    *,
-    task: str,
-    profile: tuple[str, Path],
-    path: Path,
-    settings: AllocateSettings,
-    force: bool,
-    redo: str,
-) -> Outcome:
-    """Allocate over profiled sites and write the placement."""
-    if settings.score not in STATISTICS:
-        raise DmoleError(f"unknown --score '{settings.score}'", f"choose one of: {', '.join(STATISTICS)}")
-    header = Header(
-        SCHEMA,
-        VERSION,
-        backbone=made.backbone,
-        settings={**asdict(settings), "modalities": list(settings.modalities)},
-        inputs={profile[0]: digest_of_file(profile[1])},
-    )
-    reads = (str(profile[1]),)
-    if up_to_date(path, None if force else allocation_header(path), header, force=force, command=redo):
-        return Outcome("allocate", task, path, written=False, reads=reads)
-    budget = parse_budget(settings.budget)
-    backbone_parameters = int(made.facts["backbone_parameters"])
-    sites = [
-        SiteScore(
-            row.site, row.modality, settings.rank * (row.in_features + row.out_features), getattr(row, settings.score)
-        )
-        for row in rows
-    ]
+    outcome = Outcome("allocate", task, path, reads=(str(profiled.path),))
+    if is_current(path, ALLOCATION, header, force=force):
+        return outcome
     placed = allocate(
-        sites,
-        budget=budget,
-        backbone_parameters=backbone_parameters,
-        rank=settings.rank,
-        vision_floor=settings.vision_floor,
-        curriculum=settings.curriculum,
-        modalities=settings.modalities,
+        [_site_score(row, chosen) for row in profiled.rows],
+        budget=parse_budget(chosen.budget),
+        backbone_parameters=profiled.backbone_parameters,
+        rank=chosen.rank,
+        vision_floor=chosen.vision_floor,
+        curriculum=chosen.curriculum,
+        modalities=chosen.modalities,
     )
-    spent: dict[str, Any] = {
-        "sites": placed.sites,
-        "parameters": placed.parameters,
-        "fraction": placed.parameters / backbone_parameters,
-    }
-    document = {
+    write_allocation(path, _document(task, chosen, placed, profiled.backbone_parameters), header)
+    vision = placed.modalities.get("vision")
+    return outcome.wrote(sites=placed.sites, parameters=placed.parameters, vision_sites=vision.sites if vision else 0)
+
+
+def _site_score(row: SiteProfile, chosen: AllocateSettings) -> SiteScore:
+    parameters = chosen.rank * (row.in_features + row.out_features)
+    return SiteScore(row.site, row.modality, parameters, getattr(row, chosen.score))
+
+
+def _document(task: str, chosen: AllocateSettings, placed: Placement, backbone_parameters: int) -> dict[str, Any]:
+    return {
         "task": task,
-        "budget": settings.budget,
-        "rank": settings.rank,
-        "alpha": settings.alpha,
-        "spent": spent,
+        "budget": chosen.budget,
+        "rank": chosen.rank,
+        "alpha": chosen.alpha,
+        "spent": {
+            "sites": placed.sites,
+            "parameters": placed.parameters,
+            "fraction": placed.parameters / backbone_parameters,
+        },
         "modalities": {name: asdict(modality) for name, modality in placed.modalities.items()},
         "sites": list(placed.chosen),
     }
-    write_allocation(path, document, header)
-    facts = {
-        "sites": placed.sites,
-        "parameters": placed.parameters,
-        "vision_sites": placed.modalities["vision"].sites if "vision" in placed.modalities else 0,
-    }
-    return Outcome("allocate", task, path, written=True, reads=reads, facts=facts)
 
 
 def as_peft(path: Path) -> dict[str, Any]:
-    """A placement as the arguments of PEFT's LoraConfig."""
-    document, _ = read_allocation(path, hint="make it with: dmole allocate")
+    """An allocation as the arguments of PEFT's LoraConfig."""
+    from dmole_cli.experts.peft_format import placement_config
+
+    document, _ = read_allocation(path)
     ranks = {site: int(document["rank"]) for site in document["sites"]}
     return placement_config(ranks, scale=float(document["alpha"]) / int(document["rank"]))

@@ -1,4 +1,4 @@
-"""Stage `export`: a task's expert as a PEFT LoRA adapter, or folded into a copy of the whole backbone."""
+"""Stage `export`: a task's expert as a PEFT LoRA adapter, or merged into a copy of the whole backbone."""
 
 from __future__ import annotations
 
@@ -8,103 +8,108 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dmole_cli.artifacts.expert import ExpertFile, read_expert
-from dmole_cli.artifacts.files import unwritable, write_json
+from dmole_cli.artifacts.export import write_export_header
+from dmole_cli.artifacts.files import unwritable
+from dmole_cli.artifacts.headers import is_current
+from dmole_cli.artifacts.kinds import D_MOLE, EXPORT
 from dmole_cli.artifacts.outcome import Outcome
-from dmole_cli.artifacts.provenance import Header, read_header, up_to_date
+from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.staleness import check_inputs
-from dmole_cli.backbones.loading import WEIGHT_FILES, resolve
+from dmole_cli.backbones.files import FILE_PATTERNS, resolve
+from dmole_cli.backbones.handle import BackboneHandle
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.peft_format import write_adapter
 from dmole_cli.experts.routed import RoutedExperts
-from dmole_cli.session import Session
+from dmole_cli.settings.model import Settings
 
-SCHEMA, VERSION, PROVENANCE = "dmole.export", 1, "dmole.json"
 FORMATS = ("peft", "merged")
 
 
 def export(
-    session: Session, task: str, folder: Path, *, form: str, method: str = "d-mole", force: bool = False
+    task: str,
+    folder: Path,
+    *,
+    form: str,
+    settings: Settings,
+    model: BackboneHandle,
+    run: Run,
+    method: str = D_MOLE,
+    force: bool = False,
 ) -> Outcome:
-    """Write a task's expert for use outside of dmole; what was made from what stands beside it in dmole.json.
+    """Write a task's expert for use without dmole; its provenance is in `dmole.json` beside it.
 
     Args:
-        session: configuration, run directory, backbone.
         task: of the stream.
-        folder: where; made if it is not there, and only written into if it is empty or an earlier export.
-        form: `peft`, or `merged`: the whole model in float32 with its processor, the expert added to its weights.
+        folder: where to; made if it does not exist, and written into only if it is empty or an earlier export.
+        form: `peft`, or `merged`: the whole model in float32 with its processor, the expert merged into its weights.
+        settings: the stream.
+        model: the backbone.
+        run: the run directory.
         method: whose expert.
-        force: write again what is there.
+        force: write again what exists.
 
     Raises:
-        DmoleError: the expert is missing, stale or a dense mixture, or the folder is somebody else's.
+        DmoleError: the expert is missing, stale or a dense mixture, or the folder holds other files.
     """
     if form not in FORMATS:
         raise DmoleError(f"unknown --format '{form}'", f"choose one of: {', '.join(FORMATS)}")
-    session.config.position(task)
-    path = session.run.expert(task, method)
-    check_inputs(session, [path])
-    options = {"method": method} if method != "d-mole" else {}
-    file = read_expert(path, hint=f"make it again with: {session.command('train-task', task, **options)} --force")
+    settings.position(task)
+    path = run.expert(task, method)
+    digests = check_inputs(run, [path], fingerprint=model.fingerprint)
+    file = read_expert(path)
     if file.gates:
         raise DmoleError(
-            f"the expert of {task} is a dense mixture, weighed anew for every token, which neither LoRA nor a weight can hold",
+            f"the expert of {task} is a token-gated mixture, which neither a LoRA adapter nor a weight can represent",
             "export the expert of another method, or evaluate this one with dmole",
         )
-    header = Header(
-        SCHEMA,
-        VERSION,
-        backbone=session.fingerprint,
+    header = Header.of(
+        EXPORT,
+        backbone=model.fingerprint,
         settings={"task": task, "method": method, "format": form},
-        inputs=session.digests(path),
+        inputs=digests,
     )
-    redo = session.command("export", task, **options) + f" --format {form} {folder}"
-    reads = (str(path), *((f"backbone {session.config.backbone}",) if form == "merged" else ()))
-    if up_to_date(folder, None if force else _made(folder), header, force=force, command=redo):
-        return Outcome("export", task, folder, written=False, reads=reads)
+    reads = (str(path), *((f"backbone {model.name}",) if form == "merged" else ()))
+    outcome = Outcome("export", task, folder, reads=reads)
+    if is_current(folder / EXPORT.path, EXPORT, header, force=force):
+        return outcome
     _require_ours(folder)
 
     def adapter(into: Path) -> None:
-        write_adapter(into, file.sites, scale=file.scale, backbone=session.config.backbone)
+        write_adapter(into, file.sites, scale=file.scale, backbone=model.name)
 
     def merged(into: Path) -> None:
-        _write_merged(session, file, into)
+        _write_merged(model, file, into)
 
     _write_folder(folder, adapter if form == "peft" else merged, header)
-    facts = {"sites": len(file.sites), "files": sum(1 for found in folder.iterdir() if found.is_file())}
-    return Outcome("export", task, folder, written=True, reads=reads, facts=facts)
-
-
-def _made(folder: Path) -> Header | None:
-    """How an earlier export came about."""
-    path = folder / PROVENANCE
-    return read_header(path.read_bytes(), path=path, schema=SCHEMA, version=VERSION) if path.is_file() else None
+    return outcome.wrote(sites=len(file.sites), files=sum(1 for found in folder.iterdir() if found.is_file()))
 
 
 def _require_ours(folder: Path) -> None:
     if folder.is_file():
         raise DmoleError(f"{folder} is a file", "pass a folder; it is made when needed")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / PROVENANCE).is_file():
-        raise DmoleError(f"{folder} holds other files", "pass a folder that is empty or not there yet")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / EXPORT.path).is_file():
+        raise DmoleError(f"{folder} holds other files", "pass a folder that is empty or does not exist")
 
 
 def _write_folder(folder: Path, write: Callable[[Path], None], header: Header) -> None:
-    """Fill a folder from one beside it, file by file and its provenance last: with that, it is complete."""
+    """Fill a folder from a temporary one beside it, file by file, and write the provenance last."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             write(Path(temporary))
-            (folder / PROVENANCE).unlink(missing_ok=True)
+            (folder / EXPORT.path).unlink(missing_ok=True)
             for file in sorted(Path(temporary).iterdir()):
                 file.replace(folder / file.name)
     except OSError as error:
         raise unwritable(folder, error) from error
-    write_json(folder / PROVENANCE, header.as_dict())
+    write_export_header(folder / EXPORT.path, header)
 
 
-def _write_merged(session: Session, file: ExpertFile, into: Path) -> None:
-    """The model with the expert in its weights, and everything of the backbone's folder that is not the model."""
-    backbone = session.load()
+def _write_merged(model: BackboneHandle, file: ExpertFile, into: Path) -> None:
+    """The model with the expert merged into its weights, and all files of the backbone's folder that are not weights."""
+    backbone = model.load()
     routed = RoutedExperts(backbone.model, backbone.modality_of)
     try:
         routed.add("exported", Expert(file.sites, file.scale))
@@ -112,15 +117,12 @@ def _write_merged(session: Session, file: ExpertFile, into: Path) -> None:
         backbone.model.save_pretrained(into)
     finally:
         routed.close()
-    source = Path(resolve(session.config.backbone))
+    source = Path(resolve(model.name))
     if not source.is_dir():
         backbone.processor.save_pretrained(into)
         return
     # Copied and not saved again: a processor that was loaded without one of its parts would be saved without it.
-    for found in sorted({file for pattern in WEIGHT_FILES for file in source.glob(pattern)}):
-        if (
-            found.suffix != ".safetensors"
-            and not found.name.endswith(".index.json")
-            and not (into / found.name).exists()
-        ):
+    for found in sorted({file for pattern in FILE_PATTERNS for file in source.glob(pattern)}):
+        weights = found.suffix == ".safetensors" or found.name.endswith(".index.json")
+        if not weights and not (into / found.name).exists():
             shutil.copyfile(found, into / found.name)

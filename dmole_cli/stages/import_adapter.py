@@ -8,82 +8,91 @@ from pathlib import Path
 
 import torch
 
-from dmole_cli.artifacts.expert import SCHEMA, VERSION, ExpertFile, expert_header, is_imported, write_expert
+from dmole_cli.artifacts.expert import ExpertFile, is_imported, write_expert
+from dmole_cli.artifacts.headers import header_of, is_current
+from dmole_cli.artifacts.kinds import D_MOLE, EXPERT
 from dmole_cli.artifacts.outcome import Outcome
-from dmole_cli.artifacts.provenance import Header, up_to_date, versions
+from dmole_cli.artifacts.provenance import Header, versions
+from dmole_cli.artifacts.run import Run
+from dmole_cli.backbones.handle import BackboneHandle
 from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.sites import Site, find_sites
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.peft_format import Adapter, read_adapter
-from dmole_cli.methods.base import afresh, load_method
-from dmole_cli.session import Session
+from dmole_cli.methods.base import load_method
+from dmole_cli.settings.model import Settings
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def import_adapter(
-    session: Session, task: str, folder: Path, *, method: str = "d-mole", force: bool = False
+    task: str,
+    folder: Path,
+    *,
+    settings: Settings,
+    model: BackboneHandle,
+    run: Run,
+    method: str = D_MOLE,
+    force: bool = False,
 ) -> Outcome:
-    """Write `experts/<task>.safetensors` (other methods: in their folder) from an adapter; loads no weights of the backbone.
+    """Write `experts/<task>.safetensors` (other methods: in a folder of their own) from an adapter; loads no backbone weights.
 
     Args:
-        session: knows the backbone that the adapter was trained on.
         task: of the stream.
         folder: holds adapter_config.json and adapter_model.safetensors.
+        settings: the stream.
+        model: the backbone that the adapter was trained on.
+        run: the run directory.
         method: whose expert it becomes.
-        force: replace an expert that is there.
+        force: replace an existing expert.
 
     Raises:
-        DmoleError: it is no plain LoRA adapter of this backbone, or the task has an expert that was trained.
+        DmoleError: it is not a plain LoRA adapter of this backbone, or the task has an expert that was trained in this run.
     """
-    session.config.position(task)
-    require_one_expert_a_task(method, session.config.tasks, task)
+    settings.position(task)
+    require_one_expert_per_task(method, settings.tasks, task)
     adapter = read_adapter(folder)
-    header = Header(
-        SCHEMA,
-        VERSION,
-        backbone=session.fingerprint,
+    header = Header.of(
+        EXPERT,
+        backbone=model.fingerprint,
         settings={"method": method, "imported": "peft"},
         inputs={f"adapter:{name}": digest for name, digest in adapter.digests.items()},
         versions=versions("torch", "transformers"),
     )
-    path = session.run.expert(task, method)
-    redo = session.command("import", task, **({"method": method} if method != "d-mole" else {})) + f" {folder}"
-    made = None if force else expert_header(path)
+    path = run.expert(task, method)
+    made = None if force else header_of(path, EXPERT)
     if made is not None and not is_imported(made):
-        raise DmoleError(f"{path} is an expert that was trained in this run", f"{redo} --force replaces it")
-    reads = (str(folder), f"backbone {session.config.backbone} (configuration)")
-    if up_to_date(path, made, header, force=force, command=redo):
-        return Outcome("import", task, path, written=False, reads=reads)
-    sites, scale = hosted(adapter, find_sites(meta_model(session.config.backbone), "linear"), folder=folder)
+        raise DmoleError(f"{path} is an expert that was trained in this run", "add --force to replace it")
+    outcome = Outcome("import", task, path, reads=(str(folder), f"backbone {model.name} (configuration)"))
+    if is_current(path, EXPERT, header, force=force):
+        return outcome
+    sites, scale = hosted(adapter, find_sites(meta_model(model.name), "linear"), folder=folder)
     expert = ExpertFile(sites, scale, header)
     write_expert(path, expert)
-    return Outcome(
-        "import", task, path, written=True, reads=reads, facts={"sites": len(sites), "parameters": expert.parameters}
-    )
+    return outcome.wrote(sites=len(sites), parameters=expert.parameters)
 
 
-def require_one_expert_a_task(method: str, tasks: Sequence[str], task: str) -> None:
-    """Refuse methods whose experts are more than what an adapter holds.
+def require_one_expert_per_task(method: str, tasks: Sequence[str], task: str) -> None:
+    """Refuse methods whose state is more than one adapter per task.
 
     Raises:
-        DmoleError: the method trains one expert on and on, keeps more than it, or trains nothing at this task.
+        DmoleError: the method trains one expert through all tasks, stores more than it, or trains nothing at this task.
     """
     rules = load_method(method)
-    if rules.start is not afresh or rules.remembers:
+    if rules.continues or rules.has_memory:
         raise DmoleError(
-            f"method {method} trains one expert on through all tasks, which an adapter cannot stand in for",
-            "import for a method with an expert of its own for every task, like d-mole or finetune",
+            f"method {method} trains one expert sequentially through all tasks, which an imported adapter cannot replace",
+            "import for a method with one expert per task, like d-mole or finetune",
         )
-    if task not in rules.stages(tasks):
-        there = ", ".join(rules.stages(tasks)) or "none"
+    if task not in rules.trained_tasks(tasks):
+        there = ", ".join(rules.trained_tasks(tasks)) or "none"
         raise DmoleError(f"method {method} has no expert of task {task}", f"tasks at which it trains: {there}")
 
 
 def hosted(adapter: Adapter, sites: Sequence[Site], *, folder: Path) -> tuple[dict[str, Pair], float]:
-    """The adapter's matrices at the backbone's sites, float32, and the scale that they share.
+    """The adapter's matrices at the backbone's sites in float32, and the scale that they share.
 
-    Where scales differ from one module to the next, B carries the difference.
+    Where modules have different scales, the difference is multiplied into B.
 
     Args:
         adapter: as read.
@@ -91,7 +100,7 @@ def hosted(adapter: Adapter, sites: Sequence[Site], *, folder: Path) -> tuple[di
         folder: of the adapter, for messages.
 
     Raises:
-        DmoleError: a module is not there, is meant twice, or has another shape; all of them are named.
+        DmoleError: a module does not exist, is adapted twice, or has another shape; the message names the first ones.
     """
     by_name = {site.name: site for site in sites}
     found: dict[str, str] = {}
@@ -99,21 +108,22 @@ def hosted(adapter: Adapter, sites: Sequence[Site], *, folder: Path) -> tuple[di
     for path, (a, b) in adapter.modules.items():
         names = [path] if path in by_name else [name for name in by_name if name.endswith(f".{path}")]
         if len(names) != 1:
-            what = f"could be {' or '.join(names[:3])}" if names else "is no linear module of the backbone's blocks"
+            what = f"matches {' and '.join(names[:3])}" if names else "is not a linear module of the backbone's blocks"
             problems.append(f"{path} {what}")
         elif names[0] in found.values():
             problems.append(f"{names[0]} is adapted twice")
         elif (a.shape[1], b.shape[0]) != (by_name[names[0]].in_features, by_name[names[0]].out_features):
             site = by_name[names[0]]
             problems.append(
-                f"{path} goes from {a.shape[1]} to {b.shape[0]}, the backbone's from {site.in_features} to {site.out_features}"
+                f"{path} maps {a.shape[1]} to {b.shape[0]} features, "
+                f"the backbone's module {site.in_features} to {site.out_features}"
             )
         found[path] = names[0] if len(names) == 1 else ""
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise DmoleError(
             f"{folder} does not fit the backbone: {'; '.join(problems[:3])}{more}",
-            "see where experts may sit: dmole sites --sites linear; or pass the --backbone that the adapter was trained on",
+            "list the linear modules: dmole sites --sites linear; or pass the --backbone that the adapter was trained on",
         )
     scale = _shared(adapter.scales)
     order = {site.name: number for number, site in enumerate(sites)}
@@ -126,6 +136,6 @@ def hosted(adapter: Adapter, sites: Sequence[Site], *, folder: Path) -> tuple[di
 
 
 def _shared(scales: Mapping[str, float]) -> float:
-    """The scale that most modules have, so that most matrices stay what they are; never 0, which nothing divides."""
+    """The most frequent scale, so that most matrices stay unchanged; never 0, which could not be divided by."""
     counts = Counter(scale for scale in scales.values() if scale)
     return counts.most_common(1)[0][0] if counts else 1.0

@@ -1,250 +1,189 @@
-"""Stage `allocate --plan`: what a backbone and a budget come to, before any weight is loaded and without a profile."""
+"""Stage `plan`: what budgets buy on a backbone, and the memory that the work takes; without weights and without a profile."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
-from dmole_cli.allocation.placement import MODALITIES, SiteScore, allocate, parse_budget
+from dmole_cli.allocation.placement import MODALITIES, SiteScore, allocate
 from dmole_cli.artifacts.allocation import read_allocation
+from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.checkpointing import activation_checkpointing
-from dmole_cli.backbones.loading import resolve
+from dmole_cli.backbones.files import resolve
+from dmole_cli.backbones.handle import BackboneHandle
 from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.processors import load_processor
 from dmole_cli.backbones.sites import Site, find_sites
-from dmole_cli.data.sample import Sample
+from dmole_cli.data.task_data import TaskData
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
-from dmole_cli.session import Session
-from dmole_cli.training.loop import train_expert
+from dmole_cli.profiling.estimates import FRAGMENTATION, estimate_memory, library_bytes, longest_batch
+from dmole_cli.profiling.memory import as_fake_tensors, fake_mode
+from dmole_cli.profiling.sensitivity import measure_sensitivity
+from dmole_cli.settings.budget import parse_budget
+from dmole_cli.settings.model import AllocateSettings, Settings
+from dmole_cli.training.loop import Batch, Schedule, train_expert
 
 BUDGETS = ("0.5%", "1%", "2%", "5%", "sites:25%", "sites:50%", "sites:100%")
-BYTES = 4  # of an expert's number, which is float32 while it trains and on disk
-# Freed places in a CPU's heap that no later tensor fits into stay with the process. How much they come to follows what a step
-# passes through the heap, which recomputing does not lessen: this share of what the step holds where nothing is recomputed.
-# Measured with glibc by pipelines/bench/plan.py; a GPU's allocator packs the tensors of equal batches more closely.
-HOLES = 0.35
-ASSUMES = (
+BYTES_PER_PARAMETER = 4  # experts are float32, in training and on disk
+ASSUMPTIONS = (
     "batches are the longest samples of the task's training split, padded to the longest of them",
-    "experts lie where the task's allocation puts them; without one, on the first sites that the budget holds, which keeps the "
-    "most; on all sites where the budget cannot be",
-    "no earlier expert joins, no penalty is added; a worker process that prepares batches has its own memory",
-    f"process = libraries as loaded here + weights + tensors + {HOLES} x tensors without checkpointing, for holes in the CPU's "
-    "heap; on a GPU: weights + tensors",
+    "experts sit at the sites of the task's allocation; without one, at the first sites that the budget holds, which keeps "
+    "the most activations; at all sites where the budget is refused",
+    "no transfer expert and no penalty; a worker process that prepares batches has its own memory",
+    f"process = libraries as loaded here + weights + tensors + {FRAGMENTATION} x tensors without checkpointing, for heap "
+    "fragmentation on a CPU; on a GPU: weights + tensors",
 )
-Measure = Callable[..., object]
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What one kind of work holds at its peak, in bytes.
+class _Inputs:
+    """What a plan depends on."""
 
-    Attributes:
-        task: the task.
-        work: `profile` or `train-task`.
-        batch_size: samples of a batch.
-        tokens: of its longest sample.
-        precision: of losses.
-        checkpointing: whether activations are recomputed.
-        tensors: activations, gradients, optimiser, at the peak.
-        weights: of the backbone.
-        libraries: the process with everything imported and nothing loaded; 0 where the system does not say.
-        process: all of it, on a CPU.
-    """
-
-    task: str
-    work: str
-    batch_size: int
-    tokens: int
-    precision: str
-    checkpointing: bool
-    tensors: int
-    weights: int
-    libraries: int
-    process: int
+    settings: Settings
+    data: TaskData
+    model: BackboneHandle
+    run: Run
+    sites: Sequence[Site]
+    parameters: int
 
 
-def plan(session: Session, tasks: Sequence[str], *, measure: Measure) -> dict[str, Any]:
-    """State sites, parameters and bytes per budget, and the memory that profiling and training take.
+def plan(
+    tasks: Sequence[str], *, settings: Settings, data: TaskData, model: BackboneHandle, run: Run
+) -> dict[str, Any]:
+    """State sites, parameters and bytes per budget, and the peak memory of profiling and training.
 
     Args:
-        session: backbone, settings.
-        tasks: whose longest samples decide the memory.
-        measure: profiles a backbone over batches (`stages.profile.measure`; a stage imports no other).
+        tasks: tasks whose longest samples determine the memory.
+        settings: budget, batch sizes, data type and precision.
+        data: the tasks.
+        model: the backbone; its weights are not loaded.
+        run: the run directory, for allocations that exist.
 
     Raises:
         DmoleError: the backbone has no configuration or no processor, or a task's data cannot be read.
     """
-    config = session.config
-    model = meta_model(config.backbone, attention=config.attention)
-    sites = find_sites(model, config.profile.sites)
-    parameters = sum(p.numel() for p in model.parameters())
-    rows = [_budget(session, text, sites, parameters) for text in dict.fromkeys((config.allocate.budget, *BUDGETS))]
+    empty = meta_model(model.name, attention=settings.attention)
+    sites = find_sites(empty, settings.profile.sites)
+    inputs = _Inputs(settings, data, model, run, sites, sum(p.numel() for p in empty.parameters()))
+    budgets = dict.fromkeys((settings.allocate.budget, *BUDGETS))
     return {
-        "model": type(model).__name__,
-        "parameters": parameters,
-        "pattern": config.profile.sites,
+        "model": type(empty).__name__,
+        "parameters": inputs.parameters,
+        "pattern": settings.profile.sites,
         "sites": {name: sum(site.modality == name for site in sites) for name in MODALITIES},
-        "rank": config.allocate.rank,
-        "budgets": rows,
-        "memory": [asdict(row) for row in _memory(session, tasks, model, sites, measure)],
-        "assumes": list(ASSUMES),
+        "rank": settings.allocate.rank,
+        "budgets": [_budget(inputs, text) for text in budgets],
+        "memory": _memory(inputs, tasks, empty),
+        "assumes": list(ASSUMPTIONS),
     }
 
 
-def _budget(session: Session, text: str, sites: Sequence[Site], parameters: int) -> dict[str, Any]:
-    """What a budget buys where all sites pull alike; what it cannot buy is said instead."""
+def _budget(inputs: _Inputs, text: str) -> dict[str, Any]:
+    """What a budget buys where all sites have the same sensitivity, or why it is refused."""
     try:
-        names, spent = _placed(session, text, sites, parameters)
+        names, spent = _placed(inputs, text)
     except DmoleError as error:
         return {"budget": text, "refused": error.message}
-    return {"budget": text, "sites": len(names), "parameters": spent, "bytes": BYTES * spent}
+    return {"budget": text, "sites": len(names), "parameters": spent, "bytes": BYTES_PER_PARAMETER * spent}
 
 
-def _placed(session: Session, budget: str, sites: Sequence[Site], parameters: int) -> tuple[tuple[str, ...], int]:
-    """The sites that get an expert, and its parameters, where all sites pull alike."""
-    settings = session.config.allocate
+def _placed(inputs: _Inputs, budget: str) -> tuple[tuple[str, ...], int]:
+    """The sites that get an expert where all have the same sensitivity, and the expert's parameters."""
+    chosen = inputs.settings.allocate
     placed = allocate(
-        [SiteScore(s.name, s.modality, s.expert_parameters(settings.rank), 1.0) for s in sites],
+        [SiteScore(s.name, s.modality, s.expert_parameters(chosen.rank), 1.0) for s in inputs.sites],
         budget=parse_budget(budget),
-        backbone_parameters=parameters,
-        rank=settings.rank,
-        vision_floor=settings.vision_floor,
-        curriculum=settings.curriculum,
-        modalities=settings.modalities,
+        backbone_parameters=inputs.parameters,
+        rank=chosen.rank,
+        vision_floor=chosen.vision_floor,
+        curriculum=chosen.curriculum,
+        modalities=chosen.modalities,
     )
     return placed.chosen, placed.parameters
 
 
-def _memory(
-    session: Session, tasks: Sequence[str], model: Any, sites: Sequence[Site], measure: Measure
-) -> list[Memory]:
-    config = session.config
-    if config.quantize != "none":
+def _memory(inputs: _Inputs, tasks: Sequence[str], empty: Any) -> list[dict[str, Any]]:
+    settings, model = inputs.settings, inputs.model
+    if settings.quantize != "none":
         raise DmoleError(
-            f"no plan knows the memory of --quantize {config.quantize}",
-            "plan without it: activations are the same, the weights' bytes about a fourth (4bit) or half (8bit) of float16's",
+            f"memory planning does not support --quantize {settings.quantize}",
+            "plan without it: activations are the same, weights take about a fourth (4bit) or half (8bit) of float16's bytes",
         )
     try:
-        processor = load_processor(resolve(config.backbone))
-    except Exception as error:  # whatever a library says of files that are no processor
+        processor = load_processor(resolve(model.name))
+    except Exception as error:  # libraries raise many types for files that are not a processor
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DmoleError(
-            f"backbone '{config.backbone}' has no processor, which says how long samples are: {why}",
-            "put its files beside config.json, or see the sites alone: dmole sites",
+            f"backbone '{model.name}' has no processor, which determines the length of samples: {why}",
+            "put its files beside config.json, or list the sites alone: dmole sites",
         ) from error
-    libraries = _libraries()  # before the next import, which the stages do without
-    from dmole_cli.profiling.memory import as_fake_tensors, held_bytes, peak_bytes
-
-    dtype = getattr(torch, config.dtype)
-    backbone = Backbone(config.backbone, "", as_fake_tensors(model, dtype), processor, precision=session.precision)
-    weights = held_bytes(backbone.model)
+    libraries = library_bytes()
+    fake = as_fake_tensors(empty, getattr(torch, settings.dtype))
+    backbone = Backbone(model.name, "", fake, processor, precision=model.precision)
     found = []
     for task in tasks:
-        samples = session.samples(task, "train")
+        samples = inputs.data.samples(task, "train")
         lengths = backbone.inputs.lengths(samples, with_answer=True)
-        for work, size in _batch_sizes(session, task, len(samples)).items():
-            batch = _longest(backbone, samples, lengths, size)
-            held = 0  # without checkpointing, which comes first
-            for checkpointing in (False, True):
-                doing: Callable[[], object]
-                if work == "profile":
-                    doing = partial(measure, backbone, list(sites), [batch, batch], checkpointing=checkpointing)
-                else:
-                    doing = partial(_train, session, task, backbone, sites, batch, checkpointing=checkpointing)
-                tensors = peak_bytes(backbone.model, doing)
-                held = held or tensors
-                process = libraries + weights + tensors + round(HOLES * held)
-                tokens = max(len(sample.tokens) for sample in batch)
-                row = (task, work, len(batch), tokens, session.precision, checkpointing, tensors, weights, libraries)
-                found.append(Memory(*row, process))
+        for work, size in _batch_sizes(inputs, task, len(samples)).items():
+            batch = longest_batch(backbone, samples, lengths, size)
+            steps: Callable[..., object] = partial(measure_sensitivity, backbone, list(inputs.sites), [batch, batch])
+            if work == "train-task":
+                steps = partial(_train, inputs, task, backbone, batch)
+            rows = estimate_memory(backbone, batch, steps, libraries=libraries)
+            found += [{"task": task, "work": work, **asdict(row)} for row in rows]
     return found
 
 
-def _batch_sizes(session: Session, task: str, samples: int) -> Mapping[str, int]:
-    """Samples of a batch of each kind of work, as its stage has it."""
-    profile, train = session.config.profile, session.config.train
-    measured = max(1, round(samples * profile.portion))
-    training = train.batch_size or session.card(task).recipe.batch_size
-    return {"profile": min(profile.batch_size, measured), "train-task": min(training, samples)}
+def _batch_sizes(inputs: _Inputs, task: str, samples: int) -> Mapping[str, int]:
+    """Samples per batch of profiling and training, as these stages use them."""
+    profile, train = inputs.settings.profile, inputs.settings.train
+    profiled = max(1, round(samples * profile.portion))
+    training = train.batch_size or inputs.data.card(task).recipe.batch_size
+    return {"profile": min(profile.batch_size, profiled), "train-task": min(training, samples)}
 
 
-def _longest(backbone: Backbone, samples: Sequence[Sample], lengths: Sequence[int], size: int) -> list[Encoded]:
-    rows = sorted(range(len(samples)), key=lambda row: -lengths[row])[:size]
-    return [backbone.encode(samples[row], with_answer=True) for row in rows]
-
-
-def _train(
-    session: Session,
-    task: str,
-    backbone: Backbone,
-    sites: Sequence[Site],
-    batch: list[Encoded],
-    *,
-    checkpointing: bool,
-) -> None:
-    """Two steps of the training loop: the second one has the optimiser's state beside its activations."""
-    settings, by_name = session.config.allocate, {site.name: site for site in sites}
-    mode = next(iter(backbone.model.parameters())).fake_mode
-    matrices = {}
-    with mode:
-        for name in _hosts(session, task, backbone, sites):
-            site = by_name[name]
-            a, b = torch.empty(settings.rank, site.in_features), torch.empty(site.out_features, settings.rank)
-            matrices[name] = a.requires_grad_(), b.requires_grad_()
-    expert = Expert(matrices, settings.alpha / settings.rank, trainable=True)
-    routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=session.config.train.dropout)
+def _train(inputs: _Inputs, task: str, backbone: Backbone, batch: list[Encoded], *, checkpointing: bool) -> None:
+    """Two steps of the training loop: at the second one the optimizer's state exists beside the activations."""
+    settings, chosen = inputs.settings, inputs.settings.allocate
+    expert = Expert(_matrices(inputs, task, backbone), chosen.alpha / chosen.rank, trainable=True)
+    routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=settings.train.dropout)
     routed.add(task, expert)
-    step = ([str(number) for number in range(len(batch))], [(task,)] * len(batch), batch)
+    step = Batch([str(number) for number in range(len(batch))], [(task,)] * len(batch), batch)
+    schedule = Schedule(2, 1e-3, settings.train)
     try:
         with activation_checkpointing(backbone) if checkpointing else nullcontext():
-            train_expert(
-                backbone, routed, expert, [step, step], steps=2, learning_rate=1e-3, settings=session.config.train
-            )
+            train_expert(backbone, routed, expert, [step, step], schedule=schedule)
     finally:
         routed.close()
 
 
-def _hosts(session: Session, task: str, backbone: Backbone, sites: Sequence[Site]) -> Sequence[str]:
-    path = session.run.allocation(task)
+def _matrices(inputs: _Inputs, task: str, backbone: Backbone) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    rank, by_name, matrices = inputs.settings.allocate.rank, {site.name: site for site in inputs.sites}, {}
+    with fake_mode(backbone.model):
+        for name in _hosts(inputs, task):
+            site = by_name[name]
+            a, b = torch.empty(rank, site.in_features), torch.empty(site.out_features, rank)
+            matrices[name] = a.requires_grad_(), b.requires_grad_()
+    return matrices
+
+
+def _hosts(inputs: _Inputs, task: str) -> Sequence[str]:
+    """The sites of a task's expert: those of its allocation, else those that the budget buys, else all that are allowed."""
+    chosen: AllocateSettings = inputs.settings.allocate
+    path = inputs.run.allocation(task)
     if path.exists():
-        document, made = read_allocation(path, hint="delete it and allocate again")
-        if made.backbone == session.fingerprint and int(document["rank"]) == session.config.allocate.rank:
-            return [name for name in document["sites"] if name in {site.name for site in sites}]
+        document, made = read_allocation(path)
+        if made.backbone == inputs.model.fingerprint and int(document["rank"]) == chosen.rank:
+            return [name for name in document["sites"] if name in {site.name for site in inputs.sites}]
     try:
-        return _placed(session, session.config.allocate.budget, sites, backbone.parameters)[0]
-    except DmoleError:  # said beside the budget; the most that can train is a plan all the same
-        return [site.name for site in sites if site.modality in session.config.allocate.modalities]
-
-
-def _libraries() -> int:
-    """Bytes of this process in memory, with all that libraries load when they are first used; 0 where nobody says."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    patches, projection = nn.Conv2d(3, 64, 8, 8), nn.Linear(64, 64)
-    states = projection(patches(torch.zeros(1, 3, 32, 32)).flatten(2).transpose(1, 2))[:, None]
-    seen = F.scaled_dot_product_attention(states, states, states)
-    F.cross_entropy(seen.flatten(0, 2), torch.zeros(16, dtype=torch.long)).backward()
-    torch.optim.AdamW(projection.parameters()).step()
-    pyarrow.parquet.write_table(pyarrow.table({"number": [0.0]}), pyarrow.BufferOutputStream())
-    status = Path("/proc/self/statm")
-    if status.exists():  # the other figure starts, on Linux, from what the process that called this one held
-        return int(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
+        return _placed(inputs, chosen.budget)[0]
+    except DmoleError:  # reported beside the budget; the plan is made for the largest expert
+        return [site.name for site in inputs.sites if site.modality in chosen.modalities]

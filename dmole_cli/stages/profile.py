@@ -1,183 +1,77 @@
-"""Stage `profile`: how strongly does a task's loss pull at each site of the pretrained backbone?
+"""Stage `profile`: how sensitive a task's loss is to each candidate site of the pretrained backbone.
 
-score = || sum over batches b of grad L_b ||_2 / B, beside it mean and deviation of the per-batch norms || grad L_b ||_2; a
-bias adds its own norm to its weight's, as in the reference (D-MoLE, arXiv 2506.11672, section 4.2; a zero-cost proxy in the
-sense of arXiv 2101.08134). Only the candidate sites take gradients, so the backward pass ends at the lowest of them, and a
-gradient is added up and let go of as soon as it is complete. On request each sample's own gradient is measured, too.
+D-MoLE, arXiv 2506.11672, section 4.2; the measure itself is in `profiling/sensitivity.py`.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Iterable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-
-import torch
-
+from dmole_cli.artifacts.costs import measured
+from dmole_cli.artifacts.headers import is_current
+from dmole_cli.artifacts.kinds import PROFILE
 from dmole_cli.artifacts.outcome import Outcome
-from dmole_cli.artifacts.profile import SCHEMA, VERSION, SiteProfile, profile_header, write_profile
-from dmole_cli.artifacts.provenance import Header, up_to_date, versions
-from dmole_cli.backbones.backbone import Backbone, Encoded
+from dmole_cli.artifacts.profile import write_profile
+from dmole_cli.artifacts.provenance import Header, versions
+from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.batches import encoded_batches
-from dmole_cli.backbones.checkpointing import activation_checkpointing
-from dmole_cli.backbones.sites import Site, find_sites
+from dmole_cli.backbones.handle import BackboneHandle
+from dmole_cli.backbones.sites import find_sites
 from dmole_cli.data.seeds import seed_for
-from dmole_cli.errors import DmoleError
-from dmole_cli.profiling.gradients import SampleNorms, SiteGradients
+from dmole_cli.data.task_data import TaskData
+from dmole_cli.profiling.sensitivity import draw_batches, measure_sensitivity
 from dmole_cli.progress import Track, untracked
-from dmole_cli.session import Session
+from dmole_cli.settings.model import Settings
 
 
-@dataclass(frozen=True)
-class SampledSiteProfile(SiteProfile):
-    """Sensitivity of one site, with the norms of single samples' gradients beside those of batches.
-
-    Attributes:
-        sample_norm_mean: mean over the samples of || grad of the sample's own loss ||.
-        sample_norm_std: their population standard deviation.
-    """
-
-    sample_norm_mean: float
-    sample_norm_std: float
-
-
-def profile(session: Session, task: str, *, force: bool = False, track: Track = untracked) -> Outcome:
-    """Measure one task; writes `profiles/<task>.parquet`.
+def profile(
+    task: str,
+    *,
+    settings: Settings,
+    data: TaskData,
+    model: BackboneHandle,
+    run: Run,
+    force: bool = False,
+    track: Track = untracked,
+) -> Outcome:
+    """Profile one task; writes `profiles/<task>.parquet`.
 
     Raises:
         DmoleError: the task's data cannot be read, the output is stale, or a loss is not finite.
     """
-    settings, config = session.config.profile, session.config
-    samples = session.samples(task, "train")
-    header = Header(
-        SCHEMA,
-        VERSION,
-        backbone=session.fingerprint,
-        seed=settings.seed,
-        # Not `checkpointing`: what is recomputed is recomputed to the bit, and a test compares the files' bytes. And
-        # `per_sample` only where it is on: without it the file is what it was before there was such a setting.
-        settings={"portion": settings.portion, "batch_size": settings.batch_size, "sites": settings.sites}
-        | {"precision": session.precision}
-        | ({"per_sample": True} if settings.per_sample else {})
-        # Profiling sees the samples as training does.
-        | ({"max_length": config.train.max_length} if config.train.max_length else {}),
-        inputs={f"data:{task}/train": session.data_digest(task, "train")},
+    chosen, max_length = settings.profile, settings.train.max_length
+    samples = data.samples(task, "train")
+    header = Header.of(
+        PROFILE,
+        backbone=model.fingerprint,
+        seed=chosen.seed,
+        # Profiling truncates samples as training does.
+        settings=chosen.for_header()
+        | {"precision": model.precision}
+        | ({"max_length": max_length} if max_length else {}),
+        inputs=data.inputs((task, "train")),
         versions=versions("torch", "transformers"),
     )
-    path, reads = session.run.profile(task), (f"task {task} (train)", f"backbone {config.backbone}")
-    redo = session.command("profile", task, **({"seed": settings.seed} if settings.seed else {}))
-    redo += " --per-sample" if settings.per_sample else ""
-    if up_to_date(path, None if force else profile_header(path), header, force=force, command=redo):
-        return Outcome("profile", task, path, written=False, reads=reads)
-    batches = subset(len(samples), settings.portion, settings.batch_size, seed=seed_for(settings.seed, task, "profile"))
-    backbone = session.load()
-    sites = find_sites(backbone.model, settings.sites)
-    with session.measured("profile", task):
-        encoded = encoded_batches(backbone, samples, batches, with_answer=True, max_length=config.train.max_length)
-        rows = measure(
+    path = run.profile(task)
+    outcome = Outcome("profile", task, path, reads=(f"task {task} (train)", f"backbone {model.name}"))
+    if is_current(path, PROFILE, header, force=force):
+        return outcome
+    seed = seed_for(chosen.seed, task, "profile")
+    batches = draw_batches(len(samples), chosen.portion, chosen.batch_size, seed=seed)
+    backbone = model.load()
+    sites = find_sites(backbone.model, chosen.sites)
+    with measured(run.cost("profile", task), model.counts):
+        encoded = encoded_batches(backbone, samples, batches, with_answer=True, max_length=max_length)
+        rows = measure_sensitivity(
             backbone,
             sites,
             track(encoded, f"profile {task}", len(batches)),
-            checkpointing=settings.checkpointing,
-            per_sample=settings.per_sample,
+            checkpointing=chosen.checkpointing,
+            per_sample=chosen.per_sample,
         )
-        write_profile(path, rows, replace(header, facts={"backbone_parameters": backbone.parameters}))
-    vision = sum(r.score for r in rows if r.modality == "vision")
-    total = sum(r.score for r in rows)
-    facts = {"sites": len(rows), "batches": len(batches), "vision_share": round(vision / total, 4) if total else None}
-    return Outcome("profile", task, path, written=True, reads=reads, facts=facts)
-
-
-def subset(count: int, portion: float, batch_size: int, *, seed: int) -> list[list[int]]:
-    """Draw a seeded subset of `portion` of the rows in batches of equal size; at least one batch.
-
-    Raises:
-        DmoleError: the portion is not in (0, 1], or the batch size is below 1.
-    """
-    if not 0 < portion <= 1 or batch_size < 1:
-        raise DmoleError(
-            f"--portion {portion} with --batch-size {batch_size} cannot be",
-            "use 0 < portion <= 1 and a batch size from 1",
-        )
-    wanted = max(1, round(count * portion))
-    size = min(batch_size, wanted)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: wanted - wanted % size]
-    return [rows.tolist() for rows in order.split(size)]
-
-
-def measure(
-    backbone: Backbone,
-    sites: list[Site],
-    batches: Iterable[list[Encoded]],
-    *,
-    checkpointing: bool = False,
-    per_sample: bool = False,
-) -> list[SiteProfile]:
-    """Gradient norms of every site over encoded batches with answers; the backbone is left as it was.
-
-    Args:
-        backbone: with no expert attached.
-        sites: the candidates.
-        batches: encoded, with answers; each counts the same.
-        checkpointing: keep the inputs of the towers' blocks alone and compute what lies between again on the way back:
-            a fraction of the memory for about a third more time, and the same scores.
-        per_sample: measure each sample's own gradient as well; the rows are `SampledSiteProfile` then.
-
-    Raises:
-        DmoleError: a loss or a gradient is not finite.
-    """
-    names = [site.name for site in sites]
-    gradients = SiteGradients(backbone.model, names, scale=backbone.loss_scale)
-    samples = SampleNorms(backbone, names) if per_sample else None
-    count = 0
-    with (
-        gradients.collected(),
-        activation_checkpointing(backbone) if checkpointing else nullcontext(),
-        nullcontext() if samples is None else samples.watched(),
-    ):
-        for number, batch in enumerate(batches, start=1):
-            inputs, rows = backbone.collate(batch, left=False)
-            loss = backbone.answer_loss(inputs)
-            if not math.isfinite(loss.item()):
-                raise DmoleError(
-                    f"the loss of profiling batch {number} is {loss.item()}",
-                    "check the task's data with `dmole tasks --check`",
-                )
-            count += len(batch)
-            with nullcontext() if samples is None else samples.batch(inputs["labels"], rows), gradients.batch():
-                (loss * backbone.loss_scale).backward()
-            # Its graph lies in pieces between the tensors' holes in memory, which the next batch could not fill otherwise.
-            del loss
-    found = [_row(site, gradients.sums(site.name), gradients.norms[site.name], count) for site in sites]
-    for row in found:
-        if not math.isfinite(row.score):
-            raise DmoleError(
-                f"the gradient of {row.site} is {row.score}",
-                "profile with --dtype float32 or bfloat16, or check the task's data with `dmole tasks --check`",
-            )
-    return found if samples is None else [_sampled(row, samples.norms[row.site]) for row in found]
-
-
-def _row(site: Site, sums: list[torch.Tensor], norms: list[float], samples: int) -> SiteProfile:
-    return SiteProfile(
-        site=site.name,
-        modality=site.modality,
-        block=site.block,
-        kind=site.kind,
-        in_features=site.in_features,
-        out_features=site.out_features,
-        parameters=site.parameters,
-        score=sum(total.norm().item() for total in sums) / len(norms),
-        norm_mean=statistics.fmean(norms),
-        norm_std=statistics.pstdev(norms),
-        batches=len(norms),
-        samples=samples,
+        write_profile(path, rows, header.with_facts(backbone_parameters=backbone.parameters))
+    data.image_digests.save()
+    vision, total = (
+        sum(row.score for row in rows if row.modality in kinds) for kinds in (("vision",), ("vision", "language"))
     )
-
-
-def _sampled(row: SiteProfile, norms: list[float]) -> SampledSiteProfile:
-    return SampledSiteProfile(
-        **asdict(row), sample_norm_mean=statistics.fmean(norms), sample_norm_std=statistics.pstdev(norms)
+    return outcome.wrote(
+        sites=len(rows), batches=len(batches), vision_share=round(vision / total, 4) if total else None
     )

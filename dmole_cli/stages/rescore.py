@@ -1,4 +1,4 @@
-"""`evaluate --rescore`: old evaluations scored again by another metric, from the answers that they hold; needs no model."""
+"""Stage `rescore`: stored predictions scored by another metric; needs neither the model nor the task's data."""
 
 from __future__ import annotations
 
@@ -7,125 +7,121 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dmole_cli import catalog
-from dmole_cli.artifacts.evaluation import Answer, evaluation_header, read_evaluation, write_evaluation
+from dmole_cli.artifacts.errors import DamagedArtifact
+from dmole_cli.artifacts.evaluation import Answer, read_evaluation, write_evaluation
+from dmole_cli.artifacts.files import digest_of_file
+from dmole_cli.artifacts.headers import is_current
+from dmole_cli.artifacts.kinds import EVALUATION
 from dmole_cli.artifacts.outcome import Outcome
-from dmole_cli.artifacts.provenance import up_to_date, versions
+from dmole_cli.artifacts.provenance import versions
+from dmole_cli.artifacts.run import Run
 from dmole_cli.errors import DmoleError
-from dmole_cli.metrics.base import score_answers
-from dmole_cli.session import Session
+from dmole_cli.metrics.base import load_metric, score_answers
 
 
 @dataclass(frozen=True)
-class Cell:
-    """An evaluation that is there: of which method (and routing), after which stage, of which task."""
+class Stored:
+    """A stored evaluation: of which method (with its routing), after how many tasks, of which task."""
 
     method: str
-    stage: int
+    after: int
     task: str
     path: Path
 
 
-def rescore(
-    session: Session,
-    metric: str,
-    *,
-    methods: Sequence[str] | None = None,
-    stages: Collection[int] | None = None,
-    tasks: Collection[str] | None = None,
-    diagonal: bool = False,
-    force: bool = False,
-) -> list[Outcome]:
-    """Score evaluations again; writes `rescored/<metric>/evaluations/<method>/<stage>/<task>.parquet`.
+@dataclass(frozen=True)
+class Wanted:
+    """The evaluations to score again; None stands for all that are stored.
 
-    The originals stay as they are. A new file holds the same rows with another score; its header names the file that it
-    was made from, with its digest.
-
-    Args:
-        session: configuration and run directory.
-        metric: a file of `metrics/`.
-        methods: folders of the evaluations (`d-mole`, `d-mole@oracle`), None = those there.
-        stages: which stages, None = those there.
-        tasks: which tasks, None = those there.
-        diagonal: every task after its own training, too, whatever the stages.
-        force: compute again what is there.
-
-    Raises:
-        DmoleError: no such metric; no evaluation of that kind; the samples lack what the metric needs.
+    Attributes:
+        methods: folders of evaluations (`d-mole`, `d-mole@oracle`).
+        after: numbers of trained tasks.
+        tasks: names of tasks.
+        diagonal: each task after its own training, too, whatever `after`.
+        split: of the evaluations.
     """
-    catalog.load("metrics", metric)
-    learnt = set(enumerate(session.config.tasks, start=1))
-    cells = [
-        cell
-        for cell in _there(session)
-        if (methods is None or cell.method in methods)
-        and (tasks is None or cell.task in tasks)
-        and (stages is None or cell.stage in stages or (diagonal and (cell.stage, cell.task) in learnt))
-    ]
-    _require_all_named(session, cells, methods or (), tasks or ())
-    return [_rescore(session, metric, cell, force=force) for cell in cells]
 
+    methods: Sequence[str] | None = None
+    after: Collection[int] | None = None
+    tasks: Collection[str] | None = None
+    diagonal: bool = False
+    split: str = "test"
 
-def _there(session: Session) -> Iterator[Cell]:
-    folder = session.run.evaluations(session.config.evaluate.split)
-    for path in sorted(folder.glob("*/*/*.parquet")):
-        if path.parent.name.isdecimal():
-            yield Cell(path.parts[-3], int(path.parent.name), path.stem, path)
-
-
-def _require_all_named(session: Session, cells: list[Cell], methods: Collection[str], tasks: Collection[str]) -> None:
-    """Nothing that was asked for by its name may be passed over in silence."""
-    folder = session.run.evaluations(session.config.evaluate.split)
-    lacking = [f"method {name}" for name in methods if name not in {cell.method for cell in cells}]
-    lacking += [f"task {name}" for name in tasks if name not in {cell.task for cell in cells}]
-    if lacking or not cells:
-        known = sorted({cell.method for cell in _there(session)})
-        raise DmoleError(
-            f"no such evaluation in {folder}" + (f": {', '.join(lacking)}" if lacking else ""),
-            f"evaluated there: {', '.join(known)}; see --method, --stage and --task"
-            if known
-            else "`dmole evaluate` makes evaluations, which can be scored again then",
+    def has(self, stored: Stored, stream: Sequence[str]) -> bool:
+        """Whether an evaluation is wanted."""
+        own = self.diagonal and (stored.after, stored.task) in set(enumerate(stream, start=1))
+        return (
+            (self.methods is None or stored.method in self.methods)
+            and (self.tasks is None or stored.task in self.tasks)
+            and (self.after is None or stored.after in self.after or own)
         )
 
 
-def _rescore(session: Session, metric: str, cell: Cell, *, force: bool) -> Outcome:
-    split = session.config.evaluate.split
-    path = session.run.rescored(metric).evaluation(cell.method, cell.stage, cell.task, split)
-    options = {} if split == "test" else {"split": split}
-    rows, made_from = read_evaluation(cell.path, hint="make it again with `dmole evaluate --force`")
-    source = session.digests(cell.path)
+def rescore(metric: str, wanted: Wanted, *, stream: Sequence[str], run: Run, force: bool = False) -> list[Outcome]:
+    """Score evaluations again; writes `rescored/<metric>/evaluations/<method>/<after>/<task>.parquet`.
+
+    The originals are not changed. A new file has the same rows with other scores; its header names the original and its digest.
+
+    Raises:
+        DmoleError: no such metric; no such evaluation; the samples lack details that the metric needs.
+    """
+    load_metric(metric)
+    chosen = [stored for stored in _stored(run, wanted.split) if wanted.has(stored, stream)]
+    _require_all_named(run, chosen, wanted)
+    return [_rescore(metric, stored, wanted.split, run=run, force=force) for stored in chosen]
+
+
+def _stored(run: Run, split: str) -> Iterator[Stored]:
+    for path in sorted(run.evaluations(split).glob("*/*/*.parquet")):
+        if path.parent.name.isdecimal():
+            yield Stored(path.parts[-3], int(path.parent.name), path.stem, path)
+
+
+def _require_all_named(run: Run, chosen: list[Stored], wanted: Wanted) -> None:
+    """Refuse a method or a task that was named and has no evaluation."""
+    missing = [f"method {n}" for n in wanted.methods or () if n not in {stored.method for stored in chosen}]
+    missing += [f"task {n}" for n in wanted.tasks or () if n not in {stored.task for stored in chosen}]
+    if missing or not chosen:
+        known = sorted({stored.method for stored in _stored(run, wanted.split)})
+        raise DmoleError(
+            f"no such evaluation in {run.evaluations(wanted.split)}" + (f": {', '.join(missing)}" if missing else ""),
+            f"evaluated methods: {', '.join(known)}; see --method, --stage and --task"
+            if known
+            else "make evaluations first: dmole evaluate",
+        )
+
+
+def _rescore(metric: str, stored: Stored, split: str, *, run: Run, force: bool) -> Outcome:
+    path = run.rescored(metric).evaluation(stored.method, stored.after, stored.task, split)
+    rows, original = read_evaluation(stored.path)
     header = replace(
-        made_from,
-        settings={**made_from.settings, "metric": metric},
-        # What the original was made from stays in sight: reports count the experts that the answers took.
-        inputs={**made_from.inputs, **source},
+        original,
+        settings={**original.settings, "metric": metric},
+        # Inputs of the original stay: reports count the experts that the predictions needed.
+        inputs={**original.inputs, run.name_of(stored.path): digest_of_file(stored.path)},
         versions=versions(),
         facts={},
     )
-    redo = session.command("evaluate", cell.task, rescore=metric, method=cell.method, stage=cell.stage, **options)
-    name = f"rescore {cell.method}"
-    reads = (str(cell.path),)
-    if up_to_date(path, evaluation_header(path), header, force=force, command=redo):
-        return Outcome(name, cell.task, path, written=False, reads=reads, facts={"at_stage": cell.stage})
+    facts = {"at_stage": stored.after}
+    outcome = Outcome(f"rescore {stored.method}", stored.task, path, reads=(str(stored.path),), facts=facts)
+    if is_current(path, EVALUATION, header, force=force):
+        return outcome
     details = [json.loads(row.details) for row in rows]
-    _require_details(metric, cell, rows, [set(detail) for detail in details])
-    scores = score_answers(
-        metric, [row.prediction for row in rows], references=[row.references for row in rows], details=details
-    )
+    _require_details(metric, stored, rows, [set(detail) for detail in details])
+    references = [row.references for row in rows]
+    scores = score_answers(metric, [row.prediction for row in rows], references=references, details=details)
     scored = [replace(row, score=float(score)) for row, score in zip(rows, scores.samples, strict=True)]
-    write_evaluation(path, scored, replace(header, facts=scores.facts))
-    facts = {"at_stage": cell.stage, metric: round(scores.points, 2), "samples": len(rows)}
-    return Outcome(name, cell.task, path, written=True, reads=reads, facts=facts)
+    write_evaluation(path, scored, header.with_facts(**scores.facts))
+    return outcome.wrote(**{metric: round(scores.points, 2), "samples": len(rows)})
 
 
-def _require_details(metric: str, cell: Cell, rows: Sequence[Answer], found: Sequence[set[str]]) -> None:
+def _require_details(metric: str, stored: Stored, rows: Sequence[Answer], found: Sequence[set[str]]) -> None:
     if not rows:
-        raise DmoleError(f"{cell.path} holds no sample", "make it again with `dmole evaluate --force`")
-    needed = set(catalog.load("metrics", metric).NEEDS_DETAILS)
+        raise DamagedArtifact(stored.path, f"{stored.path} has no sample")
+    needed = set(load_metric(metric).NEEDS_DETAILS)
     for row, keys in zip(rows, found, strict=True):
-        if lacking := sorted(needed - keys):
+        if missing := sorted(needed - keys):
             raise DmoleError(
-                f"metric {metric} needs {', '.join(lacking)} of every sample, which sample {row.sample_id} of "
-                f"{cell.path} does not have",
-                "name the tasks that it fits with --task",
+                f"metric {metric} needs {', '.join(missing)} of every sample; sample {row.sample_id} of {stored.path} has none",
+                "select the tasks that it fits with --task",
             )

@@ -2,246 +2,259 @@
 
 from __future__ import annotations
 
-import math
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, replace
-from decimal import Decimal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from dmole_cli.artifacts.expert import (
-    SCHEMA,
-    VERSION,
-    ExpertFile,
-    expert_header,
-    is_imported,
-    read_expert,
-    write_expert,
-)
-from dmole_cli.artifacts.memory import memory_header, read_memory, write_memory
+from dmole_cli.artifacts.costs import measured
+from dmole_cli.artifacts.expert import ExpertFile, is_imported, read_expert, write_expert
+from dmole_cli.artifacts.headers import header_of, is_current
+from dmole_cli.artifacts.kinds import D_MOLE, EXPERT, MEMORY
+from dmole_cli.artifacts.memory import read_memory, write_memory
 from dmole_cli.artifacts.outcome import Outcome
-from dmole_cli.artifacts.provenance import Header, differences, up_to_date, versions
+from dmole_cli.artifacts.provenance import Header, differences, versions
+from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.staleness import check_inputs
 from dmole_cli.backbones.backbone import Encoded
 from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.backbones.checkpointing import activation_checkpointing
-from dmole_cli.backbones.truncation import watched
+from dmole_cli.backbones.handle import BackboneHandle
+from dmole_cli.backbones.truncation import record_truncated
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
-from dmole_cli.data.loading import TaskCard
-from dmole_cli.data.sample import Picked, Sample
 from dmole_cli.data.seeds import seed_for
+from dmole_cli.data.task_data import TaskData
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
-from dmole_cli.methods.base import LoadedStage, Stage, Training, load_method
+from dmole_cli.methods.base import LoadedContext, TaskContext, Training, load_method
 from dmole_cli.progress import Track, untracked
-from dmole_cli.session import Session
-from dmole_cli.training.loop import Losses, train_expert
+from dmole_cli.settings.model import Settings
+from dmole_cli.training.loop import Batch, Losses, Schedule, train_expert
 from dmole_cli.training.order import shuffled_batches
+from dmole_cli.training.samples import recipe_for, training_samples
+
+Recipe = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Result of a training run.
+
+    Attributes:
+        expert: the trained expert.
+        memory: tensors that the method stores for the next task.
+        losses: per step.
+        truncated: number of samples whose question was truncated.
+    """
+
+    expert: Expert
+    memory: dict[str, torch.Tensor]
+    losses: Losses
+    truncated: int
 
 
 def train_task(
-    session: Session, task: str, *, method: str = "d-mole", force: bool = False, track: Track = untracked
+    task: str,
+    *,
+    settings: Settings,
+    data: TaskData,
+    model: BackboneHandle,
+    run: Run,
+    method: str = D_MOLE,
+    force: bool = False,
+    track: Track = untracked,
 ) -> Outcome:
-    """Train one task's expert with a method; writes `experts/<task>.safetensors` (other methods: in their folder).
+    """Train one task's expert with a method; writes `experts/<task>.safetensors` (other methods: in a folder of their own).
 
     Raises:
         DmoleError: an input is missing, stale or another backbone's; the data cannot be read; the loss is not finite.
     """
-    config, run = session.config, session.run
     rules = load_method(method)
-    config.position(task)
+    settings.position(task)
     path = run.expert(task, method)
-    made = None if force else expert_header(path)
+    made = None if force else header_of(path, EXPERT)
     if made is not None and is_imported(made):
-        # Nothing that is set here has shaped it, so nothing here makes it stale; only who says so trains in its place.
-        check_inputs(session, [path])
-        return Outcome("train-task", task, path, written=False, facts={"imported": True})
-    if task not in rules.stages(config.tasks):
-        there = ", ".join(rules.stages(config.tasks)) or "none"
-        raise DmoleError(f"method {method} trains nothing at task {task}", f"tasks at which it trains: {there}")
-    stage = Stage(rules, run, config, rules.options(config), task)
-    before = rules.start(config.tasks, task)
-    needed = rules.needs(stage)
-    if before:
-        needed = [*needed, run.expert(before, method), *([run.memory(before, method)] if rules.remembers else [])]
-    shares = rules.data(config.tasks, task, stage.options)
-    data = {f"data:{name}/train": session.data_digest(name, "train") for name in shares}
-    check_inputs(session, needed, data=data)
-    recipe = recipe_of(session, session.card(task), stage.options)
-    header = Header(
-        SCHEMA,
-        VERSION,
-        backbone=session.fingerprint,
-        seed=config.seed,
+        # No setting has shaped an imported expert, so no setting makes it stale; only --force trains another in its place.
+        check_inputs(run, [path], fingerprint=model.fingerprint)
+        return Outcome("train-task", task, path, facts={"imported": True})
+    trained_tasks = rules.trained_tasks(settings.tasks)
+    if task not in trained_tasks:
+        raise DmoleError(
+            f"method {method} trains nothing at task {task}",
+            f"tasks at which it trains: {', '.join(trained_tasks) or 'none'}",
+        )
+    context = TaskContext(rules, run, settings, rules.option_values(settings), task)
+    shares = rules.data_shares(settings.tasks, task, context.options)
+    inputs = data.inputs(*((name, "train") for name in shares))
+    needed = [*rules.inputs(context), *_previous_artifacts(context)]
+    recipe = recipe_for(settings.train, data.card(task), context.options)
+    header = Header.of(
+        EXPERT,
+        backbone=model.fingerprint,
+        seed=settings.seed,
         settings={
             "method": method,
-            "precision": session.precision,
+            "precision": model.precision,
             **recipe,
-            **rules.settings(config),
-            "options": dict(stage.options),
+            **rules.header_settings(settings),
+            "options": dict(context.options),
         },
-        inputs={**data, **session.digests(*needed)},
+        inputs={**inputs, **check_inputs(run, needed, fingerprint=model.fingerprint, data=inputs)},
         versions=versions("torch", "transformers"),
     )
-    reads = (*(f"task {name} (train)" for name in shares), f"backbone {config.backbone}", *(str(p) for p in needed))
-    redo = session.command("train-task", task, method=method)
-    done = up_to_date(path, made, header, force=force, command=redo)
-    if done and (not rules.remembers or _kept(run.memory(task, method), header)):
-        return Outcome("train-task", task, path, written=False, reads=reads)
-    backbone = session.load()
-    with session.measured(f"train-task-{method}", task):
-        samples = training_samples(session, task, shares)
-        loaded = LoadedStage(rules, run, config, stage.options, task, samples, backbone)
-        expert, memory, losses, shortened = _train(session, loaded, recipe, track)
-        if rules.remembers:
-            # First, because the expert is what says that the work is done.
-            write_memory(run.memory(task, method), memory, header)
-        told = {"shortened": shortened} if config.train.max_length else {}
-        write_expert(path, ExpertFile(expert.sites, expert.scale, replace(header, facts=told), expert.gates))
-    facts = {
-        "parameters": sum(p.numel() for p in expert.parameters()),
+    reads = (*(f"task {name} (train)" for name in shares), f"backbone {model.name}", *map(str, needed))
+    outcome = Outcome("train-task", task, path, reads=reads)
+    current = is_current(path, EXPERT, header, force=force)
+    if current and (not rules.has_memory or _memory_matches(run.memory(task, method), header)):
+        return outcome
+    backbone = model.load()
+    with measured(run.cost(f"train-task-{method}", task), model.counts):
+        samples = training_samples(task, shares, data=data, seed=settings.seed)
+        trained = _train(LoadedContext(rules, run, settings, context.options, task, samples, backbone), recipe, track)
+        if rules.has_memory:
+            # Before the expert, whose presence means that the stage is complete.
+            write_memory(run.memory(task, method), trained.memory, header)
+        facts = {"shortened": trained.truncated} if settings.train.max_length else {}
+        expert = trained.expert
+        write_expert(path, ExpertFile(expert.sites, expert.scale, header.with_facts(**facts), expert.gates))
+    data.image_digests.save()
+    return outcome.wrote(**_summary(trained, facts))
+
+
+def _summary(trained: Trained, facts: dict[str, Any]) -> dict[str, Any]:
+    losses = trained.losses
+    return {
+        "parameters": sum(p.numel() for p in trained.expert.parameters()),
         "steps": len(losses.answers),
         "first_loss": round(losses.answers[0], 4),
-        "last_loss": _last(losses.answers),
-        **told,
+        "last_loss": _mean_of_last(losses.answers),
+        **facts,
+        **({"last_penalty": _mean_of_last(losses.penalty)} if losses.penalty else {}),
     }
-    if losses.penalty:
-        facts["last_penalty"] = _last(losses.penalty)
-    return Outcome("train-task", task, path, written=True, reads=reads, facts=facts)
 
 
-def _last(values: Sequence[float]) -> float:
-    """Mean of the last steps."""
+def _mean_of_last(values: Sequence[float]) -> float:
     tail = values[-10:]
     return round(sum(tail) / len(tail), 4)
 
 
-def _kept(memory: Path, header: Header) -> bool:
-    """Whether the memory is there that was written with an expert of this header."""
-    made = memory_header(memory)
+def _previous_artifacts(context: TaskContext) -> list[Path]:
+    """The expert that is trained further, and the method's memory of its task."""
+    rules, run = context.method, context.run
+    previous = rules.previous_task(context.settings.tasks, context.task)
+    if previous is None:
+        return []
+    return [run.expert(previous, rules.name), *([run.memory(previous, rules.name)] if rules.has_memory else [])]
+
+
+def _memory_matches(path: Path, header: Header) -> bool:
+    """Whether the memory exists that was written together with an expert of this header."""
+    made = header_of(path, MEMORY)
     return made is not None and not differences(made, header)
 
 
-def training_samples(session: Session, task: str, shares: Mapping[str, float]) -> Sequence[Sample]:
-    """What trains: the task's own samples first, then a seeded choice of the others', each in the order of its split.
-
-    The choice does not depend on the task that trains: what is seen again at every later stage are the same samples, so
-    that the share is also what would have to be stored.
-
-    Args:
-        session: knows the splits and the seed.
-        task: the one that trains.
-        shares: task -> part of its training split, from 0 to 1, rounded up to whole samples.
-    """
-    splits, chosen, before = list[Sequence[Sample]](), array("q"), 0
-    for name in sorted(shares, key=lambda other: other != task):
-        split = session.samples(name, "train")
-        # As the decimal that the user wrote: in binary, 0.55 of 100 comes out over 55.
-        count = math.ceil(Decimal(str(shares[name])) * len(split))
-        generator = torch.Generator().manual_seed(seed_for(session.config.seed, name, "share"))
-        rows = torch.randperm(len(split), generator=generator)[:count]
-        chosen.extend(before + row for row in sorted(rows.tolist()))
-        splits.append(split)
-        before += len(split)
-    return Picked(splits, chosen)
-
-
-def recipe_of(session: Session, card: TaskCard, options: Mapping[str, float]) -> dict[str, float]:
-    """The training recipe: the settings where they are given, then the method's learning rate, the card's values elsewhere."""
-    settings = asdict(session.config.train)
-    settings["learning_rate"] = settings["learning_rate"] or options["learning_rate"]
-    # `transfer` is a rule and `checkpointing` changes no bit of the result: neither belongs to the recipe. A limit does where
-    # there is one.
-    without = {"transfer", "checkpointing", *(() if settings["max_length"] else ("max_length",))}
-    keys = [key for key in settings if key not in without]
-    recipe = {key: settings[key] or getattr(card.recipe, key, settings[key]) for key in keys}
-    # Only where there are any: without them the header is what it was before there was such a thing.
-    return recipe | ({"repeats": card.recipe.repeats} if card.recipe.repeats > 1 else {})
-
-
-def _train(
-    session: Session, stage: LoadedStage, recipe: Mapping[str, float], track: Track
-) -> tuple[Expert, dict[str, torch.Tensor], Losses, int]:
-    """The trained expert, what the method remembers of it, its losses, and how many samples were shortened."""
-    config, run, backbone, rules, task = stage.config, stage.run, stage.backbone, stage.method, stage.task
-    before = rules.start(config.tasks, task)
-    generator = torch.Generator().manual_seed(seed_for(config.seed, task, "expert"))
-    expert = rules.fresh(stage, generator) if before is None else _continued(session, before, rules.name)
-    memory = {}
-    if before and rules.remembers:
-        memory = read_memory(run.memory(before, rules.name), hint=_remake(session, before, rules.name))
-    joins = rules.joins(stage)
-    routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=float(recipe["dropout"]))
-    repeats, count = int(recipe.get("repeats", 1)), len(stage.samples)
-    room = config.picture_store * 2**20 if recipe["epochs"] * repeats > 1 else 0
-    seen = VisionFeatureCache(backbone, folder=run.root / "cache", limit=room)
-    try:
-        for name in sorted({n for row in joins for n in row}):
-            file = read_expert(run.expert(name, rules.name), hint=_remake(session, name, rules.name))
-            routed.add(name, Expert(file.sites, file.scale, gates=file.gates))
-        routed.add(task, expert)
-        if rules.MERGES:
-            routed.merge(joins[0])
-            joins = [() for _ in joins]
+def _train(context: LoadedContext, recipe: Recipe, track: Track) -> Trained:
+    settings, run, backbone, rules, task = (
+        context.settings, context.run, context.backbone, context.method, context.task,
+    )  # fmt: skip
+    previous = rules.previous_task(settings.tasks, task)
+    generator = torch.Generator().manual_seed(seed_for(settings.seed, task, "expert"))
+    expert = rules.new_expert(context, generator) if previous is None else _trainable_copy(context, previous)
+    memory = read_memory(run.memory(previous, rules.name)) if previous and rules.has_memory else {}
+    transfer = rules.transfer_experts(context)
+    order = _order(context, recipe, transfer)
+    truncated = set[int]()
+    limit = settings.train.max_length
+    encoded = encoded_batches(backbone, context.samples, order, with_answer=True, max_length=limit)
+    batches = track(record_truncated(order, encoded, truncated=truncated), f"train {task} ({rules.name})", len(order))
+    with (
+        _attached(context, expert, transfer, dropout=float(recipe["dropout"])) as routed,
+        _vision_cache(context, recipe) as cache,
+    ):
+        # Merged experts are part of the weights and not active beside them.
+        active = [() for _ in transfer] if rules.merges else transfer
         training = Training(routed, expert, memory)
-        order = shuffled_batches(
-            count * repeats,
-            int(recipe["batch_size"]),
-            epochs=int(recipe["epochs"]),
-            seed=seed_for(config.seed, task, "order"),
-            lengths=backbone.lengths(stage.samples, with_answer=True) * repeats,
-            joins=list(joins) * repeats,
-        )
-        order = [[row % count for row in batch] for batch in order]
-        limit = config.train.max_length
-        shortened = set[int]()
-        batches = encoded_batches(backbone, stage.samples, order, with_answer=True, max_length=limit)
-        encoded = watched(order, batches, shortened=shortened)
-        # Seeded here and for this task alone, or dropout would depend on what the process did before.
-        saving = activation_checkpointing(backbone) if config.train.checkpointing else nullcontext()
+        saving = activation_checkpointing(backbone) if settings.train.checkpointing else nullcontext()
+        # Seeded for this task alone: dropout must not depend on what the process did before.
         with torch.random.fork_rng(devices=[]), saving:
-            torch.manual_seed(seed_for(config.seed, task, "dropout"))
+            torch.manual_seed(seed_for(settings.seed, task, "dropout"))
             losses = train_expert(
                 backbone,
                 routed,
                 expert,
-                _routed_batches(stage, joins, order, track(encoded, f"train {task} ({rules.name})", len(order))),
-                steps=len(order),
-                learning_rate=recipe["learning_rate"],
-                settings=config.train,
-                penalty=rules.penalty(stage, training),
-                seen=seen,
+                _batches(context, active, order, batches),
+                schedule=Schedule(len(order), recipe["learning_rate"], settings.train),
+                penalty=rules.penalty(context, training),
+                cache=cache,
             )
         routed.dropout = 0.0
-        remembered = rules.remember(stage, training)
+        remembered = rules.remember(context, training)
+    return Trained(expert, remembered, losses, len(truncated))
+
+
+def _order(context: LoadedContext, recipe: Recipe, transfer: Sequence[tuple[str, ...]]) -> list[list[int]]:
+    """Sample indices of every step."""
+    repeats, count = int(recipe.get("repeats", 1)), len(context.samples)
+    order = shuffled_batches(
+        count * repeats,
+        int(recipe["batch_size"]),
+        epochs=int(recipe["epochs"]),
+        seed=seed_for(context.settings.seed, context.task, "order"),
+        lengths=context.backbone.lengths(context.samples, with_answer=True) * repeats,
+        transfer=list(transfer) * repeats,
+    )
+    return [[row % count for row in batch] for batch in order]
+
+
+@contextmanager
+def _attached(
+    context: LoadedContext, expert: Expert, transfer: Sequence[tuple[str, ...]], *, dropout: float
+) -> Iterator[RoutedExperts]:
+    """The backbone with the new expert and the transfer experts attached, or merged where the method merges."""
+    rules, backbone = context.method, context.backbone
+    routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=dropout)
+    try:
+        for name in sorted({name for names in transfer for name in names}):
+            file = read_expert(context.run.expert(name, rules.name))
+            routed.add(name, Expert(file.sites, file.scale, gates=file.gates))
+        routed.add(context.task, expert)
+        if rules.merges:
+            routed.merge(transfer[0])
+        yield routed
     finally:
         routed.close()
-        seen.close()
-    return expert, remembered, losses, len(shortened)
 
 
-def _routed_batches(
-    stage: LoadedStage,
-    joins: Sequence[tuple[str, ...]],
+@contextmanager
+def _vision_cache(context: LoadedContext, recipe: Recipe) -> Iterator[VisionFeatureCache]:
+    """The cache of frozen vision features; without room where no sample is visited twice."""
+    visited_again = recipe["epochs"] * int(recipe.get("repeats", 1)) > 1
+    limit = context.settings.vision_cache * 2**20 if visited_again else 0
+    cache = VisionFeatureCache(context.backbone, folder=context.run.root / "cache", limit=limit)
+    try:
+        yield cache
+    finally:
+        cache.close()
+
+
+def _batches(
+    context: LoadedContext,
+    active: Sequence[tuple[str, ...]],
     order: Sequence[Sequence[int]],
     encoded: Iterable[list[Encoded]],
-) -> Iterator[tuple[list[str], list[tuple[str, ...]], list[Encoded]]]:
+) -> Iterator[Batch]:
     for rows, batch in zip(order, encoded, strict=True):
-        yield [stage.samples[i].sample_id for i in rows], [(stage.task, *joins[i]) for i in rows], batch
+        yield Batch([context.samples[i].sample_id for i in rows], [(context.task, *active[i]) for i in rows], batch)
 
 
-def _remake(session: Session, task: str, method: str) -> str:
-    return f"make it again with: {session.command('train-task', task, method=method)} --force"
-
-
-def _continued(session: Session, task: str, method: str) -> Expert:
-    """The expert of an earlier task, ready to be trained on."""
-    file = read_expert(session.run.expert(task, method), hint=_remake(session, task, method))
-    device = session.backbone.device
+def _trainable_copy(context: LoadedContext, task: str) -> Expert:
+    """The expert of an earlier task, to be trained further."""
+    file = read_expert(context.run.expert(task, context.method.name))
+    device = context.backbone.device
 
     def copied(matrix: torch.Tensor) -> torch.Tensor:
         return matrix.to(device, copy=True).requires_grad_()

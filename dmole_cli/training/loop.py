@@ -1,4 +1,4 @@
-"""The one training loop: every method trains its expert here, on the same batches and the same schedule."""
+"""The training loop: every method trains its expert here, on the same batches and the same schedule."""
 
 from __future__ import annotations
 
@@ -19,14 +19,48 @@ from dmole_cli.settings.model import TrainSettings
 
 
 @dataclass(frozen=True)
-class Step:
-    """One training step, after the forward pass.
+class Batch:
+    """The samples of one training step.
 
     Attributes:
-        inputs: the batch as the model got it.
-        rows: modality -> sample of each row of that tower.
+        sample_ids: of the samples, for messages.
+        active: names of each sample's active experts.
+        encoded: the samples.
+    """
+
+    sample_ids: Sequence[str]
+    active: Sequence[Sequence[str]]
+    encoded: list[Encoded]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps and learning rate of a training run.
+
+    Attributes:
+        steps: number of batches.
+        learning_rate: peak.
+        settings: weight decay, warm-up and clipping.
+    """
+
+    steps: int
+    learning_rate: float
+    settings: TrainSettings
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up over the first `warmup` share of the steps, then a cosine to zero; `step` counts from 0."""
+        return self.learning_rate * learning_rate_factor(step, self.steps, self.settings.warmup)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step after its forward pass, as a penalty sees it.
+
+    Attributes:
+        inputs: the inputs of the model.
+        rows: modality -> sample index of each row of that tower's tensors.
         logits: at the positions that predict an answer token [answer tokens, vocabulary].
-        samples: in the batch.
+        samples: number of samples.
     """
 
     inputs: Mapping[str, Any]
@@ -40,14 +74,14 @@ Penalty = Callable[[Step], torch.Tensor]
 
 @dataclass
 class Losses:
-    """The two terms of the loss, per step: that on the answers, and the method's penalty where it has one."""
+    """Both terms of the loss per step: the cross-entropy of the answers, and the penalty of methods that have one."""
 
     answers: list[float] = field(default_factory=list)
     penalty: list[float] = field(default_factory=list)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Linear rise over the first `warmup` share of the steps, then a cosine to zero; `step` counts from 0."""
+    """Factor on the peak learning rate; the warm-up has at least one step, so that no step has a learning rate of 0."""
     rising = max(1, round(warmup * steps))
     if step < rising:
         return (step + 1) / rising
@@ -58,82 +92,82 @@ def train_expert(
     backbone: Backbone,
     routed: RoutedExperts,
     expert: Expert,
-    batches: Iterable[tuple[Sequence[str], Sequence[Sequence[str]], list[Encoded]]],
+    batches: Iterable[Batch],
     *,
-    steps: int,
-    learning_rate: float,
-    settings: TrainSettings,
+    schedule: Schedule,
     penalty: Penalty | None = None,
-    seen: VisionFeatureCache | None = None,
+    cache: VisionFeatureCache | None = None,
 ) -> Losses:
     """Train one expert in place; nothing else changes.
 
     Args:
         backbone: frozen.
-        routed: holds the expert, and the frozen ones that may join.
+        routed: the experts attached to it: the one that trains, and frozen transfer experts.
         expert: the one that trains.
-        batches: (sample ids, names of each sample's active experts, encoded samples), `steps` of them.
-        steps: number of batches.
-        learning_rate: peak.
-        settings: weight decay, warm-up, clipping.
+        batches: `schedule.steps` of them.
+        schedule: learning rate, weight decay and clipping.
         penalty: of the method, added to the loss of every step.
-        seen: keeps what the vision tower makes of pictures, for batches without an expert in it.
-
-    Returns:
-        Both terms of the loss, per step.
+        cache: vision features of batches without an active expert in the vision encoder.
 
     Raises:
-        DmoleError: a loss or its gradient is not finite; the samples of the batch are named.
+        DmoleError: a loss or its gradient is not finite; the message names the samples of the batch.
     """
     parameters = list(expert.parameters())
-    # Gradients of half precision may be too small for it: they are made on a larger scale, and the step on the true one.
+    # Gradients may underflow in float16, so the loss is scaled and the gradients are scaled back before the step.
     half = backbone.compute_dtype == torch.float16
     scaler = torch.amp.GradScaler(backbone.device.type, init_scale=backbone.loss_scale, enabled=half)
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.settings.weight_decay)
     losses = Losses()
-    for step, (ids, sets, encoded) in enumerate(batches):
+    for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * learning_rate_factor(step, steps, settings.warmup)
-        inputs, rows = backbone.collate(encoded, left=False)
-        if seen is not None and not has_vision_expert(backbone, routed, sets):
-            inputs = seen.replace(inputs, encoded)
-        with routed.route(sets, rows=rows, device=backbone.device, dtype=backbone.compute_dtype):
-            logits, answers = backbone.answer_logits(inputs)
-            loss = F.cross_entropy(logits.float(), answers)
-            extra = torch.zeros_like(loss)
-            if penalty is not None:
-                extra = penalty(Step(inputs, rows, logits, len(encoded)))
-            total = loss + extra
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(total).backward()
+            group["lr"] = schedule.learning_rate_at(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss, extra = _forward_and_backward(backbone, routed, batch, scaler, penalty=penalty, cache=cache)
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-        # Both at once: each look at a number waits for the device.
-        value, added, length = torch.stack([loss.detach(), extra.detach(), norm.to(loss.device)]).tolist()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, schedule.settings.clip)
+        # Read together: each read of a number waits for the device.
+        value, added, length = torch.stack([loss, extra, norm.to(loss.device)]).tolist()
         if not math.isfinite(value + added):
-            raise _not_finite(step, value + added, ids)
-        # A scale that was too large is halved and the step left out; one that cannot be smaller tells of something else.
+            raise _not_finite(step, value + added, batch.sample_ids)
+        # The scaler halves a scale that was too large and skips the step; an infinite gradient at a scale below 1 indicates
+        # divergence.
         if not math.isfinite(length) and (not scaler.is_enabled() or scaler.get_scale() < 1):
-            raise _not_finite(step, length, ids, what="gradient's norm")
+            raise _not_finite(step, length, batch.sample_ids, what="gradient norm")
         scaler.step(optimizer)
         scaler.update()
-        # What is left of the graph lies between the holes in memory, which the next step could not fill otherwise.
-        del logits, loss, extra, total
         losses.answers.append(value)
         if penalty is not None:
             losses.penalty.append(added)
     return losses
 
 
-def has_vision_expert(backbone: Backbone, routed: RoutedExperts, sets: Iterable[Iterable[str]]) -> bool:
-    """Whether any of these experts sits in the vision tower."""
-    names = {name for one in sets for name in one}
-    return any(backbone.modality_of(site) == "vision" for name in names for site in routed.experts[name].sites)
+def _forward_and_backward(
+    backbone: Backbone,
+    routed: RoutedExperts,
+    batch: Batch,
+    scaler: torch.amp.GradScaler,
+    *,
+    penalty: Penalty | None,
+    cache: VisionFeatureCache | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both terms of the loss, detached: a graph that outlived its step would fragment the memory of the next one."""
+    inputs, rows = backbone.collate(batch.encoded, left=False)
+    if cache is not None and not routed.has_vision_expert(batch.active):
+        inputs = cache.replace(inputs, batch.encoded)
+    with routed.route(batch.active, rows=rows, device=backbone.device, dtype=backbone.compute_dtype):
+        logits, answers = backbone.answer_logits(inputs)
+        loss = F.cross_entropy(logits.float(), answers)
+        extra = torch.zeros_like(loss)
+        if penalty is not None:
+            extra = penalty(Step(inputs, rows, logits, len(batch.encoded)))
+        # Inside of the routed block, because checkpointed activations are recomputed in the backward pass.
+        scaler.scale(loss + extra).backward()
+    return loss.detach(), extra.detach()
 
 
 def _not_finite(step: int, value: float, ids: Sequence[str], *, what: str = "loss") -> DmoleError:
     shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
     return DmoleError(
         f"the {what} of step {step + 1} is {value}; nothing was written. Batch: {shown}",
-        "look at these samples with `dmole tasks --check`, or lower --learning-rate",
+        "check these samples with `dmole tasks check`, or lower --learning-rate",
     )

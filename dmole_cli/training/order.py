@@ -16,23 +16,23 @@ def shuffled_batches(
     epochs: int,
     seed: int,
     lengths: Sequence[int] | None = None,
-    joins: Sequence[tuple[str, ...]] | None = None,
+    transfer: Sequence[tuple[str, ...]] | None = None,
 ) -> list[list[int]]:
     """Indices of `epochs` passes, each in its own seeded order, in batches; the last batch of a pass may be smaller.
 
     Args:
-        count: of samples.
-        batch_size: of a step.
-        epochs: passes.
+        count: number of samples.
+        batch_size: samples per step.
+        epochs: number of passes.
         seed: of the order.
-        lengths: of the samples; where given, each stretch of WINDOW batches is sorted by length, so that a batch holds
-            little padding, and the batches of a pass are shuffled again.
-        joins: the earlier experts that join each sample. Samples with the same ones go together within a stretch, which
-            is longer by as many sets as there are, so that few batches (those where one set ends and the next begins)
-            stack the experts of several, and lengths stay as alike as in a task that nobody joins.
+        lengths: tokens of each sample. Where given, each window of WINDOW batches is sorted by length, so that
+            batches hold little padding, and the batches of a pass are shuffled again.
+        transfer: transfer experts of each sample. Samples with the same ones are neighbours within a window, which
+            is longer by the number of different sets: then few batches (those where one set ends and the next
+            begins) stack the experts of several sets, and lengths stay as similar as without transfer experts.
     """
-    joins = [tuple(sorted(names)) for names in joins] if joins else [()] * count
-    stretch = WINDOW * batch_size * max(1, len(set(joins)))
+    sets = [tuple(sorted(names)) for names in transfer] if transfer else [()] * count
+    window = WINDOW * batch_size * max(1, len(set(sets)))
     generator = torch.Generator().manual_seed(seed)
     out: list[list[int]] = []
     for _ in range(epochs):
@@ -41,20 +41,20 @@ def shuffled_batches(
             out += [order[start : start + batch_size] for start in range(0, count, batch_size)]
             continue
         sorted_rows = [
-            row for start in range(0, count, stretch) for row in _alike(order[start : start + stretch], lengths, joins)
+            row for start in range(0, count, window) for row in _sorted(order[start : start + window], lengths, sets)
         ]
         batches = [sorted_rows[start : start + batch_size] for start in range(0, count, batch_size)]
         out += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
     return out
 
 
-def _alike(rows: Sequence[int], lengths: Sequence[int], joins: Sequence[tuple[str, ...]]) -> list[int]:
-    """Rows by their set of experts, then by length: up in one set and down in the next, so that neighbours are alike."""
+def _sorted(rows: Sequence[int], lengths: Sequence[int], sets: Sequence[tuple[str, ...]]) -> list[int]:
+    """Rows by their set of experts, then by length, ascending and descending in turn, so that neighbours are similar."""
     members: dict[tuple[str, ...], list[int]] = {}
     for row in rows:
-        members.setdefault(joins[row], []).append(row)
+        members.setdefault(sets[row], []).append(row)
     return [
         row
-        for place, names in enumerate(sorted(members))
-        for row in sorted(members[names], key=lengths.__getitem__, reverse=place % 2 == 1)
+        for position, names in enumerate(sorted(members))
+        for row in sorted(members[names], key=lengths.__getitem__, reverse=position % 2 == 1)
     ]

@@ -154,7 +154,7 @@ def random_samples(
         vision = {}
         if tiles:
             vision["pixel_values"] = torch.randn(tiles, 3, *config.vision_config.image_size, generator=generator)
-        samples.append(Encoded(torch.cat([prompt, reply]), labels if answer else None, vision, instruction, pictures=1))
+        samples.append(Encoded(torch.cat([prompt, reply]), labels if answer else None, vision, instruction, images=1))
     return samples
 
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from dmole_cli.backbones.backbone import Backbone, Encoded, pad
 from dmole_cli.experts.expert import Expert
-from dmole_cli.routing.autoencoder import Autoencoder, batch_vote
+from dmole_cli.routing.autoencoder import Autoencoder
+from dmole_cli.routing.rules import batch_vote
 
 DROPOUT = 0.05  # the reference's default
 

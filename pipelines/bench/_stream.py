@@ -1,6 +1,6 @@
 """The embedded backbone and the built-in stream: samples, and the stages of a run on them.
 
-The settings, the session and the calls of stages are used in this file only.
+Settings, workspaces and the calls of stages are used in this file only.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from dmole_cli.artifacts.allocation import read_allocation
+from dmole_cli.artifacts.costs import read_cost
 from dmole_cli.artifacts.evaluation import Answer, read_evaluation
 from dmole_cli.artifacts.expert import ExpertFile, read_expert
-from dmole_cli.artifacts.outcome import Outcome, read_cost
+from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.router import RouterFile, read_router
 from dmole_cli.artifacts.run import D_MOLE, Run
 from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
+from dmole_cli.cli.workspace import workspace
 from dmole_cli.data.loading import load_card, samples
 from dmole_cli.data.sample import Sample
 from dmole_cli.experts.expert import Expert
-from dmole_cli.session import Session
-from dmole_cli.settings.model import DEFAULT_TASKS, DEFAULT_UNSEEN, Config, RouterSettings, TrainSettings
+from dmole_cli.settings.model import DEFAULT_TASKS, DEFAULT_UNSEEN, RouterSettings, Settings, TrainSettings
 from dmole_cli.stages import allocate, evaluate, profile, train_router, train_task
 from pipelines.bench._models import random_expert
 
@@ -66,13 +67,13 @@ class StreamRun:
         changed: dict[str, Any] = {}
         if quick:
             changed = {"router": RouterSettings(epochs=200), "train": TrainSettings(batch_size=16)}
-        self.session = Session(Config(tasks=tuple(tasks), unseen=tuple(unseen), **changed), Run(folder))
-        self.run = self.session.run
+        self.workspace = workspace(Settings(tasks=tuple(tasks), unseen=tuple(unseen), **changed), Run(folder))
+        self.run = self.workspace.run
 
     @property
-    def settings(self) -> Config:
+    def settings(self) -> Settings:
         """The settings of the run."""
-        return self.session.config
+        return self.workspace.settings
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -87,35 +88,35 @@ class StreamRun:
     @property
     def backbone(self) -> Backbone:
         """The loaded backbone."""
-        return self.session.backbone
+        return self.workspace.model.load()
 
     def card(self, task: str) -> Any:
         """The card of a task."""
-        return self.session.card(task)
+        return self.workspace.data.card(task)
 
     def samples(self, task: str, split: str) -> Sequence[Sample]:
         """A split of a task."""
-        return self.session.samples(task, split)
+        return self.workspace.data.samples(task, split)
 
     def profile(self, task: str, *, force: bool = False) -> Outcome:
         """Run the stage `profile`."""
-        return profile.profile(self.session, task, force=force)
+        return profile.profile(task, **self.workspace.parts, force=force)
 
     def allocate(self, task: str) -> Outcome:
         """Run the stage `allocate`."""
-        return allocate.allocate_task(self.session, task)
+        return allocate.allocate_task(task, **self.workspace.parts_without_data)
 
     def train_router(self, task: str) -> Outcome:
         """Run the stage `train-router`."""
-        return train_router.train_router(self.session, task)
+        return train_router.train_router(task, **self.workspace.parts)
 
     def train_task(self, task: str) -> Outcome:
         """Run the stage `train-task`."""
-        return train_task.train_task(self.session, task)
+        return train_task.train_task(task, **self.workspace.parts)
 
     def evaluate(self, *, force: bool = False) -> None:
         """Run the stage `evaluate` for the whole score matrix."""
-        evaluate.evaluate(self.session, force=force)
+        evaluate.evaluate(**self.workspace.parts, force=force)
 
     def train(self) -> None:
         """Run all stages before `evaluate` for all tasks."""
@@ -126,19 +127,19 @@ class StreamRun:
 
     def allocation(self, task: str) -> dict[str, Any]:
         """The document that `allocate` has written."""
-        return read_allocation(self.run.allocation(task), hint="")[0]
+        return read_allocation(self.run.allocation(task))[0]
 
     def router(self, task: str) -> RouterFile:
         """The router that `train-router` has written."""
-        return read_router(self.run.router(task), hint="")
+        return read_router(self.run.router(task))
 
     def expert(self, task: str) -> ExpertFile:
         """The expert that `train-task` has written."""
-        return read_expert(self.run.expert(task), hint="")
+        return read_expert(self.run.expert(task))
 
     def answers(self, stage: int, task: str) -> list[Answer]:
         """The answers after `stage` tasks that `evaluate` has written."""
-        return read_evaluation(self.run.evaluation(self._label, stage, task), hint="")[0]
+        return read_evaluation(self.run.evaluation(self._label, stage, task))[0]
 
     def generations(self) -> dict[str, int]:
         """Task -> number of answers that `evaluate` generated, as it counted them."""

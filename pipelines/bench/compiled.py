@@ -24,7 +24,7 @@ from torch._inductor.utils import fresh_cache
 from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.sites import block_stack, find_sites
 from dmole_cli.errors import DmoleError
-from dmole_cli.stages.profile import measure
+from dmole_cli.profiling.sensitivity import measure_sensitivity
 from pipelines.bench._models import attached, random_samples
 from pipelines.bench._timing import Row, counted, interleaved, timed
 from pipelines.bench.step import EARLIER, NEWEST, SETS, Case, case, ours
@@ -67,7 +67,10 @@ def forward(case: Case, sets: list[tuple[str, ...]]) -> float:
 
 def profiled(case: Case) -> float:
     """The sum of all sites' scores for one batch."""
-    return sum(row.score for row in measure(case.backbone, find_sites(case.backbone.model, "attention"), [case.batch]))
+    return sum(
+        row.score
+        for row in measure_sensitivity(case.backbone, find_sites(case.backbone.model, "attention"), [case.batch])
+    )
 
 
 def lost(case: Case, *, tiny: bool) -> float:

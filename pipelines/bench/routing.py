@@ -14,7 +14,8 @@ import torch
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.data.loading import load_card
 from dmole_cli.inference.decoding import generate
-from dmole_cli.routing.autoencoder import Autoencoder, top_candidates
+from dmole_cli.routing.autoencoder import Autoencoder
+from dmole_cli.routing.rules import top_candidates
 from pipelines.bench._models import random_samples
 from pipelines.bench._stream import embedded, some_samples
 from pipelines.bench._timing import Row, Variant, interleaved, timed

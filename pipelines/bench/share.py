@@ -19,7 +19,7 @@ import torch
 from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.experts.expert import new_expert
-from dmole_cli.training.loop import train_expert
+from dmole_cli.training.loop import Batch, Schedule, train_expert
 from dmole_cli.training.order import shuffled_batches
 from pipelines.bench._models import attached
 from pipelines.bench._stream import StreamRun
@@ -39,7 +39,7 @@ def training(stream: StreamRun, task: str, *, steps: int) -> tuple[Variant, int]
     chosen = spread(order, [max(lengths[i] for i in rows) for rows in order], count=steps)
     encoded = list(encoded_batches(backbone, samples, chosen, with_answer=True))
     batches = [
-        ([samples[i].sample_id for i in rows], [(task,) for _ in rows], batch)
+        Batch([samples[i].sample_id for i in rows], [(task,) for _ in rows], batch)
         for rows, batch in zip(chosen, encoded, strict=True)
     ]
     document = stream.allocation(task)
@@ -58,9 +58,7 @@ def training(stream: StreamRun, task: str, *, steps: int) -> tuple[Variant, int]
                 routed,
                 expert,
                 batches,
-                steps=len(batches),
-                learning_rate=recipe.learning_rate,
-                settings=stream.settings.train,
+                schedule=Schedule(len(batches), recipe.learning_rate, stream.settings.train),
             ).answers
         finally:
             routed.close()

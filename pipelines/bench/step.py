@@ -19,7 +19,7 @@ from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.experts.expert import Expert
 from dmole_cli.routing.autoencoder import Autoencoder
-from dmole_cli.training.loop import train_expert
+from dmole_cli.training.loop import Batch, Schedule, train_expert
 from pipelines.bench._models import attached, half_of, random_expert, random_samples, vision_language
 from pipelines.bench._reference import DROPOUT, looped_experts, require_gradients, voted
 from pipelines.bench._stream import TRAIN_SETTINGS
@@ -91,10 +91,8 @@ def ours(
                     backbone,
                     routed,
                     experts[case.newest],
-                    [(ids, sets, batch)],
-                    steps=1,
-                    learning_rate=RATE,
-                    settings=TRAIN_SETTINGS,
+                    [Batch(ids, sets, batch)],
+                    schedule=Schedule(steps=1, learning_rate=RATE, settings=TRAIN_SETTINGS),
                 )
         finally:
             routed.close()

@@ -12,7 +12,8 @@ from _plan import Cell, Record
 from _work import cost_of
 
 from dmole_cli.artifacts.run import Run
-from dmole_cli.reports.collect import QUANTITIES, MethodReport, collect, cost_rows
+from dmole_cli.reports.collect import QUANTITIES, MethodReport, collect
+from dmole_cli.reports.costs import cost_rows
 
 # What stands in the column of tasks for means and totals.
 MEAN, MEAN_WITHOUT, ALL = "mean", "mean without CIDEr", "all"
@@ -69,7 +70,7 @@ def _scores(report: MethodReport) -> dict[tuple[str, str], float | None]:
     values: dict[tuple[str, str], float | None] = {}
     for name in QUANTITIES:
         values |= {(task, name): report.quantities[name][i] for i, task in enumerate(report.tasks)}
-        values[MEAN, name], values[MEAN_WITHOUT, name] = report.mean[name], report.mean_without_cider[name]
+        values[MEAN, name], values[MEAN_WITHOUT, name] = report.mean[name], report.mean_of_bounded[name]
     for stage, row in enumerate(report.matrix):
         values |= {(task, f"R[{stage}]"): cell for task, cell in zip(report.tasks, row, strict=True)}
     return values

@@ -202,15 +202,15 @@ class Comparison:
             DmoleError: the plan gives arguments to a stage that the cell's method does not have.
         """
         rules, root = self.rules(cell.method), self.folder / cell.folder
-        trains = bool(rules.stages(self.names(cell.order)))
-        for stage, used in {"router": rules.USES_ROUTERS, "allocate": rules.ALLOCATES, "train": trains}.items():
+        trains = bool(rules.trained_tasks(self.names(cell.order)))
+        for stage, used in {"router": rules.uses_routers, "allocate": rules.uses_allocation, "train": trains}.items():
             if (words := getattr(cell, stage)) and not used:
                 message = f"{cell.label} gives {stage} {' '.join(words)}, but {cell.method} has no such stage"
                 raise DmoleError(
                     message, "give them to a stage that it has (methods without allocate take train --budget)"
                 )
         steps = []
-        if rules.ALLOCATES:
+        if rules.uses_allocation:
             words = ("allocate", "--method", cell.method, *cell.allocate)
             steps.append(Step(f"allocate-{cell.method}", root, words, self._places(cell), self._made_from(cell)))
         if trains:
@@ -262,7 +262,7 @@ class Comparison:
         """
         rules = self.rules(cell.method)
         steps = [*self.training_steps(cell), *self.evaluation_steps(cell)]
-        if rules.ALLOCATES or rules.USES_ROUTERS:
+        if rules.uses_allocation or rules.uses_routers:
             self._borrow("shared", cell.shared, ("profiles", "features", "costs/profile"))
             steps = [*self.shared_steps(cell), *steps]
         if cell.trained_apart:

@@ -10,8 +10,9 @@ import statistics
 from pathlib import Path
 
 from dmole_cli.artifacts.run import Run
-from dmole_cli.reports.collect import MethodReport, collect, profiling_share
-from dmole_cli.settings.model import read_config
+from dmole_cli.reports.collect import MethodReport, collect
+from dmole_cli.reports.costs import profiling_share
+from dmole_cli.settings.reading import read_settings
 
 CONFIG = Path(__file__).with_name("dmole.toml")
 
@@ -24,7 +25,7 @@ def spread(values: list[float]) -> str:
 
 def by_method(runs: list[Run]) -> dict[str, list[MethodReport]]:
     """Reports of each method, one per run, in the order of the first run."""
-    tasks = read_config(CONFIG).tasks
+    tasks = read_settings(CONFIG).tasks
     found: dict[str, list[MethodReport]] = {}
     for run in runs:
         for report in collect(run, tasks=tasks):
@@ -39,7 +40,7 @@ def score_table(methods: dict[str, list[MethodReport]]) -> list[str]:
     for method, reports in methods.items():
         for quantity in ("last", "avg", "bwt"):
             columns = [[report.quantities[quantity][i] for report in reports] for i in range(len(tasks))]
-            columns += [[r.mean[quantity] for r in reports], [r.mean_without_cider[quantity] for r in reports]]
+            columns += [[r.mean[quantity] for r in reports], [r.mean_of_bounded[quantity] for r in reports]]
             cells = [spread(c) if all(v is not None for v in c) else "–" for c in columns]
             lines.append(f"| {method} | {quantity} | {' | '.join(cells)} |")
     return lines

@@ -1,1 +1,1 @@
-"""One file per model family, named after its `model_type` in transformers; `base.py` says what a file may define."""
+"""Shelf of model families: one file per `model_type` of transformers; `base.py` is the contract."""

@@ -1,6 +1,6 @@
-"""What the families' tiny models have in common: a tokenizer with a token a byte, saving, sizes.
+"""Shared by the families' tiny models: a byte-level tokenizer, configuration sizes, and saving.
 
-A tiny model is the real thing: the family's own classes and processor, written by `save_pretrained`, with random weights.
+A tiny model has the family's own classes and processor, written by `save_pretrained`, with random weights.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from transformers import PreTrainedTokenizerFast
 
 from dmole_cli.backbones.processors import VIDEO
 
-SIDE, PATCH = 24, 6  # pixels of a picture or tile, and of a patch of it
-WIDTH, INNER = 32, 48  # entries of a hidden state, and within a block's MLP
+SIDE, PATCH = 24, 6  # pixels per side of an image or tile, and of a patch
+WIDTH, INNER = 32, 48  # hidden size, and intermediate size of the MLPs
 MEAN = STD = [0.5] * 3
-# As Qwen's: a system prompt where none is given, and roles between markers.
+# Qwen's template: a default system prompt, and roles between markers. IMAGE stands for the family's image tokens.
 CHAT = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}PICTURE"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}IMAGE"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -31,13 +31,13 @@ CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
 
 
 def tokenizer(*marks: str, end: str = "<eos>", start: str | None = None, **named: str) -> Any:
-    """A tokenizer with a token a byte and these special tokens.
+    """A byte-level tokenizer with special tokens.
 
     Args:
         marks: special tokens.
-        end: the one that ends an answer; among the marks or not.
-        start: the one that a text begins with, if there is one.
-        named: attribute of the tokenizer -> special token, for processors that ask for it by name.
+        end: end-of-sequence token; may be one of the marks.
+        start: beginning-of-sequence token, if the family has one.
+        named: tokenizer attribute -> special token, for processors that read it by name.
     """
     special = list(dict.fromkeys(["<pad>", end, *([start] if start else []), *marks, *named.values()]))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -54,26 +54,26 @@ def tokenizer(*marks: str, end: str = "<eos>", start: str | None = None, **named
     )
 
 
-def text_sizes(words: Any) -> dict[str, Any]:
-    """Configuration of a language model for a tokenizer, as most families name it."""
+def text_sizes(tokenizer: Any) -> dict[str, Any]:
+    """Arguments of a language model's configuration, under the names that most families use."""
     return {
-        "vocab_size": len(words),
+        "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
         "intermediate_size": INNER,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 1024,
-        # Wide enough that answers differ from one picture and one expert to the next, which tests of routing live on.
+        # Large enough that answers depend on the image and the experts, which the routing tests rely on.
         "initializer_range": 0.3,
-        "pad_token_id": words.pad_token_id,
-        "eos_token_id": words.eos_token_id,
-        "bos_token_id": words.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
     }
 
 
 def vision_sizes(*, patch: int = PATCH) -> dict[str, Any]:
-    """Configuration of a vision encoder, as most families name it."""
+    """Arguments of a vision encoder's configuration, under the names that most families use."""
     return {
         "hidden_size": WIDTH,
         "intermediate_size": INNER,
@@ -88,14 +88,17 @@ def vision_sizes(*, patch: int = PATCH) -> dict[str, Any]:
 def write(
     folder: Path, make: Callable[[], Any], processor: Any, *, seed: int, video: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write a model and its processor as `save_pretrained` does.
+    """Write a model and its processor with `save_pretrained`.
 
     Args:
-        folder: where.
+        folder: destination.
         make: builds the model.
-        processor: of the family; where it is one for pictures alone (see `processors.for_pictures`), `video` is due.
-        seed: of the weights.
-        video: what the whole processor would have written about its part for videos.
+        processor: the family's processor; one without its video processor (see `processors.without_video`) needs `video`.
+        seed: seed of the weights.
+        video: settings of the video processor, which the full processor would have written.
+
+    Returns:
+        The folder.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

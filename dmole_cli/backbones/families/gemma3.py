@@ -1,4 +1,4 @@
-"""Gemma 3: the tokens of one picture see each other in both directions; most blocks look back a window only."""
+"""Gemma 3: bidirectional attention among the tokens of one image; most blocks use sliding-window attention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEMPLATE = (
 
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:
-    """Write the family made tiny: 24 × 24 pictures of 4 tokens; the first block looks back 16 tokens."""
+    """Write a tiny model: 24 × 24 images of 4 tokens; the first block has a sliding window of 16 tokens."""
     import torch
     from transformers import (
         Gemma3Config,
@@ -28,12 +28,12 @@ def tiny(folder: Path, *, seed: int = 0) -> Path:
     from dmole_cli.backbones.families import _tiny
 
     named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
-    words = _tiny.tokenizer("<start_of_turn>", "<end_of_turn>", end="<end_of_turn>", start="<bos>", **named)
-    pictures = Gemma3ImageProcessorPil(size={"height": _tiny.SIDE, "width": _tiny.SIDE})
-    processor = Gemma3Processor(pictures, words, chat_template=TEMPLATE, image_seq_length=4)
-    text = _tiny.text_sizes(words) | {
+    tokenizer = _tiny.tokenizer("<start_of_turn>", "<end_of_turn>", end="<end_of_turn>", start="<bos>", **named)
+    image_processor = Gemma3ImageProcessorPil(size={"height": _tiny.SIDE, "width": _tiny.SIDE})
+    processor = Gemma3Processor(image_processor, tokenizer, chat_template=TEMPLATE, image_seq_length=4)
+    text = _tiny.text_sizes(tokenizer) | {
         "head_dim": 8,
-        # Small beside what the blocks add, or the tied output head would say the last token again and again.
+        # Small compared with the blocks' outputs; otherwise the tied output head would repeat the last token.
         "initializer_range": 0.05,
         "query_pre_attn_scalar": 8,
         "sliding_window": 16,
@@ -43,14 +43,14 @@ def tiny(folder: Path, *, seed: int = 0) -> Path:
         vision_config=SiglipVisionConfig(**_tiny.vision_sizes(), vision_use_head=False),
         text_config=Gemma3TextConfig(**text),
         mm_tokens_per_image=4,
-        boi_token_index=words.convert_tokens_to_ids("<start_of_image>"),
-        eoi_token_index=words.convert_tokens_to_ids("<end_of_image>"),
-        image_token_index=words.convert_tokens_to_ids("<image_soft_token>"),
+        boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
+        eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image_soft_token>"),
     )
 
     def make() -> Gemma3ForConditionalGeneration:
         model = Gemma3ForConditionalGeneration(config)
-        # Zero until it is trained, which would make every picture the same.
+        # Initialised to zero, which would make all images equal.
         torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)
         return model
 

@@ -1,4 +1,4 @@
-"""LLaVA: a picture is one row of the vision encoder, whose last layer but one is what the language model sees."""
+"""LLaVA: an image is one row of the vision encoder; its last layer but one feeds the language model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEMPLATE = (
 
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:
-    """Write the family made tiny: 24 × 24 pictures of 4 tokens from the layer before a CLIP encoder's last."""
+    """Write a tiny model: 24 × 24 images of 4 tokens from the layer before a CLIP encoder's last."""
     from transformers import (
         CLIPImageProcessorPil,
         CLIPVisionConfig,
@@ -24,12 +24,12 @@ def tiny(folder: Path, *, seed: int = 0) -> Path:
 
     from dmole_cli.backbones.families import _tiny
 
-    words = _tiny.tokenizer("<image>", end="</s>", start="<s>")
+    tokenizer = _tiny.tokenizer("<image>", end="</s>", start="<s>")
     size = {"height": _tiny.SIDE, "width": _tiny.SIDE}
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": _tiny.SIDE}, crop_size=size)
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": _tiny.SIDE}, crop_size=size)
     processor = LlavaProcessor(
-        pictures,
-        words,
+        image_processor,
+        tokenizer,
         patch_size=12,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -38,8 +38,8 @@ def tiny(folder: Path, *, seed: int = 0) -> Path:
     )
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**_tiny.vision_sizes(patch=12)),
-        text_config=LlamaConfig(**_tiny.text_sizes(words)),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
+        text_config=LlamaConfig(**_tiny.text_sizes(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=4,
     )
     return _tiny.write(folder, lambda: LlavaForConditionalGeneration(config), processor, seed=seed)

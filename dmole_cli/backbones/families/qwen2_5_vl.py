@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: pictures keep their shape, and the patches of all of them lie packed in one sequence."""
+"""Qwen2.5-VL: images keep their aspect ratio; the patches of all images are packed into one sequence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:
-    """Write the family made tiny: patches of 6 × 6, four of which are a token; the second block looks across windows."""
+    """Write a tiny model: patches of 6 × 6, four per token; only the second block attends across windows."""
     from transformers import (
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
@@ -16,15 +16,15 @@ def tiny(folder: Path, *, seed: int = 0) -> Path:
     )
 
     from dmole_cli.backbones.families import _tiny
-    from dmole_cli.backbones.processors import for_pictures
+    from dmole_cli.backbones.processors import without_video
 
     marks = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-    words = _tiny.tokenizer(*_tiny.CHAT_MARKS, *marks, end="<|im_end|>")
+    tokenizer = _tiny.tokenizer(*_tiny.CHAT_MARKS, *marks, end="<|im_end|>")
     sizes: dict[str, Any] = {"patch_size": _tiny.PATCH, "temporal_patch_size": 2, "merge_size": 2}
     size = {"shortest_edge": 24 * 24, "longest_edge": 48 * 48}
-    pictures = Qwen2VLImageProcessorPil(**sizes, size=size)
-    template = _tiny.CHAT.replace("PICTURE", "<|vision_start|><|image_pad|><|vision_end|>")
-    processor = for_pictures(Qwen2_5_VLProcessor)(pictures, words, chat_template=template)
+    image_processor = Qwen2VLImageProcessorPil(**sizes, size=size)
+    template = _tiny.CHAT.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+    processor = without_video(Qwen2_5_VLProcessor)(image_processor, tokenizer, chat_template=template)
     vision = {
         "depth": 2,
         "hidden_size": _tiny.WIDTH,
@@ -38,14 +38,14 @@ def tiny(folder: Path, *, seed: int = 0) -> Path:
         "fullatt_block_indexes": [1],
         "initializer_range": 0.1,
     }
-    text = _tiny.text_sizes(words) | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
+    text = _tiny.text_sizes(tokenizer) | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
     config = Qwen2_5_VLConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=words.convert_tokens_to_ids("<|image_pad|>"),
-        video_token_id=words.convert_tokens_to_ids("<|video_pad|>"),
-        vision_start_token_id=words.convert_tokens_to_ids("<|vision_start|>"),
-        vision_end_token_id=words.convert_tokens_to_ids("<|vision_end|>"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
     )
     video = {"video_processor_type": "Qwen2VLVideoProcessor", **sizes, "size": size}
     return _tiny.write(folder, lambda: Qwen2_5_VLForConditionalGeneration(config), processor, seed=seed, video=video)

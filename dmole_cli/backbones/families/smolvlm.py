@@ -1,17 +1,16 @@
-"""SmolVLM: a picture becomes tiles and the whole of it behind them; samples with fewer are padded with empty pictures."""
+"""SmolVLM: an image becomes tiles, then the whole image; samples with fewer images are padded with empty ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dmole_cli.backbones.families._splitting import global_pictures, split_tokens
+import torch
 
-if TYPE_CHECKING:
-    import torch
-
-    from dmole_cli.backbones.image_layouts import View
+from dmole_cli.backbones.families._tiles import global_images
+from dmole_cli.backbones.families.base import Family
+from dmole_cli.backbones.image_layouts import View
 
 MARKS = ("<end_of_utterance>", "<global-img>")
 TEMPLATE = (
@@ -22,20 +21,25 @@ TEMPLATE = (
 )
 
 
-def whole_pictures(
-    vision: Mapping[str, torch.Tensor], tokens: torch.Tensor, processor: Any, pictures: int
-) -> list[View]:
-    """The tile behind the mark of the global picture."""
-    return global_pictures(vision, tokens, processor, mark=processor.global_image_token)
+class SmolVLM(Family):
+    """As Idefics3; its processor does not count image tokens."""
 
+    def whole_images(self, vision: Mapping[str, torch.Tensor], tokens: torch.Tensor, *, images: int) -> list[View]:
+        """The tile behind the marker of a whole image."""
+        return global_images(vision, tokens, self.processor, marker=self.processor.global_image_token)
 
-def picture_tokens(processor: Any, sizes: Sequence[tuple[int, int]], pictures: int) -> list[int]:
-    """Tokens of all tiles with the marks between them, as the processor writes them."""
-    return [split_tokens(processor, size) for size in sizes]
+    def image_tokens(self, sizes: Sequence[tuple[int, int]], *, images: int) -> Sequence[int]:
+        """Tokens of all tiles with the special tokens and line breaks between them, as the processor writes them."""
+        return [self._tokens_of(size) for size in sizes]
+
+    def _tokens_of(self, size: tuple[int, int]) -> int:
+        _, rows, columns = self.processor.image_processor.get_number_of_image_patches(*size)
+        text = self.processor.replace_image_token({"rows": [[rows]], "cols": [[columns]]}, 0)
+        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:
-    """Write the family made tiny: 24 × 24 tiles of 4 tokens, two or four and the whole picture."""
+    """Write a tiny model: 24 × 24 tiles of 4 tokens, two or four per image and the whole image."""
     from transformers import (
         LlamaConfig,
         SmolVLMConfig,
@@ -45,18 +49,20 @@ def tiny(folder: Path, *, seed: int = 0) -> Path:
     )
 
     from dmole_cli.backbones.families import _tiny
-    from dmole_cli.backbones.processors import for_pictures
+    from dmole_cli.backbones.processors import without_video
 
     grid = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     named = {"fake_image_token": "<fake_token_around_image>", "image_token": "<image>"}
-    words = _tiny.tokenizer(*MARKS, *grid, end="<end_of_utterance>", start="<|im_start|>", **named)
+    tokenizer = _tiny.tokenizer(*MARKS, *grid, end="<end_of_utterance>", start="<|im_start|>", **named)
     sizes: dict[str, Any] = {"size": {"longest_edge": 2 * _tiny.SIDE}, "max_image_size": {"longest_edge": _tiny.SIDE}}
-    pictures = SmolVLMImageProcessorPil(**sizes)
-    processor = for_pictures(SmolVLMProcessor)(pictures, words, None, image_seq_len=4, chat_template=TEMPLATE)
+    image_processor = SmolVLMImageProcessorPil(**sizes)
+    processor = without_video(SmolVLMProcessor)(
+        image_processor, tokenizer, None, image_seq_len=4, chat_template=TEMPLATE
+    )
     config = SmolVLMConfig(
         vision_config=_tiny.vision_sizes(),
-        text_config=LlamaConfig(**_tiny.text_sizes(words)),
-        image_token_id=words.convert_tokens_to_ids("<image>"),
+        text_config=LlamaConfig(**_tiny.text_sizes(tokenizer)),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
     )
     sampling = {"video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 2 * _tiny.SIDE}}}

@@ -1,1 +1,1 @@
-"""One file per annotation format: a task card and its files in, samples out."""
+"""The shelf of annotation formats: task card and annotation files in, samples out. `base.py` is the contract."""

@@ -1,4 +1,4 @@
-"""Boxes of grounding records, brought into the frame that the metric reads an answer in."""
+"""Boxes of grounding records, converted to the coordinate frame in which the metric reads an answer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ UNITS = ("pixels", "fractions", "padded")
 
 
 def framed(box: Sequence[float], *, unit: str, width: float, height: float) -> dict[str, Any]:
-    """The details that the metric needs: `box` in pixels of a frame of `width` and `height`.
+    """Return the details that the metric needs: `box` in pixels of a frame of `width` x `height`.
 
     Args:
         box: left, top, right, bottom.
-        unit: `pixels`; `fractions` of width and height; `padded`: fractions of the image padded to a square around its
-            middle. In the last case the frame is that square, because an answer's numbers are fractions of it, too.
+        unit: `pixels`; `fractions` of width and height; or `padded`: fractions of the image padded to a square around its
+            centre. For `padded` the frame is that square, because the answer's numbers are fractions of it, too.
         width, height: of the image in pixels.
     """
     if unit == "padded":
@@ -24,8 +24,8 @@ def framed(box: Sequence[float], *, unit: str, width: float, height: float) -> d
     return {"box": [*box], "width": width, "height": height}
 
 
-def written(details: dict[str, Any], *, unit: str) -> str:
-    """The box as an answer: thousandths of width and height for boxes in pixels, else fractions with two places."""
+def box_answer(details: dict[str, Any], *, unit: str) -> str:
+    """Format the box as an answer: thousandths of width and height if `unit` is `pixels`, else fractions with two decimals."""
     sides = (details["width"], details["height"]) * 2
     fractions = [value / side for value, side in zip(details["box"], sides, strict=True)]
     if unit == "pixels":

@@ -1,4 +1,4 @@
-"""JSON files read a value at a time, however long they are: arrays, JSON lines, and documents that hold long lists."""
+"""Streams JSON files of any size value by value: arrays, JSON lines, and objects that contain long lists."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from dmole_cli.data.formats._fields import Unusable, tell
+from dmole_cli.data.invalid_records import InvalidRecord, report_or_raise
 from dmole_cli.errors import DmoleError
 
 PIECE = 1 << 20  # characters read at a time
-# A value that is cut off by the end of a piece fails within so many characters of it; any earlier failure is a mistake.
+# A value that the end of a piece cuts off fails to parse within this many characters of the end; an earlier failure is an
+# error of the file.
 LONGEST_TOKEN = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One value of a JSON document whose top is an object.
+    """One value of a JSON document whose top level is an object.
 
     Attributes:
-        group: its key at the top.
-        key: its key in that member where that is an object, else empty.
-        value: an element of a list, a value of an object, or the member itself.
-        place: where it stands, for messages.
+        group: the key at the top level.
+        key: the key at the second level if that is an object, else empty.
+        value: an element of the second-level list, a value of the second-level object, or the top-level value itself.
+        place: location in the file, for error messages.
     """
 
     group: str
@@ -35,10 +36,10 @@ class Member:
 
 
 def records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (where it stands, record) from a JSON array or from JSON lines, told apart by the first character.
+    """Yield (place, record) from a JSON array or from JSON lines; the first character decides which.
 
     Raises:
-        DmoleError: the file is missing or unreadable; names the line.
+        DmoleError: the file is missing or unreadable, or not JSON; names the line.
     """
     with _opened(path) as file:
         text = _Text(path, file)
@@ -53,16 +54,17 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 value = json.loads(line)
             except json.JSONDecodeError as error:
-                tell(Unusable(f"{path}, line {number}: not JSON ({error.msg})", "mend or remove the line"))
+                invalid = InvalidRecord(f"{path}, line {number}: not JSON ({error.msg})", "fix or remove the line")
+                report_or_raise(invalid, invalid.kind)
             else:
                 yield f"line {number}", value
 
 
 def members(path: Path) -> Iterator[Member]:
-    """Yield the values of a document such as `{"images": [...], "annotations": [...]}`; a top-level array has no group.
+    """Yield the values of a document such as `{"images": [...], "annotations": [...]}`; those of a top-level array have no group.
 
     Raises:
-        DmoleError: the file is missing, unreadable, or neither an object nor an array.
+        DmoleError: the file is missing or unreadable, or neither an object nor an array.
     """
     with _opened(path) as file:
         text = _Text(path, file)
@@ -79,10 +81,10 @@ def members(path: Path) -> Iterator[Member]:
 
 
 def entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the keys of a document whose top is an object, each with its whole value.
+    """Yield (key, value) of a document whose top level is an object.
 
     Raises:
-        DmoleError: the file is missing, unreadable, or no object.
+        DmoleError: the file is missing or unreadable, or not an object.
     """
     with _opened(path) as file:
         text = _Text(path, file)
@@ -106,7 +108,7 @@ def _member(text: _Text, group: str) -> Iterator[Member]:
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
     try:
-        # Lines end at "\n" alone: JSON allows U+2028 inside a text.
+        # Only "\n" ends a line: JSON allows U+2028 inside a text.
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             yield file
     except FileNotFoundError as error:
@@ -116,39 +118,39 @@ def _opened(path: Path) -> Iterator[TextIO]:
 
 
 class _Text:
-    """A JSON text of which only the piece around the current place is held."""
+    """An incremental JSON parser that buffers only the text around the current position."""
 
     def __init__(self, path: Path, file: TextIO) -> None:
         self.path, self.file = path, file
-        self.held, self.at, self.lines, self.ended = "", 0, 0, False
+        self.buffer, self.at, self.lines, self.ended = "", 0, 0, False
 
     def peek(self) -> str:
-        """The next character that is no white space, empty at the end."""
+        """The next character that is not white space; empty at the end of the file."""
         while True:
-            while self.at < len(self.held) and self.held[self.at] in " \t\r\n":
+            while self.at < len(self.buffer) and self.buffer[self.at] in " \t\r\n":
                 self.at += 1
-            if self.at < len(self.held) or not self._more():
-                return self.held[self.at : self.at + 1]
+            if self.at < len(self.buffer) or not self._more():
+                return self.buffer[self.at : self.at + 1]
 
     def value(self) -> Any:
-        """The value that starts here, whole."""
+        """Parse the value that starts at the current position."""
         self.peek()
         while True:
             try:
-                value, end = json.JSONDecoder().raw_decode(self.held, self.at)
+                value, end = json.JSONDecoder().raw_decode(self.buffer, self.at)
             except json.JSONDecodeError as error:
-                cut = error.pos >= len(self.held) - LONGEST_TOKEN or error.msg.startswith("Unterminated string")
+                cut = error.pos >= len(self.buffer) - LONGEST_TOKEN or error.msg.startswith("Unterminated string")
                 if self.ended or not cut:
                     raise self._wrong(error.msg, error.pos) from error
             else:
-                # A number near the end may go on in the next piece: "2" of "2.5".
-                if self.ended or end <= len(self.held) - LONGEST_TOKEN:
+                # A number at the end of the buffer may continue in the next piece: "2" of "2.5".
+                if self.ended or end <= len(self.buffer) - LONGEST_TOKEN:
                     self.at = end
                     return value
             self._more()
 
     def elements(self) -> Iterator[Any]:
-        """The values of the array that starts here."""
+        """Parse the array that starts at the current position, element by element."""
         self._take("[")
         if self.peek() == "]":
             self.at += 1
@@ -159,7 +161,7 @@ class _Text:
                 return
 
     def names(self) -> Iterator[str]:
-        """The keys of the object that starts here; whoever asks takes the value behind each before going on."""
+        """Yield the keys of the object that starts here; the caller must parse each key's value before the next key."""
         self._take("{")
         if self.peek() == "}":
             self.at += 1
@@ -174,7 +176,7 @@ class _Text:
                 return
 
     def end(self) -> None:
-        """Insist that nothing follows."""
+        """Raise an error if anything but white space follows."""
         if self.peek():
             raise self._wrong("Extra data", self.at)
 
@@ -186,16 +188,16 @@ class _Text:
         return found
 
     def _more(self) -> bool:
-        """Read on and let go of what was passed; at least as much as is held, so that a long value is read in few steps."""
+        """Drop the parsed text and read the next piece, at least as long as the buffer, so a long value needs few steps."""
         if self.ended:
             return False
-        self.lines += self.held.count("\n", 0, self.at)
-        self.held, self.at = self.held[self.at :], 0
-        piece = self.file.read(max(PIECE, len(self.held)))
-        self.held += piece
+        self.lines += self.buffer.count("\n", 0, self.at)
+        self.buffer, self.at = self.buffer[self.at :], 0
+        piece = self.file.read(max(PIECE, len(self.buffer)))
+        self.buffer += piece
         self.ended = not piece
         return not self.ended
 
     def _wrong(self, what: str, position: int) -> DmoleError:
-        line = 1 + self.lines + self.held.count("\n", 0, position)
-        return DmoleError(f"{self.path}, line {line}: not JSON ({what})", "mend the file")
+        line = 1 + self.lines + self.buffer.count("\n", 0, position)
+        return DmoleError(f"{self.path}, line {line}: not JSON ({what})", "fix the file")

@@ -1,4 +1,4 @@
-"""Joining two annotation files without holding either: a table of keys and values in a temporary file."""
+"""Joins two annotation files of any size: one of them is indexed in a temporary SQLite file."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 
 class Lookup:
-    """Values of JSON by key, several to a key, each key's in the order in which they came."""
+    """JSON values by key; a key may have several values, which keep their order."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
 
     def all(self, key: object) -> list[Any]:
-        """The values of a key, none where it is unknown."""
+        """The values of a key; empty if the key is unknown."""
         rows = self._database.execute("select value from pairs where key = ? order by rowid", (str(key),))
         return [json.loads(value) for (value,) in rows]
 
 
 @contextmanager
-def looked_up(pairs: Iterable[tuple[object, Any]]) -> Iterator[Lookup]:
-    """Give a lookup of (key, value) pairs; keys are compared as texts, so that 7 finds what was kept under "7"."""
+def indexed(pairs: Iterable[tuple[object, Any]]) -> Iterator[Lookup]:
+    """Index (key, value) pairs by key; keys are compared as texts, so 7 finds the values of "7"."""
     with TemporaryDirectory(prefix="dmole-") as folder:
-        # No journal, no sync: nobody reads this file but us, and a crash takes it along.
+        # Neither journal nor sync: the file is temporary, and a crash needs no recovery.
         database = sqlite3.connect(f"{folder}/pairs.sqlite", isolation_level=None)
         try:
             database.execute("pragma journal_mode = off")

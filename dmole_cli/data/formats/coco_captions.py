@@ -7,10 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.data.formats._fields import Record, Unannotated, usable
+from dmole_cli.data.formats._arrow import Row
+from dmole_cli.data.formats._fields import MissingAnnotations, Record
 from dmole_cli.data.formats._json import members
-from dmole_cli.data.formats._lookup import looked_up
-from dmole_cli.data.formats._rows import FILE_OPTIONS, Row, load_rows
+from dmole_cli.data.formats._lookup import indexed
+from dmole_cli.data.formats._recognition import CAPTION_PROMPT
+from dmole_cli.data.formats._rows import FILE_OPTIONS, load_rows
+from dmole_cli.data.formats.base import Guess, Source
+from dmole_cli.data.invalid_records import valid_records
 from dmole_cli.data.sample import Sample
 
 if TYPE_CHECKING:
@@ -22,45 +26,60 @@ OPTIONS: Mapping[str, Any] = FILE_OPTIONS
 FILLS_PROMPT = True
 
 
+def recognise(source: Source) -> Guess | None:
+    """One object with `images` and with captions in `annotations`."""
+    if not source.is_document:
+        return None
+    found = set()
+    for member in members(source.path):
+        captioned = isinstance(member.value, dict) and "caption" in member.value
+        if member.group == "images" or (member.group == "annotations" and captioned):
+            found.add(member.group)
+        if len(found) == 2:
+            why = "it has 'images' and 'annotations' with captions"
+            return Guess(8, why, prompt=CAPTION_PROMPT, metric="cider")
+    return None
+
+
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
-    """Read one split: for validation and test a row an image, for training a row a caption; all have all references.
+    """Read a split: in training a sample per caption, else a sample per image; references are all captions of the image.
 
     The instruction is the card's prompt alone (`{question}` is empty).
 
     Raises:
-        DmoleError: the file is missing or unreadable, a record is not usable, or an image has no caption.
+        DmoleError: the file is missing or unreadable, a record is invalid, or an image has no caption.
     """
-    return load_rows(card, split, data_root=data_root, read=partial(_read, each=split == "train"))
+    return load_rows(card, split, data_root=data_root, read=partial(_read, per_caption=split == "train"))
 
 
-def _read(path: Path, beside: Mapping[str, Path], *, each: bool) -> Iterator[Row]:
-    missing = Unannotated(path, "caption")
-    with looked_up(_captions(path)) as captions:
+def _read(path: Path, other_files: Mapping[str, Path], *, per_caption: bool) -> Iterator[Row]:
+    missing = MissingAnnotations(path, "caption")
+    with indexed(_captions(path)) as captions:
 
         def rows(place: str, value: Any) -> Iterator[Row]:
             image = Record(path, place, value, hint=HINT)
             key, name = image.value.get("id"), image.value.get("file_name", image.value.get("image"))
             if key is None or not isinstance(name, str):
-                image.refuse("an image needs 'id' and 'file_name'")
+                image.invalid("an image needs 'id' and 'file_name'")
             texts = tuple(captions.all(key))
             if not texts:
                 missing.add(key)
-            for number, text in enumerate(texts if each else texts[:1]):
-                own = f"{key}#{number}" if each else key
+            for number, text in enumerate(texts if per_caption else texts[:1]):
+                own = f"{key}#{number}" if per_caption else key
                 yield Row(place, question="", answer=text, references=texts, images=(name,), details={"id": own})
 
-        yield from usable(_members(path, "images"), rows)
-    missing.refuse()
+        yield from valid_records(_members(path, "images"), rows)
+    missing.raise_if_any()
 
 
 def _captions(path: Path) -> Iterator[tuple[Any, str]]:
     def pair(place: str, value: Any) -> Iterator[tuple[Any, str]]:
         annotation = Record(path, place, value, hint=HINT)
         if annotation.value.get("image_id") is None:
-            annotation.refuse("an annotation needs 'image_id'")
+            annotation.invalid("an annotation needs 'image_id'")
         yield annotation.value["image_id"], annotation.text("caption")
 
-    return usable(_members(path, "annotations"), pair)
+    return valid_records(_members(path, "annotations"), pair)
 
 
 def _members(path: Path, group: str) -> Iterator[tuple[str, Any]]:

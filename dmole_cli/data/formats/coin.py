@@ -1,4 +1,4 @@
-"""Test records of CoIN: the instruction is part of `text`; boxes, ScienceQA's options and ten answers where a task has them."""
+"""Test records of CoIN: `text` contains the instruction; some tasks have boxes, ScienceQA's options or annotators' answers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.data.formats._annotations import answers_by_question, problem_of
+from dmole_cli.data.formats._arrow import Row
 from dmole_cli.data.formats._boxes import framed
-from dmole_cli.data.formats._fields import Record, Unannotated, identity, most_given, usable
+from dmole_cli.data.formats._fields import MissingAnnotations, Record, identity, most_frequent
 from dmole_cli.data.formats._json import entries, records
-from dmole_cli.data.formats._lookup import Lookup, looked_up
-from dmole_cli.data.formats._rows import FILE_OPTIONS, Row, load_rows
+from dmole_cli.data.formats._lookup import Lookup, indexed
+from dmole_cli.data.formats._recognition import QUESTION, first_of
+from dmole_cli.data.formats._rows import FILE_OPTIONS, load_rows
+from dmole_cli.data.formats.base import Guess, Source
+from dmole_cli.data.invalid_records import valid_records
 from dmole_cli.data.sample import Sample
 
 if TYPE_CHECKING:
@@ -21,33 +25,45 @@ if TYPE_CHECKING:
 IMAGE_MARKER = "<image>"
 HINT = 'a record is {"question_id": 7, "image": "...", "text": "What colour?", "answer": "red"}'
 
-# `annotations`: a file with the answers of ten people, which are the references then; `problems`: ScienceQA's problems.json,
-# which says what the options are and which is right.
+# `annotations`: a file with the answers of ten annotators, which become the references; `problems`: ScienceQA's
+# problems.json, which lists the options and the correct one.
 OPTIONS: Mapping[str, Any] = {**FILE_OPTIONS, "annotations": "", "problems": ""}
 FILLS_PROMPT = True
 
 
-def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
-    """Read one split's records (a JSON array or JSON lines).
+def recognise(source: Source) -> Guess | None:
+    """Records with `text` and `answer_bbox`, or with `question_id`, `text` and `answer`."""
+    if {"text", "answer_bbox"} <= source.fields:
+        return Guess(8, "its records have 'text' and 'answer_bbox'", prompt="{question}", metric="grounding")
+    if {"question_id", "answer"} <= source.fields and first_of(QUESTION, source.fields) == "text":
+        return Guess(4, "its records have 'question_id', 'text' and 'answer'", prompt="{question}")
+    return None
 
-    Where other people's answers are the references, the record's own one stays in the details as `coin_answer`, for the
-    metric by which CoIN published (`coin_exact`). Grounding records have `answer_bbox`, fractions of the image padded to
-    a square, and `size`, its width and height.
+
+def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
+    """Read a split's records (a JSON array or JSON lines).
+
+    If `annotations` provides the references, the record's own answer is kept in the details as `coin_answer`, for the
+    metric that CoIN publishes (`coin_exact`). Grounding records have `answer_bbox`, in fractions of the image padded to a
+    square, and `size`, the image's width and height.
 
     Raises:
-        DmoleError: a file is missing or unreadable, a record is not usable, or its id is unknown to the other file.
+        DmoleError: a file is missing or unreadable, a record is invalid, or its id is missing in the other file.
     """
-    return load_rows(card, split, data_root=data_root, read=_read, beside=("annotations", "problems"))
+    return load_rows(card, split, data_root=data_root, read=_read, other_files=("annotations", "problems"))
 
 
-def _read(path: Path, beside: Mapping[str, Path]) -> Iterator[Row]:
+def _read(path: Path, other_files: Mapping[str, Path]) -> Iterator[Row]:
     with ExitStack() as opened:
         answers = problems = None
-        if "annotations" in beside:
-            answers = opened.enter_context(looked_up(answers_by_question(beside["annotations"])))
-        if "problems" in beside:
-            problems = opened.enter_context(looked_up(entries(beside["problems"])))
-        missing = [Unannotated(file, {"annotations": "answers"}.get(name, "problem")) for name, file in beside.items()]
+        if "annotations" in other_files:
+            answers = opened.enter_context(indexed(answers_by_question(other_files["annotations"])))
+        if "problems" in other_files:
+            problems = opened.enter_context(indexed(entries(other_files["problems"])))
+        missing = [
+            MissingAnnotations(file, {"annotations": "answers"}.get(name, "problem"))
+            for name, file in other_files.items()
+        ]
 
         def row(place: str, value: Any) -> Iterator[Row]:
             record = Record(path, place, value, hint=HINT)
@@ -57,15 +73,15 @@ def _read(path: Path, beside: Mapping[str, Path]) -> Iterator[Row]:
                     unknown.add(record.value["question_id"])
             if None not in found:
                 given = found[0] if answers is not None else None
-                yield _row(record, given, (beside["problems"], found[-1]) if problems is not None else None)
+                yield _row(record, given, (other_files["problems"], found[-1]) if problems is not None else None)
 
-        yield from usable(records(path), row)
+        yield from valid_records(records(path), row)
         for unknown in missing:
-            unknown.refuse()
+            unknown.raise_if_any()
 
 
 def _found(record: Record, lookup: Lookup) -> Any:
-    """What another file says of a record: by its id, or by its picture's name, which is all the id that VizWiz has."""
+    """The other file's entry for a record: by its id, or by its image's name (the only id of VizWiz)."""
     names = [record.text("question_id"), *(Path(name).name for name in record.images())]
     return next((hits[0] for hits in map(lookup.all, names) if hits), None)
 
@@ -80,8 +96,7 @@ def _row(record: Record, given: list[str] | None, problem: tuple[Path, Any] | No
         source, choices, answer = problem_of(problem[0], str(record.value["question_id"]), problem[1])
         details |= {"options": choices, "answer": source.value["answer"]}
     elif given is not None:
-        answer = most_given(given)
-        # The one answer that CoIN itself compares with (its rule is the metric coin_exact).
+        answer = most_frequent(given)
         if "answer" in record.value:
             details["coin_answer"] = record.text("answer")
     else:
@@ -93,5 +108,5 @@ def _row(record: Record, given: list[str] | None, problem: tuple[Path, Any] | No
         references=tuple(given or [answer]),
         images=record.images(),
         details=details,
-        named=record.named(),
+        named=record.named_texts(),
     )

@@ -8,9 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.data.formats._fields import Record, letter_of, lettered, usable
-from dmole_cli.data.formats._rows import FileRows, Pictures, Row, converted, divide, prompted, shares_of
+from dmole_cli.data.formats._arrow import Row, arrow_rows
+from dmole_cli.data.formats._fields import Record, letter_of, lettered
+from dmole_cli.data.formats._held_out import held_out_shares, rows_of_split
+from dmole_cli.data.formats._recognition import (
+    ANSWER,
+    CAPTION_PROMPT,
+    CHOICES,
+    LETTER_PROMPT,
+    QUESTION,
+    first_of,
+    no_format,
+)
+from dmole_cli.data.formats._rows import FileRows, Images, with_prompts
+from dmole_cli.data.formats.base import TABLES, Guess, Source
 from dmole_cli.data.images import open_bytes
+from dmole_cli.data.invalid_records import valid_records
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 
@@ -19,16 +32,16 @@ if TYPE_CHECKING:
 
     from dmole_cli.data.card import TaskCard
 
-BLOCK = 64  # rows that are read at once
-FEW = 500  # rows up to which nothing is kept in the cache
+BLOCK = 64  # rows that are read at a time
+FEW = 500  # rows up to which nothing is cached
 KINDS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-HINT = "look at the column map in [data] of the task card"
+HINT = "check the column names in [data] of the task card"
 
-# `dataset` is a path (relative to --data-root or the card) if there is something, else an id on the hub, with its
-# configuration `name` and `revision`. `train`, `validation`, `test` are names of its splits; the rest are its columns:
-# `images` those with pictures (or lists of pictures), separated by commas; `question` may be empty where the prompt says it
-# all; `answer` may hold a text, several of them, a class, or (where there are `choices`) the right option; `references` and
-# `choices` are lists of texts; `details` names columns for the metric. `held_out` as for files.
+# `dataset` is a path (relative to --data-root or the card) if it exists, else an id on the hub, with its configuration
+# `name` and `revision`. `train`, `validation`, `test` are names of its splits; the rest are names of columns: `images` those
+# with images (or lists of images), separated by commas; `question` may be empty if the prompt is the whole instruction;
+# `answer` contains a text, several texts, a class, or (with `choices`) the correct option; `references` and `choices` are
+# lists of texts; `details` names columns for the metric. For `held_out` see `_rows.FILE_OPTIONS`.
 OPTIONS: Mapping[str, Any] = {
     "dataset": "",
     "name": "",
@@ -48,13 +61,44 @@ OPTIONS: Mapping[str, Any] = {
 FILLS_PROMPT = True
 
 
-def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
-    """Read one split through `datasets`, which keeps it on disk; a split without a name has no rows.
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
-    The prompt may name `{options}` where there are `choices`, and any column of texts.
+
+def recognise(source: Source) -> Guess | None:
+    """A folder or a table that `datasets` can read, with a column for the answer."""
+    if not source.path.is_dir() and source.path.suffix not in TABLES:
+        return None
+    try:
+        found = splits_of(source.path)
+    except DmoleError as error:
+        return Guess(1, problem=error)
+    features = next(iter(found.values()))
+    texts = [name for name, kind in features.items() if kind in ("text", "class", "list")]
+    question = first_of([name for name in QUESTION if name not in ANSWER], texts)
+    answer, choices = first_of(ANSWER, texts), first_of(CHOICES, texts)
+    if not answer:
+        why = f"its columns are {', '.join(sorted(features))}, and none of them is known to be an answer"
+        return Guess(8, problem=no_format(source.path, why))
+    splits = {split: first_of(names, found) for split, names in SPLIT_NAMES.items()}
+    splits["train"] = splits["train"] or next(iter(found))
+    images = ",".join(name for name, kind in features.items() if kind == "image")
+    data = {"dataset": "", **splits, "images": images, "question": question, "answer": answer}
+    data |= {"choices": choices} if choices else {}
+    if choices:
+        prompt, metric = LETTER_PROMPT, "multiple_choice"
+    else:
+        prompt, metric = ("", "") if question else (CAPTION_PROMPT, "cider")
+    why = f"`datasets` reads it, with columns {', '.join(features)}"
+    return Guess(8, why, data, prompt, metric, source_option="dataset")
+
+
+def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
+    """Read a split through `datasets`, which keeps the data on disk.
+
+    The prompt may name `{options}` if there are `choices`, and any column of texts.
 
     Raises:
-        DmoleError: `datasets` is not installed, the data set, its split or a column is not there, or a row is not usable.
+        DmoleError: `datasets` is not installed; the data set, its split or a column is missing; or a row is invalid.
     """
     options = card.data
     part = options["train"] if card.holds_out(split) else options[split]
@@ -62,44 +106,40 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
         return []
     data = _opened(options, part, data_root or card.path.parent)
     columns = [name.strip() for name in options["images"].split(",") if name.strip()]
-    # As Arrow, so that nothing is decoded: a picture stays the bytes of its file.
+    # As Arrow, so that no image is decoded: it stays the bytes of its file.
     data = _with_columns(data, options, columns, card.path).with_format("arrow")
     size = getattr(card.sizes, split)
-    shares = shares_of(card)
+    shares = held_out_shares(card)
     divided = bool(shares) and (split == "train" or split in shares)
     title = f"{options['dataset']}, split {part}"
-    rows = converted(
-        partial(
-            prompted,
-            card.prompt,
-            title,
-            partial(_rows, data, options, columns, title),
-            None if divided else size or None,
-        ),
+    read = partial(_rows, data, options, columns, title)
+    rows = arrow_rows(
+        partial(with_prompts, card.prompt, title, read, None if divided else size or None),
         key=[card.format, card.prompt, dict(options), None if divided else size, part],
         content=[data._fingerprint] if len(data) > FEW else [],
     )
-    chosen = divide(rows, shares, size, split=split) if divided else None
-    return _PictureRows(rows, split, annotations=Path(title), images=Path(), chosen=chosen, data=data, columns=columns)
+    chosen = rows_of_split(rows, shares, size, split=split) if divided else None
+    return _EmbeddedImageRows(
+        rows, split, annotations=Path(title), images=Path(), chosen=chosen, data=data, columns=columns
+    )
 
 
 def splits_of(path: Path) -> dict[str, dict[str, str]]:
-    """What a local data set holds: split -> column -> `image`, `text`, `class`, `list` or `other`.
+    """Describe a local data set: split -> column -> `image`, `text`, `class`, `list` or `other`.
 
     Raises:
-        DmoleError: `datasets` is not installed, or it cannot read the data set.
+        DmoleError: `datasets` is not installed or cannot read the data set.
     """
     datasets = _library()
     try:
-        if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+        if _is_saved(path):
             found = datasets.load_from_disk(str(path))
         elif path.is_file():
             found = datasets.load_dataset(KINDS[path.suffix], data_files={"train": str(path)})
         else:
             found = datasets.load_dataset(str(path))
-    except Exception as error:  # each of its readers has exceptions of its own
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        raise DmoleError(f"cannot read the data set {path}: {why[0]}", "check the path after --from") from error
+    except Exception as error:  # each reader of the library raises exceptions of its own
+        raise DmoleError(f"cannot read the data set {path}: {_first_line(error)}", "check the path") from error
     splits = found if isinstance(found, dict) else {"train": found}
 
     def kind(feature: Any) -> str:
@@ -115,6 +155,15 @@ def splits_of(path: Path) -> dict[str, dict[str, str]]:
     return {split: {name: kind(value) for name, value in data.features.items()} for split, data in splits.items()}
 
 
+def _is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
+    return any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _library() -> Any:
     try:
         import datasets
@@ -124,29 +173,30 @@ def _library() -> Any:
     return datasets
 
 
-class _PictureRows(FileRows):
-    """Rows whose pictures lie in the data set itself; they are known by their content."""
+class _EmbeddedImageRows(FileRows):
+    """Rows whose images are part of the data set; an image's identity is the digest of its content."""
 
     def __init__(self, *args: Any, data: Any, columns: Sequence[str], **options: Any) -> None:
         super().__init__(*args, **options)
         self.data, self.columns = data, columns
 
-    def pictures(self, number: int, row: Mapping[str, Any]) -> Pictures:
-        """What opens a row's pictures, and the digests of their files."""
+    def images_of(self, number: int, row: Mapping[str, Any]) -> Images:
+        """The images of row `number`; they have no files."""
         place = f"{self.annotations}, {row['place']}"
         opened = tuple(
-            partial(_picture, self.data, self.columns, number, index, place=place)
+            partial(_open_image, self.data, self.columns, number, index, place=place)
             for index in range(len(row["images"]))
         )
         return opened, tuple(f"sha256:{digest}" for digest in row["images"]), ()
 
 
-def _picture(data: Any, columns: Sequence[str], number: int, index: int, *, place: str) -> Image:
+def _open_image(data: Any, columns: Sequence[str], number: int, index: int, *, place: str) -> Image:
     [record] = data[number : number + 1].to_pylist()
-    return open_bytes(_bytes(_pictures(record, columns)[index]), row=place)
+    return open_bytes(_bytes(_images(record, columns)[index]), row=place)
 
 
 def _opened(options: Mapping[str, Any], part: str, root: Path) -> Any:
+    """One split of the data set."""
     name = options["dataset"]
     if not name:
         raise DmoleError("the task card names no data set", 'give [data] dataset = "folder", or an id on the hub')
@@ -156,14 +206,12 @@ def _opened(options: Mapping[str, Any], part: str, root: Path) -> Any:
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+        if _is_saved(path):
             found = datasets.load_from_disk(str(path))
             splits = found if isinstance(found, dict) else {"train": found}
             if part not in splits:
-                has = ", ".join(splits)
-                raise DmoleError(
-                    f"the data set {path} has no split '{part}' (it has: {has})", "check [data] of the card"
-                )
+                message = f"the data set {path} has no split '{part}' (it has: {', '.join(splits)})"
+                raise DmoleError(message, "check [data] of the card")
             return splits[part]
         if path.is_file() and path.suffix in KINDS:
             return datasets.load_dataset(KINDS[path.suffix], data_files={"train": str(path)}, split=part)
@@ -172,11 +220,11 @@ def _opened(options: Mapping[str, Any], part: str, root: Path) -> Any:
         return datasets.load_dataset(name, options["name"] or None, split=part, revision=options["revision"] or None)
     except DmoleError:
         raise
-    except Exception as error:  # each of its readers has exceptions of its own
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        where = f"{path}" if path.exists() else f"{name} (there is no {path}, so it was looked for on the hub)"
+    except Exception as error:  # each reader of the library raises exceptions of its own
+        where = f"{path}" if path.exists() else f"{name} ({path} does not exist, so it was looked for on the hub)"
         raise DmoleError(
-            f"cannot read split '{part}' of the data set {where}: {why[0]}", "check `dataset` and the splits in [data]"
+            f"cannot read split '{part}' of the data set {where}: {_first_line(error)}",
+            "check `dataset` and the splits in [data]",
         ) from error
     finally:
         if not bars:
@@ -184,7 +232,7 @@ def _opened(options: Mapping[str, Any], part: str, root: Path) -> Any:
 
 
 def _with_columns(data: Any, options: Mapping[str, Any], images: Sequence[str], card: Path) -> Any:
-    """The data set with the columns that are needed, or named in the prompt because they hold texts."""
+    """Select the columns that [data] names, and all columns of texts, which the prompt may name."""
     import datasets
 
     named = [options[key] for key in ("question", "answer", "references", "choices")] + options["details"].split(",")
@@ -197,7 +245,7 @@ def _with_columns(data: Any, options: Mapping[str, Any], images: Sequence[str], 
     for name in images:
         kind = getattr(data.features[name], "feature", data.features[name])
         if not isinstance(kind, datasets.Image):
-            raise DmoleError(f"the column '{name}' of the data set holds no pictures but {kind}", f"{HINT}, {card}")
+            raise DmoleError(f"the column '{name}' of the data set contains {kind}, not images", f"{HINT}, {card}")
     texts = {
         name for name, kind in data.features.items() if isinstance(kind, datasets.Value) and kind.dtype == "string"
     }
@@ -224,12 +272,12 @@ def _rows(data: Any, options: Mapping[str, Any], columns: Sequence[str], title: 
             question=record.text(options["question"]) if options["question"] else "",
             answer=answers[0],
             references=tuple(references),
-            images=tuple(hashlib.sha256(_bytes(picture)).hexdigest() for picture in _pictures(value, columns)),
+            images=tuple(hashlib.sha256(_bytes(image)).hexdigest() for image in _images(value, columns)),
             details=details,
-            named=record.named() | ({"options": lettered(choices)} if choices else {}),
+            named=record.named_texts() | ({"options": lettered(choices)} if choices else {}),
         )
 
-    return usable(((str(number), value) for number, value in enumerate(values)), row)
+    return valid_records(((str(number), value) for number, value in enumerate(values)), row)
 
 
 def _answers(record: Record, key: str, choices: list[str], classes: list[str] | None) -> list[str]:
@@ -239,12 +287,12 @@ def _answers(record: Record, key: str, choices: list[str], classes: list[str] | 
     if choices:
         letter = letter_of(value, choices)
         if letter is None:
-            record.refuse(f"the answer {value!r} is none of the {len(choices)} options")
+            record.invalid(f"the answer {value!r} is none of the {len(choices)} options")
         return [letter]
     return record.texts(key) if isinstance(value, list) else [record.text(key)]
 
 
-def _pictures(record: Mapping[str, Any], columns: Sequence[str]) -> list[Mapping[str, Any]]:
+def _images(record: Mapping[str, Any], columns: Sequence[str]) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
     for name in columns:
         value = record[name]
@@ -252,13 +300,11 @@ def _pictures(record: Mapping[str, Any], columns: Sequence[str]) -> list[Mapping
     return found
 
 
-def _bytes(picture: Mapping[str, Any]) -> bytes:
-    content = picture.get("bytes")
+def _bytes(image: Mapping[str, Any]) -> bytes:
+    content = image.get("bytes")
     if content is not None:
         return content
     try:
-        return Path(picture["path"]).read_bytes()
+        return Path(image["path"]).read_bytes()
     except OSError as error:
-        raise DmoleError(
-            f"cannot read the picture {picture['path']}: {error.strerror}", "check the data set"
-        ) from error
+        raise DmoleError(f"cannot read the image {image['path']}: {error.strerror}", "check the data set") from error

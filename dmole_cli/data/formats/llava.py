@@ -1,8 +1,8 @@
-"""LLaVA/ShareGPT conversation records: a JSON array or JSON lines, a picture (or several, or none) and its conversation.
+"""LLaVA/ShareGPT conversation records: a JSON array or JSON lines, each with images (one, several or none) and turns.
 
-A record with several questions becomes one sample for each answer, with the turns before it in its question. An answer is
-trained, generated and scored with what came before it in sight, as in training on the whole conversation; a metric
-compares one answer; and no answer is learned twice. What it costs is that the pictures are encoded once for each answer.
+A record with several questions becomes one sample per answer, with the earlier turns in its question. So each answer is
+trained, generated and scored in the context that training on the whole conversation would give it, a metric compares one
+answer at a time, and no answer is trained twice. The cost: the images are encoded once per answer.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.data.formats._fields import Record, identity, usable
+from dmole_cli.data.formats._arrow import Row
+from dmole_cli.data.formats._fields import Record, identity
 from dmole_cli.data.formats._json import records
-from dmole_cli.data.formats._rows import FILE_OPTIONS, Row, load_rows
+from dmole_cli.data.formats._rows import FILE_OPTIONS, load_rows
+from dmole_cli.data.formats.base import Guess, Source
+from dmole_cli.data.invalid_records import valid_records
 from dmole_cli.data.sample import Sample
 
 if TYPE_CHECKING:
     from dmole_cli.data.card import TaskCard
 
-# The backbone's template puts the pictures in front of the text, wherever the marker stands and where there is none.
+# Removed from the text: the backbone's template puts the images in front of the text, with or without a marker.
 IMAGE_MARKER = "<image>"
 ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": "system"}
-# A record keeps its own keys for people; these the metrics ask for.
+# Fields that metrics need; other fields of a record are ignored.
 DETAIL_KEYS = ("options", "box", "width", "height")
 HINT = 'a record is {"image": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}'
 
@@ -31,20 +34,27 @@ OPTIONS: Mapping[str, Any] = FILE_OPTIONS
 FILLS_PROMPT = True
 
 
-def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
-    """Read one split's records; a split without a path has no rows.
+def recognise(source: Source) -> Guess | None:
+    """Records with `conversations`."""
+    if "conversations" not in source.fields:
+        return None
+    return Guess(9, "its records have 'conversations'", prompt="{question}")
 
-    `image` is a path, a list of paths, or absent; `references` (a list of texts) defaults to the answer. The texts of a
-    record may be named in the prompt.
+
+def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
+    """Read a split's records.
+
+    `image` is a path, a list of paths, or absent; `references` (a list of texts) defaults to the answer. The prompt may
+    name any text of the record.
 
     Raises:
-        DmoleError: the file is missing or unreadable, or a record is not usable; names the file and the record.
+        DmoleError: the file is missing or unreadable, or a record is invalid; names the file and the record.
     """
     return load_rows(card, split, data_root=data_root, read=_read)
 
 
-def _read(path: Path, beside: Mapping[str, Path]) -> Iterator[Row]:
-    return usable(records(path), partial(_rows, path))
+def _read(path: Path, other_files: Mapping[str, Path]) -> Iterator[Row]:
+    return valid_records(records(path), partial(_rows, path))
 
 
 def _rows(path: Path, place: str, value: Any) -> Iterator[Row]:
@@ -57,55 +67,56 @@ def _rows(path: Path, place: str, value: Any) -> Iterator[Row]:
             place=place,
             question=question,
             answer=answer,
-            references=_references(record, answer, alone=len(turns) == 1),
+            references=_references(record, answer, single=len(turns) == 1),
             images=images,
             details={key: record.value[key] for key in DETAIL_KEYS if key in record.value} | own,
-            named=record.named(),
+            named=record.named_texts(),
         )
 
 
 def _turns(record: Record) -> list[tuple[str, str]]:
-    """The answered questions, each behind the turns before it, without the pictures' markers."""
+    """(question, answer) of each answer; a question starts with all earlier turns and has no image markers."""
     turns = record.value.get("conversations")
     if not isinstance(turns, list) or not turns:
-        record.refuse("the record has no conversations")
-    said, found, system = list[str](), list[tuple[str, str]](), ""
+        record.invalid("the record has no conversations")
+    earlier, found, system = list[str](), list[tuple[str, str]](), ""
     texts = [_turn(record, turn) for turn in turns]
     if texts[0][0] == "system":
         system = texts.pop(0)[1]
     for index, (kind, text) in enumerate(texts):
         if kind != ("question", "answer")[index % 2]:
-            record.refuse("questions (human) and answers (gpt) must alternate, a question first")
+            record.invalid("questions (human) and answers (gpt) must alternate, a question first")
         if not text:
-            record.refuse(
+            record.invalid(
                 f"the {kind} is empty",
-                "" if kind == "question" else "give the record an answer or remove it",
+                "" if kind == "question" else "add an answer or remove the record",
                 kind="record" if kind == "question" else "empty",
             )
     if len(texts) % 2 or not texts:
-        record.refuse("the answer is empty", "give the record an answer or remove it", kind="empty")
+        record.invalid("the answer is empty", "add an answer or remove the record", kind="empty")
     for (_, question), (_, answer) in zip(texts[::2], texts[1::2], strict=True):
-        whole = "\n".join([*said, f"User: {question}" if said else question])
+        whole = "\n".join([*earlier, f"User: {question}" if earlier else question])
         found.append((f"{system}\n{whole}" if system else whole, answer))
-        said += [f"User: {question}", f"Assistant: {answer}"]
+        earlier += [f"User: {question}", f"Assistant: {answer}"]
     return found
 
 
 def _turn(record: Record, turn: Any) -> tuple[str, str]:
+    """The kind of a turn (see `ROLES`) and its text."""
     role = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
     text = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
     if role not in ROLES or not isinstance(text, str):
-        record.refuse("a turn must be a text of 'human' or of 'gpt'")
+        record.invalid("a turn must be a text of 'human' or of 'gpt'")
     kind = ROLES[role]
     return kind, (text.replace(IMAGE_MARKER, "") if kind == "question" else text).strip()
 
 
-def _references(record: Record, answer: str, *, alone: bool) -> tuple[str, ...]:
+def _references(record: Record, answer: str, *, single: bool) -> tuple[str, ...]:
     if "references" not in record.value:
         return (answer,)
     references = record.value["references"]
-    if not alone:
-        record.refuse("'references' belongs to a record of one question")
+    if not single:
+        record.invalid("'references' is only allowed in a record of one question")
     if not isinstance(references, list) or not references or not all(isinstance(text, str) for text in references):
-        record.refuse("'references' must be a list of texts", "give at least one, or leave the key out")
+        record.invalid("'references' must be a list of texts", "give at least one, or omit the key")
     return tuple(references)

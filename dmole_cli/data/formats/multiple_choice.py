@@ -1,4 +1,4 @@
-"""Multiple choice: records with a question, its options and which of them is right; answered with a letter."""
+"""Multiple choice: records with a question, its options and the correct one; the answer is a letter."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.data.formats._fields import Record, identity, letter_of, lettered, usable
+from dmole_cli.data.formats._arrow import Row
+from dmole_cli.data.formats._fields import Record, identity, letter_of, lettered
 from dmole_cli.data.formats._json import records
-from dmole_cli.data.formats._rows import FILE_OPTIONS, Row, load_rows
+from dmole_cli.data.formats._recognition import ANSWER, CHOICES, IMAGE, LETTER_PROMPT, QUESTION, first_of, mapped
+from dmole_cli.data.formats._rows import FILE_OPTIONS, load_rows
+from dmole_cli.data.formats.base import Guess, Source
+from dmole_cli.data.invalid_records import valid_records
 from dmole_cli.data.sample import Sample
 
 if TYPE_CHECKING:
     from dmole_cli.data.card import TaskCard
 
-MOST = 26
+MAX_OPTIONS = 26
 HINT = (
     'a record is {"image": "x.png", "question": "...", "choices": ["2", "3"], "answer": 1}, the answer counted from 0'
 )
 
-# The keys of a record, where they have other names.
+# Names of a record's fields.
 OPTIONS: Mapping[str, Any] = {
     **FILE_OPTIONS,
     "image": "image",
@@ -31,29 +35,41 @@ OPTIONS: Mapping[str, Any] = {
 FILLS_PROMPT = True
 
 
-def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
-    """Read one split's records (a JSON array or JSON lines).
+def recognise(source: Source) -> Guess | None:
+    """Records with a question, a list of options and an answer."""
+    found = [first_of(names, source.fields) for names in (QUESTION, CHOICES, ANSWER)]
+    if not all(found):
+        return None
+    question, choices, answer = found
+    image = first_of(IMAGE, source.optional_fields) or "image"
+    data = mapped({"image": image, "question": question, "choices": choices, "answer": answer}, OPTIONS)
+    why = f"its records have '{question}', '{choices}' and '{answer}'"
+    return Guess(6, why, data, prompt=LETTER_PROMPT, metric="multiple_choice")
 
-    The prompt may name `{options}`, the options a line each with their letters, and any text of the record. The answer is
+
+def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
+    """Read a split's records (a JSON array or JSON lines).
+
+    The prompt may name `{options}` (the options with their letters, one a line) and any text of the record. The answer is
     an index from 0, a letter, or the text of an option.
 
     Raises:
-        DmoleError: the file is missing or unreadable, or a record is not usable; names the file and the record.
+        DmoleError: the file is missing or unreadable, or a record is invalid; names the file and the record.
     """
     return load_rows(card, split, data_root=data_root, read=partial(_read, keys=card.data))
 
 
-def _read(path: Path, beside: Mapping[str, Path], *, keys: Mapping[str, str]) -> Iterator[Row]:
-    return usable(records(path), lambda place, value: [_row(Record(path, place, value, hint=HINT), keys)])
+def _read(path: Path, other_files: Mapping[str, Path], *, keys: Mapping[str, str]) -> Iterator[Row]:
+    return valid_records(records(path), lambda place, value: [_row(Record(path, place, value, hint=HINT), keys)])
 
 
 def _row(record: Record, keys: Mapping[str, str]) -> Row:
     choices = record.texts(keys["choices"])
     letter = letter_of(record.value.get(keys["answer"]), choices)
-    if not 2 <= len(choices) <= MOST:
-        record.refuse(f"a question needs 2 to {MOST} options, not {len(choices)}")
+    if not 2 <= len(choices) <= MAX_OPTIONS:
+        record.invalid(f"a question needs 2 to {MAX_OPTIONS} options, not {len(choices)}")
     if letter is None:
-        record.refuse(f"the answer {record.value.get(keys['answer'])!r} is none of the {len(choices)} options")
+        record.invalid(f"the answer {record.value.get(keys['answer'])!r} is none of the {len(choices)} options")
     return Row(
         record.place,
         question=record.text(keys["question"]),
@@ -61,5 +77,5 @@ def _row(record: Record, keys: Mapping[str, str]) -> Row:
         references=(letter,),
         images=record.images(keys["image"]),
         details={"options": choices, "answer": letter, **identity(record)},
-        named=record.named() | {"options": lettered(choices)},
+        named=record.named_texts() | {"options": lettered(choices)},
     )

@@ -1,4 +1,4 @@
-"""Questions with one answer or several that count alike, as OCR-VQA and KVQA have them."""
+"""Questions with one answer, or with several equally correct ones (OCR-VQA, KVQA)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.data.formats._fields import Record, identity, usable
+from dmole_cli.data.formats._arrow import Row
+from dmole_cli.data.formats._fields import Record, identity
 from dmole_cli.data.formats._json import records
-from dmole_cli.data.formats._rows import FILE_OPTIONS, Row, load_rows
+from dmole_cli.data.formats._recognition import ANSWER, CAPTION_PROMPT, IMAGE, QUESTION, first_of, mapped
+from dmole_cli.data.formats._rows import FILE_OPTIONS, load_rows
+from dmole_cli.data.formats.base import Guess, Source
+from dmole_cli.data.invalid_records import valid_records
 from dmole_cli.data.sample import Sample
 
 if TYPE_CHECKING:
@@ -17,22 +21,34 @@ if TYPE_CHECKING:
 
 HINT = 'a record is {"image": "x.jpg", "question": "...", "question_id": 7, "answer": "..."}; the answer may be a list'
 
-# The keys of a record, where they have other names; `question` is empty where the prompt says it all.
+# Names of a record's fields; `question` is empty if the prompt is the whole instruction.
 OPTIONS: Mapping[str, Any] = {**FILE_OPTIONS, "image": "image", "question": "question", "answer": "answer"}
 FILLS_PROMPT = True
 
 
+def recognise(source: Source) -> Guess | None:
+    """Records with an answer; without a question the answers are taken for captions."""
+    question, answer = first_of(QUESTION, source.fields), first_of(ANSWER, source.fields)
+    if not answer:
+        return None
+    image = first_of(IMAGE, source.optional_fields) or "image"
+    data = mapped({"image": image, "answer": answer, "question": question}, OPTIONS)
+    if question:
+        return Guess(1, f"its records have '{question}' and '{answer}'", data)
+    return Guess(1, f"its records have '{answer}' and no question", data, prompt=CAPTION_PROMPT, metric="cider")
+
+
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
-    """Read one split's records (a JSON array or JSON lines); of several answers the first is trained.
+    """Read a split's records (a JSON array or JSON lines); of several answers the first is the training answer.
 
     Raises:
-        DmoleError: the file is missing or unreadable, or a record is not usable; names the file and the record.
+        DmoleError: the file is missing or unreadable, or a record is invalid; names the file and the record.
     """
     return load_rows(card, split, data_root=data_root, read=partial(_read, keys=card.data))
 
 
-def _read(path: Path, beside: Mapping[str, Path], *, keys: Mapping[str, str]) -> Iterator[Row]:
-    return usable(records(path), lambda place, value: [_row(Record(path, place, value, hint=HINT), keys)])
+def _read(path: Path, other_files: Mapping[str, Path], *, keys: Mapping[str, str]) -> Iterator[Row]:
+    return valid_records(records(path), lambda place, value: [_row(Record(path, place, value, hint=HINT), keys)])
 
 
 def _row(record: Record, keys: Mapping[str, str]) -> Row:
@@ -45,5 +61,5 @@ def _row(record: Record, keys: Mapping[str, str]) -> Row:
         references=tuple(answers),
         images=record.images(keys["image"]),
         details=identity(record),
-        named=record.named(),
+        named=record.named_texts(),
     )

@@ -1,25 +1,29 @@
-"""ScienceQA as its authors publish it: problems.json, pid_splits.json, and a folder of pictures for each problem."""
+"""ScienceQA as its authors publish it: problems.json, pid_splits.json, and a folder of images per problem."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.data.formats._annotations import problem_of
-from dmole_cli.data.formats._fields import Unannotated, lettered, usable
+from dmole_cli.data.formats._arrow import Row
+from dmole_cli.data.formats._fields import MissingAnnotations, lettered
 from dmole_cli.data.formats._json import entries, members
-from dmole_cli.data.formats._lookup import looked_up
-from dmole_cli.data.formats._rows import FILE_OPTIONS, Row, load_rows
+from dmole_cli.data.formats._lookup import indexed
+from dmole_cli.data.formats._recognition import LETTER_PROMPT
+from dmole_cli.data.formats._rows import FILE_OPTIONS, load_rows
+from dmole_cli.data.formats.base import Guess, Source
+from dmole_cli.data.invalid_records import valid_records
 from dmole_cli.data.sample import Sample
 
 if TYPE_CHECKING:
     from dmole_cli.data.card import TaskCard
 
-# `train`, `validation` and `test` are names of splits here, not of files. Where there is no `pid_splits`, a problem's own
-# `split` says where it belongs.
+# `train`, `validation` and `test` are names of splits here, not of files. Without `pid_splits`, the field `split` of a
+# problem decides.
 OPTIONS: Mapping[str, Any] = {
     **FILE_OPTIONS,
     "problems": "problems.json",
@@ -31,13 +35,34 @@ OPTIONS: Mapping[str, Any] = {
 FILLS_PROMPT = True
 
 
-def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
-    """Read one split of the problems; the picture of problem 7 in `train` is `train/7/image.png` below `images`.
+def recognise(source: Source) -> Guess | None:
+    """One object of problems with `question`, `choices`, `answer`, and a `split` that is `train`, `val` or `test`."""
+    if not source.is_document:
+        return None
+    fields = {member.key for member in islice(members(source.path), 10_000)}
+    if not {"question", "choices", "answer", "split"} <= fields:
+        return None
+    found = {str(member.value) for member in members(source.path) if member.key == "split"}
+    splits = {split: OPTIONS[split] for split in ("train", "validation", "test")}
+    if not found.issuperset(splits.values()):
+        return None
+    return Guess(
+        8,
+        "its problems have 'question', 'choices', 'answer' and 'split'",
+        {"problems": "", **splits},
+        prompt=f"{{context}}{LETTER_PROMPT}",
+        metric="scienceqa",
+        source_option="problems",
+    )
 
-    The prompt may name `{options}`, and `{context}`, the problem's hint with a line's end, where it has one.
+
+def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
+    """Read one split of the problems; the image of problem 7 in `train` is `train/7/image.png` below `images`.
+
+    The prompt may name `{options}`, and `{context}`: the problem's hint and a line break, empty without a hint.
 
     Raises:
-        DmoleError: a file is missing or unreadable, a problem is not usable, or the split lists an unknown one.
+        DmoleError: a file is missing or unreadable, a problem is invalid, or the split lists an unknown one.
     """
     names = {part: card.data[part] for part in ("train", "validation", "test")}
     if not names[split]:
@@ -45,19 +70,19 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
     files = {part: card.data["problems"] if name else "" for part, name in names.items()}
     data = {**card.data, **files, "names": names}
     read = partial(_read, split=names[split])
-    return load_rows(replace(card, data=data), split, data_root=data_root, read=read, beside=("pid_splits",))
+    return load_rows(card.updated(data=data), split, data_root=data_root, read=read, other_files=("pid_splits",))
 
 
-def _read(path: Path, beside: Mapping[str, Path], *, split: str) -> Iterator[Row]:
-    if "pid_splits" not in beside:
+def _read(path: Path, other_files: Mapping[str, Path], *, split: str) -> Iterator[Row]:
+    if "pid_splits" not in other_files:
         chosen = ((key, p) for key, p in entries(path) if isinstance(p, dict) and p.get("split") == split)
-        yield from usable(chosen, lambda key, problem: [_row(path, key, problem, split)])
+        yield from valid_records(chosen, lambda key, problem: [_row(path, key, problem, split)])
         return
-    missing = Unannotated(path, "problem")
-    with looked_up(entries(path)) as problems:
+    missing = MissingAnnotations(path, "problem")
+    with indexed(entries(path)) as problems:
 
         def listed() -> Iterator[tuple[str, Any]]:
-            for member in members(beside["pid_splits"]):
+            for member in members(other_files["pid_splits"]):
                 if member.group == split:
                     found = problems.all(member.value)
                     if found:
@@ -65,8 +90,8 @@ def _read(path: Path, beside: Mapping[str, Path], *, split: str) -> Iterator[Row
                     else:
                         missing.add(member.value)
 
-        yield from usable(listed(), lambda key, problem: [_row(path, key, problem, split)])
-    missing.refuse()
+        yield from valid_records(listed(), lambda key, problem: [_row(path, key, problem, split)])
+    missing.raise_if_any()
 
 
 def _row(path: Path, key: str, problem: Any, split: str) -> Row:
@@ -79,5 +104,5 @@ def _row(path: Path, key: str, problem: Any, split: str) -> Row:
         references=(letter,),
         images=tuple(f"{split}/{key}/{name}" for name in record.images()),
         details={"options": choices, "answer": record.value["answer"], "id": key},
-        named=record.named() | {"options": lettered(choices), "context": f"{hint}\n" if hint else ""},
+        named=record.named_texts() | {"options": lettered(choices), "context": f"{hint}\n" if hint else ""},
     )

@@ -1,1 +1,1 @@
-"""How the built-in stream is drawn from data that pip packages carry."""
+"""The formats of the built-in tasks, which draw their images from data in pip packages."""

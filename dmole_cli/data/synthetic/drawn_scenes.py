@@ -1,4 +1,4 @@
-"""Counting plain shapes in a drawn scene: the task that is never trained, to see what zero-shot ability remains."""
+"""Counting shapes in a drawn scene: a task that is never trained, to measure the remaining zero-shot ability."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
-from dmole_cli.data.images import Colour, light_colour
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import generator
+from dmole_cli.data.synthetic._painting import Colour, light_colour
 
 if TYPE_CHECKING:
     from dmole_cli.data.card import TaskCard
@@ -25,16 +25,15 @@ COLOURS: dict[str, Colour] = {
     "purple": (140, 60, 190),
     "black": (30, 30, 30),
 }
-# Cells of a 3 x 3 grid; at most six are taken, so shapes never touch.
-GRID = 3
+GRID = 3  # shapes lie in different squares of a 3 x 3 grid, so they never touch
 
 OPTIONS: Mapping[str, Any] = {"side": 72, "most": 6}
 
-Shape = tuple[int, str, str]
+Shape = tuple[int, str, str]  # square of the grid, shape, colour
 
 
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
-    """Draw scenes of up to six shapes and ask how many there are of one shape, or of all; every count equally often."""
+    """Draw scenes of up to six shapes and ask for the number of one shape or of all; every count is equally frequent."""
     rows = []
     for index in range(getattr(card.sizes, split)):
         source = generator(card.name, split, index)
@@ -43,8 +42,10 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
         total = count if asked == "shape" else source.randint(count, card.data["most"])
         others = tuple(SHAPES) if asked == "shape" else tuple(name for name in SHAPES if name != asked)
         names = [asked if place < count and asked != "shape" else source.choice(others) for place in range(total)]
-        cells = source.sample(range(GRID * GRID), total)
-        scene = tuple((cell, name, source.choice(tuple(COLOURS))) for cell, name in zip(cells, names, strict=True))
+        squares = source.sample(range(GRID * GRID), total)
+        scene = tuple(
+            (square, name, source.choice(tuple(COLOURS))) for square, name in zip(squares, names, strict=True)
+        )
         plural = SHAPES.get(asked, "shapes")
         rows.append(
             Sample(
@@ -61,13 +62,13 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
 
 def _compose(scene: tuple[Shape, ...], *, seed: tuple[object, ...], side: int) -> Image.Image:
     source = generator(*seed, "picture")
-    picture = Image.new("RGB", (side, side), light_colour(source, lowest=220))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (side, side), light_colour(source, lowest=220))
+    draw = ImageDraw.Draw(image)
     pitch = side / GRID
-    for cell, name, colour in scene:
+    for square, name, colour in scene:
         size = source.uniform(0.55, 0.85) * pitch
-        left = (cell % GRID) * pitch + source.uniform(1, pitch - size - 1)
-        top = (cell // GRID) * pitch + source.uniform(1, pitch - size - 1)
+        left = (square % GRID) * pitch + source.uniform(1, pitch - size - 1)
+        top = (square // GRID) * pitch + source.uniform(1, pitch - size - 1)
         box = (left, top, left + size, top + size)
         if name == "circle":
             draw.ellipse(box, fill=COLOURS[colour])
@@ -76,4 +77,4 @@ def _compose(scene: tuple[Shape, ...], *, seed: tuple[object, ...], side: int) -
         else:
             corners = ((left, top + size), (left + size / 2, top), (left + size, top + size))
             draw.polygon(corners, fill=COLOURS[colour])
-    return picture
+    return image

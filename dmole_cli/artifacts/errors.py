@@ -1,0 +1,54 @@
+"""What can be wrong with an artifact. Readers raise these; commands/hints.py alone turns them into a command to type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dmole_cli.errors import DmoleError
+
+
+class ArtifactError(DmoleError):
+    """An artifact cannot be used.
+
+    Attributes:
+        path: the artifact.
+    """
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class MissingArtifact(ArtifactError):
+    """The file does not exist."""
+
+    def __init__(self, path: Path, detail: str = "") -> None:
+        super().__init__(path, f"{path} does not exist" + (f": {detail}" if detail else ""))
+
+
+class DamagedArtifact(ArtifactError):
+    """The file cannot be read, or lacks something that its kind has."""
+
+
+class WrongKind(ArtifactError):
+    """The file is no artifact of dmole, or one of another kind."""
+
+
+class OtherVersion(ArtifactError):
+    """The file is of the expected kind in a layout of another schema version."""
+
+
+class StaleArtifact(ArtifactError):
+    """The settings or inputs that the artifact was made from have changed since.
+
+    Attributes:
+        imported: whether it is an expert that came from a PEFT adapter, which no training makes again.
+    """
+
+    def __init__(self, path: Path, changes: str, *, imported: bool = False) -> None:
+        super().__init__(path, f"{path} is stale: {changes}")
+        self.imported = imported
+
+
+class OtherBackbone(ArtifactError):
+    """The artifact belongs to another backbone, or to this one loaded in another way."""

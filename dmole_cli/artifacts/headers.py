@@ -1,0 +1,49 @@
+"""Reads the header of any artifact, and compares it with the header that a new run would write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dmole_cli.artifacts.allocation import read_allocation
+from dmole_cli.artifacts.errors import StaleArtifact
+from dmole_cli.artifacts.export import read_export_header
+from dmole_cli.artifacts.kinds import EXPORT, Kind
+from dmole_cli.artifacts.provenance import Header, differences
+from dmole_cli.artifacts.tables import table_header
+from dmole_cli.artifacts.tensors import tensors_header
+
+
+def header_of(path: Path, kind: Kind) -> Header | None:
+    """The header of an artifact, None where the file does not exist.
+
+    Raises:
+        ArtifactError: the file is damaged, or of another kind.
+    """
+    if not path.exists():
+        return None
+    if kind.container == "table":
+        return table_header(path, kind)
+    if kind.container == "tensors":
+        return tensors_header(path, kind)
+    return read_export_header(path) if kind is EXPORT else read_allocation(path)[1]
+
+
+def is_current(path: Path, kind: Kind, header: Header, *, force: bool) -> bool:
+    """Whether a stage's output exists and was made as it would be made now.
+
+    Args:
+        path: the output.
+        kind: what it is.
+        header: the header that a new run would write.
+        force: the user asked for a new run; the answer is False.
+
+    Raises:
+        StaleArtifact: the output exists and was made from other settings or inputs.
+        ArtifactError: the output is damaged, or of another kind.
+    """
+    made = None if force else header_of(path, kind)
+    if made is None:
+        return False
+    if changed := differences(made, header):
+        raise StaleArtifact(path, "; ".join(changed))
+    return True

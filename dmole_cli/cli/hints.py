@@ -1,0 +1,76 @@
+"""The command that fixes an artifact, with the options that the user typed. The only place that proposes such commands."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+
+from dmole_cli.artifacts.errors import ArtifactError, MissingArtifact, OtherBackbone, StaleArtifact
+from dmole_cli.artifacts.kinds import ALLOCATION, D_MOLE, EVALUATION, EXPERT, LIKELIHOOD, MEMORY, RESCORED, Kind
+from dmole_cli.artifacts.run import Run
+from dmole_cli.cli.subcommands import module_of, settings_of
+from dmole_cli.settings.model import Settings
+
+
+def hint_for(error: ArtifactError, run: Run, typed: Mapping[str, str], settings: type[Settings]) -> str:
+    """What to type after this error.
+
+    Args:
+        error: names the artifact.
+        run: the run directory.
+        typed: options as they were typed, by settings and common options.
+        settings: the model of all settings.
+    """
+    found = run.identify(error.path)
+    if found is None:
+        return _for_other_file(error)
+    kind, values = found
+    if not kind.command:
+        return f"delete {error.path}: it is a cache and is filled again"
+    if isinstance(error, StaleArtifact) and error.imported:
+        return f"run: {_command('import', kind, values, typed, settings)} ADAPTER --force"
+    command = _command(kind.command, kind, values, typed, settings)
+    if isinstance(error, MissingArtifact):
+        return f"run: {command}"
+    if isinstance(error, OtherBackbone):
+        return f"pass another --run for this backbone, or run: {command} --force"
+    return f"run: {command} --force"
+
+
+def _for_other_file(error: ArtifactError) -> str:
+    """For a file outside of the run directory, which the user named."""
+    if isinstance(error, StaleArtifact | OtherBackbone):
+        return f"run: {shlex.join(['dmole', *sys.argv[1:]])} --force"
+    return "check the path: a file that dmole wrote is expected"
+
+
+def _command(
+    command: str, kind: Kind, values: Mapping[str, str], typed: Mapping[str, str], settings: type[Settings]
+) -> str:
+    """The command line that makes an artifact."""
+    name, _, flag = command.partition(" ")
+    words = ["dmole", name, *([values["metric"]] if kind is RESCORED else []), f"--task {shlex.quote(values['task'])}"]
+    if kind in (EXPERT, MEMORY, ALLOCATION) and values["method"] != D_MOLE:
+        words.append(f"--method {values['method']}")
+    if kind in (EVALUATION, LIKELIHOOD, RESCORED):
+        method, *routing = values["method"].split("@")
+        words += [f"--method {values['method'] if kind is RESCORED else method}", f"--stage {values['after']}"]
+        options = [f"--threshold-scale {text}" if _is_number(text) else f"--routing {text}" for text in routing]
+        words += options if kind is not RESCORED else []
+        words += [f"--split {values['split']}"] if values["split"] != "test" else []
+    module = module_of(name)
+    repeated = {"run", "config", *settings_of(module, settings)} - {
+        "evaluate.split",
+        *getattr(module, "REPEATABLE", ()),
+    }
+    words += [text for path, text in typed.items() if path in repeated]
+    return " ".join([*words, *([flag] if flag else [])])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,62 @@
+"""Subcommands that are imported when they are used, so that `dmole --help` answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+from dmole_cli.cli.subcommands import module_of
+
+# Subcommands of `dmole tasks`: name -> what it does.
+TASKS_COMMANDS = {
+    "list": "List the tasks of the stream, and all that are built in.",
+    "check": "Read tasks' data once and report problems before hours are spent.",
+    "new": "Write a task card for new data; format, prompt, metric and limits are guessed from the data.",
+}
+
+
+class LazyGroup(TyperGroup):
+    """A group whose subcommands are imported when they are used."""
+
+    table: Mapping[str, str] = {}
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the subcommands, in the order of a run."""
+        return list(self.table)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in with the help of a subcommand, for the list in `--help`."""
+        return TyperCommand(cmd_name, help=self.table[cmd_name]) if cmd_name in self.table else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The subcommand that was typed."""
+        if args[0] in self.table:
+            return args[0], self.load(ctx, args[0]), args[1:]
+        return super().resolve_command(ctx, args)
+
+    def load(self, ctx: Any, name: str) -> Any:
+        """Import a subcommand and build its options."""
+        if name == "tasks":
+            return TasksGroup(name=name, help=self.table[name], no_args_is_help=False, invoke_without_command=True)
+        from dmole_cli.cli.derive import build
+
+        return build(name, module_of(name), self.table[name], ctx.find_root().obj)
+
+
+class TasksGroup(LazyGroup):
+    """`dmole tasks`: its subcommands; without one it lists."""
+
+    table = TASKS_COMMANDS
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Without a subcommand, list."""
+        plain = not args or (args[0].startswith("-") and args[0] not in ("-h", "--help"))
+        return super().parse_args(ctx, ["list", *args] if plain else args)
+
+    def load(self, ctx: Any, name: str) -> Any:
+        """Import a subcommand and build its options."""
+        from dmole_cli.cli.derive import build
+
+        return build(f"tasks {name}", module_of(f"tasks {name}"), self.table[name], ctx.find_root().obj)

@@ -1,0 +1,135 @@
+"""Sensitivity of each site of the pretrained backbone to a task's loss.
+
+score = || sum over batches b of grad L_b ||_2 / B, beside mean and standard deviation of the per-batch norms || grad L_b ||_2.
+The norm of a bias is added to its weight's, as in the reference implementation (D-MoLE, arXiv 2506.11672, section 4.2; a
+zero-cost proxy in the sense of arXiv 2101.08134). Only candidate sites are trainable, so that the backward pass ends at the
+lowest of them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+
+import torch
+
+from dmole_cli.artifacts.profile import SiteProfile
+from dmole_cli.backbones.backbone import Backbone, Encoded
+from dmole_cli.backbones.checkpointing import activation_checkpointing
+from dmole_cli.backbones.sites import Site
+from dmole_cli.errors import DmoleError
+from dmole_cli.profiling.gradients import SampleNorms, SiteGradients
+
+
+@dataclass(frozen=True)
+class SampledSiteProfile(SiteProfile):
+    """Sensitivity of one site, with the gradient norms of single samples.
+
+    Attributes:
+        sample_norm_mean: mean over the samples of || grad of the sample's own loss ||.
+        sample_norm_std: population standard deviation of these norms.
+    """
+
+    sample_norm_mean: float
+    sample_norm_std: float
+
+
+def draw_batches(count: int, portion: float, batch_size: int, *, seed: int) -> list[list[int]]:
+    """Draw a random subset of the rows 0..count-1 in batches of equal size; at least one batch.
+
+    Args:
+        count: number of rows.
+        portion: share of the rows, 0 < portion <= 1.
+        batch_size: maximum number of rows per batch, at least 1.
+        seed: seed of the subset.
+
+    Raises:
+        DmoleError: portion or batch size is out of range.
+    """
+    if not 0 < portion <= 1 or batch_size < 1:
+        raise DmoleError(
+            f"invalid --portion {portion} or --batch-size {batch_size}",
+            "use 0 < portion <= 1 and a batch size of at least 1",
+        )
+    wanted = max(1, round(count * portion))
+    size = min(batch_size, wanted)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: wanted - wanted % size]
+    return [rows.tolist() for rows in order.split(size)]
+
+
+def measure_sensitivity(
+    backbone: Backbone,
+    sites: Sequence[Site],
+    batches: Iterable[list[Encoded]],
+    *,
+    checkpointing: bool = False,
+    per_sample: bool = False,
+) -> list[SiteProfile]:
+    """Gradient norms of every site over encoded batches; the backbone is unchanged afterwards.
+
+    Args:
+        backbone: without experts attached.
+        sites: candidate sites.
+        batches: encoded samples with answers; all batches have equal weight.
+        checkpointing: recompute activations in the backward pass: less memory, about a third more time, the same scores.
+        per_sample: also measure the gradient of each sample; the rows are `SampledSiteProfile` then.
+
+    Raises:
+        DmoleError: a loss or a gradient is not finite.
+    """
+    names = [site.name for site in sites]
+    gradients = SiteGradients(backbone.model, names, scale=backbone.loss_scale)
+    samples = SampleNorms(backbone, names) if per_sample else None
+    count = 0
+    with (
+        gradients.collecting(),
+        activation_checkpointing(backbone) if checkpointing else nullcontext(),
+        nullcontext() if samples is None else samples.collecting(),
+    ):
+        for number, batch in enumerate(batches, start=1):
+            inputs, rows = backbone.collate(batch, left=False)
+            loss = backbone.answer_loss(inputs)
+            if not math.isfinite(loss.item()):
+                raise DmoleError(
+                    f"the loss of profiling batch {number} is {loss.item()}",
+                    "check the task's data with `dmole tasks --check`",
+                )
+            count += len(batch)
+            with nullcontext() if samples is None else samples.batch(inputs["labels"], rows), gradients.batch():
+                (loss * backbone.loss_scale).backward()
+            # Frees the graph before the next forward pass, which limits heap fragmentation.
+            del loss
+    found = [_row(site, gradients.sums(site.name), gradients.norms[site.name], count) for site in sites]
+    for row in found:
+        if not math.isfinite(row.score):
+            raise DmoleError(
+                f"the gradient of {row.site} is {row.score}",
+                "profile with --dtype float32 or bfloat16, or check the task's data with `dmole tasks --check`",
+            )
+    return found if samples is None else [_sampled_row(row, samples.norms[row.site]) for row in found]
+
+
+def _row(site: Site, sums: Sequence[torch.Tensor], norms: Sequence[float], samples: int) -> SiteProfile:
+    return SiteProfile(
+        site=site.name,
+        modality=site.modality,
+        block=site.block,
+        kind=site.kind,
+        in_features=site.in_features,
+        out_features=site.out_features,
+        parameters=site.parameters,
+        score=sum(total.norm().item() for total in sums) / len(norms),
+        norm_mean=statistics.fmean(norms),
+        norm_std=statistics.pstdev(norms),
+        batches=len(norms),
+        samples=samples,
+    )
+
+
+def _sampled_row(row: SiteProfile, norms: Sequence[float]) -> SampledSiteProfile:
+    return SampledSiteProfile(
+        **asdict(row), sample_norm_mean=statistics.fmean(norms), sample_norm_std=statistics.pstdev(norms)
+    )

@@ -1,0 +1,213 @@
+"""Evaluation and likelihood files of a run, each reduced to what reports need, and the checks that they fit one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from dmole_cli import catalog
+from dmole_cli.artifacts.errors import DamagedArtifact
+from dmole_cli.artifacts.evaluation import Answer, read_evaluation
+from dmole_cli.artifacts.likelihood import read_likelihood
+from dmole_cli.artifacts.run import Run
+from dmole_cli.errors import DmoleError
+from dmole_cli.methods.base import PROTOCOLS, Entry, Method, load_method
+from dmole_cli.metrics.base import Metric, load_metric
+from dmole_cli.reports.continual import Value
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation file.
+
+    Attributes:
+        points: the score of the split.
+        further: name -> points, of what the metric reports beside the score.
+        metric: its name.
+        own_expert, no_expert: shares (0..1) of samples whose active experts include their own task's, and of samples without
+            an active expert; None without routers.
+        backbone: fingerprint.
+        inputs: names of the artifacts that it was made from.
+        path: the file.
+    """
+
+    points: float
+    further: Mapping[str, float]
+    metric: str
+    own_expert: Value
+    no_expert: Value
+    backbone: str
+    inputs: tuple[str, ...]
+    path: Path
+
+
+@dataclass(frozen=True)
+class Likely:
+    """One file of likelihoods.
+
+    Attributes:
+        log_likelihood: of the references, mean over samples, in nats per token.
+        ranked_first: samples whose right answer is the most probable one, in points; None for an open task.
+        backbone: fingerprint.
+        path: the file.
+    """
+
+    log_likelihood: float
+    ranked_first: Value
+    backbone: str
+    path: Path
+
+
+Evaluations = Mapping[Entry, Evaluated]
+Likelihoods = Mapping[Entry, Likely]
+
+
+def base_method(label: str) -> str:
+    """The name of the method without the routing: `d-mole@oracle` are evaluations of d-mole under another routing."""
+    return label.partition("@")[0]
+
+
+def method_of(label: str) -> Method:
+    """The method of an evaluation folder; one that is no longer on the shelf counts as sequential, the default."""
+    name = base_method(label)
+    return load_method(name) if name in catalog.names("methods") else Method()
+
+
+def methods_on_disk(run: Run, split: str = "test") -> list[str]:
+    """List the methods that have an evaluation folder: bounds first, the main method last, the others by name."""
+    folder = run.evaluations(split)
+    found = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+    def position(label: str) -> tuple[bool, int, str]:
+        method = method_of(label)
+        return method.is_main and label == method.name, PROTOCOLS.index(method.protocol), label
+
+    return sorted(found, key=position)
+
+
+def read_evaluations(run: Run, label: str, split: str) -> dict[Entry, Evaluated]:
+    """All evaluations of a method on a split.
+
+    Raises:
+        DmoleError: a file is damaged, has no sample or does not name its metric.
+    """
+    return {entry: _evaluated(path) for entry, path in _files(run.evaluations(split) / label)}
+
+
+def read_rescored(
+    run: Run, labels: Sequence[str], split: str, metrics: Sequence[str]
+) -> Iterator[tuple[str, Entry, Evaluated]]:
+    """(method, (stage, task), evaluation) of everything that was scored again with these metrics.
+
+    Raises:
+        DmoleError: nothing was scored again with a metric, or the same evaluation was scored again with two of them.
+    """
+    first: dict[tuple[str, Entry], Evaluated] = {}
+    for metric in metrics:
+        files = {label: _files(run.rescored(metric).evaluations(split) / label) for label in labels}
+        if not any(files.values()):
+            raise DmoleError(
+                f"no evaluation was scored again by {metric} in {run.root}",
+                f"run: dmole rescore {metric}",
+            )
+        for label, entries in files.items():
+            for entry, path in entries:
+                evaluated = _evaluated(path)
+                known = first.setdefault((label, entry), evaluated)
+                if known is not evaluated:
+                    message = f"{known.path} and {path} score the same answers"
+                    raise DmoleError(message, "pass one --rescored per task")
+                yield label, entry, evaluated
+
+
+def read_likelihoods(run: Run, label: str, split: str) -> dict[Entry, Likely]:
+    """All likelihoods of a method on a split.
+
+    Raises:
+        DmoleError: a file is damaged or has no sample.
+    """
+    return {entry: _likely(path) for entry, path in _files(run.likelihoods(split) / label)}
+
+
+def agreed_metrics(entries: Iterable[tuple[Entry, Evaluated]]) -> dict[str, str]:
+    """Task -> metric.
+
+    Raises:
+        DmoleError: a task was scored with two metrics, which one table must not compare.
+    """
+    first: dict[str, Evaluated] = {}
+    for (_, task), evaluated in entries:
+        known = first.setdefault(task, evaluated)
+        if evaluated.metric != known.metric:
+            raise DmoleError(
+                f"{evaluated.path} was scored with {evaluated.metric}, {known.path} with {known.metric}",
+                f"score all of them with {evaluated.metric}: dmole rescore {evaluated.metric} --task {task}, then report with "
+                f"--rescored {evaluated.metric}",
+            )
+    return {task: evaluated.metric for task, evaluated in first.items()}
+
+
+def require_one_backbone(files: Sequence[Evaluated | Likely]) -> None:
+    """Check that all files were made with the same backbone.
+
+    Raises:
+        DmoleError: there are two backbones, which one table must not compare.
+    """
+    for other in files:
+        if (first := files[0]).backbone != other.backbone:
+            raise DmoleError(
+                f"{first.path} and {other.path} were made with two backbones "
+                f"({first.backbone[:12] or 'unnamed'} and {other.backbone[:12] or 'unnamed'})",
+                "evaluate again with --force, or pass another --run for the second backbone",
+            )
+
+
+def _files(folder: Path) -> list[tuple[Entry, Path]]:
+    """((stage, task), file) of every file of a method."""
+    stages = [path for path in folder.glob("*") if path.name.isdecimal()]
+    files = [file for stage in sorted(stages) for file in sorted(stage.glob("*.parquet"))]
+    return [((int(file.parent.name), file.stem), file) for file in files]
+
+
+def _evaluated(path: Path) -> Evaluated:
+    rows, header = read_evaluation(path)
+    name = header.settings.get("metric")
+    if not isinstance(name, str) or not rows:
+        problem = "holds no sample" if isinstance(name, str) else "does not name its metric"
+        raise DamagedArtifact(path, f"{path} {problem}")
+    metric = load_metric(name)
+    points = metric.scored([row.score for row in rows], header.facts).points
+    own_expert, no_expert = _routed(rows, path.stem)
+    inputs = tuple(header.inputs)
+    return Evaluated(points, _further(metric, rows), name, own_expert, no_expert, header.backbone, inputs, path)
+
+
+def _further(metric: Metric, rows: Sequence[Answer]) -> dict[str, float]:
+    """Name -> points of what a metric reports beside the score; empty for most metrics."""
+    if not metric.FURTHER:
+        return {}
+    predictions, references = [row.prediction for row in rows], [row.references for row in rows]
+    details = [json.loads(row.details) for row in rows]
+    return {
+        name: metric.UNIT_SCALE * fmean(scores(predictions, references=references, details=details))
+        for name, scores in metric.FURTHER.items()
+    }
+
+
+def _routed(rows: Sequence[Answer], task: str) -> tuple[Value, Value]:
+    """Shares of the samples whose active experts include their own task's, and of those without one."""
+    if not any(row.losses for row in rows):
+        return None, None
+    return fmean(task in row.active for row in rows), fmean(not row.active for row in rows)
+
+
+def _likely(path: Path) -> Likely:
+    rows, header = read_likelihood(path)
+    if not rows:
+        raise DamagedArtifact(path, f"{path} holds no sample")
+    ranked = [row.ranked_first for row in rows if row.ranked_first is not None]
+    points = 100 * fmean(ranked) if ranked else None
+    return Likely(fmean(row.log_likelihood for row in rows), points, header.backbone, path)

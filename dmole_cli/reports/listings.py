@@ -1,0 +1,116 @@
+"""Tables of what commands beside the score reports list: tasks, checks, candidate sites, plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from dmole_cli.reports.tables import show
+
+if TYPE_CHECKING:
+    from dmole_cli.data.checking import CheckReport
+
+Row = Mapping[str, Any]
+
+
+def show_tasks(rows: Sequence[Row]) -> None:
+    """Print tasks with their position in the stream, title and metric."""
+    table = Table("stage", "task", "what", "metric")
+    for row in rows:
+        position = row["stage"] or ("unseen" if row["unseen"] else "–")
+        table.add_row(str(position), row["name"], row["title"], row["metric"])
+    show(table)
+
+
+def show_check(report: CheckReport) -> None:
+    """Print what a check found, and the samples as the model sees them."""
+    counts = ", ".join(f"{count} {split}" for split, count in report.rows.items())
+    print(f"{report.task}: {counts}; {sum(report.opened.values())} images opened")
+    for problem in report.problems:
+        print(f"  {problem if problem.serious else f'note: {problem}'}")
+    for look in report.looks:
+        if "problem" in look:
+            print(f"  {look['sample_id']}: {look['problem']}")
+            continue
+        sizes = ", ".join(f"{size['width']} x {size['height']}" for size in look["pictures"])
+        images = f"images {sizes} in {look['tiles']} tile(s)" if sizes else "no image"
+        print(f"  {look['sample_id']}: {images}, {look['tokens']} tokens, {look['answer_tokens']} of the answer")
+        for line in [*look["prompt"].splitlines(), f"-> {look['answer']}"]:
+            print(f"    | {line}")
+
+
+def show_sites(listing: Row) -> None:
+    """Print candidate sites and the modules that are left out."""
+    sites = listing["sites"]
+    inside = sum(site["parameters"] for site in sites)
+    print(
+        f"{listing['model']}: {listing['parameters']:,} parameters, {len(sites)} sites ({listing['pattern']}) "
+        f"with {inside:,} of them"
+    )
+    show(_sites_table(sites))
+    show(_left_out_table(listing["left_out"]))
+
+
+def _sites_table(sites: Sequence[Row]) -> Table:
+    """Sites that differ in their block only share a row."""
+    table = Table("modality", "blocks", "site", "kind", title="sites", title_justify="left")
+    for name in ("inputs", "outputs", "parameters", "sites"):
+        table.add_column(name, justify="right")
+    groups: dict[tuple, list[int]] = {}
+    for site in sites:
+        path = site["name"].replace(f".{site['block']}.", ".*.", 1)
+        shape = (site["in_features"], site["out_features"], site["parameters"])
+        groups.setdefault((site["modality"], path, site["kind"], *shape), []).append(site["block"])
+    for (modality, path, kind, *numbers), blocks in groups.items():
+        table.add_row(modality, _ranges(blocks), path, kind, *(f"{number:,}" for number in numbers), str(len(blocks)))
+    return table
+
+
+def _left_out_table(rows: Sequence[Row]) -> Table:
+    table = Table("modality", "left out", "kind", title="left out", title_justify="left")
+    for name in ("modules", "parameters"):
+        table.add_column(name, justify="right")
+    table.add_column("why")
+    for row in rows:
+        size = f"{row['parameters']:,}" if row["parameters"] else "shared"
+        table.add_row(row["modality"], row["name"], row["kind"], str(row["modules"]), size, row["why"])
+    return table
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as `0-3, 5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
+
+
+def show_plan(planned: Row) -> None:
+    """Print what budgets buy, and the peak memory of the work."""
+    sites = ", ".join(f"{count} {name}" for name, count in planned["sites"].items())
+    print(f"{planned['model']}: {planned['parameters']:,} parameters; sites ({planned['pattern']}): {sites}")
+    budgets = Table("budget", title=f"what a task may add, at rank {planned['rank']}", title_justify="left")
+    for name in ("sites", "parameters", "expert MB"):
+        budgets.add_column(name, justify="right")
+    for row in planned["budgets"]:
+        bought = (str(row["sites"]), f"{row['parameters']:,}", f"{row['bytes'] / 1e6:,.1f}") if "sites" in row else ()
+        budgets.add_row(row["budget"], *(bought or ("", "", "refused")))
+    show(budgets)
+    for row in planned["budgets"]:
+        if "refused" in row:
+            print(row["refused"])
+    memory = Table("task", "work", title="peak memory, MB", title_justify="left")
+    for name in ("batch", "tokens", "checkpointing", "tensors", "weights", "libraries", "process"):
+        memory.add_column(name, justify="right")
+    for row in planned["memory"]:
+        sizes = (f"{row[name] / 1e6:,.0f}" for name in ("tensors", "weights", "libraries", "process"))
+        recomputed = "yes" if row["checkpointing"] else "no"
+        memory.add_row(row["task"], row["work"], str(row["batch_size"]), str(row["tokens"]), recomputed, *sizes)
+    show(memory)
+    for assumption in planned["assumes"]:
+        print(f"assumes: {assumption}")

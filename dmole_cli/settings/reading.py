@@ -1,0 +1,125 @@
+"""Reads settings from TOML and applies command-line options to them; every problem is reported at once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from dmole_cli.errors import DmoleError
+from dmole_cli.settings.declare import Section, expected_words, option_name
+from dmole_cli.settings.model import Settings
+
+DEFAULT_FILE = Path("dmole.toml")
+RENAMED = {"picture_store": "vision_cache"}
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def read_settings(path: Path | None, model: type[Settings] = Settings) -> Settings:
+    """Read a configuration file; without a path, `dmole.toml` of this folder, or the defaults where there is none.
+
+    Raises:
+        DmoleError: the file is missing or not TOML, or has unknown keys or invalid values (all reported at once).
+    """
+    if path is None:
+        if not DEFAULT_FILE.exists():
+            return model()
+        path = DEFAULT_FILE
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DmoleError(f"cannot read {path}: {error}", "pass --config the path of a TOML file") from error
+    problems: list[str] = []
+    settings = validated(model, table, problems)
+    if settings is None:
+        raise DmoleError(f"{path} has {len(problems)} problem(s):{listed(problems)}", "fix these keys")
+    return settings
+
+
+def with_options(settings: Settings, options: Mapping[str, Any]) -> Settings:
+    """Settings with command-line options in place of the configured values.
+
+    Args:
+        settings: as configured.
+        options: dotted name of a setting (`profile.portion`) -> value.
+
+    Raises:
+        DmoleError: a value is invalid; the message names the options.
+    """
+    # By attribute and not by model_dump: a table of the original is kept as it is where nothing is changed.
+    table: dict[str, Any] = {name: getattr(settings, name) for name in type(settings).model_fields}
+    for name, value in options.items():
+        section, _, key = name.rpartition(".")
+        if section:
+            table[section] = {**dict(table[section]), key: value}
+        else:
+            table[key] = value
+    problems: list[str] = []
+    changed = validated(type(settings), table, problems, as_options=True)
+    if changed is None:
+        raise DmoleError("; ".join(problems), "change these options, or these keys of the configuration")
+    return changed
+
+
+def validated(
+    model: type[AnySection], table: Mapping[str, Any], problems: list[str], *, as_options: bool = False
+) -> AnySection | None:
+    """Validate a table against a section; None, and the problems in words, where it is invalid.
+
+    Args:
+        model: the section.
+        table: keys and values as read.
+        problems: gets a line per problem.
+        as_options: name the command-line option of a setting beside it.
+    """
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        found = dict.fromkeys(_words(model, detail, as_options=as_options) for detail in error.errors())
+        problems.extend(found)
+        return None
+
+
+def listed(problems: Iterable[str]) -> str:
+    """Problems as indented lines."""
+    return "".join(f"\n  - {problem}" for problem in problems)
+
+
+def _words(model: type[BaseModel], detail: ErrorDetails, *, as_options: bool) -> str:
+    field, owner = _field_at(model, detail["loc"])
+    path = [part for part in detail["loc"] if isinstance(part, str)]
+    name = ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        key = str(detail["loc"][-1])
+        if key in RENAMED:
+            return f"{name}: this key was renamed to {RENAMED[key]}"
+        return f"{name}: unknown key (known: {', '.join(owner.model_fields)})"
+    if detail["type"] == "missing":
+        return f"{name}: this key is missing"
+    shown = f"{name} ({option_name(path[-1], field)})" if as_options and field is not None else name
+    if detail["type"] == "value_error":
+        return f"{shown}: {detail['msg'].removeprefix('Value error, ')}"
+    words = "a valid value" if field is None else expected_words(field)
+    value = detail["input"]
+    return f"{shown} is {value if isinstance(value, str) and as_options else repr(value)}; expected {words}"
+
+
+def _field_at(model: type[BaseModel], place: tuple[int | str, ...]) -> tuple[FieldInfo | None, type[BaseModel]]:
+    """The setting that an error of pydantic belongs to, and the section that has it."""
+    owner, field = model, None
+    for part in map(str, place):
+        if field is not None:
+            inner = field.annotation
+            if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+                break  # inside of a value, as the third entry of a list
+            owner = inner
+        field = owner.model_fields.get(part)
+        if field is None:
+            break
+    return field, owner
