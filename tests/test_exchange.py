@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from dmole_cli.artifacts.expert import SCHEMA, VERSION, ExpertFile, read_expert, write_expert
+from dmole_cli.artifacts.expert import ExpertFile, read_expert, write_expert
+from dmole_cli.artifacts.kinds import EXPERT
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
@@ -48,7 +49,7 @@ def random_expert(backbone, *, method: str = "d-mole") -> ExpertFile:
         rank = 2 if number % 3 else 4
         a = torch.randn(rank, site.in_features, generator=generator) * site.in_features**-0.5
         sites[site.name] = a, torch.randn(site.out_features, rank, generator=generator) * 0.3
-    return ExpertFile(sites, 2.0, Header(SCHEMA, VERSION, backbone=backbone.fingerprint, settings={"method": method}))
+    return ExpertFile(sites, 2.0, Header.of(EXPERT, backbone=backbone.fingerprint, settings={"method": method}))
 
 
 def inputs_of(backbone):
