@@ -1,11 +1,11 @@
-"""Print two scores that need no picture, per task on its test split: a blind guess, and the best answer to the text.
+"""Print two scores per task that need no image, on the test split: of random guesses, and of answers to the question's text.
 
     python pipelines/question_only.py [task ...]
 
-Both are in points (0 to 100, CIDEr x 100) and scored with the task's own metric. `chance` draws evenly from the
-answers that the training split has, or from the sample's own options. `question_only` learns from the training split:
-the answer given most often to that very question; the mean box where the answer is a box; for captions the one
-training caption that does best on the validation split. docs/tasks.md and the cards quote what this prints.
+Both are in points (0 to 100, CIDEr x 100) of the task's own metric. `chance` draws uniformly from the answers of the
+training split, or from the sample's options. `question_only` gives the most frequent answer to the same question in the
+training split, the mean box if the answer is a box, and for captions the training caption with the highest score on the
+validation split. docs/tasks.md and the task cards quote these numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from dmole_cli.data.loading import TaskCard, load_card, samples, task_names
+from dmole_cli.data.card import TaskCard, load_card, task_names
+from dmole_cli.data.loading import samples
 from dmole_cli.data.sample import Sample
 from dmole_cli.metrics.base import load_metric
 
@@ -24,7 +25,7 @@ CAPTION_CANDIDATES = 20
 
 
 def points(card: TaskCard, predictions: Sequence[str], rows: Sequence[Sample]) -> float:
-    """Score answers with the card's metric: the mean in points."""
+    """Mean score of predictions in points of the card's metric."""
     metric = load_metric(card.metric)
     scores = metric.score(
         predictions, references=[row.references for row in rows], details=[row.details for row in rows]
@@ -33,7 +34,7 @@ def points(card: TaskCard, predictions: Sequence[str], rows: Sequence[Sample]) -
 
 
 def chance(card: TaskCard, train: Sequence[Sample], test: Sequence[Sample]) -> float:
-    """Score uniform guesses: the mean of some draws, seeded."""
+    """Mean score of `DRAWS` seeded uniform guesses per sample."""
     source = random.Random(0)
     answers = sorted({row.answer for row in train})
     guesses = [[source.choice(row.details.get("options") or answers) for row in test] for _ in range(DRAWS)]
@@ -43,19 +44,19 @@ def chance(card: TaskCard, train: Sequence[Sample], test: Sequence[Sample]) -> f
 def question_only(
     card: TaskCard, train: Sequence[Sample], validation: Sequence[Sample], test: Sequence[Sample]
 ) -> float:
-    """Score the best answers that can be given without looking."""
+    """Score of the best answers that can be given without the image."""
     if card.metric == "cider":
         candidates = [answer for answer, _ in Counter(row.answer for row in train).most_common(CAPTION_CANDIDATES)]
         best = max(candidates, key=lambda caption: points(card, [caption] * len(validation), validation))
         return points(card, [best] * len(test), test)
     by_question: dict[str, list[Sample]] = defaultdict(list)
     for row in train:
-        by_question[_normalised(row.question)].append(row)
+        by_question[_normalized(row.question)].append(row)
     answer = _mean_box if card.metric == "grounding" else _most_frequent
-    return points(card, [answer(by_question.get(_normalised(row.question)) or train) for row in test], test)
+    return points(card, [answer(by_question.get(_normalized(row.question)) or train) for row in test], test)
 
 
-def _normalised(question: str) -> str:
+def _normalized(question: str) -> str:
     return " ".join(question.lower().split())
 
 
@@ -72,9 +73,8 @@ def _mean_box(rows: Sequence[Sample]) -> str:
 
 
 def main(names: Sequence[str]) -> None:
-    """Print a row for each of the named tasks, or for all."""
+    """Print a row for each of the named tasks; by default for all that have an entry for `chance` in their card."""
     print(f"{'task':12} {'train':>6} {'test':>6} {'chance':>8} {'question_only':>14}")
-    # The cards that say what text alone is worth; the benchmarks do not.
     for name in names or [name for name in task_names() if load_card(name).reading.chance >= 0]:
         card = load_card(name)
         train, validation, test = (samples(card, split) for split in ("train", "validation", "test"))

@@ -1,9 +1,9 @@
-"""Which value of a training option suits each task: `python pipelines/recipes.py runs/rates learning-rate 1e-3 3e-3 6e-3`.
+"""Compare values of a training option per task: `python pipelines/recipes.py runs/rates learning-rate 1e-3 3e-3 6e-3`.
 
-For every value and task one LoRA is trained from the pretrained backbone (method `finetune`, the parameters of `--budget 2%`)
-and scored on the task's validation split; the learning rates of the task cards were chosen from such a table, and so was that
-nothing drops out (`dropout 0 0.05`). With several `--seeds` a cell holds the mean and the standard deviation. Resumable: what is
-finished is not repeated.
+For every value and task, one LoRA is trained from the pretrained backbone (method `finetune`, `--budget 2%`) and scored on
+the task's validation split. The learning rates of the task cards and the default dropout of 0 (`dropout 0 0.05`) were chosen
+from such tables. With several `--seeds`, the table shows means and standard deviations. An interrupted run resumes when it is
+started again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from dmole_cli.artifacts.run import Run
-from dmole_cli.cli.workspace import workspace
+from dmole_cli.data.card import task_name
 from dmole_cli.reports.collect import MethodReport, collect
 from dmole_cli.settings.reading import read_settings
 
@@ -25,24 +25,24 @@ OPTIONS = ("learning-rate", "dropout", "batch-size", "epochs")
 
 
 def trial(run: Path, option: list[str], seed: int, config: Path) -> MethodReport:
-    """Train and score every task with one option and seed."""
+    """Train and score every task with one value and seed."""
     shared = ["--method", METHOD, "--run", str(run), "--config", str(config)]
     program = [sys.executable, "-m", "dmole_cli"]
-    # The result belongs to stdout; what the stages say goes where people look.
+    # stdout is reserved for the table.
     for command in (
         ["train-task", "--budget", "2%", "--seed", str(seed), *option],
         ["evaluate", "--stage", "all", "--split", "validation"],
     ):
         subprocess.run([*program, *command, *shared], check=True, stdout=sys.stderr)
-    tasks = workspace(read_settings(config), Run(run)).config.tasks
+    tasks = [task_name(task) for task in read_settings(config).tasks]
     return collect(Run(run), tasks=tasks, methods=[METHOD], split="validation")[0]
 
 
 def main() -> None:
-    """Run all trials, print a row per rate as Markdown."""
+    """Run all trials and print a Markdown table with a row per value."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="gets a run directory per value and seed")
-    parser.add_argument("option", choices=OPTIONS, help="what is varied")
+    parser.add_argument("folder", type=Path, help="folder for a run directory per value and seed")
+    parser.add_argument("option", choices=OPTIONS, help="training option")
     parser.add_argument("values", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--config", type=Path, default=CONFIG)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def shown(points: list[float | None]) -> str:
-    """Mean over seeds with its standard deviation, or the one value."""
+    """Mean ± standard deviation over the seeds; without the deviation for one seed."""
     found = [value for value in points if value is not None]
     if not found or len(found) < len(points):
         return "–"

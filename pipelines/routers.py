@@ -1,8 +1,8 @@
-"""The routers of the stream in several forms, side by side: `python pipelines/routers.py runs/routers`.
+"""Compare several forms of the routers: `python pipelines/routers.py runs/routers`.
 
-Trains all routers with a sigmoid and with a linear decoder, started at the mean of the features or at random as the
-reference does, and asks each of them about every task's validation split: which share of the samples does it accept, and
-how often is a sample's own task among the two nearest that accept it? `--scales` asks again with all thresholds multiplied.
+Trains all routers with a sigmoid and with a linear decoder, initialized so that it reconstructs the mean of the features, or
+randomly as in the reference. Applies each router to every task's validation split: the share of samples that it accepts, and
+how often a sample's own task is among the two nearest that accept it. `--scales` repeats this with all thresholds multiplied.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from statistics import fmean
 from dmole_cli.artifacts.router import read_router
 from dmole_cli.artifacts.run import Run
 from dmole_cli.cli.workspace import Workspace, workspace
+from dmole_cli.data.card import task_name
 from dmole_cli.routing.autoencoder import from_tensors
 from dmole_cli.routing.features import routing_features
 from dmole_cli.routing.rules import top_candidates
@@ -29,25 +30,15 @@ FORMS = [(decoder, start) for decoder in ("sigmoid", "linear") for start in ("me
 
 
 def train(run: Path, decoder: str, start: str, *, epochs: int, config: Path) -> list[dict]:
-    """The routers of one form; gives what the subcommand says of each."""
-    options = [
-        "--decoder",
-        decoder,
-        "--start",
-        start,
-        "--epochs",
-        str(epochs),
-        "--run",
-        str(run),
-        "--config",
-        str(config),
-    ]
-    command = [sys.executable, "-m", "dmole_cli", "train-router", *options, "--force", "--json"]
+    """Train the routers of one form; returns the command's JSON output, an object per router."""
+    options = {"decoder": decoder, "start": start, "epochs": epochs, "run": run, "config": config}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "dmole_cli", "train-router", *words, "--force", "--json"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def losses_of(session: Workspace) -> tuple[dict[str, list[list[float]]], list[float]]:
-    """Task -> losses of its validation samples under every router [sample][router]; the routers' thresholds."""
+    """(task -> reconstruction losses of its validation samples [sample][router], thresholds of the routers)."""
     run, tasks = session.run, session.settings.tasks
     files = [read_router(run.router(task)) for task in tasks]
     routers = [from_tensors(file.tensors, decoder=file.decoder) for file in files]
@@ -61,37 +52,35 @@ def losses_of(session: Workspace) -> tuple[dict[str, list[list[float]]], list[fl
 
 
 def main() -> None:
-    """Train all forms, print a row per form and task as Markdown."""
+    """Train all forms and print a Markdown table with a row per form, scale and task."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="gets a run directory per form")
-    parser.add_argument("--epochs", type=int, default=1000, help="at most")
+    parser.add_argument("folder", type=Path, help="folder for a run directory per form")
+    parser.add_argument("--epochs", type=int, default=1000, help="maximum number of epochs [1000]")
     parser.add_argument(
-        "--scales", nargs="+", type=float, default=[1.0], metavar="FACTOR", help="on all thresholds [1]"
+        "--scales", nargs="+", type=float, default=[1.0], metavar="FACTOR", help="factors of all thresholds [1]"
     )
     parser.add_argument("--config", type=Path, default=CONFIG)
     options = parser.parse_args()
     folder = options.folder
-    tasks = workspace(read_settings(options.config), Run(folder)).config.tasks
+    tasks = [task_name(task) for task in read_settings(options.config).tasks]
     accepting = " | ".join(f"accepted by {t}" for t in tasks)
     print(f"| decoder, start | epochs | scale | samples of | {accepting} | own among two nearest |")
     print("|" + "---|" * (len(tasks) + 5))
     for number, (decoder, start) in enumerate(FORMS):
         run = Run(folder / f"{decoder}-{start}")
-        if number:  # features depend on the backbone and the data alone
+        if number:  # features depend only on the backbone and the data
             shutil.copytree(folder / "-".join(FORMS[0]) / "features", run.root / "features", dirs_exist_ok=True)
-        ran = [
-            outcome["epochs"]
-            for outcome in train(run.root, decoder, start, epochs=options.epochs, config=options.config)
-        ]
+        outcomes = train(run.root, decoder, start, epochs=options.epochs, config=options.config)
+        epochs = [outcome["epochs"] for outcome in outcomes]
         table, thresholds = losses_of(workspace(read_settings(options.config), run))
-        form = f"{decoder}, {start} | {min(ran)}–{max(ran)}"
+        form = f"{decoder}, {start} | {min(epochs)}–{max(epochs)}"
         for scale in options.scales:
             for row in shares(table, [scale * threshold for threshold in thresholds], tasks):
                 print(f"| {form} | {scale:g} | {row} |", flush=True)
 
 
 def shares(table: dict[str, list[list[float]]], thresholds: list[float], tasks: Sequence[str]) -> Iterator[str]:
-    """A row per task: what each router accepts of its samples, and how often their own is among the two nearest, in %."""
+    """A row per task: samples that each router accepts, and samples whose own task is among the two nearest, in percent."""
     for task, rows in table.items():
         accepted = [100 * fmean(row[t] < thresholds[t] for row in rows) for t in range(len(tasks))]
         own = "–"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes the virtual environment .venv beside the README and installs this package into it, with the versions in
-# constraints.txt. Does nothing when that was done before and neither file of versions has changed since.
+# Creates the virtual environment .venv in the repository and installs this package into it, with the versions in
+# constraints.txt. Does nothing if that was done before and pyproject.toml and constraints.txt have not changed since.
 #
 #     bash pipelines/setup.sh                     # PYTHON=python3.12 picks another interpreter (3.11 or newer)
 #
-# Where pip looks for packages is pip's own business: PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS may point it at torch's
-# CPU build, which is ten times smaller than the one with CUDA.
+# pip's own settings choose the package index: with PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS, pip can find torch's CPU build, which is
+# ten times smaller than the one with CUDA.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -23,7 +23,7 @@ if [ -z "$interpreter" ]; then
   exit 1
 fi
 
-# An editable installation points at this folder, so a moved clone has to be installed again.
+# An editable installation contains the path of this folder, so a moved clone has to be installed again.
 stamp=.venv/installed
 wanted=$("$interpreter" -c '
 import hashlib, os, pathlib
@@ -32,15 +32,15 @@ print(hashlib.sha256(b"\0".join([*versions, os.getcwd().encode()])).hexdigest())
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
 
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-  echo "setup: making .venv with $("$interpreter" --version)"
+  echo "setup: creating .venv with $("$interpreter" --version)"
   "$interpreter" -m venv .venv
 fi
 install() { .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt "$@"; }
 
-# Torch first and by its exact version: asked for as somebody's dependency, pip may choose a larger build of it.
+# Torch first and with its exact version: as a dependency of another package, pip may choose a larger build.
 torch=$(grep '^torch==' constraints.txt)
-echo "setup: installing $torch, then dmole and what it needs (once; a few minutes)"
+echo "setup: installing $torch, then dmole and its dependencies (once; a few minutes)"
 install "$torch"
 install -e ".[stream,dev]"
 echo "$wanted" >"$stamp"
-echo "setup: done; 'source .venv/bin/activate' puts dmole on the path"
+echo "setup: done; 'source .venv/bin/activate' adds dmole to the PATH"

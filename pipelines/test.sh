@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Installs if needed, then checks style, types and behaviour. Arguments go to pytest:
+# Installs the package if needed, then runs ruff, mypy and pytest. Arguments are passed to pytest:
 #
 #     bash pipelines/test.sh                      # everything
-#     bash pipelines/test.sh -k golden            # only the tests whose name says so
+#     bash pipelines/test.sh -k golden            # only the tests with golden in their name
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash pipelines/setup.sh
 
-# Two test processes with one thread each; threads that wait by spinning would slow each other down.
+# Two test processes with one thread each; waiting threads must not spin, because that would slow down the others.
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 python=.venv/bin/python
 

@@ -1,4 +1,4 @@
-"""The seventeen benchmarks made small: a data root in each one's exact layout, with pictures drawn on the spot."""
+"""The seventeen benchmarks made small: a data root in each one's exact layout, with images drawn for the test."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def colour(index: int) -> str:
 
 
 def draw(path: Path, index: int) -> None:
-    """A plain picture, no two alike."""
+    """Draw an image of one colour; no two are equal."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.new("RGB", (24 + index % 5, 20 + index // 5 % 7), COLOURS[colour(index)])
-    picture.putpixel((0, 0), tuple(sha256(str(path).encode()).digest()[:3]))  # those of two splits must differ
-    picture.save(path, quality=95)
+    image = Image.new("RGB", (24 + index % 5, 20 + index // 5 % 7), COLOURS[colour(index)])
+    image.putpixel((0, 0), tuple(sha256(str(path).encode()).digest()[:3]))  # images of two splits must differ
+    image.save(path, quality=95)
 
 
 def lines(path: Path, records: list[Any]) -> None:
@@ -55,14 +55,14 @@ def ten(answer: str) -> list[dict[str, str]]:
 # ------------------------------------------------------------------------------------------------ D-MoLE's nine
 
 
-def captions(root: Path, folder: str, test: str, pictures: str) -> None:
+def captions(root: Path, folder: str, test: str, images: str) -> None:
     rows = []
     for i in range(TRAIN):
         draw(root / folder / f"images/train-{i}.jpg", i)
         rows.append(conversation(f"images/train-{i}.jpg", CAPTION, f"A plain {colour(i)} picture.", i))
     lines(root / folder / "train.jsonl", rows)
     for i in range(TEST):
-        draw(root / folder / pictures / f"v{i}.jpg", i)
+        draw(root / folder / images / f"v{i}.jpg", i)
     document(
         root / folder / test,
         {
@@ -146,7 +146,7 @@ def vizwiz(root: Path) -> None:
 def coin(
     root: Path,
     folder: str,
-    picture: str,
+    images: str,
     question: str,
     answer: Callable[[int], str],
     *,
@@ -154,15 +154,15 @@ def coin(
     more: Callable[[int], dict[str, Any]] = lambda i: {},
     blind: int = 0,
 ) -> None:
-    """Instructions of one task; `picture` is the pattern of the pictures' names, `blind` test rows have none."""
+    """Instructions of one task; `images` is the pattern of image names, `blind` test rows have no image."""
     rows, tests = [], []
     for i in range(TRAIN):
-        name = picture.format(f"train{i}")
+        name = images.format(f"train{i}")
         draw(root / name, i)
         rows.append(conversation(f"./{name}", question, answer(i), i))
     document(root / f"Instruction_Type1/{folder}/train.json", rows)
     for i in range(TEST):
-        name = picture.format(f"test{i}")
+        name = images.format(f"test{i}")
         draw(root / name, i)
         image = {} if i < blind else {"image": f"./{name}"}
         tests.append({"question_id": i, **image, "text": question, "answer": answer(i), **more(i)})
@@ -193,7 +193,7 @@ def textvqa(root: Path) -> None:
 
 def coin_vizwiz(root: Path) -> None:
     coin(root, "VizWiz", "VizWiz/val/{}.jpg", f"What colour?\n{SHORT}", colour)
-    # VizWiz itself has no question ids: a picture has one question.
+    # VizWiz itself has no question ids: an image has one question.
     document(root / "VizWiz/val.json", [{"image": f"test{i}.jpg", "answers": ten(colour(i))} for i in range(TEST)])
 
 

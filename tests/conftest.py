@@ -1,5 +1,6 @@
 import importlib
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -75,6 +76,18 @@ def _run_sequence(folder: Path, run: tiny.Forks) -> None:
     say("finetune", "train-task", "--method", "finetune", "--json")
     say("evaluate", "evaluate", "--stage", "all", "--json")
     say("evaluate-others", "evaluate", "--method", "seq-ft", "--method", "finetune", "--json")
+
+
+@pytest.fixture
+def fresh(stream, tmp_path) -> Path:
+    """A copy of the stream, with nothing run."""
+    return shutil.copytree(stream, tmp_path / "fresh")
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """A copy of the stream with everything run."""
+    return shutil.copytree(finished, tmp_path / "copy")
 
 
 @pytest.fixture

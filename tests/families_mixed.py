@@ -7,6 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 from tempfile import mkdtemp
 
+import tiny
 import torch
 from PIL import Image
 
@@ -16,7 +17,6 @@ from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.data.images import open_image
 from dmole_cli.data.sample import Sample
-from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
 
 FAMILIES = families()
@@ -61,7 +61,7 @@ def tiny_folder(family: str) -> Path:
     """A family's tiny model on disk."""
     from importlib import import_module
 
-    return import_module(f"dmole_cli.backbones.families.{family}").tiny(Path(mkdtemp()) / family)
+    return import_module(f"dmole_cli.backbones.{family}").tiny(Path(mkdtemp()) / family)
 
 
 @cache
@@ -77,12 +77,6 @@ def experts(backbone: Backbone) -> RoutedExperts:
     routed = RoutedExperts(backbone.model, backbone.modality_of)
     for name, rank, tower in (("eyes", 3, "vision"), ("tongue", 2, "language"), ("all", 4, "")):
         chosen = [site for site in sites if tower in ("", site.modality)]
-        drawn = {
-            s.name: (
-                torch.randn(rank, s.in_features, generator=generator) * 0.3,
-                torch.randn(s.out_features, rank, generator=generator) * 0.3,
-            )
-            for s in chosen
-        }
-        routed.add(name, Expert(drawn, scale=1.0 + 0.25 * rank))
+        expert = tiny.draw_expert(chosen, rank, scale=1.0 + 0.25 * rank, generator=generator, spread=0.3)
+        routed.add(name, expert)
     return routed

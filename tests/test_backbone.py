@@ -11,14 +11,13 @@ from PIL import Image
 from transformers import BlipProcessor
 
 from dmole_cli.backbones.backbone import Backbone
-from dmole_cli.backbones.inputs import DEFAULT_IMAGE_TOKENS
+from dmole_cli.backbones.inputs import PICTURE_TOKENS
 from dmole_cli.backbones.loading import fingerprint_of, load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.images import open_image
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate as generate_answers
 
@@ -155,7 +154,7 @@ def test_a_processor_that_does_not_count_still_tells_many_pictures_from_few(back
     assert not hasattr(silent, "_get_num_multimodal_tokens")
     lengths = Backbone("silent", "", backbone.model, silent).lengths(SAMPLES, with_answer=True)
     pictures = [len(s.images) for s in SAMPLES]
-    assert [length // DEFAULT_IMAGE_TOKENS for length in lengths] == pictures
+    assert [length // PICTURE_TOKENS for length in lengths] == pictures
 
 
 def test_features_do_not_depend_on_the_batch(backbone):
@@ -211,14 +210,8 @@ def routed(backbone):
     routed = RoutedExperts(backbone.model, backbone.modality_of)
     generator = torch.Generator().manual_seed(8)
     for rank, (name, chosen) in enumerate(placed.items(), start=2):
-        drawn = {
-            s.name: (
-                torch.randn(rank, s.in_features, generator=generator) * 0.4,
-                torch.randn(s.out_features, rank, generator=generator) * 0.4,
-            )
-            for s in chosen
-        }
-        routed.add(name, Expert(drawn, scale=1.0 + 0.25 * rank))
+        expert = tiny.draw_expert(chosen, rank, scale=1.0 + 0.25 * rank, generator=generator, spread=0.4)
+        routed.add(name, expert)
     yield routed
     routed.close()
 

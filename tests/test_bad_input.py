@@ -17,12 +17,6 @@ FIRST, SECOND = tiny.TASKS
 
 
 @pytest.fixture
-def fresh(stream, tmp_path) -> Path:
-    """The stream with nothing run."""
-    return shutil.copytree(stream, tmp_path / "fresh")
-
-
-@pytest.fixture
 def ready(finished, tmp_path) -> Path:
     """The stream with everything run."""
     return shutil.copytree(finished, tmp_path / "ready")

@@ -30,7 +30,7 @@ from dmole_cli.stages.evaluate import Selection, evaluate
 from dmole_cli.stages.profile import profile
 from dmole_cli.stages.train_router import train_router
 from dmole_cli.stages.train_task import train_task, training_samples
-from dmole_cli.training.loop import Step, train_expert
+from dmole_cli.training.loop import Batch, Schedule, Step, train_expert
 
 FIRST, SECOND = tiny.TASKS
 THIRD = tiny.UNSEEN
@@ -65,7 +65,7 @@ def opened(stream, backbone):
             train=TrainSettings(**{"epochs": 1, **train}),
         )
         session = workspace(config, Run(folder, shared))
-        session.__dict__["backbone"] = backbone  # what the property would load
+        session.model.__dict__["_loaded"] = backbone  # what the handle would load
         return session
 
     return open_run
@@ -178,8 +178,8 @@ def test_a_method_trains_what_the_budget_allows_and_answers(opened, shared, back
 @pytest.mark.parametrize("method", ["seq-ft", "moe-lora"])
 def test_the_embedded_backbone_is_used_at_the_usual_budget(opened, tmp_path, method):
     session = opened(tmp_path)
-    session.settings = replace(session.settings, allocate=AllocateSettings())
-    session.__dict__["backbone"] = load_backbone("embedded")
+    session = replace(session, settings=session.settings.updated(allocate=AllocateSettings()))
+    session.model.__dict__["_loaded"] = load_backbone("embedded")
     allowed = session.model.load().parameters * 0.02
     stage = loaded(session, method, FIRST)
     expert = stage.method.new_expert(stage, torch.Generator().manual_seed(0))
@@ -412,10 +412,8 @@ def test_the_teacher_is_a_frozen_copy(opened, plain):
             session.model.load(),
             routed,
             student,
-            [(["a"] * 4, [(SECOND,)] * 4, encoded)] * 3,
-            steps=3,
-            learning_rate=0.01,
-            settings=TrainSettings(),
+            [Batch(["a"] * 4, [(SECOND,)] * 4, encoded)] * 3,
+            schedule=Schedule(3, 0.01, TrainSettings()),
             penalty=penalty,
         )
         teacher = routed.experts[name]
@@ -682,7 +680,9 @@ def test_a_budget_in_sites_depends_on_the_rank_that_they_are_counted_at(opened, 
     session = opened(tmp_path, budget="sites:50%")
     train(session, "seq-ft", FIRST)
     assert expert_of(session, "seq-ft", FIRST).parameters == 1920, "half of 3840, which is rank 4 on all sites"
-    session.settings = replace(session.settings, allocate=AllocateSettings(budget="sites:50%", rank=8, alpha=16.0))
+    session = replace(
+        session, settings=session.settings.updated(allocate=AllocateSettings(budget="sites:50%", rank=8, alpha=16.0))
+    )
     with pytest.raises(DmoleError, match="rank 4 -> 8"):
         train(session, "seq-ft", FIRST)
 

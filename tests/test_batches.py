@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dmole_cli.backbones import batches as module
+from dmole_cli.training import order as module
 from dmole_cli.training.order import shuffled_batches
 
 

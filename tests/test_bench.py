@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 
-from dmole_cli.methods.base import load_method
+from dmole_cli.methods.base import every_cell
 from dmole_cli.settings.model import EvaluateSettings
 
 sys.path.insert(0, str(tiny.ROOT))
@@ -261,7 +261,7 @@ def test_the_score_matrix_of_a_run_is_that_of_the_direct_evaluation(trained):
 
 def test_the_score_matrix_is_that_of_the_direct_evaluation_with_several_active_experts(trained, monkeypatch):
     settings = trained.settings.updated(evaluate=EvaluateSettings(threshold_scale=1e9))
-    monkeypatch.setattr(trained, "workspace", replace(trained.workspace, settings=settings))
+    monkeypatch.setattr(trained, "work", replace(trained.work, settings=settings))
     entries = evaluated_directly(trained)
     assert all(len(row.route) == stage for (stage, _), rows in entries.items() for row in rows)
     assert changed(entries, since=0) and changed(entries, since=1)

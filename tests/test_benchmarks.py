@@ -14,7 +14,8 @@ import pytest
 import tiny
 from benchmarks import BENCHMARKS, CAPTION, LETTER, SHORT, TEST, TRAIN
 
-from dmole_cli.data.loading import load_card, samples
+from dmole_cli.data.card import load_card
+from dmole_cli.data.loading import samples
 from dmole_cli.errors import DmoleError
 from dmole_cli.metrics.base import load_metric
 
@@ -75,7 +76,7 @@ def test_a_benchmark_in_its_layout_goes_through_card_format_and_metric(name, roo
     train, test = samples(card, "train", data_root=root), samples(card, "test", data_root=root)
     assert (len(train), len(test)) == (TRAIN, TEST)
     for row in [*train, *test]:
-        assert all(picture().mode == "RGB" for picture in row.images)
+        assert all(opened().mode == "RGB" for opened in row.images)
         assert len(row.images) == (0 if name == "scienceqa" and row.sample_id == "test-00000" else 1)
         assert "<image>" not in row.question and row.question.strip()
     assert not {s for row in train for s in row.sources} & {s for row in test for s in row.sources}
@@ -162,7 +163,7 @@ def test_the_nine_and_the_eight_check_without_a_problem(root, run):
     assert all(report["rows"] == {"train": TRAIN, "test": TEST} for report in said)  # none has a validation split
 
 
-def test_a_validation_split_is_held_out_of_training_by_picture(root, tmp_path):
+def test_a_validation_split_is_held_out_of_training_by_image(root, tmp_path):
     card = tmp_path / "mine.toml"
     card.write_text('like = "ocrvqa"\n[data]\nheld_out = 0.4\n', encoding="utf-8")
     train, held = (samples(load_card(card), split, data_root=root) for split in ("train", "validation"))

@@ -7,8 +7,10 @@ import pytest
 import tiny
 from PIL import Image
 
-from dmole_cli.data.loading import check_card, load_card
+from dmole_cli.data.card import load_card
+from dmole_cli.data.loading import check_card
 
+CHECK = ("tasks", "--check")
 CARD = """
 title = "colours"
 format = "{format}"
@@ -19,14 +21,14 @@ max_new_tokens = 4
 [data]
 train = "train.jsonl"
 test = "test.jsonl"
-images = "pictures"
+images = "photos"
 {data}
 """
 
 
-def picture(folder: Path, name: str, colour: tuple[int, int, int]) -> str:
-    (folder / "pictures").mkdir(exist_ok=True)
-    Image.new("RGB", (12, 10), colour).save(folder / "pictures" / name)
+def draw(folder: Path, name: str, colour: tuple[int, int, int]) -> str:
+    (folder / "photos").mkdir(exist_ok=True)
+    Image.new("RGB", (12, 10), colour).save(folder / "photos" / name)
     return name
 
 
@@ -51,9 +53,9 @@ def found(report) -> dict[tuple[str, str], tuple[int, int]]:
 @pytest.fixture
 def spoilt(tmp_path) -> Path:
     """Ten training records with one of everything that can be wrong, and two of the test."""
-    names = [picture(tmp_path, f"{n}.png", (20 * n, 0, 0)) for n in range(6)]
-    (tmp_path / "pictures" / "broken.png").write_bytes(b"no picture")
-    picture(tmp_path, "copy.png", (20, 0, 0))  # the content of 1.png under another name
+    names = [draw(tmp_path, f"{n}.png", (20 * n, 0, 0)) for n in range(6)]
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
+    draw(tmp_path, "copy.png", (20, 0, 0))  # the content of 1.png under another name
     lines(
         tmp_path / "train.jsonl",
         row(names[0], number=1),
@@ -97,23 +99,23 @@ def test_everything_is_counted_in_one_reading(spoilt):
 
 
 def test_the_command_says_it_and_fails(spoilt, run):
-    done = run("tasks", "--check", spoilt.name, cwd=spoilt.parent)
+    done = run(*CHECK, spoilt.name, cwd=spoilt.parent)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "problems in colours" in done.stderr
     assert "train: an answer is empty (2 of 10, 20.0 %)" in done.stdout
     assert "note: train: a row has no image (1 of 10, 10.0 %)" in done.stdout
     assert not (spoilt.parent / "dmole-run").exists()
-    done = run("tasks", "--check", spoilt.name, "--json", cwd=spoilt.parent)
+    done = run(*CHECK, spoilt.name, "--json", cwd=spoilt.parent)
     [report] = json.loads(done.stdout)
     assert report["ok"] is False and {p["kind"] for p in report["problems"] if not p["serious"]} == {"no_image", "id"}
 
 
 def test_notes_alone_do_not_fail(tmp_path, run):
-    name = picture(tmp_path, "a.png", (9, 9, 9))
+    name = draw(tmp_path, "a.png", (9, 9, 9))
     lines(tmp_path / "train.jsonl", row(name, number=1), row(None, number=1))
-    lines(tmp_path / "test.jsonl", row(picture(tmp_path, "b.png", (9, 9, 8))))
+    lines(tmp_path / "test.jsonl", row(draw(tmp_path, "b.png", (9, 9, 8))))
     card = write_card(tmp_path)
-    done = tiny.succeed("tasks", "--check", card.name, cwd=tmp_path, run=run)
+    done = tiny.succeed(*CHECK, card.name, cwd=tmp_path, run=run)
     assert done.stdout.count("note: ") == 2
 
 
@@ -141,7 +143,7 @@ def test_large_files_are_not_kept_without_what_is_wrong_with_them(spoilt, monkey
 
 def test_ids_without_answers_in_the_other_file(tmp_path):
     questions = [
-        {"image": picture(tmp_path, f"{n}.png", (n, 1, 1)), "question": "What?", "question_id": n} for n in range(8)
+        {"image": draw(tmp_path, f"{n}.png", (n, 1, 1)), "question": "What?", "question_id": n} for n in range(8)
     ]
     lines(tmp_path / "train.jsonl", *questions[:6], questions[0])
     lines(tmp_path / "test.jsonl", *questions[6:])
@@ -155,9 +157,9 @@ def test_ids_without_answers_in_the_other_file(tmp_path):
     assert [name.rpartition(" ")[2] for name in annotation.first] == ["1", "2", "3"]
 
 
-def test_captions_of_one_picture_do_not_share_an_id(tmp_path):
+def test_captions_of_one_image_do_not_share_an_id(tmp_path):
     document = {
-        "images": [{"id": n, "file_name": picture(tmp_path, f"{n}.png", (n, 2, 2))} for n in range(2)],
+        "images": [{"id": n, "file_name": draw(tmp_path, f"{n}.png", (n, 2, 2))} for n in range(2)],
         "annotations": [{"image_id": n, "caption": f"caption {m}"} for n in range(2) for m in range(3)]
         + [{"image_id": 0, "caption": " "}],
     }
@@ -177,7 +179,7 @@ def with_backbone(tmp_path) -> Path:
     tiny.build_backbone(tmp_path / "backbone")
     for split, shade in (("train", 0), ("test", 100)):
         rows = [
-            row(picture(tmp_path, f"{split}{n}.png", (shade + n, 3, 3)), answer="red" if n else "reddish")
+            row(draw(tmp_path, f"{split}{n}.png", (shade + n, 3, 3)), answer="red" if n else "reddish")
             for n in range(9)
         ]
         lines(tmp_path / f"{split}.jsonl", *rows, row(None, question="Why? " * 20))
@@ -185,7 +187,7 @@ def with_backbone(tmp_path) -> Path:
 
 
 def checked(card: Path, run, *arguments: str, code: int = 1) -> dict:
-    done = run("tasks", "--check", card.name, "--backbone", "backbone", "--json", *arguments, cwd=card.parent)
+    done = run(*CHECK, card.name, "--backbone", "backbone", "--json", *arguments, cwd=card.parent)
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
     [report] = json.loads(done.stdout)
     return report
@@ -232,12 +234,12 @@ def test_five_samples_as_the_model_sees_them(with_backbone, run):
     assert seen["prompt"] == f"<user><image>×{tiny.IMAGE_TOKENS}Colour?<assistant>"
     assert seen["pictures"] == [{"width": 12, "height": 10}] and seen["tiles"] == 1
     assert seen["answer"].endswith("<end>") and seen["answer_tokens"] == len(seen["answer"].removesuffix("<end>")) + 1
-    done = run("tasks", "--check", with_backbone.name, "--backbone", "backbone", cwd=with_backbone.parent)
+    done = run(*CHECK, with_backbone.name, "--backbone", "backbone", cwd=with_backbone.parent)
     assert "pictures 12 x 10 in 1 tile(s)" in done.stdout and "| -> red<end>" in done.stdout
 
 
 def test_a_backbone_that_is_none_is_named(with_backbone, run):
-    done = run("tasks", "--check", with_backbone.name, "--backbone", "./nothing", cwd=with_backbone.parent)
+    done = run(*CHECK, with_backbone.name, "--backbone", "./nothing", cwd=with_backbone.parent)
     assert done.returncode == 1 and "./nothing" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -248,9 +250,9 @@ def test_tiles_of_every_family_are_counted(tmp_path):
     from dmole_cli.data.sample import Sample
 
     qwen2_5_vl.tiny(tmp_path / "qwen")
-    (tmp_path / "qwen" / "model.safetensors").unlink()  # weights are not looked at
+    (tmp_path / "qwen" / "model.safetensors").unlink()  # weights are not loaded
     inputs, _ = load_inputs(str(tmp_path / "qwen"))
-    pictures = (lambda: Image.new("RGB", (40, 60)), lambda: Image.new("RGB", (60, 40)))
-    look = SamplePreview(inputs, limit=0).look(Sample("a", "What?", "red", ("red",), images=pictures))
-    assert look["tiles"] == 2  # packed patches of two pictures
+    images = (lambda: Image.new("RGB", (40, 60)), lambda: Image.new("RGB", (60, 40)))
+    look = SamplePreview(inputs, limit=0).look(Sample("a", "What?", "red", ("red",), images=images))
+    assert look["tiles"] == 2  # packed patches of two images
     assert [size["width"] for size in look["pictures"]] == [40, 60]

@@ -1,4 +1,4 @@
-"""The comparison as a researcher starts it: the real command on the tiny stream, killed, started again, with his own method."""
+"""The comparison as a researcher runs it: the real command on the tiny stream, killed and resumed, with a new method."""
 
 import csv
 import json
@@ -17,12 +17,22 @@ import tiny
 ROOT = Path(__file__).parent.parent
 COMPARE = ROOT / "pipelines" / "compare"
 ROWS, SEEDS = ("zero-shot", "mine"), (0, 1)
-ASKED = ["--methods", *ROWS, "broken", "--seeds", "0", "1", "--orders", "A"]
+ARGUMENTS = ["--methods", *ROWS, "broken", "--seeds", "0", "1", "--orders", "A"]
+GRID = """seed = 100
+order = "A"
+choose = "last"
+tasks = 1
+sizes = { train = 16 }
+[trials]
+seq-ft = [{ learning_rate = 1e-9 }, { learning_rate = 1e-2 }]
+[like]
+v4 = "seq-ft"
+"""
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
-    """A copy of the package with two more files on its shelf of methods: seq-ft with one line changed, and no method at all."""
+    """A copy of the package with two more methods: seq-ft with one line changed, and a file that raises an error."""
     folder = tmp_path_factory.mktemp("package")
     shelf = shutil.copytree(ROOT / "dmole_cli", folder / "dmole_cli") / "methods"
     usual = (shelf / "seq_ft.py").read_text(encoding="utf-8")
@@ -35,18 +45,14 @@ def package(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory, package):
-    """Starts a script of the comparison in a folder, with that package; its stages do not wait for imports (see forking.py)."""
+    """Starts a script of the comparison in a folder, with that package; its commands are forked (see forking.py)."""
     folder = tmp_path_factory.mktemp("interpreter")
     forks = tiny.Forks(folder, package=package)
     interpreter = tiny.Interpreter(folder, forks)
 
     def begin(cwd: Path, script: str, *args: str, package: Path = package) -> subprocess.Popen:
-        program = (
-            f"import runpy, sys\nsys.path.insert(0, {str(COMPARE)!r})\nsys.argv = {[script, 'compared', *args]!r}\n"
-            f"sys.executable = {str(interpreter.program)!r}\nrunpy.run_path({str(COMPARE / script)!r}, run_name='__main__')"
-        )
         return subprocess.Popen(
-            [sys.executable, "-c", program],
+            interpreter.script(COMPARE / script, "compared", *args),
             cwd=cwd,
             env=tiny.environment(PYTHONPATH=str(package)),
             stdout=subprocess.PIPE,
@@ -60,25 +66,26 @@ def start(tmp_path_factory, package):
 
 
 def end(process: subprocess.Popen, *, code: int) -> tuple[str, str]:
-    """Wait for it; gives what it said on stdout and stderr."""
+    """Wait for a process; returns its stdout and stderr."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, err
     assert "Traceback" not in err
     return out, err
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "compared" / "results" / "results.csv").open(encoding="utf-8", newline="") as file:
+def rows(folder: Path, name: str = "results") -> list[dict[str, str]]:
+    """The rows of a CSV file of the results."""
+    with (folder / "compared" / "results" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def stamps(folder: Path) -> dict[str, int]:
-    """When each file below a run directory was last written."""
+    """Modification time of each file below a folder."""
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def made_from(path: Path) -> list[str]:
-    """What an expert's header lists as its inputs."""
+    """The inputs in an expert's header."""
     from safetensors import safe_open
 
     with safe_open(path, "numpy") as file:
@@ -91,24 +98,21 @@ def marker(folder: Path, seed: int, step: str) -> dict:
 
 
 def short(stream: Path, folder: Path) -> Path:
-    """The tiny stream with two epochs a task; all answers of its first task are known."""
-    shutil.copytree(stream, folder)
-    for card in (folder / "tasks").glob("*.toml"):
-        text = card.read_text(encoding="utf-8").replace("epochs = 12", "epochs = 2")
-        closed = (
-            f"answers = {json.dumps([colour[0] for colour in tiny.COLOURS])}\n" if card.stem == tiny.TASKS[0] else ""
-        )
-        card.write_text(closed + text, encoding="utf-8")
+    """The tiny stream with two epochs per task; the card of its first task lists all answers."""
+    tiny.shorten(shutil.copytree(stream, folder))
+    card = folder / "tasks" / f"{tiny.TASKS[0]}.toml"
+    answers = json.dumps([colour[0] for colour in tiny.COLOURS])
+    card.write_text(f"answers = {answers}\n{card.read_text(encoding='utf-8')}", encoding="utf-8")
     return folder
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, stream, start) -> tuple[Path, dict[str, int]]:
-    """A comparison whose process was killed while its second cell trained; when each file was written by then."""
+    """A comparison whose process was killed while `mine` trained, and the modification times of the finished files."""
     folder = short(stream, tmp_path_factory.mktemp("compare") / "stream")
-    process = start(folder, "run.py", *ASKED, "--config", "dmole.toml")
+    process = start(folder, "run.py", *ARGUMENTS, "--config", "dmole.toml")
     for _ in range(2000):
-        # Its marker says that the step has begun; in the order of the plan `broken` and `mine` come after zero-shot.
+        # The marker exists once the step has started; in the plan, `broken` and `mine` come after zero-shot.
         if marker(folder, 0, "train-task-mine"):
             break
         time.sleep(0.05)
@@ -121,27 +125,27 @@ def killed(tmp_path_factory, stream, start) -> tuple[Path, dict[str, int]]:
 
 @pytest.fixture(scope="module")
 def compared(killed, start) -> tuple[Path, str, str]:
-    """The same started again, to its end."""
+    """The same comparison, resumed and finished."""
     folder, _ = killed
-    return folder, *end(start(folder, "run.py", *ASKED, "--config", "dmole.toml"), code=1)
+    return folder, *end(start(folder, "run.py", *ARGUMENTS, "--config", "dmole.toml"), code=1)
 
 
-def test_a_killed_comparison_goes_on_and_repeats_nothing(killed, compared):
+def test_a_killed_comparison_resumes_and_repeats_nothing(killed, compared):
     folder, finished = killed
-    _, _, said = compared
+    _, _, log = compared
     after = stamps(folder / "compared" / "A" / "seed-0")
     assert finished and {k: after[k] for k in finished} == finished
-    assert "zero-shot, order A, seed 0" not in said, "it was finished when the first process was killed"
-    assert all(f"{row}, order A, seed 1: evaluate-{row}" in said for row in ROWS)
+    assert "zero-shot, order A, seed 0" not in log, "it was finished when the first process was killed"
+    assert all(f"{row}, order A, seed 1: evaluate-{row}" in log for row in ROWS)
     assert all(marker(folder, seed, f"evaluate-{row}")["finished"] for row in ROWS for seed in SEEDS)
 
 
-def test_a_third_start_writes_no_artifact_and_does_not_even_load_torch(compared, package):
+def test_a_third_start_writes_no_artifact_and_does_not_import_torch(compared, package):
     folder, _, _ = compared
     before, results = stamps(folder / "compared" / "A"), (folder / "compared" / "results" / "results.csv").read_bytes()
-    asked = ["compared", "--methods", *ROWS, "--seeds", "0", "1", "--orders", "A", "--config", "dmole.toml"]
+    arguments = ["compared", "--methods", *ROWS, "--seeds", "0", "1", "--orders", "A", "--config", "dmole.toml"]
     program = (
-        f"import runpy, sys\nsys.path.insert(0, {str(COMPARE)!r})\nsys.argv = {['run.py', *asked]!r}\n"
+        f"import runpy, sys\nsys.path.insert(0, {str(COMPARE)!r})\nsys.argv = {['run.py', *arguments]!r}\n"
         f"try:\n    runpy.run_path({str(COMPARE / 'run.py')!r}, run_name='__main__')\n"
         "except SystemExit as ended:\n    print(ended.code, sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
@@ -155,14 +159,14 @@ def test_a_third_start_writes_no_artifact_and_does_not_even_load_torch(compared,
     assert (folder / "compared" / "results" / "results.csv").read_bytes() == results
 
 
-def test_results_are_complete_and_what_the_reports_say(compared):
+def test_results_are_complete_and_equal_to_the_reports(compared, run):
     folder, _, _ = compared
     found = {(r["method"], int(r["seed"]), r["task"], r["quantity"]): float(r["value"]) for r in rows(folder)}
     assert {r["order"] for r in rows(folder)} == {"A"}
     for row in ROWS:
         for seed in SEEDS:
             where = ["--run", f"compared/A/seed-{seed}", "--config", "compared/A/dmole.toml", "--method", row]
-            done = tiny.succeed("evaluate", "--report", "last", "--json", *where, cwd=folder)
+            done = tiny.succeed("evaluate", "--report", "last", "--json", *where, cwd=folder, run=run)
             (report,) = json.loads(done.stdout)
             for quantity in ("last", "avg", "bwt", "forgetting", "fwt"):
                 for task in tiny.TASKS:
@@ -191,22 +195,22 @@ def test_results_are_complete_and_what_the_reports_say(compared):
             assert found[row, seed, "all", "evaluation_seconds"] > 0 == found[row, seed, "all", "preparation_seconds"]
 
 
-def test_a_newcomers_method_runs_and_stands_in_the_table(compared):
+def test_a_new_method_runs_and_has_a_row_in_the_table(compared):
     folder, shown, _ = compared
     assert not (ROOT / "dmole_cli" / "methods" / "mine.py").exists()
     assert any(line.split()[:1] == ["mine"] for line in shown.splitlines())
     assert "| mine |" in (folder / "compared" / "results" / "table.md").read_text(encoding="utf-8")
     experts = folder / "compared" / "A" / "seed-0" / "experts" / "mine"
-    # The changed line: its second task starts afresh, where seq-ft goes on from the first one's expert.
+    # The changed line: training on the second task starts from a new expert, not from the first task's as in seq-ft.
     assert [made_from(experts / f"{task}.safetensors") for task in tiny.TASKS] == [
         [f"data:{t}/train"] for t in tiny.TASKS
     ]
 
 
-def test_a_method_that_fails_is_said_and_missing_and_stops_nobody(compared):
-    folder, shown, said = compared
-    assert said.count("broken.py cannot be imported: RuntimeError('not yet')") == 2
-    assert "2 of 6 cells failed: broken, order A, seed 0; broken, order A, seed 1" in said
+def test_a_method_that_fails_is_reported_and_does_not_stop_the_others(compared):
+    folder, shown, log = compared
+    assert log.count("broken.py cannot be imported: RuntimeError('not yet')") == 2
+    assert "2 of 6 experiments failed: broken, order A, seed 0; broken, order A, seed 1" in log
     (line,) = [line for line in shown.splitlines() if line.split()[:1] == ["broken"]][:1]
     assert set(line.split()[1:]) == {"–"}
     assert not [r for r in rows(folder) if r["method"] == "broken"]
@@ -214,12 +218,12 @@ def test_a_method_that_fails_is_said_and_missing_and_stops_nobody(compared):
 
 def test_another_split_needs_a_folder_of_its_own(compared, start, tmp_path):
     folder = shutil.copytree(compared[0], tmp_path / "copy")
-    asked = [*ASKED, "--methods", "zero-shot", "--config", "dmole.toml", "--split", "validation"]
-    _, said = end(start(folder, "run.py", *asked), code=1)
-    assert "was made from other arguments" in said and "another folder keeps both" in said
+    arguments = [*ARGUMENTS, "--methods", "zero-shot", "--config", "dmole.toml", "--split", "validation"]
+    _, log = end(start(folder, "run.py", *arguments), code=1)
+    assert "was made from other arguments" in log and "use another folder" in log
 
 
-def test_a_missing_cell_is_missing_and_a_mean_of_fewer_seeds_says_so(compared, start, tmp_path):
+def test_a_missing_experiment_is_shown_as_missing_and_a_mean_of_fewer_seeds_has_its_number(compared, start, tmp_path):
     folder = shutil.copytree(compared[0], tmp_path / "copy")
     seed = folder / "compared" / "A" / "seed-1"
     (seed / "steps" / "evaluate-mine.json").unlink()
@@ -230,14 +234,10 @@ def test_a_missing_cell_is_missing_and_a_mean_of_fewer_seeds_says_so(compared, s
     last = {line.split(" | ")[0]: line for line in sheets["Last per task"].splitlines()}
     assert last["| mine"].count("(n=1)") == 4 and "±" not in last["| mine"]
     first, second, *means = last["| zero-shot"].strip("| ").split(" | ")[1:]
-    assert first.endswith("(n=1)") and all(cell.endswith("(n=1)") for cell in means)
+    assert first.endswith("(n=1)") and all(mean.endswith("(n=1)") for mean in means)
     assert "±" in second and "(n=" not in second
     assert all(line.count("–") == 4 for name, line in last.items() if name == "| broken")
-    (mean,) = [
-        row
-        for row in csv.DictReader((folder / "compared" / "results" / "table.csv").open(encoding="utf-8"))
-        if (row["method"], row["task"], row["quantity"]) == ("mine", "mean", "last")
-    ]
+    (mean,) = [r for r in rows(folder, "table") if (r["method"], r["task"], r["quantity"]) == ("mine", "mean", "last")]
     assert (mean["seeds"], mean["planned"], mean["deviation"]) == ("1", "2", "")
 
 
@@ -248,24 +248,25 @@ def test_mean_and_deviation_are_those_of_the_seeds(compared):
     values = [
         float(r["value"]) for r in rows(folder) if (r["method"], r["task"], r["quantity"]) == ("mine", "mean", "avg")
     ]
-    table = csv.DictReader((folder / "compared" / "results" / "table.csv").open(encoding="utf-8"))
-    (mean,) = [r for r in table if (r["method"], r["task"], r["quantity"]) == ("mine", "mean", "avg")]
+    (mean,) = [r for r in rows(folder, "table") if (r["method"], r["task"], r["quantity"]) == ("mine", "mean", "avg")]
     assert len(values) == 2 and (float(mean["mean"]), float(mean["deviation"])) == (fmean(values), stdev(values))
 
 
-def test_other_code_is_another_experiment_until_the_old_one_is_forgotten(compared, start, package, tmp_path):
+def test_changed_code_is_another_experiment_until_the_old_results_are_deleted(compared, start, package, tmp_path):
     folder = shutil.copytree(compared[0], tmp_path / "copy")
     package = shutil.copytree(package, tmp_path / "package")
     mine = package / "dmole_cli" / "methods" / "mine.py"
     mine.write_text(mine.read_text(encoding="utf-8") + "\nMERGES = True\n", encoding="utf-8")
-    asked = ["--methods", "mine", "--seeds", "1", "--orders", "A", "--config", "dmole.toml"]
-    _, said = end(start(folder, "run.py", *asked, package=package), code=1)
-    assert "evaluate-mine.json was made from other code" in said and "--force" in said
-    # What --force does first; then the cell is one that was never run.
+    arguments = ["--methods", "mine", "--seeds", "1", "--orders", "A", "--config", "dmole.toml"]
+    _, log = end(start(folder, "run.py", *arguments, package=package), code=1)
+    assert "evaluate-mine.json was made from other code" in log and "--force" in log
+    # What --force does first; afterwards the experiment has no results.
     program = (
         f"import sys; sys.path.append({str(COMPARE)!r})\nfrom pathlib import Path\nfrom _plan import *\n"
-        "from _work import Comparison\nc = Comparison(Path('compared'), read_toml(PLAN), read_toml(Path('dmole.toml')))\n"
-        "for cell in main_cells(c.plan, rows=['mine'], seeds=[1], orders=['A']):\n    c.forget(cell)\n    print(c.finished(cell))"
+        "from _files import read_toml\nfrom _comparison import Comparison\n"
+        "c = Comparison(Path('compared'), read_toml(PLAN), read_toml(Path('dmole.toml')))\n"
+        "for experiment in main_experiments(c.plan, rows=['mine'], seeds=[1], orders=['A']):\n"
+        "    c.delete(experiment)\n    print(c.finished(experiment))"
     )
     before = stamps(folder / "compared" / "A" / "seed-1")
     environment = tiny.environment(PYTHONPATH=str(package))
@@ -284,18 +285,18 @@ def test_other_code_is_another_experiment_until_the_old_one_is_forgotten(compare
     assert left == []
 
 
-def test_d_mole_is_prepared_once_and_a_study_looks_at_the_same_experts(stream, start, tmp_path):
+def test_d_mole_is_prepared_once_and_a_study_evaluates_the_same_experts(stream, start, tmp_path):
     from safetensors.numpy import load_file
 
     folder = short(stream, tmp_path / "stream")
     (folder / "plan.toml").write_text(
-        'methods = ["*"]\nseeds = [0]\norders = { A = "configured" }\n[studies.routing]\ntitle = "Who answers"\n'
+        'methods = ["*"]\nseeds = [0]\norders = { A = "configured" }\n[studies.routing]\ntitle = "Active experts"\n'
         'variants = [{ label = "d-mole" }, { label = "oracle", evaluate = ["--routing", "oracle"] }]\n',
         encoding="utf-8",
     )
-    asked = ["--methods", "d-mole", "--only", "main", "routing", "--plan", "plan.toml", "--config", "dmole.toml"]
-    shown, said = end(start(folder, "run.py", *asked), code=0)
-    steps = [line.split(": ")[1].split()[0] for line in said.splitlines() if line.startswith("[")]
+    arguments = ["--methods", "d-mole", "--only", "main", "routing", "--plan", "plan.toml", "--config", "dmole.toml"]
+    shown, log = end(start(folder, "run.py", *arguments), code=0)
+    steps = [line.split(": ")[1].split()[0] for line in log.splitlines() if line.startswith("[")]
     own = ["allocate-d-mole", "train-task-d-mole", "evaluate-d-mole", "likelihood-d-mole"]
     assert steps == ["profile", "train-router", *own, "evaluate-oracle"]
     compared = folder / "compared"
@@ -311,27 +312,22 @@ def test_d_mole_is_prepared_once_and_a_study_looks_at_the_same_experts(stream, s
     assert found["all", "stored_parameters"] == sum(tensor.size for f in files for tensor in load_file(f).values())
     assert found["all", "preparation_seconds"] > 0 <= found["mean", "routed_right"] <= 100
     assert json.loads((compared / "results" / "versions.json").read_text(encoding="utf-8"))["packages"]["dmole"]
-    with (compared / "results" / "studies.csv").open(encoding="utf-8", newline="") as file:
-        study = {(r["method"], r["task"], r["quantity"]): float(r["value"]) for r in csv.DictReader(file)}
+    study = {(r["method"], r["task"], r["quantity"]): float(r["value"]) for r in rows(folder, "studies")}
     assert study["oracle", "mean", "routed_right"] == 100
     for quantity in ("last", "avg", "routed_right"):
         assert study["d-mole", "mean", quantity] == found["mean", quantity]
     assert study["oracle", "all", "trainable_parameters"] == found["all", "trainable_parameters"]
-    assert "routing: Who answers" in shown and "| oracle |" in (compared / "results" / "studies.md").read_text(
+    assert "routing: Active experts" in shown and "| oracle |" in (compared / "results" / "studies.md").read_text(
         encoding="utf-8"
     )
 
 
-def test_trials_are_made_on_validation_and_the_best_is_written_down(stream, start, tmp_path):
+def test_trials_are_evaluated_on_validation_and_the_best_is_written(stream, start, tmp_path):
     folder = short(stream, tmp_path / "stream")
-    (folder / "grid.toml").write_text(
-        'seed = 100\norder = "A"\nchoose = "last"\ntasks = 1\nsizes = { train = 16 }\n'
-        '[trials]\nseq-ft = [{ learning_rate = 1e-9 }, { learning_rate = 1e-2 }]\n[like]\nv4 = "seq-ft"\n',
-        encoding="utf-8",
-    )
+    (folder / "grid.toml").write_text(GRID, encoding="utf-8")
     shown, _ = end(start(folder, "tune.py", "--grid", "grid.toml", "--config", "dmole.toml"), code=0)
-    with (folder / "compared" / "results" / "tuning.csv").open(encoding="utf-8", newline="") as file:
-        found = {(r["options"], r["quantity"]): float(r["value"]) for r in csv.DictReader(file) if r["task"] == "mean"}
+    means = [row for row in rows(folder, "tuning") if row["task"] == "mean"]
+    found = {(row["options"], row["quantity"]): float(row["value"]) for row in means}
     lasts = [found[f"learning_rate={rate}", "last"] for rate in ("1e-09", "0.01")]
     chosen = 1e-2 if lasts[1] > lasts[0] else 1e-9
     (copied,) = [block.split("```")[0] for block in shown.split("```toml\n")[1:]]

@@ -1,4 +1,4 @@
-"""What is compared, as data: the plan, its record, the grid of the trials, and what the tables say."""
+"""The comparison's plan, its record, the grid of trials, and the lines under the tables."""
 
 import csv
 import json
@@ -7,46 +7,60 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import tiny
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
 COMPARE = ROOT / "pipelines" / "compare"
 sys.path.append(str(COMPARE))  # its files are scripts and find each other beside them
 
-from _plan import CONFIG, PLAN, Cell, Record, main_cells, order_of, read_toml, rows_of_plan, study_cells  # noqa: E402
+from _comparison import Comparison  # noqa: E402
+from _files import read_toml, toml  # noqa: E402
+from _plan import (  # noqa: E402
+    CONFIG,
+    PLAN,
+    Experiment,
+    Record,
+    main_experiments,
+    order_of,
+    rows_of_plan,
+    study_experiments,
+)
 from _results import Row  # noqa: E402
 from _sheets import Summary  # noqa: E402
-from _work import Comparison, code_of, toml  # noqa: E402
+from _steps import code_of  # noqa: E402
 from table import ceiling, headline, provenance  # noqa: E402
 from tune import GRID, trials  # noqa: E402
 
 from dmole_cli import catalog  # noqa: E402
+from dmole_cli.commands.app import app  # noqa: E402
 from dmole_cli.errors import DmoleError  # noqa: E402
+from dmole_cli.settings.reading import read_settings  # noqa: E402
 
 
-def test_the_ceiling_is_finetune_from_a_tasks_turn_on_and_zero_shot_before():
+def test_the_bound_is_finetune_from_a_tasks_turn_on_and_zero_shot_before():
     scores = {"zero-shot": {"first": 10.0, "second": 50.0}, "finetune": {"first": 90.0, "second": 80.0}}
     found = [Row(label, "A", 0, task, "last", value) for label, row in scores.items() for task, value in row.items()]
     found.append(Row("seq-ft", "B", 0, "mean", "avg", 40.0))
-    orders, plan = {"A": ["first", "second"], "B": ["second", "first"]}, {"rivals": ["seq-ft", "lwf-lora"]}
+    orders = {"A": ["first", "second"], "B": ["second", "first"]}
+    plan = {"rivals": ["seq-ft", "lwf-lora"], "bound": read_toml(PLAN)["bound"]}
     # In B the second task comes first: (80 + 80) / 2 and (10 + 90) / 2.
     (line,) = ceiling(Summary(found, []), "B", orders, plan)
-    assert line.startswith("AVG of zero-shot is 30.0.") and "would be 65.0: +62.5 % beside" in line
+    assert line.startswith("AVG of zero-shot is 30.0.") and "would be 65.0: +62.5 % relative" in line
     assert ceiling(Summary(found, []), "A", orders, plan) == [], "no rival has run in it"
-    assert ceiling(Summary(found[1:], []), "B", orders, plan) == [], "what a task starts from is not known"
+    assert ceiling(Summary(found[1:], []), "B", orders, plan) == [], "a zero-shot score is missing"
 
 
 def test_every_method_runs_in_the_first_order_and_the_named_ones_in_the_second():
     plan = read_toml(PLAN)
-    cells = main_cells(plan)
-    rows = {order: [c.label for c in cells if (c.order, c.seed) == (order, 0)] for order in plan["orders"]}
+    experiments = main_experiments(plan)
+    rows = {order: [e.label for e in experiments if (e.order, e.seed) == (order, 0)] for order in plan["orders"]}
     assert set(rows["A"]) == {*catalog.names("methods"), *plan["variants"]} and rows["A"][0] == "zero-shot"
     again = {"zero-shot", "d-mole", "d-mole-1.25", "seq-ft", "lwf-lora", "ewc-lora", "o-lora", "moe-lora"}
     assert set(rows["B"]) == again
-    order = [(c.order, c.seed) for c in cells]
+    order = [(e.order, e.seed) for e in experiments]
     assert list(dict.fromkeys(order)) == [(o, s) for o in ("A", "B") for s in (0, 1, 2)] and order == sorted(order)
-    folders = [(c.folder, c.label if c.evaluate else c.method) for c in cells]
-    assert len(set(folders)) == len(cells), "no two cells share what they write"
+    folders = [(e.folder, e.label if e.evaluate else e.method) for e in experiments]
+    assert len(set(folders)) == len(experiments), "no two experiments write the same files"
 
 
 def test_the_second_order_holds_the_same_tasks():
@@ -60,11 +74,11 @@ def test_the_second_order_holds_the_same_tasks():
 def test_what_does_not_exist_is_refused_by_name():
     plan = read_toml(PLAN)
     with pytest.raises(DmoleError, match="no such method: ewc"):
-        main_cells(plan, rows=["ewc"])
+        main_experiments(plan, rows=["ewc"])
     with pytest.raises(DmoleError, match="no such order: C"):
-        main_cells(plan, orders=["C"])
+        main_experiments(plan, orders=["C"])
     with pytest.raises(DmoleError, match="no such key of a variant: trian"):
-        main_cells({**plan, "variants": {"d-mole-orthogonal": {"method": "d-mole", "trian": []}}})
+        main_experiments({**plan, "variants": {"d-mole-orthogonal": {"method": "d-mole", "trian": []}}})
 
 
 def test_a_generated_configuration_reads_back():
@@ -77,11 +91,11 @@ def test_a_generated_configuration_reads_back():
 
 
 def test_the_digest_of_code_is_that_of_what_it_does(tmp_path, monkeypatch):
-    import _work
+    import _steps
 
     shelf = tmp_path / "methods"
     shelf.mkdir()
-    monkeypatch.setattr(_work, "PACKAGE", tmp_path)
+    monkeypatch.setattr(_steps, "PACKAGE", tmp_path)
     found = []
     for text in ('"""One."""\nx = 1\n', '"""Two."""\n# why\nx  =  1\n', "x = 2\n"):
         (shelf / "a_b.py").write_text(text, encoding="utf-8")
@@ -98,12 +112,11 @@ def test_the_digest_of_code_is_that_of_what_it_does(tmp_path, monkeypatch):
 
 
 def test_every_method_has_the_same_number_of_trials_with_options_that_it_has():
-    from dataclasses import replace
 
     from dmole_cli.methods.base import load_method
 
     plan, grid = read_toml(PLAN), read_toml(GRID)
-    same_experts = {cell.label for cell in main_cells(plan) if cell.evaluate and not cell.trained_apart}
+    same_experts = {e.label for e in main_experiments(plan) if e.evaluate and not e.trained_apart}
     untuned = {"zero-shot", *grid["like"], *same_experts}
     assert set(grid["trials"]) | untuned == {*catalog.names("methods"), *plan["variants"]}
     assert set(grid["like"].values()) <= set(grid["trials"]) and grid["seed"] not in plan["seeds"]
@@ -111,7 +124,7 @@ def test_every_method_has_the_same_number_of_trials_with_options_that_it_has():
     for row, tried in grid["trials"].items():
         method = load_method(plan["variants"].get(row, {"method": row})["method"])
         for options in tried:
-            method.option_values(replace(read_settings(CONFIG), method={method.name: options}))
+            method.option_values(read_settings(CONFIG).updated(method={method.name: options}))
         assert len({json.dumps(options, sort_keys=True) for options in tried}) == len(tried)
     with pytest.raises(DmoleError, match="not every method has the same number of trials: a 1, b 2"):
         trials(plan, {"trials": {"a": [{}], "b": [{}, {}]}})
@@ -119,51 +132,51 @@ def test_every_method_has_the_same_number_of_trials_with_options_that_it_has():
 
 def test_the_commands_of_the_results_name_each_groups_own_seeds():
     seeds = {"main": (0, 1), "rank": (0,), "budget": (0,), "threshold": (1, 0)}
-    cells = [Cell("d-mole", "d-mole", "A", seed, group) for group, those in seeds.items() for seed in those]
-    assert [command.partition("--only ")[2] for command in provenance(cells)["commands"]] == [
+    experiments = [Experiment("d-mole", "d-mole", "A", s, group) for group, numbers in seeds.items() for s in numbers]
+    assert [command.partition("--only ")[2] for command in provenance(experiments)["commands"]] == [
         "main threshold --seeds 0 1",
         "rank budget --seeds 0",
     ]
 
 
-def test_each_of_our_rows_is_set_beside_the_best_rival():
+def test_each_of_our_rows_is_compared_with_the_best_rival():
     scores = {"seq-ft": 40.0, "moe-lora": 50.0, "d-mole": 55.0, "wide": 60.0, "joint": 90.0}
     found = [Row(label, "A", 0, "mean", "last", value) for label, value in scores.items()]
     plan = {"ours": ["d-mole", "wide", "not-run"], "rivals": ["seq-ft", "moe-lora", "lwf-lora"]}
     first, second = headline(Summary(found, []), "A", plan)
-    assert first.startswith("Mean Last of d-mole beside moe-lora,") and first.endswith(": +10.0 %.")
-    assert second.startswith("Mean Last of wide beside moe-lora,") and second.endswith(": +20.0 %.")
+    assert first.startswith("Mean Last of d-mole relative to moe-lora,") and first.endswith(": +10.0 %.")
+    assert second.startswith("Mean Last of wide relative to moe-lora,") and second.endswith(": +20.0 %.")
     assert headline(Summary(found[2:], []), "A", plan) == [], "no rival has run"
 
 
-def test_variants_and_studies_are_what_the_commands_know():
+def test_the_commands_know_the_options_of_variants_and_studies():
     plan = read_toml(PLAN)
-    cells = [*main_cells(plan), *study_cells(plan)]
-    by_folder = {}
-    for cell in cells:
-        arguments = (cell.method, cell.router, cell.allocate, cell.train, cell.evaluate)
-        assert by_folder.setdefault((cell.order, cell.seed, cell.label), arguments) == arguments
+    experiments = [*main_experiments(plan), *study_experiments(plan)]
+    by_label = {}
+    for e in experiments:
+        arguments = (e.method, e.router, e.allocate, e.train, e.evaluate)
+        assert by_label.setdefault((e.order, e.seed, e.label), arguments) == arguments
     commands = {"router": "train-router", "allocate": "allocate", "train": "train-task", "evaluate": "evaluate"}
     for name, command in commands.items():
-        told = {word for cell in cells for word in getattr(cell, name) if word.startswith("--")}
-        done = tiny.dmole(command, "--help", cwd=ROOT, env={"COLUMNS": "200"})
-        assert told and [word for word in told if word not in done.stdout] == []
-    asked = {"threshold", "ablations", "budget", "rank", "decoder", "score", "transfer", "dropout", "routing"}
-    assert {cell.group for cell in cells} == {"main", *asked, "threshold-wide", "tight"}
+        options = {word for e in experiments for word in getattr(e, name) if word.startswith("--")}
+        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+        assert options and [word for word in options if word not in shown] == []
+    studies = {"threshold", "ablations", "budget", "rank", "decoder", "score", "transfer", "dropout", "routing"}
+    assert {e.group for e in experiments} == {"main", *studies, "threshold-wide", "tight"}
 
 
-def test_what_a_plan_gives_to_a_stage_is_used_by_it(tmp_path):
+def test_a_stage_uses_the_arguments_that_the_plan_gives_it(tmp_path):
     plan = read_toml(PLAN)
     comparison = Comparison(tmp_path, plan, read_toml(CONFIG))
-    for cell in (*main_cells(plan, seeds=[0]), *study_cells(plan)):
-        words = [word for step in comparison.training_steps(cell) for word in step.words]
-        assert {*cell.allocate, *cell.train} <= set(words)
-    ignored = Cell("v4-1%", "v4", "A", 0, "tight", allocate=("--budget", "1%"))
+    for experiment in (*main_experiments(plan, seeds=[0]), *study_experiments(plan)):
+        arguments = [word for step in comparison.training_steps(experiment) for word in step.arguments]
+        assert {*experiment.allocate, *experiment.train} <= set(arguments)
+    ignored = Experiment("v4-1%", "v4", "A", 0, "tight", allocate=("--budget", "1%"))
     with pytest.raises(DmoleError, match="v4-1% gives allocate --budget 1%, but v4 has no such stage"):
         comparison.training_steps(ignored)
     for method, words in (("zero-shot", {"train": ("--rate",)}), ("seq-ft", {"router": ("--decoder", "linear")})):
         with pytest.raises(DmoleError, match=f"but {method} has no such stage"):
-            comparison.training_steps(Cell("x", method, "A", 0, **words))
+            comparison.training_steps(Experiment("x", method, "A", 0, **words))
 
 
 def test_every_budget_of_the_plan_can_be_spent_at_its_rank():
@@ -175,9 +188,9 @@ def test_every_budget_of_the_plan_can_be_spent_at_its_rank():
     config = read_settings(CONFIG)
     backbone, usual = load_backbone(config.backbone), config.allocate
     sites = find_sites(backbone.model, config.profile.sites)
-    asked = {cell.label: cell.allocate for cell in study_cells(read_toml(PLAN)) if cell.allocate}
-    assert {"budget-4%", "rank-4"} <= set(asked)
-    for label, words in asked.items():
+    arguments = {e.label: e.allocate for e in study_experiments(read_toml(PLAN)) if e.allocate}
+    assert {"budget-4%", "rank-4"} <= set(arguments)
+    for label, words in arguments.items():
         given = {"--budget": usual.budget, "--rank": usual.rank, **dict(zip(words[::2], words[1::2], strict=True))}
         rank = int(given["--rank"])
         scores = [SiteScore(site.name, site.modality, site.expert_parameters(rank), 1.0) for site in sites]
@@ -186,41 +199,41 @@ def test_every_budget_of_the_plan_can_be_spent_at_its_rank():
         assert placement.sites, label
 
 
-def test_a_study_keeps_its_first_row_first_whatever_was_asked_for_before():
+def test_a_study_keeps_its_first_row_first_whatever_ran_before():
     plan = read_toml(PLAN)
     record = Record()
-    record.add(main_cells(plan, rows=["d-mole", "v1"], seeds=[0]), {}, rows=rows_of_plan(plan))
+    record.add(main_experiments(plan, rows=["d-mole", "v1"], seeds=[0]), {}, rows=rows_of_plan(plan))
     for studies in (["rank"], ["ablations"]):
-        record.add(study_cells(plan, studies=studies), {}, rows=rows_of_plan(plan))
-    record.add(main_cells(plan, rows=["zero-shot"], seeds=[1], orders=["A"]), {}, rows=rows_of_plan(plan))
-    assert [(c.order, c.seed) for c in record.cells if c.label == "d-mole" and c.group == "main"] == [
-        ("A", 0),
-        ("B", 0),
-    ]
-    labels = {group: [c.label for c in record.cells if c.group == group] for group in ("main", "ablations", "rank")}
+        record.add(study_experiments(plan, studies=studies), {}, rows=rows_of_plan(plan))
+    record.add(main_experiments(plan, rows=["zero-shot"], seeds=[1], orders=["A"]), {}, rows=rows_of_plan(plan))
+    main = [(e.order, e.seed) for e in record.experiments if e.label == "d-mole" and e.group == "main"]
+    assert main == [("A", 0), ("B", 0)]
+    labels = {
+        group: [e.label for e in record.experiments if e.group == group] for group in ("main", "ablations", "rank")
+    }
     assert labels["main"] == ["zero-shot", "v1", "d-mole", "d-mole"], "order B has no v1"
     assert labels["ablations"] == ["d-mole", "v1", "v2", "v3", "v4"] and labels["rank"][0] == "d-mole"
 
 
-def test_a_study_that_has_gained_a_variant_has_it_where_the_plan_has_it():
+def test_a_variant_that_is_added_to_a_study_stands_where_the_plan_has_it():
     plan = {
         "orders": {"A": "configured"},
         "seeds": [0],
         "studies": {"rank": {"variants": [{"label": "a"}, {"label": "c"}]}},
     }
     record = Record()
-    record.add(study_cells(plan), {})
+    record.add(study_experiments(plan), {})
     plan["studies"]["rank"]["variants"].insert(1, {"label": "b"})
-    record.add(study_cells(plan, seeds=[1]), {})
-    record.add(study_cells(plan), {})
-    assert [(c.seed, c.label) for c in record.cells] == [(s, label) for s in (0, 1) for label in "abc"]
+    record.add(study_experiments(plan, seeds=[1]), {})
+    record.add(study_experiments(plan), {})
+    assert [(e.seed, e.label) for e in record.experiments] == [(s, label) for s in (0, 1) for label in "abc"]
 
 
 def test_the_figures_of_readme_and_docs_are_those_of_the_committed_tables():
     with (COMPARE / "results" / "table.csv").open(encoding="utf-8", newline="") as file:
         table = {(r["order"], r["method"], r["task"], r["quantity"]): r for r in csv.DictReader(file)}
 
-    def cell(order: str, method: str, task: str, quantity: str) -> str:
+    def score(order: str, method: str, task: str, quantity: str) -> str:
         found = table.get((order, method, task, quantity))
         if found is None:
             return "–"
@@ -246,10 +259,10 @@ def test_the_figures_of_readme_and_docs_are_those_of_the_committed_tables():
     }
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, method in names.items():
-        last = [cell("A", method, task, "last") for task in tasks]
-        assert written(readme, name) == [*last, *(cell("A", method, "mean", quantity) for quantity in ("avg", "bwt"))]
+        last = [score("A", method, task, "last") for task in tasks]
+        assert written(readme, name) == [*last, *(score("A", method, "mean", quantity) for quantity in ("avg", "bwt"))]
     docs = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
     columns = [("A", "last"), ("A", "avg"), ("A", "bwt"), ("B", "last"), ("B", "avg")]
     names = {"d-mole": "**d-mole**", "d-mole-1.25": "d-mole, thresholds × 1.25"}
     for method in rows_of_plan(read_toml(PLAN)):
-        assert written(docs, names.get(method, method)) == [cell(o, method, "mean", q) for o, q in columns]
+        assert written(docs, names.get(method, method)) == [score(o, method, "mean", q) for o, q in columns]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -29,7 +28,7 @@ from dmole_cli.stages.evaluate import evaluate
 from dmole_cli.stages.profile import profile
 from dmole_cli.stages.train_router import train_router
 from dmole_cli.stages.train_task import train_task
-from dmole_cli.training.loop import train_expert
+from dmole_cli.training.loop import Batch, Schedule, train_expert
 
 FIRST, SECOND = tiny.TASKS
 EVERY = (FIRST, SECOND, tiny.UNSEEN)
@@ -99,13 +98,11 @@ def twice(stream, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(stream)
         config = read_settings(Path("dmole.toml"))
-        config = replace(
-            config, train=replace(config.train, epochs=2), profile=replace(config.profile, per_sample=True)
-        )
+        config = config.updated(train=config.train.updated(epochs=2), profile=config.profile.updated(per_sample=True))
         run_sequence(workspace(config, Run(runs[0])))
         with elsewhere():
             session = workspace(config, Run(runs[1]))
-            session.device = ELSEWHERE
+            session.model.__dict__["device"] = ELSEWHERE
             patch.setattr("dmole_cli.stages.train_task.train_expert", watched)
             run_sequence(session)
     return runs
@@ -117,14 +114,18 @@ def watched(backbone: Backbone, routed: RoutedExperts, expert: Expert, *args, **
 
 
 def run_sequence(session: Workspace) -> None:
-    for stage in (profile, allocate_task, train_router, train_task):
-        for task in session.settings.tasks:
-            stage(task, **session.parts)
+    tasks = session.settings.tasks
+    for task in tasks:
+        profile(task, **session.parts)
+        allocate_task(task, **session.parts_without_data)
+        train_router(task, **session.parts)
+    for task in tasks:
+        train_task(task, **session.parts)
     for task in session.settings.tasks:
         train_task(task, method="seq-ft", **session.parts)
     for method in ("d-mole", "seq-ft"):
         evaluate(method, **session.parts)
-    assert session.model.load().device == session.device
+    assert session.model.load().device == session.model.device
 
 
 def test_two_devices_do_not_meet():
@@ -201,8 +202,8 @@ def test_a_training_step_waits_once_for_the_device(stream):
         before = There.looks
         backbone.model.model(**inputs, use_cache=False)
         own, before = There.looks - before, There.looks
-        batch = ([s.question for s in SAMPLES], [("one",)] * len(SAMPLES), rows)
-        train_expert(backbone, routed, expert, [batch] * 3, steps=3, learning_rate=0.01, settings=TrainSettings())
+        batch = Batch([s.question for s in SAMPLES], [("one",)] * len(SAMPLES), rows)
+        train_expert(backbone, routed, expert, [batch] * 3, schedule=Schedule(3, 0.01, TrainSettings()))
         assert There.looks - before == 3 * (own + 1)
         assert all(p.grad.device == there for p in expert.parameters())
 
@@ -267,11 +268,6 @@ def test_recomputing_changes_no_bit_in_bfloat16(halved, run):
     assert path.read_bytes() == before
 
 
-@pytest.fixture
-def copy(finished, tmp_path) -> Path:
-    return shutil.copytree(finished, tmp_path / "copy")
-
-
 @pytest.mark.parametrize("stage", ["profile", "train-task", "evaluate"])
 def test_another_precision_makes_outputs_stale(stage, copy, run):
     before = tiny.files_of(copy)
@@ -312,17 +308,3 @@ def test_kept_pictures_are_what_autocast_makes_of_them(stream, tmp_path):
     exact = load_backbone(str(stream / "backbone"))
     with torch.no_grad():
         assert exact.answer_loss(inputs) != plain, "bfloat16 rounds"
-
-
-# --- the commands that errors propose ---
-
-
-def test_commands_repeat_device_and_precision_where_a_subcommand_has_them():
-    from dmole_cli.commands.options import open_session
-
-    session = open_session(run=Path("dmole-run"), config=None, device="cpu", precision="bfloat16")
-    for stage in ("profile", "train-task", "evaluate"):
-        assert session.command(stage, "digits").endswith("--task digits --device cpu --precision bfloat16")
-    assert session.command("train-router", "digits") == "dmole train-router --task digits --device cpu"
-    assert session.command("allocate", "digits") == "dmole allocate --task digits"
-    assert session.precision == "bfloat16" and session.device == torch.device("cpu")

@@ -1,4 +1,4 @@
-"""The shipped backbone: standard classes, small, and able to do something before any task is trained."""
+"""The shipped backbone: standard classes, small, and above chance before any training."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dmole_cli.backbones.files import EMBEDDED
-from dmole_cli.data.loading import load_card, samples
+from dmole_cli.data.card import load_card
+from dmole_cli.data.loading import samples
 from dmole_cli.inference.decoding import generate
 
 
@@ -55,8 +56,8 @@ def test_zero_shot_is_above_chance_on_counting(embedded):
 
 
 @pytest.mark.parametrize("task", ["counting", "digits", "grounding"])
-def test_a_feature_is_the_same_to_the_bit_in_any_company(embedded, task):
-    """Matrices of this size are where a library adds up otherwise when there are fewer rows, or padded ones."""
+def test_features_are_bit_identical_in_any_batch(embedded, task):
+    """At this matrix size, libraries sum in another order for fewer or padded rows."""
     import torch
 
     rows = [embedded.encode(row, with_answer=False) for row in samples(load_card(task), "validation")[:40]]
@@ -67,7 +68,7 @@ def test_a_feature_is_the_same_to_the_bit_in_any_company(embedded, task):
     assert torch.equal(together[order], torch.cat(parts))
 
 
-def test_pretraining_pictures_are_in_no_task():
+def test_pretraining_images_are_in_no_task():
     from dmole_cli.data.synthetic._emoji_items import emoji_sets
 
     reserved = {Path(item.path).name for item in emoji_sets()["pretraining"]}

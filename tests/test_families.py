@@ -1,8 +1,9 @@
-"""Every family: a sample's result is its own, whoever shares its batch and whichever way it is computed.
+"""Every family: the contract of its file, and results that do not depend on the batch or on how they are computed.
 
-Parametrised over the folder of families: a new file is tested by being there.
+Parametrised over the shelf of families: a new file is tested without an edit here.
 """
 
+import inspect
 import json
 from dataclasses import replace
 
@@ -14,14 +15,17 @@ import torch
 from families_mixed import FAMILIES, experts, samples, tiny_backbone, tiny_folder
 from PIL import Image
 from torch.nn import functional as F
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from dmole_cli import catalog
 from dmole_cli.backbones.backbone import IGNORED
+from dmole_cli.backbones.families.base import Family, family_class
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.inference.decoding import generate
 from dmole_cli.inference.likelihood import answer_likelihoods
 
-SETS = [("eyes",), ("all",), (), ("tongue", "all"), ("eyes", "tongue"), ("all", "eyes")]
+SETS = [("vision",), ("all",), (), ("language", "all"), ("vision", "language"), ("all", "vision")]
 EVERY = len(SETS)
 
 
@@ -52,6 +56,38 @@ def answered(backbone):
     return [backbone.encode(sample, with_answer=True) for sample in samples()]
 
 
+# --- the contract ---
+
+
+def test_a_family_file_conforms_to_the_contract(family):
+    module = catalog.load("families", family)
+    own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    classes = [value for value in own.values() if isinstance(value, type)]
+    public = {name for name, value in own.items() if not name.startswith("_") and value not in classes}
+    assert family in CONFIG_MAPPING_NAMES, "the file is named after a model_type"
+    assert public == {"tiny"} and list(inspect.signature(module.tiny).parameters) == ["folder", "seed"]
+    assert family_class(family) is (classes[0] if classes else Family) and len(classes) <= 1
+    for name, method in vars(family_class(family)).items():
+        if inspect.isfunction(method) and hasattr(Family, name):
+            assert parameters_of(method) == parameters_of(getattr(Family, name)), name
+
+
+def parameters_of(method):
+    return [(p.name, p.kind) for p in inspect.signature(method).parameters.values()]
+
+
+def test_a_misspelt_method_is_refused():
+    with pytest.raises(TypeError, match=r"Mine defines whole_image; a family can override: .*whole_images"):
+        type("Mine", (Family,), {"whole_image": lambda self: []})
+
+
+def test_a_family_without_a_file_uses_the_generic_methods():
+    assert family_class("lfm2_vl") is Family
+
+
+# --- losses ---
+
+
 def losses(backbone, routed, rows, sets, *, seen=None):
     """The loss of each sample of one batch."""
     inputs, owners = backbone.collate(rows, left=False)
@@ -73,7 +109,7 @@ def test_answer_tokens_alone_carry_loss(backbone, answered, asked):
 
 
 def test_the_loss_is_the_models_own_one_sample_at_a_time(backbone, routed, answered):
-    """Against `model(labels=...)` without padding, without a mate and without our way to the logits."""
+    """Against `model(labels=...)` without padding, other samples and our selection of logits."""
     together = losses(backbone, routed, answered, [()] * EVERY)
     for row, loss in zip(answered, together, strict=True):
         inputs = {"input_ids": row.tokens[None], "labels": row.labels[None], **row.vision}
@@ -95,10 +131,10 @@ def test_a_batch_with_its_experts_equals_each_sample_alone(backbone, routed, ans
     assert touched.tolist() == [bool(own) for own in SETS]
 
 
-def test_an_expert_of_the_vision_encoder_touches_its_own_samples_pictures_alone(backbone, routed, answered):
+def test_a_vision_expert_changes_only_the_images_of_its_own_sample(backbone, routed, answered):
     plain = losses(backbone, routed, answered, [()] * EVERY)
     for number, row in enumerate(answered):
-        sets = [("eyes",) if other == number else () for other in range(EVERY)]
+        sets = [("vision",) if other == number else () for other in range(EVERY)]
         moved = (losses(backbone, routed, answered, sets) - plain).abs() > 1e-4
         assert moved.tolist() == [other == number and bool(row.vision) for other in range(EVERY)]
 
@@ -126,18 +162,18 @@ def test_every_row_of_the_vision_encoder_has_an_owner(backbone, asked):
 
 
 def alone(backbone, row, *, tokens):
-    """What the model's own `generate` says to one sample, without padding."""
+    """The answer of the model's own `generate` to one sample, without padding."""
     inputs = {"input_ids": row.tokens[None], "attention_mask": torch.ones_like(row.tokens)[None], **row.vision}
     inputs |= {key: kind[None] for key, kind in row.token_types.items()}
-    words = backbone.tokenizer
+    tokenizer = backbone.tokenizer
     out = backbone.model.generate(
         **inputs,
         max_new_tokens=tokens,
         do_sample=False,
-        pad_token_id=words.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,
         eos_token_id=backbone.end_tokens,
     )
-    return words.decode(out[0, len(row.tokens) :], skip_special_tokens=True).strip()
+    return tokenizer.decode(out[0, len(row.tokens) :], skip_special_tokens=True).strip()
 
 
 @pytest.mark.parametrize("sets", [[()] * EVERY, SETS], ids=["plain", "experts"])
@@ -150,17 +186,17 @@ def test_answers_are_those_of_the_models_own_decoding_one_at_a_time(backbone, ro
     inputs, rows = backbone.collate(asked, left=True)
     backbone.counts.clear()
     with routed.route(sets, rows=rows):
-        said = generate(backbone, inputs, max_new_tokens=9, min_new_tokens=0, leave=routed.keep)
-    assert said == expected
+        answers = generate(backbone, inputs, max_new_tokens=9, min_new_tokens=0, leave=routed.keep)
+    assert answers == expected
     assert backbone.counts["decode_rows"] == backbone.counts["decode_rows_needed"]
-    assert len(set(said)) > 2
+    assert len(set(answers)) > 2
 
 
-# Every fourth token of the alphabet ends an answer, so that rows leave the batch at different steps.
+# Every fourth token of the alphabet ends an answer, so that rows finish at different steps.
 ENDS = list(range(60, 300, 4))
 
 
-def test_rows_leave_the_batch(backbone, asked, monkeypatch):
+def test_finished_rows_are_dropped(backbone, asked, monkeypatch):
     monkeypatch.setattr(type(backbone), "end_tokens", property(lambda self: ENDS))
     backbone.counts.clear()
     inputs, _ = backbone.collate(asked, left=True)
@@ -193,8 +229,8 @@ def test_features_depend_on_the_sample_alone_to_the_bit(backbone, asked):
     assert torch.cdist(together, together).fill_diagonal_(1).min() > 1e-3
 
 
-def test_features_are_of_the_instruction_and_the_whole_picture(backbone, asked):
-    """Neither the answer nor the chat template's words are in them, and tiles are not looked at."""
+def test_features_are_of_the_instruction_and_the_whole_image(backbone, asked):
+    """They contain neither the answer nor the chat template, and no tiles."""
     calls = []
     hook = backbone.vision.register_forward_hook(lambda module, args, output: calls.append(output.last_hidden_state))
     try:
@@ -215,8 +251,8 @@ def test_features_are_of_the_instruction_and_the_whole_picture(backbone, asked):
         hook.remove()
 
 
-def test_whole_images_look_like_the_pictures(backbone, asked):
-    """Of all tiles, the one that is taken for the whole is the one most like the picture made small."""
+def test_whole_images_resemble_the_images(backbone, asked):
+    """Of all tiles, the one used as the whole image correlates best with the resized image."""
     for sample, row in zip(samples(), asked, strict=True):
         views = backbone._whole_images(row)
         assert len(views) == len(sample.images)
@@ -224,36 +260,36 @@ def test_whole_images_look_like_the_pictures(backbone, asked):
             continue
         tiles = row.vision["pixel_values"].flatten(0, -4)
         for view, opener in zip(views, sample.images, strict=True):
-            likeness = torch.stack([alike(tile, opener()) for tile in tiles])
-            assert torch.equal(tiles[likeness.argmax()], view["pixel_values"])
+            similarity = torch.stack([correlation(tile, opener()) for tile in tiles])
+            assert torch.equal(tiles[similarity.argmax()], view["pixel_values"])
     packed = [row for row in asked if "image_grid_thw" in row.vision]
     for row in packed:
         together = torch.cat([view["pixel_values"] for view in backbone._whole_images(row)])
         assert torch.equal(together, row.vision["pixel_values"])
 
 
-def alike(tile, picture):
-    """Correlation of a tile [channels, height, width] with a picture."""
-    pixels = np.asarray(picture.convert("RGB").resize((tile.shape[2], tile.shape[1])), dtype=np.float32)
+def correlation(tile, image):
+    """Correlation of a tile [channels, height, width] with an image."""
+    pixels = np.asarray(image.convert("RGB").resize((tile.shape[2], tile.shape[1])), dtype=np.float32)
     pair = torch.stack([tile.flatten(), torch.from_numpy(pixels).permute(2, 0, 1).flatten()])
     return torch.corrcoef(pair)[0, 1]
 
 
-# --- pictures that nobody looks at twice, lengths ---
+# --- cached vision features, lengths ---
 
 
-def test_encoded_pictures_that_are_kept_change_nothing(backbone, routed, answered, asked, tmp_path):
+def test_cached_vision_features_do_not_change_results(backbone, routed, answered, asked, tmp_path):
     seen = VisionFeatureCache(backbone, folder=tmp_path, limit=2**20)
-    sets = [("tongue",), (), ("tongue",), (), (), ("tongue",)]
+    sets = [("language",), (), ("language",), (), (), ("language",)]
     expected = losses(backbone, routed, answered, sets)
     backbone.counts.clear()
     for _ in range(2):
         torch.testing.assert_close(losses(backbone, routed, answered, sets, seen=seen), expected, rtol=1e-4, atol=1e-5)
-    looked = backbone.counts["vision_rows"]
-    assert looked == sum(backbone.family.vision_rows(row.vision) for row in answered if row.vision)
+    encoded = backbone.counts["vision_rows"]
+    assert encoded == sum(backbone.family.vision_rows(row.vision) for row in answered if row.vision)
     few = [answered[i] for i in (4, 2, 3)]
     torch.testing.assert_close(
-        losses(backbone, routed, few, [(), ("tongue",), ()], seen=seen), expected[[4, 2, 3]], rtol=1e-4, atol=1e-5
+        losses(backbone, routed, few, [(), ("language",), ()], seen=seen), expected[[4, 2, 3]], rtol=1e-4, atol=1e-5
     )
     inputs, _ = backbone.collate(asked, left=True)
     plain = generate(backbone, dict(inputs), max_new_tokens=6, min_new_tokens=0)
@@ -262,20 +298,20 @@ def test_encoded_pictures_that_are_kept_change_nothing(backbone, routed, answere
 
 
 def test_lengths_are_the_tokens_but_for_the_template(backbone, asked):
-    """Among samples with as many pictures, the template is the same, and so is what lengths leave out."""
+    """Samples with equal numbers of images have the same template, which lengths do not count."""
     lengths = backbone.lengths(samples(), with_answer=False)
     left_out = {}
     for sample, row, length in zip(samples(), asked, lengths, strict=True):
         left_out.setdefault(len(sample.images), set()).add(len(row.tokens) - length)
     assert all(len(found) == 1 for found in left_out.values())
-    assert max(left_out[1]) - min(left_out[0]) <= 6, "the tokens of the picture itself are counted"
+    assert max(left_out[1]) - min(left_out[0]) <= 6, "the tokens of the image itself are counted"
 
 
 # --- from the command line ---
 
 
 def test_five_stages_from_a_folder_on_disk(family, run, tmp_path):
-    """The second task's expert joins the first's in a mixed evaluation; nothing is made twice."""
+    """The second task is evaluated with both experts; a repeated stage is up to date."""
     tiny_folder(family)  # written once
     stream(tmp_path, tiny_folder(family))
     for stage in ("profile", "allocate", "train-router", "train-task"):
@@ -283,7 +319,7 @@ def test_five_stages_from_a_folder_on_disk(family, run, tmp_path):
     done = tiny.succeed("evaluate", "--likelihood", "--json", cwd=tmp_path, run=run)
     profile = pq.read_table(tmp_path / "dmole-run/profiles/colours.parquet").to_pylist()
     scores = {modality: [row["score"] for row in profile if row["modality"] == modality] for modality in TOWERS}
-    assert all(max(found) > 0 for found in scores.values()), "the loss pulls at both towers"
+    assert all(max(found) > 0 for found in scores.values()), "gradients reach both towers"
     allocation = json.loads((tmp_path / "dmole-run/allocations/halves.json").read_text(encoding="utf-8"))
     assert {site in names(family, "vision") for site in allocation["sites"]} == {True, False}
     rows = pq.read_table(tmp_path / "dmole-run/evaluations/d-mole/2/halves.parquet").to_pylist()
@@ -300,7 +336,7 @@ def names(family, modality):
 
 
 def stream(folder, backbone, settings=""):
-    """Two small tasks whose pictures have several shapes, and a configuration."""
+    """Two small tasks with images of several shapes, and a configuration."""
     for name in tiny.TASKS:
         tiny.write_task(folder / "tasks", name, train=12, test=3)
         for number, file in enumerate(sorted((folder / "tasks" / name / "pictures").glob("*.png"))):

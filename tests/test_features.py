@@ -22,18 +22,6 @@ FIRST, SECOND = tiny.TASKS
 NEEDED = [*((task, "train") for task in tiny.TASKS), *((task, "test") for task in (*tiny.TASKS, tiny.UNSEEN))]
 
 
-@pytest.fixture
-def fresh(stream, tmp_path) -> Path:
-    """The stream with nothing run."""
-    return shutil.copytree(stream, tmp_path / "fresh")
-
-
-@pytest.fixture
-def copy(finished, tmp_path) -> Path:
-    """The stream with everything run, to be worked on."""
-    return shutil.copytree(finished, tmp_path / "copy")
-
-
 def records(folder: Path, task: str, split: str) -> list[dict]:
     text = (folder / "tasks" / task / f"{split}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]

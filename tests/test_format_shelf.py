@@ -13,9 +13,10 @@ from PIL import Image
 
 from dmole_cli import catalog
 from dmole_cli.data import formats
+from dmole_cli.data.card import load_card
 from dmole_cli.data.formats.base import Source, load_format
 from dmole_cli.data.guessing import guess_format
-from dmole_cli.data.loading import check_card, load_card, samples
+from dmole_cli.data.loading import check_card, samples
 from dmole_cli.data.new_card import new_card
 
 ANNOTATION_FILES = {path.stem for path in Path(formats.__file__).parent.glob("[a-z]*.py")} - {"base"}

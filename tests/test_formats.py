@@ -10,8 +10,9 @@ import pytest
 import tiny
 from PIL import Image
 
+from dmole_cli.data.card import load_card
 from dmole_cli.data.formats import _arrow, _json
-from dmole_cli.data.loading import check_card, load_card, samples
+from dmole_cli.data.loading import check_card, samples
 from dmole_cli.errors import DmoleError
 
 sys.path.insert(0, str(tiny.ROOT))

@@ -9,7 +9,8 @@ import pytest
 import tiny
 from PIL import Image
 
-from dmole_cli.data.loading import check_card, load_card, samples
+from dmole_cli.data.card import load_card
+from dmole_cli.data.loading import check_card, samples
 from dmole_cli.errors import DmoleError
 
 datasets = pytest.importorskip("datasets")
@@ -22,7 +23,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("sets")
 
 
-def pictures(count: int, *, first: int = 0) -> list[Image.Image]:
+def images(count: int, *, first: int = 0) -> list[Image.Image]:
     return [Image.new("RGB", (20 + first + i, 20), COLOURS[i % 4]) for i in range(count)]
 
 
@@ -30,7 +31,7 @@ def rows(count: int, *, first: int = 0) -> datasets.Dataset:
     kinds = {"picture": datasets.Image(), "q": datasets.Value("string"), "a": datasets.Value("string")}
     kinds |= {"level": datasets.Value("int32"), "others": datasets.List(datasets.Value("string"))}
     values = {
-        "picture": pictures(count, first=first),
+        "picture": images(count, first=first),
         "q": [f"Colour {i}?" for i in range(count)],
         "a": [COLOURS[i % 4] for i in range(count)],
         "level": list(range(count)),
@@ -71,7 +72,7 @@ def test_columns_become_samples(saved):
     assert row.sources[0].startswith("sha256:") and row.files == ()
 
 
-def test_what_a_picture_is_known_by_is_its_content(saved):
+def test_an_image_is_identified_by_its_content(saved):
     rows(4, first=12).to_parquet(saved / "same.parquet")
     path = card(saved / "b.toml", {"dataset": "same.parquet", **MAP, "validation": "", "test": ""})
     again = samples(load_card(path), "train")
@@ -90,20 +91,20 @@ def test_a_folder_of_parquet_files_has_splits_by_their_names(folder):
     assert report.ok and report.opened == {"train": 3, "test": 2}
 
 
-def test_folders_of_pictures_are_classes(folder):
+def test_folders_of_images_are_classes(folder):
     for split in ("train", "test"):
-        for number, (name, picture) in enumerate(zip(("cat", "dog"), pictures(2), strict=True)):
+        for number, (name, image) in enumerate(zip(("cat", "dog"), images(2), strict=True)):
             (folder / "classes" / split / name).mkdir(parents=True)
-            picture.save(folder / "classes" / split / name / f"{number}.png")
+            image.save(folder / "classes" / split / name / f"{number}.png")
     path = card(folder / "e.toml", {"dataset": "classes", "question": "", "answer": "label"}, prompt="What is it?")
     found = samples(load_card(path), "test")
     assert [(row.question, row.answer) for row in found] == [("What is it?", "cat"), ("What is it?", "dog")]
 
 
-def test_options_and_several_pictures(folder):
+def test_options_and_several_images(folder):
     kinds = {"images": datasets.List(datasets.Image()), "question": datasets.Value("string")}
     kinds |= {"choices": datasets.List(datasets.Value("string")), "answer": datasets.Value("int64")}
-    values = {"images": [pictures(2), pictures(1), []], "question": ["a?", "b?", "c?"]}
+    values = {"images": [images(2), images(1), []], "question": ["a?", "b?", "c?"]}
     values |= {"choices": [["x", "y"], ["u", "v", "w"], ["x", "y"]], "answer": [1, 0, 1]}
     datasets.Dataset.from_dict(values, features=datasets.Features(kinds)).save_to_disk(str(folder / "choices"))
     data = {"dataset": "choices", "images": "images", "choices": "choices", "test": "train"}
@@ -111,7 +112,7 @@ def test_options_and_several_pictures(folder):
     two, one, none = samples(load_card(path), "test")
     assert (two.question, two.answer) == ("a?\nA. x\nB. y\nLetter?", "B")
     assert [len(row.images) for row in (two, one, none)] == [2, 1, 0]
-    assert [picture().size for picture in two.images] == [(20, 20), (21, 20)]
+    assert [opened().size for opened in two.images] == [(20, 20), (21, 20)]
     assert one.details == {"options": ["u", "v", "w"], "answer": "A"}
 
 
@@ -127,7 +128,7 @@ def test_long_ones_are_converted_once(saved, monkeypatch, tmp_path):
     assert len(list((tmp_path / "rows").iterdir())) == 1
 
 
-def test_a_part_of_training_is_held_out_by_picture(saved):
+def test_a_part_of_training_is_held_out_by_image(saved):
     path = card(saved / "h.toml", {"dataset": "saved", **MAP, "validation": "", "held_out": 0.3})
     train, held = (samples(load_card(path), split) for split in ("train", "validation"))
     assert len(train) + len(held) == 12 and 0 < len(held) < 12
@@ -141,22 +142,22 @@ def test_a_part_of_training_is_held_out_by_picture(saved):
         ({"dataset": "saved", **MAP, "test": "exam"}, "no split 'exam' (it has: train, test)"),
         ({"dataset": "saved", **MAP, "images": "q"}, "column 'q' of the data set contains"),
         ({"dataset": "saved", **MAP, "choices": "others", "answer": "level"}, "row 2: the answer 2 is none of the 2"),
-        ({"dataset": "nobody/nothing"}, "looked for on the hub"),
+        ({"dataset": "nobody/nothing"}, "the hub was searched"),
         ({}, "names no data set"),
     ],
 )
-def test_what_cannot_be_is_named(saved, monkeypatch, data, part):
+def test_invalid_options_are_named(saved, monkeypatch, data, part):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DmoleError) as caught:
         samples(load_card(card(saved / "i.toml", data)), "test")
     assert part in caught.value.message and caught.value.hint
 
 
-def test_a_picture_that_does_not_open_is_named(folder):
+def test_an_image_that_does_not_open_is_named(folder):
     kinds = datasets.Features(
         {"image": datasets.Value("binary"), "question": datasets.Value("string"), "answer": datasets.Value("string")}
     )
-    broken = datasets.Dataset.from_dict({"image": [b"no picture"], "question": ["a?"], "answer": ["b"]}, features=kinds)
+    broken = datasets.Dataset.from_dict({"image": [b"no image"], "question": ["a?"], "answer": ["b"]}, features=kinds)
     broken.cast_column("image", datasets.Image(decode=False)).save_to_disk(str(folder / "broken"))
     loaded = load_card(card(folder / "j.toml", {"dataset": "broken", "test": "train"}))
     with pytest.raises(DmoleError, match="cannot open an image of broken, split train, row 0"):

@@ -244,16 +244,16 @@ def test_the_best_reference_and_the_first_rank(references, sums, tokens, mean, f
     assert (row.log_likelihood, row.ranked_first, row.active) == (pytest.approx(mean), first, ["e"])
 
 
-@pytest.mark.parametrize(
-    ("lines", "said"),
-    [
-        ('answers = ["a"]', "two or more texts"),
-        ('answers = ["a", "A"]', "two or more texts"),
-        ('answers = ["a", " "]', "two or more texts"),
-        ('answers = "a"', "must be a list of texts"),
-        ('answers = ["a", "b"]\nmetric = "cider"', "needs the metric exact_match"),
-    ],
-)
+INVALID_ANSWERS = {
+    'answers = ["a"]': "two or more texts",
+    'answers = ["a", "A"]': "two or more texts",
+    'answers = ["a", " "]': "two or more texts",
+    'answers = "a"': "expected a list of texts",
+    'answers = ["a", "b"]\nmetric = "cider"': "needs the metric exact_match",
+}
+
+
+@pytest.mark.parametrize(("lines", "said"), INVALID_ANSWERS.items())
 def test_answers_that_no_card_can_have(tmp_path, lines, said):
     path = tmp_path / "card.toml"
     metric = "" if "metric" in lines else '\nmetric = "exact_match"'

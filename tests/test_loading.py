@@ -1,4 +1,4 @@
-"""How a backbone is loaded: type of the weights, attention, quantised, in several files, and what may be missing for it."""
+"""Loading of backbones: type of the weights, attention, quantisation, sharded files, missing packages."""
 
 import json
 import shutil
@@ -28,7 +28,8 @@ from dmole_cli.experts.expert import new_expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate
 from dmole_cli.profiling.sensitivity import measure_sensitivity
-from dmole_cli.training.loop import TrainSettings, train_expert
+from dmole_cli.settings.model import TrainSettings
+from dmole_cli.training.loop import Batch, Schedule, train_expert
 
 STAGES = ("profile", "allocate", "train-router", "train-task", "evaluate")
 
@@ -46,12 +47,10 @@ def trained(backbone, *, steps=6, checkpointing=False):
     expert = new_expert(shapes, scale=2.0, generator=torch.Generator().manual_seed(0))
     routed.add("new", expert)
     rows = [backbone.encode(sample, with_answer=True) for sample in samples()]
-    batches = [([""] * len(rows), [("new",)] * len(rows), rows)] * steps
+    batches = [Batch([""] * len(rows), [("new",)] * len(rows), rows)] * steps
     try:
         with activation_checkpointing(backbone) if checkpointing else torch.enable_grad():
-            losses = train_expert(
-                backbone, routed, expert, batches, steps=steps, learning_rate=0.02, settings=TrainSettings()
-            )
+            losses = train_expert(backbone, routed, expert, batches, schedule=Schedule(steps, 0.02, TrainSettings()))
     finally:
         routed.close()
     return expert, losses.answers
@@ -93,7 +92,7 @@ def test_a_profile_in_half_precision_ranks_the_sites_alike(dtype):
 
 
 def test_gradients_too_small_for_float16_are_not_lost(monkeypatch):
-    """Of a loss a millionth of its size, which without a scale comes out as nothing nearly everywhere."""
+    """Gradients of a loss divided by a million, nearly all of which underflow without a loss scale."""
     found = {}
     for name, backbone in (("plain", tiny_backbone("llava")), ("half", loaded("llava", dtype="float16"))):
         own = backbone.answer_loss
@@ -104,7 +103,7 @@ def test_gradients_too_small_for_float16_are_not_lost(monkeypatch):
     assert (profile(backbone) * 1e6 - found["plain"]).abs().max() > 0.1 * found["plain"].max()
 
 
-def test_a_precision_that_is_not_the_weights_own_is_refused(run, tmp_path):
+def test_a_precision_that_does_not_match_the_weights_is_an_error(run, tmp_path):
     assert find_precision("auto", torch.device("cpu"), dtype="float16") == "float16"
     assert find_precision("bfloat16", torch.device("cpu"), dtype="bfloat16") == "bfloat16"
     stream(tmp_path, tiny_folder("llava"))
@@ -132,7 +131,7 @@ def test_five_stages_in_bfloat16_and_what_notices_that_it_changed(run, tmp_path)
     check_refusal(run("train-task", "--attention", "eager", cwd=tmp_path), "dtype=bfloat16 attention=eager")
 
 
-# --- attention, recomputed activations ---
+# --- attention, activation checkpointing ---
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -151,7 +150,7 @@ def test_eager_attention_computes_the_same(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_recomputed_activations_change_no_bit(family):
+def test_checkpointing_changes_no_bit(family):
     backbone = tiny_backbone(family)
     assert torch.equal(profile(backbone, checkpointing=True), profile(backbone))
     (plain, first), (saved, second) = trained(backbone, steps=3), trained(backbone, steps=3, checkpointing=True)
@@ -199,7 +198,7 @@ def test_tied_embeddings_count_once_and_stay_tied():
 
 @pytest.mark.parametrize("quantize", ["4bit", "8bit"])
 @pytest.mark.parametrize("family", ["internvl", "llava"])
-def test_quantised_backbones_are_profiled_trained_and_asked(family, quantize, tmp_path, monkeypatch):
+def test_quantised_backbones_are_profiled_and_trained(family, quantize, tmp_path, monkeypatch):
     pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(_tiny, "WIDTH", 64)  # 4 bits come in blocks of 64
     monkeypatch.setattr(_tiny, "INNER", 64)
@@ -223,8 +222,8 @@ def test_quantised_backbones_are_profiled_trained_and_asked(family, quantize, tm
     )
 
 
-def test_a_gradient_made_from_what_passes_a_module_is_autograds(monkeypatch):
-    """The way of quantised weights, taken by plain ones, whose gradients are known otherwise."""
+def test_the_gradient_of_quantised_weights_equals_autograds(monkeypatch):
+    """Plain weights treated as quantised ones, with known gradients."""
     backbone = tiny_backbone("internvl")
     expected = profile(backbone)
     plain = torch.Tensor.is_floating_point
@@ -245,7 +244,7 @@ def test_without_bitsandbytes_the_error_says_what_to_install(monkeypatch):
 
 
 def test_a_torchvision_of_another_torch_is_named(tmp_path):
-    """What such a torchvision does: it raises when it is imported, and every model with it."""
+    """Such a torchvision raises when it is imported, and so does every model."""
     fake = tmp_path / "site" / "torchvision"
     fake.mkdir(parents=True)
     (fake / "__init__.py").write_text('raise RuntimeError("operator torchvision::nms does not exist")\n')
@@ -268,14 +267,14 @@ def test_a_family_that_needs_torchvision_says_so(tmp_path):
     (folder / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "perception_lm"}), encoding="utf-8")
-    with pytest.raises(DmoleError, match="needs torchvision to prepare its pictures") as raised:
+    with pytest.raises(DmoleError, match="needs torchvision to prepare its images") as raised:
         load_backbone(str(folder))
     assert "pip install torchvision" in raised.value.hint
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_folder_holds_the_whole_processor(family):
-    """Written for pictures alone, it still names its part for videos, so that it loads whole where torchvision is there."""
+    """Written without the video processor, it still contains its settings, so that it loads completely with torchvision."""
     settings = json.loads((Path(tiny_folder(family)) / "processor_config.json").read_text(encoding="utf-8"))
     processor = tiny_backbone(family).processor
     assert settings["processor_class"] == type(processor).__name__

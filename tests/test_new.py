@@ -8,14 +8,16 @@ import pytest
 import tiny
 from PIL import Image
 
-from dmole_cli.data.loading import check_card, load_card, samples
+from dmole_cli.data.card import load_card
+from dmole_cli.data.loading import check_card, samples
 
+NEW = ("tasks", "--new")
 COLOURS = {"red": (220, 30, 30), "green": (30, 190, 60), "blue": (40, 60, 220)}
 NAMES = list(COLOURS)
 ROWS = 60
 
 
-def pictures(folder: Path, count: int = ROWS) -> list[str]:
+def draw(folder: Path, count: int = ROWS) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{n}.png" for n in range(count)]
     for n, name in enumerate(names):
@@ -34,7 +36,7 @@ def lines(path: Path, records: list) -> Path:
 
 
 def new(folder: Path, run, *arguments: object, source: str = "data.jsonl") -> dict:
-    done = tiny.succeed("tasks", "--new", "my.toml", "--from", source, *arguments, "--json", cwd=folder, run=run)
+    done = tiny.succeed(*NEW, "my.toml", "--from", source, *arguments, "--json", cwd=folder, run=run)
     return json.loads(done.stdout)
 
 
@@ -63,7 +65,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_records_of_each_format_become_a_card_that_can_be_used(kind, tmp_path, run):
     record, metric = KINDS[kind]
-    lines(tmp_path / "data.jsonl", [record(name, n) for n, name in enumerate(pictures(tmp_path / "pics"))])
+    lines(tmp_path / "data.jsonl", [record(name, n) for n, name in enumerate(draw(tmp_path / "pics"))])
     said = new(tmp_path, run)
     card = load_card(tmp_path / "my.toml")
     assert (card.format, card.metric) == (kind, metric)
@@ -77,7 +79,7 @@ def test_records_of_each_format_become_a_card_that_can_be_used(kind, tmp_path, r
 
 
 def test_captions_become_a_card(tmp_path, run):
-    names = pictures(tmp_path / "pics")
+    names = draw(tmp_path / "pics")
     document = {
         "images": [{"id": n, "file_name": name} for n, name in enumerate(names)],
         "annotations": [
@@ -99,7 +101,7 @@ def test_captions_become_a_card(tmp_path, run):
 
 def test_columns_of_a_data_set_become_a_card(tmp_path, run):
     datasets = pytest.importorskip("datasets")
-    names = pictures(tmp_path / "pics")
+    names = draw(tmp_path / "pics")
     features = datasets.Features(
         {"picture": datasets.Image(), "question": datasets.Value("string"), "label": datasets.ClassLabel(names=NAMES)}
     )
@@ -115,7 +117,7 @@ def test_columns_of_a_data_set_become_a_card(tmp_path, run):
 
 
 def test_three_files_are_three_splits_and_two_are_training_and_test(tmp_path, run):
-    names = pictures(tmp_path)
+    names = draw(tmp_path)
     for split, first, last in (("a", 0, 40), ("b", 40, 50), ("c", 50, 60)):
         lines(tmp_path / f"{split}.jsonl", [tiny.record(names[n], "Colour?", colour(n)) for n in range(first, last)])
     assert new(tmp_path, run, "--from", "b.jsonl", "--from", "c.jsonl", source="a.jsonl")["rows"] == {
@@ -127,13 +129,13 @@ def test_three_files_are_three_splits_and_two_are_training_and_test(tmp_path, ru
     assert (card.data["test"], card.data["held_out"], card.data["held_out_test"]) == ("c.jsonl", 0.1, 0.0)
 
 
-def test_one_file_is_divided_by_picture_and_always_alike(tmp_path, run):
-    names = pictures(tmp_path)
+def test_one_file_is_divided_by_image_and_always_the_same_way(tmp_path, run):
+    names = draw(tmp_path)
     lines(tmp_path / "data.jsonl", [tiny.record(name, f"Colour {m}?", "red") for name in names for m in range(3)])
     new(tmp_path, run)
     card = load_card(tmp_path / "my.toml")
     splits = {split: {row.sources for row in samples(card, split)} for split in ("train", "validation", "test")}
-    assert sum(map(len, splits.values())) == ROWS == len(set.union(*splits.values()))  # no picture in two of them
+    assert sum(map(len, splits.values())) == ROWS == len(set.union(*splits.values()))  # no image in two of them
     content = (tmp_path / "my.toml").read_bytes()
     new(tmp_path, run, "--force")
     assert (tmp_path / "my.toml").read_bytes() == content
@@ -141,7 +143,7 @@ def test_one_file_is_divided_by_picture_and_always_alike(tmp_path, run):
 
 def test_limits_follow_the_answers(tmp_path, run):
     tiny.build_backbone(tmp_path / "backbone")
-    names = pictures(tmp_path)
+    names = draw(tmp_path)
     answer = 'a longer "answer" \\ of so many words that nobody would call it short'
     lines(tmp_path / "data.jsonl", [tiny.record(name, "What?", answer) for name in names])
     new(tmp_path, run)
@@ -172,9 +174,9 @@ def test_limits_follow_the_answers(tmp_path, run):
     ],
 )
 def test_data_that_make_no_card_are_named_and_nothing_is_written(tmp_path, run, content, said):
-    pictures(tmp_path, 1)
+    draw(tmp_path, 1)
     (tmp_path / "data.jsonl").write_text(content, encoding="utf-8")
-    done = run("tasks", "--new", "my.toml", "--from", "data.jsonl", cwd=tmp_path)
+    done = run(*NEW, "my.toml", "--from", "data.jsonl", cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert said in done.stderr
     assert not (tmp_path / "my.toml").exists()
@@ -182,8 +184,8 @@ def test_data_that_make_no_card_are_named_and_nothing_is_written(tmp_path, run, 
 
 def test_a_card_that_is_there_stays(tmp_path, run):
     (tmp_path / "my.toml").write_text("mine", encoding="utf-8")
-    lines(tmp_path / "data.jsonl", [tiny.record(name, "What?", "red") for name in pictures(tmp_path)])
-    done = run("tasks", "--new", "my.toml", "--from", "data.jsonl", cwd=tmp_path)
+    lines(tmp_path / "data.jsonl", [tiny.record(name, "What?", "red") for name in draw(tmp_path)])
+    done = run(*NEW, "my.toml", "--from", "data.jsonl", cwd=tmp_path)
     assert done.returncode == 1 and "exists already" in done.stderr and "--force" in done.stderr
     assert (tmp_path / "my.toml").read_text(encoding="utf-8") == "mine"
 
@@ -208,7 +210,7 @@ def test_mistakes_on_the_command_line(tmp_path, run, arguments, code, said):
 def test_a_users_own_file_goes_through_the_five_stages(tmp_path, run):
     """The commands are those that `--new` itself proposes."""
     tiny.build_backbone(tmp_path / "backbone")
-    names = pictures(tmp_path / "photos")
+    names = draw(tmp_path / "photos")
     lines(tmp_path / "data.jsonl", [tiny.record(name, "Colour?", colour(n)[0]) for n, name in enumerate(names)])
     said = new(tmp_path, run, "--images", "photos", "--backbone", "backbone")
     config = next(line for line in said["next"] if line.startswith("printf"))

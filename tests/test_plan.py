@@ -15,7 +15,7 @@ from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.data.sample import Sample
 from dmole_cli.profiling.memory import as_fake_tensors, held_bytes, peak_bytes
-from dmole_cli.profiling.sensitivity import measure_sensitivity
+from dmole_cli.stages.profile import measure
 
 TASK = tiny.TASKS[0]
 SAMPLES = [
@@ -40,7 +40,7 @@ def test_work_without_numbers_holds_what_the_work_holds(family, checkpointing): 
     for backbone in (whole, empty):
         sites = find_sites(backbone.model, "attention")
         batch = [backbone.encode(sample, with_answer=True) for sample in SAMPLES]
-        work = lambda b=backbone, s=sites, e=batch: measure_sensitivity(b, s, [e, e], checkpointing=checkpointing)  # noqa: E731
+        work = lambda b=backbone, s=sites, e=batch: measure(b, s, [e, e], checkpointing=checkpointing)  # noqa: E731
         peaks.append(peak_bytes(backbone.model, work))
     assert peaks[1] == pytest.approx(peaks[0], rel=0.02) and peaks[0] > 0
 

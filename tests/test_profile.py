@@ -1,4 +1,4 @@
-"""Stage `profile`: what is recomputed, collected early or measured per sample equals the plain way."""
+"""Stage `profile`: scores with checkpointing, freed gradients and per-sample norms equal plain autograd."""
 
 import json
 import statistics
@@ -18,8 +18,8 @@ from dmole_cli.profiling.sensitivity import SampledSiteProfile, measure_sensitiv
 
 
 def sample(question: str, answer: str, *greys: int) -> Sample:
-    pictures = tuple((lambda g=g: Image.new("RGB", (tiny.SIDE, tiny.SIDE), (g, 255 - g, 90))) for g in greys)
-    return Sample(question, question, answer, (answer,), pictures)
+    images = tuple((lambda g=g: Image.new("RGB", (tiny.SIDE, tiny.SIDE), (g, 255 - g, 90))) for g in greys)
+    return Sample(question, question, answer, (answer,), images)
 
 
 SAMPLES = [
@@ -45,7 +45,7 @@ def batches(encoded):
 
 
 def plain_gradients(backbone, batch) -> dict[str, torch.Tensor]:
-    """Every parameter's gradient of the model's own loss, all parameters taking part."""
+    """Gradients of the model's own loss with all parameters trainable."""
     inputs, _ = backbone.collate(batch, left=False)
     names, parameters = zip(*backbone.model.named_parameters(), strict=True)
     backbone.model.requires_grad_(True)
@@ -73,14 +73,14 @@ def test_scores_are_those_of_a_model_whose_every_weight_takes_gradients(backbone
         assert (row.batches, row.samples) == (2, 4) and row.score > 0
 
 
-def test_recomputing_changes_no_bit(backbone, sites, encoded):
+def test_checkpointing_changes_no_bit(backbone, sites, encoded):
     plain = measure_sensitivity(backbone, sites, batches(encoded))
     assert measure_sensitivity(backbone, sites, batches(encoded), checkpointing=True) == plain
     low = measure_sensitivity(backbone, sites, batches(encoded), per_sample=True)
     assert measure_sensitivity(backbone, sites, batches(encoded), checkpointing=True, per_sample=True) == low
 
 
-def test_recomputing_keeps_the_inputs_of_blocks_and_lets_no_embedding_take_gradients(backbone, encoded):
+def test_checkpointing_saves_the_inputs_of_blocks_and_leaves_embeddings_frozen(backbone, encoded):
     inputs, _ = backbone.collate(encoded[:2], left=False)
     block = backbone.language.layers[0]
     weight = backbone.language.layers[0].self_attn.q_proj.weight.requires_grad_()
@@ -92,9 +92,9 @@ def test_recomputing_keeps_the_inputs_of_blocks_and_lets_no_embedding_take_gradi
         block.self_attn.q_proj.register_forward_hook(lambda m, a, out: calls.append(1)),
     ]
     try:
-        kept = {}
+        saved = {}
         for name in ("plain", "recomputed"):
-            sizes = kept[name] = []
+            sizes = saved[name] = []
             with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
                 if name == "plain":
                     backbone.answer_loss(inputs)
@@ -108,8 +108,8 @@ def test_recomputing_keeps_the_inputs_of_blocks_and_lets_no_embedding_take_gradi
         for hook in hooks:
             hook.remove()
     assert seen == [False, False]
-    assert len(calls) == 3, "the first block was computed again"
-    assert sum(kept["recomputed"]) < sum(kept["plain"])
+    assert len(calls) == 3, "the first block was recomputed"
+    assert sum(saved["recomputed"]) < sum(saved["plain"])
 
 
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"per_sample": True}])
@@ -126,8 +126,8 @@ def test_the_backbone_is_left_as_it_was(backbone, sites, encoded, options):
     assert not any(backbone.model.get_submodule(site.name)._forward_hooks for site in sites)
 
 
-def test_a_gradient_is_gone_when_the_next_one_comes(backbone, sites, encoded, monkeypatch):
-    """At no time do more than one of the candidates hold a gradient of their own."""
+def test_a_gradient_is_freed_before_the_next_one(backbone, sites, encoded, monkeypatch):
+    """At most one parameter holds a gradient at any time."""
     from dmole_cli.profiling import gradients
 
     holding = []
@@ -150,13 +150,13 @@ def test_a_samples_norm_is_that_of_the_sample_alone(backbone, sites, encoded):
         norms = [norm_at(grads, row.site) for grads in alone]
         assert row.sample_norm_mean == pytest.approx(statistics.fmean(norms), rel=1e-4)
         assert row.sample_norm_std == pytest.approx(statistics.pstdev(norms), rel=1e-3)
-        assert (min(norms) == 0) == (row.modality == "vision"), "one sample has no picture"
+        assert (min(norms) == 0) == (row.modality == "vision"), "one sample has no image"
     whole = measure_sensitivity(backbone, sites, [encoded], per_sample=True)
     for one, two in zip(rows, whole, strict=True):
-        assert one.sample_norm_mean == pytest.approx(two.sample_norm_mean, rel=1e-4), "whoever shares the batch"
+        assert one.sample_norm_mean == pytest.approx(two.sample_norm_mean, rel=1e-4), "independent of the batch"
 
 
-def test_the_columns_of_the_contract_do_not_change_with_samples_measured(backbone, sites, encoded):
+def test_per_sample_norms_do_not_change_the_other_columns(backbone, sites, encoded):
     plain, more = (
         measure_sensitivity(backbone, sites, batches(encoded)),
         measure_sensitivity(backbone, sites, batches(encoded), per_sample=True),
@@ -182,7 +182,7 @@ def test_a_profile_with_recomputation_has_the_same_bytes(profiled):
     assert profiled("recomputed", "--checkpointing") == profiled("kept", "--no-checkpointing") == profiled("kept-too")
 
 
-def test_samples_measured_are_two_more_columns_that_no_stage_minds(profiled, stream, run):
+def test_per_sample_norms_are_two_columns_that_other_stages_ignore(profiled, stream, run):
     profiled("plain")
     profiled("sampled", "--per-sample")
     path = f"profiles/{tiny.TASKS[0]}.parquet"
@@ -197,7 +197,7 @@ def test_samples_measured_are_two_more_columns_that_no_stage_minds(profiled, str
     assert sites[0] == sites[1]
 
 
-def test_measuring_samples_is_another_profile(profiled, stream, run):
+def test_per_sample_is_part_of_the_header(profiled, stream, run):
     profiled("asked")
     done = run("profile", "--task", tiny.TASKS[0], "--run", "asked", "--per-sample", cwd=stream)
     assert done.returncode == 1 and "per_sample None -> True" in done.stderr and "--per-sample --force" in done.stderr

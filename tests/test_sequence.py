@@ -25,12 +25,6 @@ def made(finished) -> Path:
     return finished / "dmole-run"
 
 
-@pytest.fixture
-def copy(finished, tmp_path) -> Path:
-    """The stream with everything run, to be worked on."""
-    return shutil.copytree(finished, tmp_path / "copy")
-
-
 def rows(path: Path) -> list[dict]:
     return pq.read_table(path).to_pylist()
 

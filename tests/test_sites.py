@@ -1,4 +1,4 @@
-"""`dmole sites`: what is found in any model, what is left out and why, from the configuration alone."""
+"""`dmole sites`: the sites of any model and what is left out with the reason, from the configuration alone."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.sites import block_stack, find_sites, left_out, tower_names
 from dmole_cli.errors import DmoleError
 
-# Shapes as their publishers have them, whose parts have other names, other depths, or fused projections.
+# Published configurations, with various module names, depths, and fused projections.
 SHAPES = {
     "internvl": ("attention.projection_layer", "self_attn.o_proj"),
     "llava_onevision": ("self_attn.out_proj", "self_attn.o_proj"),
@@ -32,15 +32,8 @@ def internvl2_2b():
     from transformers import InternVLConfig, Qwen2Config
     from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
 
-    text = Qwen2Config(
-        vocab_size=92553,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        tie_word_embeddings=False,
-    )
+    widths = {"vocab_size": 92553, "hidden_size": 2048, "intermediate_size": 8192, "tie_word_embeddings": False}
+    text = Qwen2Config(**widths, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=8)
     return InternVLConfig(vision_config=InternVLVisionConfig(), text_config=text, tie_word_embeddings=False)
 
 
@@ -80,7 +73,7 @@ def test_every_shape_has_attention_and_mlp_sites_in_both_towers(shape):
         own = [site.name for site in attention if site.modality == modality]
         more = [site.name for site in linear if site.modality == modality]
         assert any(site.endswith(name) for site in own), own[:4]
-        assert set(own) < set(more), "the feed-forward layers are linear, too"
+        assert set(own) < set(more), "the feed-forward layers are linear as well"
     total = sum(p.numel() for p in model.parameters())
     for pattern, sites in (("attention", attention), ("linear", linear)):
         assert sum(part.parameters for part in (*sites, *left_out(model, pattern))) == total
@@ -98,7 +91,7 @@ def test_the_sites_of_two_billion_parameters():
     assert len(find_sites(model, "linear")) == 24 * 6 + 24 * 7
 
 
-def test_the_table_says_where_and_why(stream, run):
+def test_the_table_lists_paths_and_reasons(stream, run):
     text = tiny.succeed("sites", "--backbone", "backbone", cwd=stream, run=run).stdout
     assert "model.language_model.layers.*.self_attn.o_proj" in text and "0-1" in text
     assert "not matched by --sites attention" in text and "the projector between the towers" in text
@@ -107,11 +100,11 @@ def test_the_table_says_where_and_why(stream, run):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [(None, "holds no config.json"), ("{", "cannot be built"), ('{"model_type": "bert"}', "cannot be built")],
 )
-def test_what_is_no_backbone_is_refused(tmp_path, content, said):
+def test_an_invalid_backbone_is_an_error(tmp_path, content, message):
     if content is not None:
         (tmp_path / "config.json").write_text(content, encoding="utf-8")
-    with pytest.raises(DmoleError, match=said):
+    with pytest.raises(DmoleError, match=message):
         meta_model(str(tmp_path))

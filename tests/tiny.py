@@ -1,4 +1,4 @@
-"""The real thing made tiny: a random LLaVA-class backbone, a stream of small tasks on disk, the CLI as a process."""
+"""Small versions of everything: a random LLaVA backbone, a stream of small tasks on disk, the CLI as a process."""
 
 from __future__ import annotations
 
@@ -25,99 +25,89 @@ TEMPLATE = (
 )
 COLOURS = {"red": (220, 30, 30), "green": (30, 190, 60), "blue": (40, 60, 220), "yellow": (220, 220, 40)}
 TASKS, UNSEEN = ("colours", "halves"), "brightness"
+PROCESSOR = {
+    "patch_size": PATCH,
+    "vision_feature_select_strategy": "full",
+    "num_additional_image_tokens": 0,
+    "chat_template": TEMPLATE,
+    "image_token": "<image>",
+}
 
 
 def build_backbone(folder: Path, *, seed: int = 0) -> Path:
-    """Write model and processor as `save_pretrained` does: 2 + 2 layers, 32 wide, 4 image tokens, a token a byte."""
+    """Write model and processor as `save_pretrained` does: 2 + 2 layers, width 32, 4 image tokens, one token per byte."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import (
-        CLIPImageProcessorPil,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-        PreTrainedTokenizerFast,
-        SiglipVisionConfig,
+    from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration, LlavaProcessor
+
+    tokenizer = build_tokenizer()
+    size = {"height": SIDE, "width": SIDE}
+    mean = std = [0.5] * 3
+    images = CLIPImageProcessorPil(
+        size=size, crop_size=size, do_center_crop=False, image_mean=mean, image_std=std, do_convert_rgb=True
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(_config(tokenizer))
+    model.save_pretrained(folder)
+    LlavaProcessor(images, tokenizer, **PROCESSOR).save_pretrained(folder)
+    return folder
+
+
+def build_tokenizer() -> Any:
+    """A tokenizer with one token per byte, and the special tokens of `TEMPLATE`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<end>", "<user>", "<assistant>", "<image>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     parts = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate([*special, *alphabet])}, merges=[]))
     parts.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     parts.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=parts, pad_token="<pad>", eos_token="<end>", additional_special_tokens=special[2:]
     )
-    size = {"height": SIDE, "width": SIDE}
-    pictures = CLIPImageProcessorPil(
-        size=size, crop_size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
-    )
-    processor = LlavaProcessor(
-        pictures,
-        tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="full",
-        num_additional_image_tokens=0,
-        chat_template=TEMPLATE,
-        image_token="<image>",
-    )
+
+
+def _config(tokenizer: Any) -> Any:
+    from transformers import LlamaConfig, LlavaConfig, SiglipVisionConfig
+
+    depth = {"hidden_size": WIDTH, "num_hidden_layers": 2}
     vision = SiglipVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=SIDE,
-        patch_size=PATCH,
-        vision_use_head=False,
+        **depth, intermediate_size=48, num_attention_heads=2, image_size=SIDE, patch_size=PATCH, vision_use_head=False
     )
     text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        # Wide enough that answers differ from one picture and one expert to the next, which tests of routing live on.
+        **depth, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+        # Large enough that answers differ between images and between experts, which the tests of routing rely on.
         initializer_range=0.3,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
-        image_seq_length=IMAGE_TOKENS,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlavaForConditionalGeneration(config)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    return LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_select_strategy="full", vision_feature_layer=-1, image_seq_length=IMAGE_TOKENS,
+    )  # fmt: skip
 
 
 def tiling_processor(tokenizer: Any) -> Any:
-    """A LLaVA-NeXT processor: a picture becomes a thumbnail and one to four tiles, after its own size."""
+    """A LLaVA-NeXT processor: an image becomes a thumbnail and one to four tiles, depending on its size."""
     from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
 
     grids = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [SIDE, 3 * SIDE]]
-    pictures = LlavaNextImageProcessorPil(
+    images = LlavaNextImageProcessorPil(
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=grids
     )
-    return LlavaNextProcessor(
-        pictures,
-        tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="full",
-        num_additional_image_tokens=0,
-        chat_template=TEMPLATE,
-        image_token="<image>",
-    )
+    return LlavaNextProcessor(images, tokenizer, **PROCESSOR)
+
+
+def draw_expert(sites: Any, rank: int, *, scale: float, generator: Any, spread: float) -> Any:
+    """An expert on sites with random A and B, normally distributed with standard deviation `spread`."""
+    import torch
+
+    from dmole_cli.experts.expert import Expert
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * spread
+
+    return Expert({s.name: (draw(rank, s.in_features), draw(s.out_features, rank)) for s in sites}, scale=scale)
 
 
 def record(image: str | list[str] | None, question: str, answer: str) -> dict[str, Any]:
@@ -132,10 +122,10 @@ def write_records(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def write_task(folder: Path, name: str, *, train: int = 40, test: int = 10, card: str = "") -> Path:
-    """Write one task's pictures (PNG), its JSON lines and its card; gives the card's path.
+    """Write one task's images (PNG), its JSON lines and its card; returns the card's path.
 
-    `colours` names the colour of a plain picture, `halves` says which half of a striped one is white, `brightness` asks
-    light or dark: three questions and three kinds of picture, so that routers can tell them apart.
+    `colours` asks for the colour of a plain image, `halves` for the white half of a striped one, `brightness` for light or
+    dark: three questions and three kinds of images, so that routers can tell them apart.
     """
     data = folder / name
     (data / "pictures").mkdir(parents=True)
@@ -170,12 +160,12 @@ def _draw(task: str, path: Path, choose: random.Random) -> tuple[str, str]:
         return "Colour?", answer[0]
     if task == "halves":
         answer = choose.choice(("left", "right"))
-        picture = Image.new("RGB", (side, side), (choose.randrange(40), 0, choose.randrange(40)))
+        image = Image.new("RGB", (side, side), (choose.randrange(40), 0, choose.randrange(40)))
         half = (0, 0, side // 2, side) if answer == "left" else (side // 2, 0, side, side)
-        draw = ImageDraw.Draw(picture)
+        draw = ImageDraw.Draw(image)
         draw.rectangle(half, fill=(255, 255, 255))
         draw.line((0, choose.randrange(side), side, choose.randrange(side)), fill=(250, 200, 0))
-        picture.save(path)
+        image.save(path)
         return "Which half is white, left or right?", answer[:1]
     level = choose.randrange(256)
     Image.new("L", (side, side), level).save(path)
@@ -183,9 +173,9 @@ def _draw(task: str, path: Path, choose: random.Random) -> tuple[str, str]:
 
 
 def write_stream(folder: Path, *, seed: int = 0, settings: str = "") -> Path:
-    """Write backbone, three tasks (the last one never trained) and `dmole.toml`; gives the folder.
+    """Write backbone, three tasks (the last one is never trained) and `dmole.toml`; returns the folder.
 
-    The device is written down because the tests compare bytes, whatever the machine has.
+    The device is set to CPU because the tests compare bytes, also on machines with a GPU.
     """
     build_backbone(folder / "backbone", seed=seed)
     for name in (*TASKS, UNSEEN):
@@ -200,8 +190,16 @@ def write_stream(folder: Path, *, seed: int = 0, settings: str = "") -> Path:
     return folder
 
 
+def shorten(folder: Path, *, epochs: int = 2) -> Path:
+    """Reduce the epochs in the cards of a stream, for tests that need experts but no accuracy; returns the folder."""
+    for card in (folder / "tasks").glob("*.toml"):
+        text = card.read_text(encoding="utf-8")
+        card.write_text(text.replace("epochs = 12", f"epochs = {epochs}"), encoding="utf-8")
+    return folder
+
+
 def environment(**extra: str) -> dict[str, str]:
-    """This process' environment with one thread, no network, and the package under test in front."""
+    """This process' environment with one thread, no network, and the package under test first on the path."""
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -215,7 +213,7 @@ def environment(**extra: str) -> dict[str, str]:
 def dmole(
     *args: object, cwd: Path, env: Mapping[str, str] | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line tool as a user does, in its own process."""
+    """Run the command line tool in a process of its own, as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "dmole_cli", *map(str, args)],
         cwd=cwd,
@@ -229,7 +227,7 @@ def dmole(
 
 
 def succeed(*args: object, cwd: Path, run: Any = dmole) -> subprocess.CompletedProcess[str]:
-    """Run it and insist that it ends well."""
+    """Run a command and assert that it succeeds."""
     done = run(*args, cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -237,10 +235,10 @@ def succeed(*args: object, cwd: Path, run: Any = dmole) -> subprocess.CompletedP
 
 
 class Forks:
-    """`dmole` without the wait: commands fork from a process that has imported the libraries (see forking.py)."""
+    """`dmole` commands without start-up time: forked from a process that has imported the libraries (see forking.py)."""
 
     def __init__(self, folder: Path, *, package: Path = ROOT) -> None:
-        """Start it; the package is imported from the folder `package`."""
+        """Start the process; the package is imported from the folder `package`."""
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("forking.py"))],
@@ -251,16 +249,16 @@ class Forks:
         )
 
     def __call__(self, *args: object, cwd: Path, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
-        """Run one command; no file may grow beyond `largest_file` bytes. What it says goes through pipes, as always."""
+        """Run one command; no file may exceed `largest_file` bytes. Its output goes through named pipes."""
         assert self.process.stdin is not None and self.process.stdout is not None
         command = [str(part) for part in args]
-        said = []
+        outputs = []
         threads = []
         for name in ("out", "err"):
             pipe = self.folder / name
             pipe.unlink(missing_ok=True)
             os.mkfifo(pipe)
-            threads.append(threading.Thread(target=lambda p=pipe, n=name: said.append((n, p.read_bytes()))))
+            threads.append(threading.Thread(target=lambda p=pipe, n=name: outputs.append((n, p.read_bytes()))))
             threads[-1].start()
         request = {
             "args": command,
@@ -275,17 +273,17 @@ class Forks:
         assert answer, "the forking process has ended"
         for thread in threads:
             thread.join(timeout=60)
-        texts = {name: content.decode("utf-8") for name, content in said}
+        texts = {name: content.decode("utf-8") for name, content in outputs}
         return subprocess.CompletedProcess(command, int(answer), texts["out"], texts["err"])
 
     def close(self) -> None:
-        """End the process that forks."""
+        """End the forking process."""
         self.process.kill()
         self.process.wait()
 
 
 class Interpreter:
-    """A program that a script may take for `python`: what it is asked to run as `-m dmole_cli` is forked by `Forks`."""
+    """A replacement for `python` in scripts that run `python -m dmole_cli`: the command is forked by `Forks` instead."""
 
     def __init__(self, folder: Path, forks: Forks) -> None:
         self.program, address = folder / "python", str(folder / "socket")
@@ -307,14 +305,22 @@ class Interpreter:
                 args, cwd = json.loads(self.rfile.readline())
                 with one_at_a_time:
                     done = forks(*args, cwd=cwd)
-                with suppress(BrokenPipeError):  # whoever asked was killed meanwhile
+                with suppress(BrokenPipeError):  # the caller was killed meanwhile
                     self.wfile.write(json.dumps([done.returncode, done.stdout, done.stderr]).encode() + b"\n")
 
         self.server = socketserver.ThreadingUnixStreamServer(address, Answer)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+    def script(self, path: Path, *args: object) -> list[str]:
+        """The command line of a script whose own `python -m dmole_cli` commands are to be forked."""
+        program = (
+            f"import runpy, sys\nsys.path.insert(0, {str(path.parent)!r})\nsys.argv = {[path.name, *map(str, args)]!r}\n"
+            f"sys.executable = {str(self.program)!r}\nrunpy.run_path({str(path)!r}, run_name='__main__')"
+        )
+        return [sys.executable, "-c", program]
+
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Stop the server."""
         self.server.shutdown()
         self.server.server_close()
 
@@ -325,6 +331,6 @@ def digest(content: bytes) -> str:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder by its relative path, but costs and caches, because time does not reproduce."""
+    """Contents of the files below a folder by relative path, except costs and caches, which contain measured times."""
     found = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     return {name: path.read_bytes() for name, path in found.items() if not {"costs", "cache"} & set(Path(name).parts)}

@@ -118,15 +118,9 @@ class Backbone:
     def collate(
         self, samples: Sequence[Encoded], *, left: bool
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Batch encoded samples, on the backbone's device.
+        """Batch encoded samples on the backbone's device; arguments and results are those of `Inputs.collate`.
 
-        Args:
-            samples: at least one.
-            left: pad on the left (generation) or on the right (training).
-
-        Returns:
-            The model's inputs, and modality -> sample index of each row. `labels`, present if all samples have them, stay
-            on the CPU, so that the answer positions are known without a device synchronisation.
+        `labels` stay on the CPU, so that the answer positions are known without a device synchronisation.
         """
         inputs, rows = self.inputs.collate(samples, left=left)
         if "labels" in inputs:

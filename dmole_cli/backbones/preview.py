@@ -66,7 +66,7 @@ class SamplePreview:
 
         Returns:
             `prompt` and `answer`: decoded text, with runs of one token as `token×count`; `tokens` and `answer_tokens`:
-            their numbers; `pictures`: width and height of each image; `tiles`: number of inputs of the vision encoder.
+            their numbers; `images`: width and height of each image; `tiles`: number of inputs of the vision encoder.
 
         Raises:
             DmoleError: an image cannot be opened.
@@ -85,7 +85,7 @@ class SamplePreview:
             "answer": self._text(encoded.tokens[answer]),
             "tokens": len(encoded.tokens),
             "answer_tokens": int(answer.sum()),
-            "pictures": [{"width": width, "height": height} for width, height in sizes],
+            "images": [{"width": width, "height": height} for width, height in sizes],
             "tiles": tiles,
         }
 

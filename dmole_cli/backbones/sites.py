@@ -26,9 +26,8 @@ class Site:
         name: module path in the backbone.
         modality: `vision` or `language`.
         block: index of the block in its tower.
-        kind: last part of the path.
-        in_features: width of the input.
-        out_features: width of the output.
+        kind: last part of the path, e.g. `q_proj`.
+        in_features, out_features: widths of the input and the output.
         parameters: number of parameters of the module itself.
     """
 

@@ -18,7 +18,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from dmole_cli.cli.subcommands import settings_of
-from dmole_cli.settings.declare import choices_of, option_name, plain_type
+from dmole_cli.settings.declare import choices_of, option_name, plain_type, shown_default
 from dmole_cli.settings.model import Settings
 
 WHAT, HOW, BACKBONE, FILES, OUTPUT = "What", "How", "Backbone", "Files", "Output"
@@ -96,9 +96,12 @@ def _parameter(path: str, field: FieldInfo, *, repeated: bool) -> inspect.Parame
     choices = choices_of(field.annotation)
     panel = PANELS.get(path, BACKBONE if path in MODEL else HOW)
     help_text = f"{str(field.description)[:1].upper()}{str(field.description)[1:]}."
+    default = shown_default(field)
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
-        help=" ".join(filter(None, [help_text, "Repeatable." if repeated else "", _shown(field.default)])),
+        help=" ".join(
+            filter(None, [help_text, "Repeatable." if repeated else "", f"[default: {default}]" if default else ""])
+        ),
         show_default=False,
         metavar="|".join(choices) or None,
         rich_help_panel=panel,
@@ -110,14 +113,6 @@ def _parameter(path: str, field: FieldInfo, *, repeated: bool) -> inspect.Parame
 def _takes_text(field: FieldInfo) -> bool:
     """Whether the value may be written in another form than a number, as a share in percent."""
     return any(type(entry).__name__ == "BeforeValidator" for entry in field.metadata)
-
-
-def _shown(default: Any) -> str:
-    if default is None:
-        return ""
-    if isinstance(default, bool):
-        default = "yes" if default else "no"
-    return f"[default: {', '.join(default) if isinstance(default, tuple) else default}]"
 
 
 def _typed(values: Mapping[str, Any], fields: Mapping[str, FieldInfo], own: Mapping[str, Any]) -> dict[str, str]:

@@ -23,7 +23,7 @@ SHOWN = 3  # offenders that a problem lists
 BLOCK = 256  # rows that are checked at a time
 
 SENTENCES = {
-    "split": "the split is unreadable",
+    "split": "the split cannot be loaded",
     "record": "a record is invalid",
     "answer": "an answer is empty",
     "annotation": "an id has no annotation",

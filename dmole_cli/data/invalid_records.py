@@ -17,7 +17,7 @@ _REPORT: ContextVar[Report | None] = ContextVar("report", default=None)
 
 
 class InvalidRecord(DmoleError):
-    """A record that cannot be used; for `kind` see `Report`."""
+    """A record does not have the form that its format expects; for `kind` see `Report`."""
 
     def __init__(self, message: str, hint: str, *, kind: str = "record") -> None:
         super().__init__(message, hint)
@@ -42,19 +42,18 @@ def skips_invalid() -> bool:
     return _REPORT.get() is not None
 
 
-def report_or_raise(error: DmoleError, kind: str, *, count: int = 1, messages: Sequence[str] = ()) -> None:
+def report_or_raise(error: InvalidRecord, *, count: int = 1, messages: Sequence[str] = ()) -> None:
     """Report `count` invalid records within `skipping_invalid`, else raise the error.
 
     Args:
         error: raised outside of `skipping_invalid`.
-        kind: see `Report`.
         count: number of records.
         messages: of the first few records; default: the error's message.
     """
     report = _REPORT.get()
     if report is None:
         raise error
-    report(kind, count, messages or [error.message])
+    report(error.kind, count, messages or [error.message])
 
 
 def valid_records(places: Iterable[tuple[str, Any]], parse: Callable[[str, Any], Iterable[Parsed]]) -> Iterator[Parsed]:
@@ -67,6 +66,6 @@ def valid_records(places: Iterable[tuple[str, Any]], parse: Callable[[str, Any],
         try:
             parsed = list(parse(place, value))
         except InvalidRecord as error:
-            report_or_raise(error, error.kind)
+            report_or_raise(error)
         else:
             yield from parsed

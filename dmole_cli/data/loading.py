@@ -7,25 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from dmole_cli.artifacts.image_digests import ImageDigests
-from dmole_cli.data.card import QUESTION, SPLITS, TaskCard, load_card, task_name, task_names
-from dmole_cli.data.checking import CheckReport, Findings, Model, Problem, check_rows, previews
+from dmole_cli.data.card import QUESTION, SPLITS, TaskCard
+from dmole_cli.data.checking import CheckReport, Findings, Model, check_rows, previews
 from dmole_cli.data.formats.base import load_format
 from dmole_cli.data.invalid_records import skipping_invalid
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 from dmole_cli.progress import Track, untracked
-
-__all__ = [
-    "SPLITS",
-    "CheckReport",
-    "Problem",
-    "TaskCard",
-    "check_card",
-    "load_card",
-    "samples",
-    "task_name",
-    "task_names",
-]
 
 
 class EmptySplit(DmoleError):

@@ -38,7 +38,26 @@ class Sample:
     files: tuple[Path, ...] = ()
 
 
-class Picked(Sequence[Sample]):
+class LazySamples(Sequence[Sample]):
+    """Samples that are made on access; subclasses define `__len__` and `sample_at`."""
+
+    def sample_at(self, index: int) -> Sample:
+        """Make the sample at an index in [0, len)."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self.sample_at(number) for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.sample_at(index % len(self))
+
+
+class Picked(LazySamples):
     """Selected samples of several splits in a chosen order, each made on access.
 
     Args:
@@ -52,13 +71,8 @@ class Picked(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
+    def sample_at(self, index: int) -> Sample:
+        """Return a sample of one of the splits."""
         row = self._rows[index]
         for split in self._splits:
             if row < len(split):

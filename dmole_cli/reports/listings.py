@@ -34,7 +34,7 @@ def show_check(report: CheckReport) -> None:
         if "problem" in look:
             print(f"  {look['sample_id']}: {look['problem']}")
             continue
-        sizes = ", ".join(f"{size['width']} x {size['height']}" for size in look["pictures"])
+        sizes = ", ".join(f"{size['width']} x {size['height']}" for size in look["images"])
         images = f"images {sizes} in {look['tiles']} tile(s)" if sizes else "no image"
         print(f"  {look['sample_id']}: {images}, {look['tokens']} tokens, {look['answer_tokens']} of the answer")
         for line in [*look["prompt"].splitlines(), f"-> {look['answer']}"]:

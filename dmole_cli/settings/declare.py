@@ -75,6 +75,16 @@ def option_name(name: str, field: FieldInfo) -> str:
     return str(extra_of(field)["option"]) or f"--{name.replace('_', '-')}"
 
 
+def shown_default(field: FieldInfo) -> str:
+    """The default as `--help` and the docs show it; empty where there is none."""
+    default = field.default
+    if default is None or isinstance(default, dict):
+        return ""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return ", ".join(default) if isinstance(default, tuple) else str(default)
+
+
 def choices_of(kind: Any) -> tuple[str, ...]:
     """The values of a `Literal`, or of the `Literal` in an optional or a tuple; empty for other types."""
     if get_origin(kind) is Literal:
@@ -115,5 +125,5 @@ def _bounds(field: FieldInfo, kind: Any) -> str:
     if isinstance(most, Le):
         parts.append(f"up to {most.le}")
     elif most is not None:
-        parts.append(f"below {most.lt}")
+        parts.append(f"to below {most.lt}" if isinstance(least, Ge) else f"below {most.lt}")
     return " and ".join(parts) if isinstance(least, Gt) else " ".join(parts)

@@ -127,7 +127,9 @@ class EvaluateSettings(Section):
     """Stage `evaluate`."""
 
     # Recorded only where it shapes the result, which is with routing by batch vote.
-    batch_size: int = setting(64, "samples per batch; no result depends on it", in_header="never", ge=1)
+    batch_size: int = setting(
+        64, "samples per batch; only the routing batch-vote depends on it", in_header="never", ge=1
+    )
     # Both are recorded for methods that have routers.
     routing: Literal["top-2", "top-1", "batch-vote", "oracle", "always-all"] = setting(
         "top-2", "rule that chooses a sample's active experts", in_header="never"

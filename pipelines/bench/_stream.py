@@ -1,6 +1,6 @@
 """The embedded backbone and the built-in stream: samples, and the stages of a run on them.
 
-Settings, workspaces and the calls of stages are used in this file only.
+Settings and calls of stages are used in this file only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.cli.workspace import workspace
-from dmole_cli.data.loading import load_card, samples
+from dmole_cli.data.card import load_card
+from dmole_cli.data.loading import samples
 from dmole_cli.data.sample import Sample
 from dmole_cli.experts.expert import Expert
 from dmole_cli.settings.model import DEFAULT_TASKS, DEFAULT_UNSEEN, RouterSettings, Settings, TrainSettings
@@ -67,13 +68,13 @@ class StreamRun:
         changed: dict[str, Any] = {}
         if quick:
             changed = {"router": RouterSettings(epochs=200), "train": TrainSettings(batch_size=16)}
-        self.workspace = workspace(Settings(tasks=tuple(tasks), unseen=tuple(unseen), **changed), Run(folder))
-        self.run = self.workspace.run
+        self.work = workspace(Settings(tasks=tuple(tasks), unseen=tuple(unseen), **changed), Run(folder))
+        self.run = self.work.run
 
     @property
     def settings(self) -> Settings:
         """The settings of the run."""
-        return self.workspace.settings
+        return self.work.settings
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -88,35 +89,35 @@ class StreamRun:
     @property
     def backbone(self) -> Backbone:
         """The loaded backbone."""
-        return self.workspace.model.load()
+        return self.work.model.load()
 
     def card(self, task: str) -> Any:
         """The card of a task."""
-        return self.workspace.data.card(task)
+        return self.work.data.card(task)
 
     def samples(self, task: str, split: str) -> Sequence[Sample]:
         """A split of a task."""
-        return self.workspace.data.samples(task, split)
+        return self.work.data.samples(task, split)
 
     def profile(self, task: str, *, force: bool = False) -> Outcome:
         """Run the stage `profile`."""
-        return profile.profile(task, **self.workspace.parts, force=force)
+        return profile.profile(task, **self.work.parts, force=force)
 
     def allocate(self, task: str) -> Outcome:
         """Run the stage `allocate`."""
-        return allocate.allocate_task(task, **self.workspace.parts_without_data)
+        return allocate.allocate_task(task, **self.work.parts_without_data)
 
     def train_router(self, task: str) -> Outcome:
         """Run the stage `train-router`."""
-        return train_router.train_router(task, **self.workspace.parts)
+        return train_router.train_router(task, **self.work.parts)
 
     def train_task(self, task: str) -> Outcome:
         """Run the stage `train-task`."""
-        return train_task.train_task(task, **self.workspace.parts)
+        return train_task.train_task(task, **self.work.parts)
 
     def evaluate(self, *, force: bool = False) -> None:
         """Run the stage `evaluate` for the whole score matrix."""
-        evaluate.evaluate(**self.workspace.parts, force=force)
+        evaluate.evaluate(**self.work.parts, force=force)
 
     def train(self) -> None:
         """Run all stages before `evaluate` for all tasks."""

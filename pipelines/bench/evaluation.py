@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dmole_cli.backbones.backbone import Backbone, Encoded
-from dmole_cli.data.loading import load_card
+from dmole_cli.data.card import load_card
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate
 from pipelines.bench._models import attached

@@ -17,7 +17,7 @@ import torch
 
 from dmole_cli.artifacts.router import RouterFile
 from dmole_cli.backbones.backbone import Backbone, Encoded
-from dmole_cli.data.loading import load_card
+from dmole_cli.data.card import load_card
 from dmole_cli.experts.expert import Expert
 from dmole_cli.methods.base import Entry, load_method
 from pipelines.bench._reference import looped_experts

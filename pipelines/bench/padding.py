@@ -11,7 +11,7 @@ import random
 import torch
 
 from dmole_cli.backbones.backbone import Backbone
-from dmole_cli.data.loading import load_card
+from dmole_cli.data.card import load_card
 from dmole_cli.training.order import shuffled_batches
 from pipelines.bench._stream import TASKS, embedded, some_samples
 from pipelines.bench._timing import Row, counted

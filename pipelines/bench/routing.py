@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from dmole_cli.backbones.backbone import Backbone, Encoded
-from dmole_cli.data.loading import load_card
+from dmole_cli.data.card import load_card
 from dmole_cli.inference.decoding import generate
 from dmole_cli.routing.autoencoder import Autoencoder
 from dmole_cli.routing.rules import top_candidates

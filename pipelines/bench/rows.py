@@ -53,8 +53,9 @@ def write_task(folder: Path, rows: int, *, array: bool = False) -> Path:
 def read(card: str, *, keep: bool = False) -> dict[str, Any]:
     """Read, digest and iterate a task; gives its digest, times and peak memory in bytes. `keep` holds all samples in a list."""
     from dmole_cli.artifacts.image_digests import ImageDigests
+    from dmole_cli.data.card import load_card
     from dmole_cli.data.digests import data_digest
-    from dmole_cli.data.loading import load_card, samples
+    from dmole_cli.data.loading import samples
 
     started = time.perf_counter()
     found: dict[str, Any] = {"rows": 0, "libraries": peak()}

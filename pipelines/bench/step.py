@@ -92,7 +92,7 @@ def ours(
                     routed,
                     experts[case.newest],
                     [Batch(ids, sets, batch)],
-                    schedule=Schedule(steps=1, learning_rate=RATE, settings=TRAIN_SETTINGS),
+                    schedule=Schedule(1, RATE, TRAIN_SETTINGS),
                 )
         finally:
             routed.close()

@@ -1,1 +1,1 @@
-"""The comparison of all methods under one protocol; each command here is a program of its own."""
+"""Comparison of all methods under one protocol; run.py, table.py and tune.py are programs."""

@@ -1,4 +1,4 @@
-"""The folder of a comparison as rows (method, order, seed, task, quantity, value): all that was measured, nothing rounded."""
+"""The results of a comparison as rows (method, order, seed, task, quantity, value), not rounded."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from _plan import Cell, Record
-from _work import cost_of
+from _comparison import cost_of
+from _plan import Experiment, Record
 
 from dmole_cli.artifacts.run import Run
 from dmole_cli.reports.collect import QUANTITIES, MethodReport, collect
 from dmole_cli.reports.costs import cost_rows
 
-# What stands in the column of tasks for means and totals.
+# Values of the column `task` for means and totals.
 MEAN, MEAN_WITHOUT, ALL = "mean", "mean without CIDEr", "all"
-# What likelihoods say of a task; see `KNOWLEDGE` of the reports.
-CLOSED = "ranked_first"  # only where the possible answers are known
-KNOWN = (CLOSED, "log_likelihood")
+# Quantities from likelihoods; see `KNOWLEDGE` of the reports.
+CLOSED = "ranked_first"  # only for tasks whose card lists all possible answers
+LIKELIHOODS = (CLOSED, "log_likelihood")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One number; scores in points, shares of samples in per cent."""
+    """One number: scores in points, shares of samples in percent."""
 
     method: str
     order: str
@@ -35,33 +35,35 @@ class Row:
 
 
 def rows_of(folder: Path, record: Record, *, group: str) -> list[Row]:
-    """Every row of the finished cells of a group; what was not run, or cannot be said of a method, has none.
+    """The rows of a group's finished experiments; a quantity without a value has no row.
 
     Raises:
-        DmoleError: a file of evaluations or costs is damaged.
+        DmoleError: an evaluation or cost file is damaged.
     """
-    return [row for cell in record.cells if cell.group == group for row in _cell_rows(folder, record, cell)]
+    return [row for e in record.experiments if e.group == group for row in _rows_of_experiment(folder, record, e)]
 
 
-def _cell_rows(folder: Path, record: Record, cell: Cell) -> Iterator[Row]:
-    evaluations = _finished_evaluations(folder / cell.folder, cell)
+def _rows_of_experiment(folder: Path, record: Record, experiment: Experiment) -> Iterator[Row]:
+    root = folder / experiment.folder
+    evaluations = _finished_evaluations(root, experiment)
     if evaluations is None:
         return
-    run, tasks = Run(folder / cell.folder, folder / cell.shared), record.orders[cell.order]
+    run, tasks = Run(root, folder / experiment.shared), record.orders[experiment.order]
     (report,) = collect(run, tasks=tasks, methods=[evaluations], split=record.split)
     values = {**_scores(report), **_shares(report), **_knowledge(report)}
     values |= {(ALL, name): getattr(report, name) for name in ("trainable_parameters", "stored_parameters")}
     routes = any(share is not None for share in report.routing.values())
-    seconds = _seconds(run, cell, evaluations, record.split, routes=routes)
+    seconds = _seconds(run, experiment, evaluations, record.split, routes=routes)
     values |= {(ALL, name): value for name, value in seconds.items()}
     for (task, quantity), value in values.items():
         if value is not None:
-            yield Row(cell.label, cell.order, cell.seed, task, quantity, value)
+            yield Row(experiment.label, experiment.order, experiment.seed, task, quantity, value)
 
 
-def _finished_evaluations(root: Path, cell: Cell) -> str | None:
-    """The name of a cell's evaluations once they are complete."""
-    marker = root / "steps" / f"evaluate-{cell.label if cell.evaluate else cell.method}.json"
+def _finished_evaluations(root: Path, experiment: Experiment) -> str | None:
+    """The name of an experiment's evaluations, None unless they are complete."""
+    name = experiment.label if experiment.evaluate else experiment.method
+    marker = root / "steps" / f"evaluate-{name}.json"
     found = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
     return found["evaluations"] if found.get("finished") else None
 
@@ -72,20 +74,20 @@ def _scores(report: MethodReport) -> dict[tuple[str, str], float | None]:
         values |= {(task, name): report.quantities[name][i] for i, task in enumerate(report.tasks)}
         values[MEAN, name], values[MEAN_WITHOUT, name] = report.mean[name], report.mean_of_bounded[name]
     for stage, row in enumerate(report.matrix):
-        values |= {(task, f"R[{stage}]"): cell for task, cell in zip(report.tasks, row, strict=True)}
+        values |= {(task, f"R[{stage}]"): entry for task, entry in zip(report.tasks, row, strict=True)}
     return values
 
 
 def _knowledge(report: MethodReport) -> dict[tuple[str, str], float | None]:
-    """What likelihoods say, where they were measured; the change since a task was learnt, as BWT has it."""
+    """Quantities from likelihoods, if they were measured; `*_bwt` is the change since the task's own training, as in BWT."""
     values: dict[tuple[str, str], float | None] = {}
-    for kind in KNOWN:
+    for kind in LIKELIHOODS:
         lost = []
         for task, known in report.knowledge.items():
             learnt, last = known[f"{kind}_learnt"], known[f"{kind}_last"]
             change = None if learnt is None or last is None else last - learnt
             values |= {(task, f"{kind}_learnt"): learnt, (task, f"{kind}_last"): last, (task, f"{kind}_bwt"): change}
-            # As with BWT, the last task cannot have been forgotten yet.
+            # As in BWT, the mean excludes the last task.
             if change is not None and task != report.tasks[-1]:
                 lost.append((change, report.quantities["bwt"][report.tasks.index(task)]))
         if lost:
@@ -96,7 +98,7 @@ def _knowledge(report: MethodReport) -> dict[tuple[str, str], float | None]:
 
 
 def _shares(report: MethodReport) -> dict[tuple[str, str], float | None]:
-    """Where samples went at the end, in per cent, and the scores of tasks that were never trained."""
+    """Routing after the last task in percent, and scores of tasks that were never trained."""
     right = {task: None if share is None else 100 * share for task, share in report.routing.items()}
     values: dict[tuple[str, str], float | None] = {(task, "routed_right"): share for task, share in right.items()}
     known = [share for share in right.values() if share is not None]
@@ -107,13 +109,13 @@ def _shares(report: MethodReport) -> dict[tuple[str, str], float | None]:
     return values
 
 
-def _seconds(run: Run, cell: Cell, evaluations: str, split: str, *, routes: bool) -> dict[str, float]:
+def _seconds(run: Run, experiment: Experiment, evaluations: str, split: str, *, routes: bool) -> dict[str, float]:
     costs = {row["stage"]: row["seconds"] for row in cost_rows(run)}
-    # Only a method that reads profiles or routers has its part in what they cost.
-    allocates = (run.root / "steps" / f"allocate-{cell.method}.json").exists()
+    # Profiles and routers count only for a method that uses them.
+    allocates = (run.root / "steps" / f"allocate-{experiment.method}.json").exists()
     prepared = [name for name, used in (("profile", allocates), ("train-router", routes)) if used]
     return {
         "preparation_seconds": sum(costs.get(name, 0.0) for name in prepared),
-        "training_seconds": costs.get(f"train-task-{cell.method}", 0.0),
+        "training_seconds": costs.get(f"train-task-{experiment.method}", 0.0),
         "evaluation_seconds": costs.get(cost_of(evaluations, split), 0.0),
     }

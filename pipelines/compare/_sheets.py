@@ -1,23 +1,20 @@
-"""Rows to tables: means over seeds, as texts for a terminal, Markdown and CSV."""
+"""Tables of means over seeds: computed from rows, shown in a terminal, or as Markdown."""
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from _plan import Cell
+from _plan import Experiment
 from _results import ALL, MEAN, MEAN_WITHOUT, Row
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dmole_cli.artifacts.files import replacing
 from dmole_cli.reports.tables import MISSING, TITLES, nats, points
 
 COUNTS = {"trained": "trainable_parameters", "stored": "stored_parameters"}
@@ -27,7 +24,7 @@ SUMMARY_COLUMNS = ["method", "order", "task", "quantity", "mean", "deviation", "
 
 @dataclass(frozen=True)
 class Sheet:
-    """A part of a table: texts in rows and columns."""
+    """A table of formatted values."""
 
     title: str
     heading: list[str]
@@ -35,38 +32,38 @@ class Sheet:
 
 
 class Summary:
-    """Rows by what they are of, over the seeds that are there."""
+    """Values by order, method, task and quantity, over the finished seeds."""
 
-    def __init__(self, rows: Iterable[Row], cells: Iterable[Cell]) -> None:
+    def __init__(self, rows: Iterable[Row], experiments: Iterable[Experiment]) -> None:
         self._values: dict[tuple[str, str, str, str], list[float]] = {}
         for row in rows:
             self._values.setdefault((row.order, row.method, row.task, row.quantity), []).append(row.value)
-        self.planned = Counter((cell.order, cell.label) for cell in cells)
+        self.planned = Counter((experiment.order, experiment.label) for experiment in experiments)
 
     def labels(self, order: str) -> list[str]:
-        """Rows of the table in an order."""
-        return [label for there, label in self.planned if there == order]
+        """The labels of the table's rows in an order."""
+        return [label for name, label in self.planned if name == order]
 
     def values(self, order: str, label: str, task: str, quantity: str) -> list[float]:
-        """One for each seed that has it."""
+        """One value for each finished seed."""
         return self._values.get((order, label, task, quantity), [])
 
     def text(self, order: str, label: str, task: str, quantity: str) -> str:
-        """Mean ± sample standard deviation as it stands in the table."""
+        """Mean ± sample standard deviation, formatted."""
         values, planned = self.values(order, label, task, quantity), self.planned[order, label]
         if not values:
             return MISSING
-        written = nats if quantity.startswith("log_likelihood") else points
-        spread = f" ± {written(stdev(values))}" if len(values) > 1 else ""
-        return written(fmean(values)) + spread + (f" (n={len(values)})" if len(values) < planned else "")
+        formatted = nats if quantity.startswith("log_likelihood") else points
+        spread = f" ± {formatted(stdev(values))}" if len(values) > 1 else ""
+        return formatted(fmean(values)) + spread + (f" (n={len(values)})" if len(values) < planned else "")
 
     def count(self, order: str, label: str, quantity: str) -> str:
-        """A whole number; the largest where seeds differ."""
+        """An integer, formatted; the largest if seeds differ."""
         values = self.values(order, label, ALL, quantity)
         return f"{max(values):,.0f}" if values else MISSING
 
     def each(self) -> list[dict[str, Any]]:
-        """Every mean, a row of `SUMMARY_COLUMNS`."""
+        """A row (`SUMMARY_COLUMNS`) for every mean."""
         return [
             {
                 "method": label,
@@ -84,7 +81,7 @@ class Summary:
     def sheet(
         self, title: str, order: str, columns: Mapping[str, tuple[str, str]], counts: Mapping[str, str] | None = None
     ) -> Sheet:
-        """A row for each method: whole numbers first, then means (column -> task and quantity)."""
+        """A row per method, with `counts` (column -> quantity) before the means `columns` (column -> task and quantity)."""
         counts = counts or {}
         rows = [
             [
@@ -98,7 +95,7 @@ class Summary:
 
 
 def main_sheets(summary: Summary, order: str, tasks: Sequence[str]) -> list[Sheet]:
-    """The parts of the main table for one order: the means, what they cost, and every quantity task by task."""
+    """The parts of the main table for one order: means, costs, likelihoods, and every quantity per task."""
     means = {TITLES[name]: (MEAN, name) for name in TITLES}
     means |= {f"{TITLES[name]} w/o CIDEr": (MEAN_WITHOUT, name) for name in ("last", "avg")}
     costs = {f"{name} s": (ALL, quantity) for name, quantity in SECONDS.items()}
@@ -115,20 +112,20 @@ def main_sheets(summary: Summary, order: str, tasks: Sequence[str]) -> list[Shee
 
 
 def _knowledge_sheets(summary: Summary, order: str, tasks: Sequence[str]) -> list[Sheet]:
-    """What was lost of the answers beside what was lost of the knowledge behind them, where likelihoods were measured."""
+    """The change of scores beside that of likelihoods, if those were measured."""
     if not any(summary.values(order, label, MEAN, "log_likelihood_bwt") for label in summary.labels(order)):
         return []
     means = {"BWT": (MEAN, "bwt"), "BWT closed": (MEAN, "bwt_of_closed")}
     means |= {"ranked first closed": (MEAN, "ranked_first_bwt"), "log-likelihood": (MEAN, "log_likelihood_bwt")}
-    found = [summary.sheet("Change since a task was learnt: answers, and the knowledge behind them", order, means)]
+    found = [summary.sheet("Change since a task was trained: scores and likelihoods", order, means)]
     for title, quantity in (("Ranked first", "ranked_first_bwt"), ("Log-likelihood", "log_likelihood_bwt")):
         columns = {task: (task, quantity) for task in tasks} | {"mean": (MEAN, quantity)}
-        found.append(summary.sheet(f"{title}: change since a task was learnt, per task", order, columns))
+        found.append(summary.sheet(f"{title}: change since a task was trained, per task", order, columns))
     return found
 
 
 def study_sheet(summary: Summary, title: str, order: str, tasks: Sequence[str]) -> Sheet:
-    """A study: Last per task, the means, and the mean Last relative to the first row's."""
+    """The table of a study: Last per task, means, and the mean Last relative to that of the first row."""
     columns = {task: (task, "last") for task in tasks}
     columns |= {"Last": (MEAN, "last"), "Last w/o CIDEr": (MEAN_WITHOUT, "last"), "AVG": (MEAN, "avg")}
     columns |= {"BWT": (MEAN, "bwt"), "routed right %": (MEAN, "routed_right")}
@@ -141,7 +138,7 @@ def study_sheet(summary: Summary, title: str, order: str, tasks: Sequence[str]) 
 
 
 def markdown(sheets: Sequence[Sheet]) -> list[str]:
-    """Sheets as Markdown tables."""
+    """Format sheets as Markdown."""
     lines = []
     for sheet in sheets:
         lines += [f"**{sheet.title}**", "", _line(sheet.heading), "|---" + "|---:" * (len(sheet.heading) - 1) + "|"]
@@ -149,12 +146,12 @@ def markdown(sheets: Sequence[Sheet]) -> list[str]:
     return lines
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _line(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
 
 
 def show(sheets: Sequence[Sheet], console: Console) -> None:
-    """Sheets as tables of a terminal."""
+    """Print sheets."""
     for sheet in sheets:
         title = Text(sheet.title, style="bold")
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -163,11 +160,3 @@ def show(sheets: Sequence[Sheet], console: Console) -> None:
         for row in sheet.rows:
             table.add_row(*map(Text, row))
         console.print(table)
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write rows as CSV; a missing value is an empty field."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

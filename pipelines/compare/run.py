@@ -1,12 +1,12 @@
-"""All methods under one protocol, and the table of a paper: `python pipelines/compare/run.py runs/compare`.
+"""Run all methods under one protocol and write the tables: `python pipelines/compare/run.py runs/compare`.
 
-Every cell (a method, an order of the tasks, a seed) is run by the command line tool. Start it again after a crash, a kill or a
-restart of the machine and it goes on where it was; several may work in one folder at once.
+Every experiment (a method, an order of the tasks, a seed) runs as `dmole` commands. An interrupted comparison resumes when the
+same command is run again; several processes may work in one folder at once.
 
-    python pipelines/compare/run.py runs/compare --methods seq-ft d-mole --seeds 0     # some of it
-    python pipelines/compare/run.py runs/compare --methods mine --force                # again, from its training on
-    python pipelines/compare/run.py runs/compare --only studies                        # what the parts of D-MoLE do
-    python pipelines/compare/run.py runs/chosen --only rank --split validation         # before something is chosen
+    python pipelines/compare/run.py runs/compare --methods seq-ft d-mole --seeds 0     # a part of the main table
+    python pipelines/compare/run.py runs/compare --methods mine --force                # rerun from the training on
+    python pipelines/compare/run.py runs/compare --only studies                        # ablations of D-MoLE
+    python pipelines/compare/run.py runs/chosen --only rank --split validation         # to choose something
 """
 
 from __future__ import annotations
@@ -20,113 +20,115 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from _plan import CONFIG, PLAN, Cell, main_cells, read_record, read_toml, rows_of_plan, study_cells
-from _work import Comparison
+from _comparison import Comparison
+from _files import read_toml
+from _plan import CONFIG, MAIN, PLAN, Experiment, main_experiments, read_record, rows_of_plan, study_experiments
+from _program import exit_with, reported_errors
 from table import write_results
 
 from dmole_cli.errors import DmoleError
 
 
 def main() -> None:
-    """Run what was asked for, then write and print the tables."""
+    """Run the chosen experiments, then write and print the tables."""
     options = _options()
-    try:
+    with reported_errors():
         plan, config = read_toml(options.plan), read_toml(options.config)
         comparison = Comparison(options.folder, plan, config, split=options.split, likelihood=options.likelihood)
-        cells = chosen_cells(plan, options)
-        failed = run_cells(comparison, cells, force=options.force, jobs=options.jobs)
-        shown = {cell.group for cell in cells}
+        experiments = chosen_experiments(plan, options)
+        failed = run_experiments(comparison, experiments, force=options.force, jobs=options.jobs)
+        shown = {experiment.group for experiment in experiments}
         write_results(options.folder, options.results or options.folder / "results", plan, shown=shown)
-    except DmoleError as error:
-        sys.exit(f"error: {error.message}\n  -> {error.hint}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; start the same command again to go on")
-    sys.exit(f"{len(failed)} of {len(cells)} cells failed: {'; '.join(map(str, failed))}" if failed else 0)
+    exit_with(failed, of=len(experiments), what="experiments")
 
 
-def chosen_cells(plan: Mapping[str, Any], options: argparse.Namespace) -> list[Cell]:
-    """What was asked for, in the order of work."""
-    cells = []
-    if "main" in options.only:
-        cells += main_cells(plan, rows=options.methods, seeds=options.seeds, orders=options.orders)
-    if studies := [name for name in options.only if name not in ("main", "studies")]:
-        cells += study_cells(plan, studies=studies, seeds=options.seeds)
+def chosen_experiments(plan: Mapping[str, Any], options: argparse.Namespace) -> list[Experiment]:
+    """The experiments that the options select, in the order in which they run."""
+    found = []
+    if MAIN in options.only:
+        found += main_experiments(plan, rows=options.methods, seeds=options.seeds, orders=options.orders)
+    if studies := [name for name in options.only if name not in (MAIN, "studies")]:
+        found += study_experiments(plan, studies=studies, seeds=options.seeds)
     elif "studies" in options.only:
-        cells += study_cells(plan, seeds=options.seeds)
-    return cells
+        found += study_experiments(plan, seeds=options.seeds)
+    return found
 
 
-def run_cells(comparison: Comparison, cells: Sequence[Cell], *, force: bool = False, jobs: int = 1) -> list[Cell]:
-    """Run cells in their order; what fails is said and does not stop the others. Gives the cells that failed.
+def run_experiments(
+    comparison: Comparison, experiments: Sequence[Experiment], *, force: bool = False, jobs: int = 1
+) -> list[Experiment]:
+    """Run experiments in order and return those that failed; a failure is reported and does not stop the others.
 
     Args:
-        comparison: what they have in common.
-        cells: what is to be done.
-        force: forget what is there of them first.
-        jobs: how many are worked on at once.
+        comparison: the folder they belong to.
+        experiments: the experiments.
+        force: delete their existing results first.
+        jobs: number of experiments that run at once.
 
     Raises:
         DmoleError: an order of the plan does not fit the configuration, or the record of the folder is damaged.
     """
-    orders = {order: comparison.names(order) for order in comparison.plan["orders"]}
     comparison.write_configs()
     record = read_record(comparison.folder)
     record.split = comparison.split
-    record.add(cells, orders, rows=rows_of_plan(comparison.plan))
+    orders = {order: comparison.names(order) for order in comparison.plan["orders"]}
+    record.add(experiments, orders, rows=rows_of_plan(comparison.plan))
     record.write(comparison.folder)
-    failed: list[Cell] = []
-    clock = _Clock(comparison, cells, failed, jobs)
-    for cell in cells if force else ():
-        comparison.forget(cell)
+    failed: list[Experiment] = []
+    progress = _Progress(comparison, experiments, failed, jobs)
+    for experiment in experiments if force else ():
+        comparison.delete(experiment)
 
-    def one(number: int, cell: Cell) -> None:
-        place = f"[{number}/{len(cells)}] {cell}"
+    def run(number: int, experiment: Experiment) -> None:
+        prefix = f"[{number}/{len(experiments)}] {experiment}"
         try:
-            if not comparison.finished(cell):
-                for step in comparison.work(cell):
-                    say(f"{place}: {step} ({clock.words()})")
+            if not comparison.finished(experiment):
+                for step in comparison.run(experiment):
+                    say(f"{prefix}: {step} ({progress.text()})")
         except DmoleError as error:
-            failed.append(cell)
-            say(f"{place}: {error.message}\n  -> {error.hint}")
+            failed.append(experiment)
+            say(f"{prefix}: {error.message}\n  -> {error.hint}")
 
     with ThreadPoolExecutor(max(1, jobs)) as pool:
-        waiting = [pool.submit(one, number, cell) for number, cell in enumerate(cells, start=1)]
+        waiting = [pool.submit(run, number, experiment) for number, experiment in enumerate(experiments, start=1)]
         try:
             for done in waiting:
                 done.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return sorted(failed, key=cells.index)
+    return sorted(failed, key=experiments.index)
 
 
-class _Clock:
-    """What has passed, and what remains by what the finished cells took."""
+class _Progress:
+    """Elapsed time, and the remaining time as estimated from the finished experiments."""
 
-    def __init__(self, comparison: Comparison, cells: Sequence[Cell], failed: Sequence[Cell], jobs: int) -> None:
-        self.comparison, self.cells, self.failed, self.jobs = comparison, cells, failed, jobs
+    def __init__(
+        self, comparison: Comparison, experiments: Sequence[Experiment], failed: Sequence[Experiment], jobs: int
+    ) -> None:
+        self.comparison, self.experiments, self.failed, self.jobs = comparison, experiments, failed, jobs
         self.started = time.monotonic()
 
-    def words(self) -> str:
-        """As people say it."""
-        took: dict[str, list[float]] = {}
+    def text(self) -> str:
+        """Both as text, such as `12 min elapsed, about 1 h 5 min remaining`."""
+        finished: dict[str, list[float]] = {}
         waiting = []
-        for cell in self.cells:
-            if cell in self.failed:
+        for experiment in self.experiments:
+            if experiment in self.failed:
                 continue
             try:
-                if self.comparison.finished(cell):
-                    took.setdefault(cell.label, []).append(self.comparison.seconds(cell))
+                if self.comparison.finished(experiment):
+                    finished.setdefault(experiment.label, []).append(self.comparison.seconds(experiment))
                 else:
-                    waiting.append(cell)
-            except DmoleError:  # said when it is the cell's turn
+                    waiting.append(experiment)
+            except DmoleError:  # reported when the experiment runs
                 continue
-        passed = _minutes(time.monotonic() - self.started)
-        if not took:
-            return passed
-        usual = fmean(seconds for row in took.values() for seconds in row)
-        remaining = sum(fmean(took.get(cell.label, [usual])) for cell in waiting) / self.jobs
-        return f"{passed} so far, about {_minutes(remaining)} to go"
+        elapsed = f"{_minutes(time.monotonic() - self.started)} elapsed"
+        if not finished:
+            return elapsed
+        average = fmean(seconds for row in finished.values() for seconds in row)
+        remaining = sum(fmean(finished.get(experiment.label, [average])) for experiment in waiting) / self.jobs
+        return f"{elapsed}, about {_minutes(remaining)} remaining"
 
 
 def _minutes(seconds: float) -> str:
@@ -135,36 +137,30 @@ def _minutes(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """One line of talk; the table alone belongs to stdout."""
+    """Print to stderr; stdout is reserved for the tables."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of the comparison; made when needed")
-    parser.add_argument(
-        "--only", nargs="+", default=["main"], metavar="PART", help="main, studies, or single studies [main]"
-    )
-    parser.add_argument("--methods", nargs="+", metavar="ROW", help="rows of the table: methods or variants [all]")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="[the plan's]")
-    parser.add_argument("--orders", nargs="+", metavar="NAME", help="of the tasks, by their names in the plan [all]")
-    parser.add_argument(
-        "--split",
-        choices=("test", "validation"),
-        default="test",
-        help="validation, for choices; in a folder of its own",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("folder", type=Path, help="folder of the comparison; created if needed")
+    add("--only", nargs="+", default=[MAIN], metavar="PART", help="main, studies, or names of studies [main]")
+    add("--methods", nargs="+", metavar="ROW", help="rows of the table: methods or variants [all]")
+    add("--seeds", nargs="+", type=int, metavar="N", help="seeds [those of the plan]")
+    add("--orders", nargs="+", metavar="NAME", help="orders of the tasks, by their names in the plan [all]")
+    add("--split", choices=("test", "validation"), default="test", help="evaluated split; one per folder [test]")
+    add(
         "--likelihood",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="measure the likelihood of the right answers as well: knowledge lost, or format? [yes]",
+        help="also measure likelihoods of the reference answers, which do not depend on the answer's format [yes]",
     )
-    parser.add_argument("--plan", type=Path, default=PLAN, help="what is compared [pipelines/compare/plan.toml]")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="the stream [pipelines/compare/dmole.toml]")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="where the tables go [FOLDER/results]")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cells worked on at once [1]")
-    parser.add_argument("--force", action="store_true", help="make the chosen cells again, from their training on")
+    add("--plan", type=Path, default=PLAN, help="experiments [pipelines/compare/plan.toml]")
+    add("--config", type=Path, default=CONFIG, help="tasks and settings [pipelines/compare/dmole.toml]")
+    add("--results", type=Path, metavar="DIR", help="output folder of the tables [FOLDER/results]")
+    add("--jobs", type=int, default=1, metavar="N", help="number of experiments that run at once [1]")
+    add("--force", action="store_true", help="rerun the chosen experiments, from their training on")
     return parser.parse_args()
 
 

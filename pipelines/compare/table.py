@@ -1,7 +1,7 @@
-"""The tables of a comparison, from any state of its folder: `python pipelines/compare/table.py runs/compare`.
+"""Write the tables of a comparison, finished or not: `python pipelines/compare/table.py runs/compare`.
 
-Reads evaluations, headers and costs; prints the tables and writes table.md, table.csv and results.csv, the same for the studies
-(studies.md, studies.csv), and versions.json. What was not run is shown as missing.
+Reads evaluations, headers and costs; prints the tables and writes table.md, table.csv and results.csv, for the studies studies.md
+and studies.csv, and versions.json. Missing results are shown as missing.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from _plan import MAIN, PLAN, Cell, Record, read_record, read_toml
+from _files import read_toml, write_csv, write_lines
+from _plan import MAIN, PLAN, Experiment, Record, read_record
+from _program import reported_errors
 from _results import MEAN, Row, rows_of
-from _sheets import SUMMARY_COLUMNS, Sheet, Summary, main_sheets, markdown, show, study_sheet, write_csv
-from _work import write_lines
+from _sheets import SUMMARY_COLUMNS, Sheet, Summary, main_sheets, markdown, show, study_sheet
 from rich.console import Console
 from rich.text import Text
 
@@ -32,35 +33,37 @@ from dmole_cli.reports.tables import TITLES, UNITS, points
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "safetensors", "pyarrow")
 NOTES = [
     *FORMULAS.values(),
-    "Mean ± sample standard deviation over the seeds; (n=2) where fewer seeds are there than planned; – where nothing is.",
+    "Mean ± sample standard deviation over the seeds; (n=2): only two of the planned seeds have finished; –: no value.",
     UNITS,
-    "The means without (w/o) CIDEr leave out the tasks that are scored with it.",
-    "zero-shot never changes, so its BWT, forgetting and FWT are 0; finetune trains each task alone and joint all at once, so "
-    "that they have no such quantities: Last of finetune is each task's own score.",
-    "Trained: the most numbers that any stage trains. Stored: all numbers that answering after the last stage needs beside the "
-    "backbone (experts, routers), and what the method remembers for the next task (EWC's Fisher information); replay's old "
-    "samples are not in it.",
-    "Seconds are the stages' own work, without the start of processes: prepare = profiles and routers (once for all seeds and "
-    "orders), train = all tasks, evaluate = all stages and tasks; what a method shares with zero-shot is in zero-shot's.",
+    "w/o CIDEr: mean over the tasks that are not scored with CIDEr.",
+    "zero-shot is never trained, so its BWT, forgetting and FWT are 0. finetune trains each task alone and joint all tasks at "
+    "once, so these quantities are not defined for them; Last of finetune is each task's own score.",
+    "Trained: the largest number of parameters that is trained for a task. Stored: all values that predictions after the last "
+    "task need beside the backbone (experts, routers) and that the method saves for the next task (EWC's Fisher information), "
+    "without the old samples of replay.",
+    "Seconds: time spent in the stages, without starting processes. prepare: profile and train-router, once for all seeds and "
+    "orders; train: all tasks; evaluate: all tasks after every task, where results shared with zero-shot count for zero-shot.",
     f"Ranked first, per task R[T,i] - R[i,i] of: {KNOWLEDGE['ranked_first']}. Closed: the mean over those of the first T-1 tasks "
     "whose possible answers are known.",
     f"Log-likelihood, R[T,i] - R[i,i] in nats of: {KNOWLEDGE['log_likelihood']}.",
-    "Routed right: % of samples whose active experts include their own task's, at the last stage.",
+    "Routed right: % of samples whose active experts include that of their own task, after the last task.",
 ]
 
 
 def write_results(
     folder: Path, results: Path, plan: Mapping[str, Any], *, shown: Collection[str] | None = None
 ) -> None:
-    """Write the tables of a comparison's folder, and print those of some groups (`main`, studies; all by default).
+    """Write the tables of a comparison and print those of the groups `shown` (`main`, studies; default: all).
 
     Raises:
-        DmoleError: nothing was ever run there, or a file is damaged.
+        DmoleError: the folder has no experiments, or a file is damaged.
     """
     record = read_record(folder)
-    groups = dict.fromkeys(cell.group for cell in record.cells)
+    groups = dict.fromkeys(experiment.group for experiment in record.experiments)
     if not groups:
-        raise DmoleError(f"{folder} holds no comparison", f"make it with: python pipelines/compare/run.py {folder}")
+        raise DmoleError(
+            f"{folder} is not the folder of a comparison", f"create it with: python pipelines/compare/run.py {folder}"
+        )
     console = Console()
     console = console if console.is_terminal else Console(width=200)
     rows = {group: rows_of(folder, record, group=group) for group in groups}
@@ -68,24 +71,25 @@ def write_results(
     if MAIN in groups:
         _write_main(results, record, rows[MAIN], plan, console if shown is None or MAIN in shown else None)
     if studies:
-        loud = [name for name in studies if shown is None or name in shown]
-        _write_studies(results, record, {name: rows[name] for name in studies}, plan, console, loud)
+        _write_studies(
+            results, record, {name: rows[name] for name in studies}, plan, console, studies if shown is None else shown
+        )
     console.print(*(Text(note, style="dim") for note in NOTES), sep="\n")
-    write_json(results / "versions.json", provenance(record.cells))
+    write_json(results / "versions.json", provenance(record.experiments))
     print(f"written: {results}", file=sys.stderr)
 
 
 def _write_main(
     results: Path, record: Record, rows: Sequence[Row], plan: Mapping[str, Any], console: Console | None
 ) -> None:
-    cells = [cell for cell in record.cells if cell.group == MAIN]
-    summary, lines = Summary(rows, cells), ["# The comparison", ""]
-    for order in (order for order in record.orders if any(cell.order == order for cell in cells)):
+    experiments = [experiment for experiment in record.experiments if experiment.group == MAIN]
+    summary, lines = Summary(rows, experiments), ["# The comparison", ""]
+    for order in (order for order in record.orders if any(experiment.order == order for experiment in experiments)):
         title = f"Order {order}: {' → '.join(record.orders[order])}"
         sheets = main_sheets(summary, order, record.orders[order])
-        said = [*headline(summary, order, plan), *ceiling(summary, order, record.orders, plan)]
-        lines += [f"## {title}", "", *markdown(sheets), *(line for text in said for line in (text, ""))]
-        _print(console, title, sheets, said)
+        comments = [*headline(summary, order, plan), *ceiling(summary, order, record.orders, plan)]
+        lines += [f"## {title}", "", *markdown(sheets), *(line for text in comments for line in (text, ""))]
+        _print(console, title, sheets, comments)
     write_lines(results / "table.md", [*lines, "## What the columns mean", "", *(f"- {note}" for note in NOTES)])
     write_csv(results / "results.csv", [asdict(row) for row in rows], [f.name for f in fields(Row)])
     write_csv(results / "table.csv", summary.each(), SUMMARY_COLUMNS)
@@ -97,32 +101,33 @@ def _write_studies(
     rows: Mapping[str, Sequence[Row]],
     plan: Mapping[str, Any],
     console: Console,
-    loud: Sequence[str],
+    shown: Collection[str],
 ) -> None:
     lines, values = ["# Studies", ""], []
     for name in rows:
-        cells = [cell for cell in record.cells if cell.group == name]
-        summary, title = Summary(rows[name], cells), plan.get("studies", {}).get(name, {}).get("title", name)
-        sheets = [study_sheet(summary, f"{name}: {title}", o, record.orders[o]) for o in {c.order: 0 for c in cells}]
+        experiments = [experiment for experiment in record.experiments if experiment.group == name]
+        summary, title = Summary(rows[name], experiments), plan.get("studies", {}).get(name, {}).get("title", name)
+        orders = dict.fromkeys(experiment.order for experiment in experiments)
+        sheets = [study_sheet(summary, f"{name}: {title}", order, record.orders[order]) for order in orders]
         lines += markdown(sheets)
         values += [{"study": name, **asdict(row)} for row in rows[name]]
-        _print(console if name in loud else None, "", sheets, [])
+        _print(console if name in shown else None, "", sheets, [])
     lines += ["Last, rel. %: the mean Last relative to the first row's.", ""]
     write_lines(results / "studies.md", [*lines, *(f"- {note}" for note in NOTES)])
     write_csv(results / "studies.csv", values, ["study", *(f.name for f in fields(Row))])
 
 
-def _print(console: Console | None, title: str, sheets: Sequence[Sheet], said: Sequence[str]) -> None:
+def _print(console: Console | None, title: str, sheets: Sequence[Sheet], comments: Sequence[str]) -> None:
     if console is not None:
         if title:
             console.print(Text(title, style="bold underline"))
         show(sheets, console)
-        for line in said:
+        for line in comments:
             console.print(Text(line))
 
 
 def headline(summary: Summary, order: str, plan: Mapping[str, Any]) -> list[str]:
-    """How far ahead of the best rival each of the plan's own rows is, for Last and AVG, relative."""
+    """Mean Last and AVG of the plan's own rows relative to those of the best rival."""
     lines = []
     for name in ("last", "avg"):
         rivals = {r: fmean(v) for r in plan.get("rivals", ()) if (v := summary.values(order, r, MEAN, name))}
@@ -131,50 +136,52 @@ def headline(summary: Summary, order: str, plan: Mapping[str, Any]) -> list[str]
         best = max(rivals, key=rivals.__getitem__)
         for row in plan.get("ours", ()):
             if own := summary.values(order, row, MEAN, name):
-                ahead = 100 * (fmean(own) / rivals[best] - 1)
+                gain = 100 * (fmean(own) / rivals[best] - 1)
                 lines.append(
-                    f"Mean {TITLES[name]} of {row} beside {best}, the best of {', '.join(rivals)}: {ahead:+.1f} %."
+                    f"Mean {TITLES[name]} of {row} relative to {best}, the best of {', '.join(rivals)}: {gain:+.1f} %."
                 )
     return lines
 
 
 def ceiling(summary: Summary, order: str, orders: Mapping[str, Sequence[str]], plan: Mapping[str, Any]) -> list[str]:
-    """How far ahead anybody could be: each task learnt as well as alone, never forgotten, and zero-shot until its turn.
+    """AVG of an ideal method, relative to that of the best rival.
 
-    A stream that the pretrained backbone half knows leaves little room above a method that hardly changes it; this says how
-    much. zero-shot and finetune do not depend on the order, so those of any order serve.
+    The ideal method has the score of the plan's `bound.before` on each task until its turn, and that of `bound.after` from then
+    on. If the pretrained backbone already solves much of the tasks, even this is little more than what a method that hardly
+    changes the backbone reaches. The scores of both rows do not depend on the order, so those of any order are used.
     """
-
-    def alone(label: str, task: str) -> float | None:
-        found = [v for name in orders for v in summary.values(name, label, task, "last")]
-        return fmean(found) if found else None
-
-    tasks = orders[order]
-    before, after = [alone("zero-shot", task) for task in tasks], [alone("finetune", task) for task in tasks]
+    bound = plan.get("bound")
     rivals = [fmean(v) for r in plan.get("rivals", ()) if (v := summary.values(order, r, MEAN, "avg"))]
-    known = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
-    if len(known) < len(tasks) or not rivals or max(rivals) <= 0:
+    if not bound or not rivals or max(rivals) <= 0:
         return []
-    stages = len(tasks)
-    top = fmean((b * place + a * (stages - place)) / stages for place, (b, a) in enumerate(known))
-    floor, ahead = fmean(b for b, _ in known), 100 * (top / max(rivals) - 1)
+    before, after = bound["before"], bound["after"]
+    scores = [
+        [[v for name in orders for v in summary.values(name, label, task, "last")] for label in (before, after)]
+        for task in orders[order]
+    ]
+    if not all(values for pair in scores for values in pair):
+        return []
+    known = [(fmean(low), fmean(high)) for low, high in scores]
+    count = len(known)
+    top = fmean((low * turn + high * (count - turn)) / count for turn, (low, high) in enumerate(known))
+    floor, gain = fmean(low for low, _ in known), 100 * (top / max(rivals) - 1)
     return [
-        f"AVG of zero-shot is {points(floor)}. With every task at finetune's score from its turn on and zero-shot before, "
-        f"AVG would be {points(top)}: {ahead:+.1f} % beside the best rival."
+        f"AVG of {before} is {points(floor)}. With the score of {before} on every task until its turn and that of {after} from "
+        f"then on, AVG would be {points(top)}: {gain:+.1f} % relative to the best rival."
     ]
 
 
-def provenance(cells: Sequence[Cell]) -> dict[str, Any]:
-    """The commands that make the results again, and what made them; no times and no places."""
+def provenance(experiments: Sequence[Experiment]) -> dict[str, Any]:
+    """The commands that reproduce the results, the commit and the versions; no times and no paths."""
     seeds: dict[str, set[int]] = {}
-    for cell in cells:
-        seeds.setdefault(cell.group, set()).add(cell.seed)
-    together: dict[str, list[str]] = {}
-    for group, those in seeds.items():
-        together.setdefault(" ".join(map(str, sorted(those))), []).append(group)
+    for experiment in experiments:
+        seeds.setdefault(experiment.group, set()).add(experiment.seed)
+    groups_by_seeds: dict[str, list[str]] = {}
+    for group, numbers in seeds.items():
+        groups_by_seeds.setdefault(" ".join(map(str, sorted(numbers))), []).append(group)
     commands = [
-        f"python pipelines/compare/run.py runs/compare --only {' '.join(groups)} --seeds {those}"
-        for those, groups in together.items()
+        f"python pipelines/compare/run.py runs/compare --only {' '.join(groups)} --seeds {numbers}"
+        for numbers, groups in groups_by_seeds.items()
     ]
     return {
         "commands": commands,
@@ -185,25 +192,24 @@ def provenance(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the code, where it lies in a repository; with a + where it was changed since."""
-    asked = ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
+    """The commit of the code, with a + if it has uncommitted changes; None outside of a repository."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(asked, cwd=PLAN.parent, capture_output=True, text=True, check=True).stdout.strip() or None
+        done = subprocess.run(command, cwd=PLAN.parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return done.stdout.strip() or None
 
 
 def main() -> None:
     """Print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of the comparison")
-    parser.add_argument("--plan", type=Path, default=PLAN, help="what is compared [pipelines/compare/plan.toml]")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="where the tables go [FOLDER/results]")
+    parser.add_argument("folder", type=Path, help="folder of the comparison")
+    parser.add_argument("--plan", type=Path, default=PLAN, help="titles and rivals [pipelines/compare/plan.toml]")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="output folder of the tables [FOLDER/results]")
     options = parser.parse_args()
-    try:
+    with reported_errors():
         write_results(options.folder, options.results or options.folder / "results", read_toml(options.plan))
-    except DmoleError as error:
-        sys.exit(f"error: {error.message}\n  -> {error.hint}")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,26 @@
-"""Every method's hyper-parameters, chosen on the validation splits: `python pipelines/compare/tune.py runs/tune`.
+"""Choose every method's hyperparameters on the validation splits: `python pipelines/compare/tune.py runs/tune`.
 
-Each method has the same number of trials (grid.toml), run and resumed like the cells of the comparison, with a seed of their own;
-the test split is never read. Writes tuning.csv and prints the tables to put into dmole.toml and plan.toml.
+Each method has the same number of trials (grid.toml). They run and resume like the experiments of the comparison, with another
+seed; the test splits are not used. Writes tuning.csv and tuning.md, and prints the tables for dmole.toml and plan.toml.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _plan import CONFIG, PLAN, Cell, read_record, read_toml, variant_cell
+from _comparison import Comparison
+from _files import read_toml, toml, write_csv, write_lines
+from _plan import CONFIG, PLAN, Experiment, read_record, variant_experiment
+from _program import exit_with, reported_errors
 from _results import MEAN, Row, rows_of
-from _sheets import Sheet, markdown, write_csv
-from _work import Comparison, toml, write_lines
-from run import run_cells
+from _sheets import Sheet, markdown
+from run import run_experiments
 
-from dmole_cli.data.loading import load_card
+from dmole_cli.data.card import load_card
 from dmole_cli.errors import DmoleError
 from dmole_cli.reports.tables import MISSING, points
 from dmole_cli.settings.model import DEFAULT_TASKS
@@ -30,41 +31,37 @@ SHOWN = ("last", "bwt")
 
 
 def main() -> None:
-    """Run the trials, then write what they show."""
+    """Run the trials, then write their results."""
     options = _options()
-    try:
+    with reported_errors():
         grid, plan = read_toml(options.grid), read_toml(options.plan)
         config = smaller(read_toml(options.config), grid, options.folder)
         comparison = Comparison(options.folder, plan, config, split="validation", diagonal=True)
-        cells = trials(plan, grid, methods=options.methods)
-        failed = run_cells(comparison, cells, jobs=options.jobs)
-        record = read_record(options.folder)
-        write_tuning(
-            options.results or options.folder / "results", plan, grid, rows_of(options.folder, record, group=GROUP)
-        )
-    except DmoleError as error:
-        sys.exit(f"error: {error.message}\n  -> {error.hint}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; start the same command again to go on")
-    sys.exit(f"{len(failed)} of {len(cells)} trials failed: {'; '.join(map(str, failed))}" if failed else 0)
+        experiments = trials(plan, grid, methods=options.methods)
+        failed = run_experiments(comparison, experiments, jobs=options.jobs)
+        rows = rows_of(options.folder, read_record(options.folder), group=GROUP)
+        write_tuning(options.results or options.folder / "results", plan, grid, rows)
+    exit_with(failed, of=len(experiments), what="trials")
 
 
-def trials(plan: Mapping[str, Any], grid: Mapping[str, Any], *, methods: Sequence[str] | None = None) -> list[Cell]:
-    """A cell for every trial, first the first one of each method.
+def trials(
+    plan: Mapping[str, Any], grid: Mapping[str, Any], *, methods: Sequence[str] | None = None
+) -> list[Experiment]:
+    """The trials as experiments: the first trial of every method, then the second ones, and so on.
 
     Raises:
-        DmoleError: methods have different numbers of trials, or one is not in the grid.
+        DmoleError: methods have different numbers of trials, or a method is not in the grid.
     """
     table = grid["trials"]
     if len({len(row) for row in table.values()}) != 1:
         counts = ", ".join(f"{name} {len(row)}" for name, row in table.items())
-        raise DmoleError(f"not every method has the same number of trials: {counts}", "mend [trials] of the grid")
+        raise DmoleError(f"not every method has the same number of trials: {counts}", "fix [trials] of the grid")
     if unknown := [name for name in methods or () if name not in table]:
         raise DmoleError(f"not in the grid: {', '.join(unknown)}", f"choose of: {', '.join(table)}")
     found = []
     for number in range(len(next(iter(table.values())))):
         for name in methods or table:
-            usual = variant_cell(
+            usual = variant_experiment(
                 label(name, table[name][number]),
                 plan.get("variants", {}).get(name, {"method": name}),
                 order=grid["order"],
@@ -76,17 +73,17 @@ def trials(plan: Mapping[str, Any], grid: Mapping[str, Any], *, methods: Sequenc
 
 
 def label(name: str, options: Mapping[str, float]) -> str:
-    """The name of a trial's row; says what it tries, so that the grid may be changed beside finished trials."""
+    """The label of a trial; contains its options, so that the grid may change without renaming finished trials."""
     return "-".join([name, *settings(options)[1::2]])
 
 
 def settings(options: Mapping[str, float]) -> tuple[str, ...]:
-    """Options of a method as `train-task` is given them."""
+    """A method's options as arguments of `train-task`."""
     return tuple(word for name, value in options.items() for word in ("--set", f"{name}={value:g}"))
 
 
 def smaller(config: Mapping[str, Any], grid: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The configuration of the trials: no tuned options, no task that is never trained, and the sizes that the grid asks for."""
+    """The configuration of the trials: without tuned options and unseen tasks, with the grid's numbers of tasks and samples."""
     table = {key: value for key, value in config.items() if key not in ("method", "unseen")}
     tasks = list(table.get("tasks", DEFAULT_TASKS))[: grid.get("tasks") or None]
     sizes = {split: rows for split, rows in grid.get("sizes", {}).items() if rows}
@@ -94,23 +91,23 @@ def smaller(config: Mapping[str, Any], grid: Mapping[str, Any], folder: Path) ->
 
 
 def _smaller_card(task: str, sizes: Mapping[str, int], folder: Path) -> str:
-    """Write a task's card with other sizes; its data stay where they are."""
+    """Write a copy of a task's card with other sizes; paths in it still lead to the same data."""
     card = load_card(task)
     table = read_toml(card.path)
-    data = {key: _placed(value, card.path.parent) for key, value in table.get("data", {}).items()}
+    data = {key: _absolute(value, card.path.parent) for key, value in table.get("data", {}).items()}
     path = folder / "cards" / f"{card.name}.toml"
     write_lines(path, [toml({**table, "data": data, "sizes": {**table.get("sizes", {}), **sizes}})])
     return str(path)
 
 
-def _placed(value: Any, folder: Path) -> Any:
-    """A path that starts at the card's folder, made to start at the root."""
-    there = isinstance(value, str) and bool(value) and (folder / value).exists()
-    return str((folder / value).resolve()) if there else value
+def _absolute(value: Any, folder: Path) -> Any:
+    """A path relative to the card's folder as an absolute path; other values unchanged."""
+    exists = isinstance(value, str) and bool(value) and (folder / value).exists()
+    return str((folder / value).resolve()) if exists else value
 
 
 def write_tuning(results: Path, plan: Mapping[str, Any], grid: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Write tuning.csv and tuning.md, and print the second, which ends with the tables to copy."""
+    """Write tuning.csv and tuning.md, and print tuning.md, which ends with the tables to copy."""
     columns = ["method", "trial", "options", "task", "quantity", "value"]
     places = {label(name, o): (name, n, o) for name, tried in grid["trials"].items() for n, o in enumerate(tried)}
     values, found = [], {}
@@ -137,7 +134,7 @@ def write_tuning(results: Path, plan: Mapping[str, Any], grid: Mapping[str, Any]
 
 
 def _best(found: Mapping[tuple[str, int, str], float], name: str, grid: Mapping[str, Any]) -> int | None:
-    """The trial with the highest score, None until all of them are there; ties go to the earlier one."""
+    """The trial with the highest score, the earlier one of equal ones; None unless all trials have finished."""
     numbers = range(len(grid["trials"][name]))
     if any((name, number, grid["choose"]) not in found for number in numbers):
         return None
@@ -152,20 +149,20 @@ def _sheet(
         for number, options in enumerate(tried):
             values = [found.get((name, number, quantity)) for quantity in SHOWN]
             star = " *" if best[name] == number else ""
-            cells = [MISSING if value is None else points(value) for value in values]
-            rows.append([name + star, ", ".join(settings(options)[1::2]), *cells])
+            scores = [MISSING if value is None else points(value) for value in values]
+            rows.append([name + star, ", ".join(settings(options)[1::2]), *scores])
     return Sheet("Means over the tasks", ["method", "options", "Last", "BWT"], rows)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of the trials; made when needed")
-    parser.add_argument("--methods", nargs="+", metavar="ROW", help="some of the grid's [all]")
-    parser.add_argument("--grid", type=Path, default=GRID, help="what is tried [pipelines/compare/grid.toml]")
-    parser.add_argument("--plan", type=Path, default=PLAN, help="the orders and variants [pipelines/compare/plan.toml]")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="the stream [pipelines/compare/dmole.toml]")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="where the tables go [FOLDER/results]")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials worked on at once [1]")
+    parser.add_argument("folder", type=Path, help="folder of the trials; created if needed")
+    parser.add_argument("--methods", nargs="+", metavar="ROW", help="rows of the grid [all]")
+    parser.add_argument("--grid", type=Path, default=GRID, help="trials [pipelines/compare/grid.toml]")
+    parser.add_argument("--plan", type=Path, default=PLAN, help="orders and variants [pipelines/compare/plan.toml]")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="tasks and settings [pipelines/compare/dmole.toml]")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="output folder of the tables [FOLDER/results]")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="number of trials that run at once [1]")
     return parser.parse_args()
 
 

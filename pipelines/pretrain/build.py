@@ -1,10 +1,12 @@
-"""The embedded backbone's parts: tokenizer, processor and a randomly initialised LLaVA-class model, all standard classes."""
+"""Tokenizer, processor and randomly initialized LLaVA model of the embedded backbone, all of standard classes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
+from scenes import PATCH
+from shapes import SIDE
 from transformers import (
     CLIPImageProcessorPil,
     LlamaConfig,
@@ -15,7 +17,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-SIDE, PATCH, VOCABULARY = 72, 12, 1500
+VOCABULARY = 1500
 SPECIAL = ("<pad>", "<end>", "<user>", "<assistant>", "<image>")
 TEMPLATE = (
     "{% for message in messages %}{{ '<' + message['role'] + '>' }}"
@@ -27,7 +29,7 @@ TEMPLATE = (
 
 
 def train_tokenizer(lines: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that keeps a box's coordinates whole (`[140`, `, 360`) and every other digit single."""
+    """Train a byte-level BPE with a token per coordinate of a box (`[140`, `, 360`) and a token per digit elsewhere."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -57,7 +59,7 @@ def train_tokenizer(lines: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Pictures resized to SIDE x SIDE and scaled to -1..1; one `<image>` token expands to (SIDE / PATCH)^2."""
+    """Images are resized to SIDE x SIDE and scaled to -1..1; an `<image>` token expands to (SIDE / PATCH)^2 tokens."""
     size = {"height": SIDE, "width": SIDE}
     images = CLIPImageProcessorPil(
         size=size, crop_size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True

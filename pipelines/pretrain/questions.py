@@ -5,127 +5,62 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from scenes import COLORS, SHAPES, SIDE, WORDS, Scene, Thing, emoji_names
-
-Pair = tuple[str, str]
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
-SUFFIXES = (
-    "", "", "", " Answer in one word.", " Answer briefly.", " Reply with a short phrase.",
-    " Answer the question using a single word or phrase.", " Keep it short.",
-)  # fmt: skip
-ASK_BOX = (
-    "Where is {e}? Give the box.", "Give the bounding box of {e}.", "Find {e}.", "Locate {e} in the picture.", "Box of {e}?",
-    "Please provide the bounding box of {e}.", "Point at {e} with a box.", "Please provide the bounding box coordinate of {e}.",
-    "Bounding box: <ref>{e}</ref>", "Detect <ref>{e}</ref>.", "Provide the region of this: <ref>{e}</ref>",
-)  # fmt: skip
-ASK_CAPTION = (
-    "Describe the picture.", "What does the picture show?", "Write a caption.", "Caption this image.", "What do you see?",
-    "Give a short caption for the image.", "Provide a one-sentence caption for the image.",
-)  # fmt: skip
-ASK_READ = (
-    "Read the text.", "What is written?", "What does it say?", "Which characters are shown?", "Read what is written here.",
-    "Transcribe the text in the image.", "What text is in the picture?",
-)  # fmt: skip
-ASK_NUMBER = (
-    "Which number is shown?",
-    "Read the number.",
-    "What number is written?",
-    "Give the digits.",
-    "What number is this?",
+from emoji_images import emoji_names
+from glyphs import WORDS
+from phrases import (
+    ASK_BOX,
+    ASK_CAPTION,
+    ASK_NUMBER,
+    ASK_READ,
+    SUFFIXES,
+    article,
+    box_text,
+    expressions,
+    name_of,
+    pick,
 )
+from scenes import Scene
+from shapes import COLORS, SHAPES, SIDE
 
-
-def pick(rng: np.random.Generator, items):
-    """One of the items, uniformly."""
-    return items[int(rng.integers(len(items)))]
-
-
-def box_text(box: tuple[int, int, int, int]) -> str:
-    """A pixel box as `[x1, y1, x2, y2]` in thousandths of the side, rounded to multiples of 20."""
-    return "[" + ", ".join(str(round(v / SIDE * 50) * 20) for v in box) + "]"
-
-
-def article(noun: str) -> str:
-    """The noun with its indefinite article."""
-    return ("an " if noun[0] in "aeiou" else "a ") + noun
-
-
-def _noun(thing: Thing) -> str:
-    return f"{thing.color} {thing.kind}" if thing.family == "shape" else thing.kind
-
-
-def _expressions(scene: Scene, thing: Thing) -> list[str]:
-    """Every phrase that fits this thing and no other of the scene."""
-    others = [t for t in scene.things if t is not thing]
-    out = []
-    if all(t.kind != thing.kind for t in others):
-        out += [f"the {thing.kind}"]
-        if thing.family == "shape" and thing.color:
-            out += [f"the {thing.color} {thing.kind}"]
-    elif thing.family == "shape" and all((t.kind, t.color) != (thing.kind, thing.color) for t in others):
-        out += [f"the {thing.color} {thing.kind}"] * 2
-    if thing.color and all(t.color is not None and t.color != thing.color for t in others):
-        out += [f"the {thing.color} " + ("object" if thing.family == "emoji" else "shape")] * 2
-    if not others:
-        return [*out, "the object", "the only object"]
-    if all(thing.area > 1.4 * t.area for t in others):
-        out += ["the largest object", "the biggest object"]
-    if all(thing.area * 1.4 < t.area for t in others):
-        out += ["the smallest object"]
-    x, y = thing.center
-    for name, fits in (
-        ("leftmost", all(x + 8 < t.center[0] for t in others)), ("rightmost", all(x - 8 > t.center[0] for t in others)),
-        ("topmost", all(y + 8 < t.center[1] for t in others)), ("bottom", all(y - 8 > t.center[1] for t in others)),
-    ):  # fmt: skip
-        if fits:
-            out.append(f"the {name} object")
-    for name, corner in (
-        ("top left", (0, 0)),
-        ("top right", (SIDE, 0)),
-        ("bottom left", (0, SIDE)),
-        ("bottom right", (SIDE, SIDE)),
-    ):
-        distances = [abs(t.center[0] - corner[0]) + abs(t.center[1] - corner[1]) for t in others]
-        if abs(x - corner[0]) + abs(y - corner[1]) + 10 < min(distances):
-            out.append(f"the object nearest the {name} corner")
-    return out
+Pair = tuple[str, str]  # a question and its answer
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
 def ask_box(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """Grounding: an expression, its box."""
+    """Grounding: an expression; its box."""
     things = [t for t in scene.things if t.family != "character"]
     if not things:
         return None
     thing = pick(rng, things)
-    expressions = _expressions(scene, thing)
-    if not expressions:
+    found = expressions(scene, thing)
+    if not found:
         return None
-    return pick(rng, ASK_BOX).format(e=pick(rng, expressions)), box_text(thing.box)
+    return pick(rng, ASK_BOX).format(e=pick(rng, found)), box_text(thing.box)
 
 
 def ask_at_box(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The reverse of grounding: a box, what it holds."""
+    """The reverse of grounding: a box; the object inside."""
     things = [t for t in scene.things if t.family != "character"]
     if not things:
         return None
     thing = pick(rng, things)
     return pick(rng, ("What is at {b}?", "What is inside {b}?", "Name the object in {b}.")).format(
         b=box_text(thing.box)
-    ), _noun(thing)
+    ), name_of(thing)
 
 
 def ask_color(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """Look-up of a colour by shape, name or place."""
+    """The color of a thing that is given by its shape, name or position."""
     things = [t for t in scene.things if t.color]
     if not things:
         return None
     thing = pick(rng, things)
-    expressions = [e for e in _expressions(scene, thing) if thing.color not in e]
+    found = [e for e in expressions(scene, thing) if thing.color not in e]
     if len(scene.things) == 1:
-        expressions += ["the shape"] if thing.family == "shape" else ["it"]
-    if not expressions:
+        found += ["the shape"] if thing.family == "shape" else ["it"]
+    if not found:
         return None
-    expression = pick(rng, expressions)
+    expression = pick(rng, found)
     asked = pick(
         rng,
         (
@@ -140,16 +75,16 @@ def ask_color(scene: Scene, rng: np.random.Generator) -> Pair | None:
 
 
 def ask_kind(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """Look-up of a shape or a name by colour or place."""
+    """The shape or name of a thing that is given by its color or position."""
     things = [t for t in scene.things if t.family != "character"]
     if not things:
         return None
     thing = pick(rng, things)
     word = "shape" if thing.family == "shape" else "object"
-    expressions = [e for e in _expressions(scene, thing) if thing.kind not in e]
+    found = [e for e in expressions(scene, thing) if thing.kind not in e]
     if len(scene.things) == 1:
-        expressions += [f"the {word}", f"the {word} in the image"]
-    if not expressions:
+        found += [f"the {word}", f"the {word} in the image"]
+    if not found:
         return None
     asked = ("What is {e}?", "Which " + word + " is {e}?", "Name {e}.", "What do you call {e}?")
     if thing.family == "shape":
@@ -158,11 +93,11 @@ def ask_kind(scene: Scene, rng: np.random.Generator) -> Pair | None:
             return pick(
                 rng, ("What shape is in the image?", "What shape is shown?", "Which shape does the image contain?")
             ), thing.kind
-    return pick(rng, asked).format(e=pick(rng, expressions)), thing.kind
+    return pick(rng, asked).format(e=pick(rng, found)), thing.kind
 
 
 def ask_name(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The name of the only emoji."""
+    """The name of the only object, an emoji."""
     if len(scene.things) != 1 or scene.things[0].family != "emoji":
         return None
     return pick(
@@ -171,7 +106,7 @@ def ask_name(scene: Scene, rng: np.random.Generator) -> Pair | None:
 
 
 def ask_presence(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """Is something there: yes or no, plain and negated."""
+    """Whether something is present: yes or no; a quarter of the questions are negated."""
     shapes = [t for t in scene.things if t.family == "shape"]
     if not shapes:
         return None
@@ -209,7 +144,7 @@ def ask_presence(scene: Scene, rng: np.random.Generator) -> Pair | None:
 
 
 def ask_count(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """How many things, shapes of a kind, or things of a colour."""
+    """The number of things, of shapes of a kind, or of shapes of a color."""
     if any(t.family == "character" for t in scene.things):
         things, noun = scene.things, pick(rng, ("characters", "symbols"))
     else:
@@ -243,7 +178,7 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> Pair | None:
 
 
 def ask_place(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """Where something is, in words."""
+    """The position of a thing, in words."""
     things = [t for t in scene.things if t.family != "character"]
     if not things:
         return None
@@ -251,17 +186,17 @@ def ask_place(scene: Scene, rng: np.random.Generator) -> Pair | None:
     x, y = thing.center
     column = "left" if x < SIDE * 0.36 else "right" if x > SIDE * 0.64 else ""
     row = "top" if y < SIDE * 0.36 else "bottom" if y > SIDE * 0.64 else ""
-    expressions = [e for e in _expressions(scene, thing) if "most" not in e and "corner" not in e and "bottom" not in e]
-    if not expressions:
+    found = [e for e in expressions(scene, thing) if "most" not in e and "corner" not in e and "bottom" not in e]
+    if not found:
         return None
     place = f"{row} {column}".strip() or "center"
     return pick(
         rng, ("In which part of the picture is {e}?", "Which corner or side is {e} in?", "Where in the image is {e}?")
-    ).format(e=pick(rng, expressions)), place
+    ).format(e=pick(rng, found)), place
 
 
 def ask_read(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The writing, whole or in part."""
+    """The text, or its first or last character."""
     if not scene.text:
         return None
     if scene.text.isdigit() and rng.random() < 0.6:
@@ -275,17 +210,17 @@ def ask_read(scene: Scene, rng: np.random.Generator) -> Pair | None:
 
 
 def ask_caption(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """All things from left to right."""
+    """A caption: the text, or all things from left to right."""
     if scene.text:
         return pick(rng, ASK_CAPTION), f"the text {scene.text}"
     if not 1 <= len(scene.things) <= 3:
         return None
     ordered = sorted(scene.things, key=lambda t: t.center[0])
-    return pick(rng, ASK_CAPTION), " and ".join(article(_noun(t)) for t in ordered)
+    return pick(rng, ASK_CAPTION), " and ".join(article(name_of(t)) for t in ordered)
 
 
 def ask_options(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """Multiple choice by the option's text or letter, over colours, shapes, names, words, backgrounds."""
+    """Multiple choice, answered with an option's text or letter: colors, shapes, names, words, backgrounds."""
     answer, pool, question = _option_subject(scene, rng)
     if answer is None:
         return None
@@ -308,6 +243,7 @@ def ask_options(scene: Scene, rng: np.random.Generator) -> Pair | None:
 
 
 def _option_subject(scene: Scene, rng: np.random.Generator) -> tuple[str | None, list[str], str]:
+    """(answer or None, options to draw wrong ones from, question)."""
     if scene.background and rng.random() < 0.25:
         return (
             scene.background,
@@ -351,7 +287,7 @@ def _option_subject(scene: Scene, rng: np.random.Generator) -> tuple[str | None,
 
 
 def ask_background(scene: Scene, rng: np.random.Generator) -> Pair | None:
-    """The background's colour."""
+    """The color of the background."""
     if not scene.background:
         return None
     return pick(
@@ -369,7 +305,14 @@ FAMILIES: dict[str, tuple[float, Callable[[Scene, np.random.Generator], Pair | N
 def questions(
     scene: Scene, rng: np.random.Generator, *, count: int, weights_of: Mapping[str, float] | None = None
 ) -> list[tuple[str, str, str]]:
-    """Up to `count` distinct (family, question, answer) of a scene, shuffled; `weights_of` replaces weights of families."""
+    """Up to `count` different (family, question, answer) of a scene, in random order.
+
+    Args:
+        scene: the scene.
+        rng: random generator.
+        count: maximum number of questions.
+        weights_of: weights of question families that replace those of `FAMILIES`.
+    """
     names = list(FAMILIES)
     weights = np.array([(weights_of or {}).get(n, FAMILIES[n][0]) for n in names])
     weights /= weights.sum()
@@ -378,7 +321,7 @@ def questions(
     for name in rng.choice(names, size=4 * count, p=weights):
         pair = FAMILIES[name][1](scene, rng)
         if pair is None or pair[0] in out or (pair[1] in given and pair[1] not in ("yes", "no")):
-            # An answer that stands earlier in the sequence would be copied instead of looked up.
+            # The model could copy an answer that occurs earlier in the sequence instead of reading it from the image.
             continue
         given.add(pair[1])
         question = pair[0]

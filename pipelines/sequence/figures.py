@@ -1,6 +1,6 @@
-"""What several finished runs of the sequence show: `python pipelines/sequence/figures.py runs/seed-0 runs/seed-1 ...`.
+"""Summarize finished runs of the sequence: `python pipelines/sequence/figures.py runs/seed-0 runs/seed-1 ...`.
 
-Reads evaluations only; prints mean and sample standard deviation over the runs (seeds), as Markdown.
+Reads evaluations and costs; prints means and sample standard deviations over the runs (seeds) as Markdown tables.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dmole_cli.reports.costs import profiling_share
 from dmole_cli.settings.reading import read_settings
 
 CONFIG = Path(__file__).with_name("dmole.toml")
+MAIN, BASELINE, BOUND = "d-mole", "seq-ft", "finetune"  # the methods of run.sh
 
 
 def spread(values: list[float]) -> str:
@@ -24,7 +25,7 @@ def spread(values: list[float]) -> str:
 
 
 def by_method(runs: list[Run]) -> dict[str, list[MethodReport]]:
-    """Reports of each method, one per run, in the order of the first run."""
+    """The reports of each method, one per run; methods in the order of the first run."""
     tasks = read_settings(CONFIG).tasks
     found: dict[str, list[MethodReport]] = {}
     for run in runs:
@@ -34,32 +35,30 @@ def by_method(runs: list[Run]) -> dict[str, list[MethodReport]]:
 
 
 def score_table(methods: dict[str, list[MethodReport]]) -> list[str]:
-    """A row per method and quantity, a column per task, the means."""
+    """A row per method and quantity, a column per task, then the means."""
     tasks = next(iter(methods.values()))[0].tasks
     lines = [f"| method | | {' | '.join(tasks)} | mean | without CIDEr |", "|" + "---|" * (len(tasks) + 4)]
     for method, reports in methods.items():
         for quantity in ("last", "avg", "bwt"):
             columns = [[report.quantities[quantity][i] for report in reports] for i in range(len(tasks))]
             columns += [[r.mean[quantity] for r in reports], [r.mean_of_bounded[quantity] for r in reports]]
-            cells = [spread(c) if all(v is not None for v in c) else "–" for c in columns]
-            lines.append(f"| {method} | {quantity} | {' | '.join(cells)} |")
+            texts = [spread(c) if all(v is not None for v in c) else "–" for c in columns]
+            lines.append(f"| {method} | {quantity} | {' | '.join(texts)} |")
     return lines
 
 
 def figures(methods: dict[str, list[MethodReport]], runs: list[Run]) -> list[str]:
-    """The figures that the stream is judged by."""
-    ours, naive, bound = methods["d-mole"], methods["seq-ft"], methods["finetune"]
+    """The key figures of the sequence: accuracy relative to the bound, forgetting, routing and costs."""
+    ours, baseline, bound = methods[MAIN], methods[BASELINE], methods[BOUND]
     lines = ["", "| figure | value |", "|---|---|"]
 
     def row(name: str, values: list[float]) -> None:
         lines.append(f"| {name} | {spread(values)} |")
 
-    row(
-        "d-mole mean Last, % of finetune's",
-        [100 * a.mean["last"] / b.mean["last"] for a, b in zip(ours, bound, strict=True)],
-    )
-    row("d-mole mean BWT, points", [r.mean["bwt"] for r in ours])
-    row("seq-ft mean BWT, points", [r.mean["bwt"] for r in naive])
+    relative = [100 * a.mean["last"] / b.mean["last"] for a, b in zip(ours, bound, strict=True)]
+    row(f"{MAIN} mean Last, % of {BOUND}'s", relative)
+    row(f"{MAIN} mean BWT, points", [r.mean["bwt"] for r in ours])
+    row(f"{BASELINE} mean BWT, points", [r.mean["bwt"] for r in baseline])
     row("routing accuracy, %", [100 * statistics.fmean(v for v in r.routing.values() if v is not None) for r in ours])
     for task in ours[0].unseen:
         change = [abs(r.unseen[task]["last"] - r.unseen[task]["zero_shot"]) for r in ours]
@@ -75,7 +74,7 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run directories, one per seed")
-    parser.add_argument("--shared", type=Path, help="where their profiles, features and routers lie")
+    parser.add_argument("--shared", type=Path, help="folder of their shared profiles, features and routers")
     options = parser.parse_args()
     runs = [Run(folder, options.shared) for folder in options.runs]
     methods = by_method(runs)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The whole sequence on the embedded backbone: five tasks, D-MoLE, sequential fine-tuning beside it, the zero-shot row.
+# The full sequence on the embedded backbone: five tasks with D-MoLE, sequential fine-tuning and zero-shot.
 #
 #     bash pipelines/sequence/run.sh                              # about ten minutes on two cores, after the installation
-#     bash pipelines/sequence/run.sh --finetune                   # and the upper bound: each task alone
+#     bash pipelines/sequence/run.sh --finetune                   # also the upper bound: each task trained alone
 #     bash pipelines/sequence/run.sh --seed 1 --run runs/seed-1   # another seed, another run directory
-#     ... --shared runs/shared                                    # profiles, features and routers for several runs
+#     ... --shared runs/shared                                    # share profiles, features and routers between runs
 #
-# Every line below is a program of its own that reads files and writes files; start the script again and it goes on
-# where it was. `ls` of the run directory shows how far it is.
+# Every command below reads files and writes files. When the script is started again, finished work is skipped; `ls` of the run
+# directory shows the progress.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -27,18 +27,18 @@ source .venv/bin/activate
 settings=(--run "$run" --config pipelines/sequence/dmole.toml)
 if [ -n "$shared" ]; then settings+=(--shared "$shared"); fi
 
-# 1. How strongly does each task pull at each layer?                        profiles/<task>.parquet
+# 1. Measure how sensitive each layer is to each task.                      profiles/<task>.parquet
 dmole profile "${settings[@]}"
-# 2. Which layers get an expert of the task, within 2 % of the parameters?   allocations/<task>.json
+# 2. Choose the layers that get an expert, within 2 % of the parameters.     allocations/<task>.json
 dmole allocate "${settings[@]}" --budget 2%
-# 3. A small autoencoder that recognises the task's inputs.                 routers/<task>.safetensors
+# 3. Train a small autoencoder that recognizes the task's inputs.           routers/<task>.safetensors
 dmole train-router "${settings[@]}"
-# 4. Train the new experts, nothing else; task after task.                  experts/<task>.safetensors
+# 4. Train the new experts, and nothing else, task after task.              experts/<task>.safetensors
 dmole train-task "${settings[@]}" --seed "$seed"
-# 5. After every stage, every task.                                         evaluations/d-mole/<stage>/<task>.parquet
+# 5. Evaluate all tasks after every task.                                   evaluations/d-mole/<stage>/<task>.parquet
 dmole evaluate "${settings[@]}" --stage all
 
-# The same with one adapter that is trained on and on, at the same number of parameters, and with no training at all.
+# The same with one adapter that is fine-tuned sequentially, at the same number of parameters, and without training.
 dmole train-task "${settings[@]}" --seed "$seed" --method seq-ft --budget 2%
 dmole evaluate "${settings[@]}" --stage all --method seq-ft --method zero-shot
 

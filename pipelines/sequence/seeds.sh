@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The sequence with the upper bound for three seeds, then the figures over them: about 45 minutes on two cores.
+# The sequence with the upper bound for three seeds, then the summary of all runs: about 45 minutes on two cores.
 #
-#     bash pipelines/sequence/seeds.sh            # runs/seed-0 … runs/seed-2, then the table
+#     bash pipelines/sequence/seeds.sh            # runs/seed-0 … runs/seed-2, then the tables
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

@@ -10,7 +10,6 @@ from string import ascii_uppercase
 from typing import Any, NoReturn
 
 from dmole_cli.data.invalid_records import InvalidRecord, report_or_raise
-from dmole_cli.errors import DmoleError
 
 SHOWN = 3  # records that a message lists
 
@@ -145,9 +144,10 @@ class MissingAnnotations:
         if not self.count:
             return
         more = " ..." if self.count > len(self.first) else ""
-        error = DmoleError(
+        error = InvalidRecord(
             f"{self.path} has no {self.what} for {self.count} of the split's ids: {', '.join(self.first)}{more}",
             "check that both files belong together, or remove these records",
+            kind="annotation",
         )
         messages = [f"{self.path} has no {self.what} for {name}" for name in self.first]
-        report_or_raise(error, "annotation", count=self.count, messages=messages)
+        report_or_raise(error, count=self.count, messages=messages)

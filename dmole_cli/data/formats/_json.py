@@ -54,8 +54,8 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 value = json.loads(line)
             except json.JSONDecodeError as error:
-                invalid = InvalidRecord(f"{path}, line {number}: not JSON ({error.msg})", "fix or remove the line")
-                report_or_raise(invalid, invalid.kind)
+                message = f"{path}, line {number}: not JSON ({error.msg})"
+                report_or_raise(InvalidRecord(message, "fix or remove the line"))
             else:
                 yield f"line {number}", value
 

@@ -15,12 +15,15 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from dmole_cli.data.formats._arrow import ArrowRows, Row, arrow_rows, content_digests
+from dmole_cli.data.formats._fields import Record
 from dmole_cli.data.formats._held_out import held_out_shares, rows_of_split
+from dmole_cli.data.formats._json import records
 from dmole_cli.data.images import open_image
-from dmole_cli.data.sample import Sample
+from dmole_cli.data.invalid_records import valid_records
+from dmole_cli.data.sample import LazySamples, Sample
 from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
@@ -86,6 +89,26 @@ def load_rows(
     )
 
 
+def load_records(
+    card: TaskCard, split: str, *, data_root: Path | None, parse: Callable[[Record], Row], hint: str
+) -> Sequence[Sample]:
+    """Return the samples of a split of JSON records (an array or JSON lines), one row per record.
+
+    Args:
+        card, split, data_root: as for `load_rows`.
+        parse: makes a row of a record.
+        hint: what a valid record looks like, for error messages.
+
+    Raises:
+        DmoleError: the file is missing or unreadable, or a record is invalid; names the file and the record.
+    """
+    return load_rows(card, split, data_root=data_root, read=partial(_parsed, parse=parse, hint=hint))
+
+
+def _parsed(path: Path, other_files: Mapping[str, Path], *, parse: Callable[[Record], Row], hint: str) -> Iterator[Row]:
+    return valid_records(records(path), lambda place, value: [parse(Record(path, place, value, hint=hint))])
+
+
 def with_prompts(prompt: str, path: Path | str, read: Callable[[], Iterable[Row]], size: int | None) -> Iterator[Row]:
     """Yield the first `size` rows (None: all) with the prompt filled in.
 
@@ -106,7 +129,7 @@ def fill_prompt(prompt: str, texts: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: texts.get(found[1], found[0]), prompt)
 
 
-class FileRows(Sequence[Sample]):
+class FileRows(LazySamples):
     """The samples of a split, each made on access.
 
     Args:
@@ -134,18 +157,8 @@ class FileRows(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.rows) if self.chosen is None else len(self.chosen)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self._sample(number) for number in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self._sample(index % len(self))
-
-    def _sample(self, index: int) -> Sample:
+    def sample_at(self, index: int) -> Sample:
+        """Make a sample from its row."""
         number = index if self.chosen is None else self.chosen[index]
         row = self.rows[number]
         images, sources, files = self.images_of(number, row)

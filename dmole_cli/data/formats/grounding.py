@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 from dmole_cli.data.formats._arrow import Row
 from dmole_cli.data.formats._boxes import UNITS, box_answer, framed
 from dmole_cli.data.formats._fields import Record, identity
-from dmole_cli.data.formats._json import records
 from dmole_cli.data.formats._recognition import BOX, BOX_PROMPT, EXPRESSION, IMAGE, first_of, mapped, no_format
-from dmole_cli.data.formats._rows import FILE_OPTIONS, load_rows
+from dmole_cli.data.formats._rows import FILE_OPTIONS, load_records
 from dmole_cli.data.formats.base import Guess, Source
-from dmole_cli.data.invalid_records import valid_records
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 
@@ -71,14 +69,10 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
         raise DmoleError(
             f"{card.path}: invalid data.boxes '{card.data['boxes']}'", f"choose one of: {', '.join(UNITS)}"
         )
-    return load_rows(card, split, data_root=data_root, read=partial(_read, keys=card.data))
+    return load_records(card, split, data_root=data_root, parse=partial(_row, keys=card.data), hint=HINT)
 
 
-def _read(path: Path, other_files: Mapping[str, Path], *, keys: Mapping[str, str]) -> Iterator[Row]:
-    return valid_records(records(path), lambda place, value: [_row(Record(path, place, value, hint=HINT), keys)])
-
-
-def _row(record: Record, keys: Mapping[str, str]) -> Row:
+def _row(record: Record, *, keys: Mapping[str, str]) -> Row:
     unit = keys["boxes"]
     width, height = record.length(keys["width"]), record.length(keys["height"])
     details = framed(record.numbers(keys["box"], 4), unit=unit, width=width, height=height)

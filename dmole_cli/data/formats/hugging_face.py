@@ -221,7 +221,7 @@ def _opened(options: Mapping[str, Any], part: str, root: Path) -> Any:
     except DmoleError:
         raise
     except Exception as error:  # each reader of the library raises exceptions of its own
-        where = f"{path}" if path.exists() else f"{name} ({path} does not exist, so it was looked for on the hub)"
+        where = f"{path}" if path.exists() else f"{name} ({path} does not exist, so the hub was searched)"
         raise DmoleError(
             f"cannot read split '{part}' of the data set {where}: {_first_line(error)}",
             "check `dataset` and the splits in [data]",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.data.formats._arrow import Row
 from dmole_cli.data.formats._fields import Record, identity, letter_of, lettered
-from dmole_cli.data.formats._json import records
 from dmole_cli.data.formats._recognition import ANSWER, CHOICES, IMAGE, LETTER_PROMPT, QUESTION, first_of, mapped
-from dmole_cli.data.formats._rows import FILE_OPTIONS, load_rows
+from dmole_cli.data.formats._rows import FILE_OPTIONS, load_records
 from dmole_cli.data.formats.base import Guess, Source
-from dmole_cli.data.invalid_records import valid_records
 from dmole_cli.data.sample import Sample
 
 if TYPE_CHECKING:
@@ -56,14 +54,10 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
     Raises:
         DmoleError: the file is missing or unreadable, or a record is invalid; names the file and the record.
     """
-    return load_rows(card, split, data_root=data_root, read=partial(_read, keys=card.data))
+    return load_records(card, split, data_root=data_root, parse=partial(_row, keys=card.data), hint=HINT)
 
 
-def _read(path: Path, other_files: Mapping[str, Path], *, keys: Mapping[str, str]) -> Iterator[Row]:
-    return valid_records(records(path), lambda place, value: [_row(Record(path, place, value, hint=HINT), keys)])
-
-
-def _row(record: Record, keys: Mapping[str, str]) -> Row:
+def _row(record: Record, *, keys: Mapping[str, str]) -> Row:
     choices = record.texts(keys["choices"])
     letter = letter_of(record.value.get(keys["answer"]), choices)
     if not 2 <= len(choices) <= MAX_OPTIONS:

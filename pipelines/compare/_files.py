@@ -1,0 +1,47 @@
+"""Files of a comparison: TOML, text and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dmole_cli.artifacts.files import replacing
+from dmole_cli.errors import DmoleError
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        DmoleError: the file is missing, unreadable or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DmoleError(f"cannot read {path}: {error}", "give the path of a TOML file") from error
+
+
+def toml(table: Mapping[str, Any], *, path: str = "") -> str:
+    """Write a table as TOML, in which numbers, strings, booleans and lists are written as in JSON."""
+    values = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
+    lines = [f"[{path}]", *values] if path and values else values
+    tables = [toml(v, path=f"{path}.{key}" if path else key) for key, v in table.items() if isinstance(v, Mapping)]
+    return "\n".join(["\n".join(lines), "", *tables]) if lines else "\n".join(tables)
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write lines of text; the file is replaced once it is complete."""
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write rows as CSV; a missing value is an empty field."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
