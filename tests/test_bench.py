@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 
-from dmole_cli.methods.base import every_cell
+from dmole_cli.methods.base import load_method
 from dmole_cli.settings.model import EvaluateSettings
 
 sys.path.insert(0, str(tiny.ROOT))

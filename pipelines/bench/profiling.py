@@ -12,7 +12,7 @@ from functools import partial
 
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.sites import Site, find_sites
-from dmole_cli.stages.profile import measure
+from dmole_cli.profiling.sensitivity import measure_sensitivity
 from pipelines.bench._models import decoder, random_samples
 from pipelines.bench._timing import Row, counted, interleaved, peak_bytes, timed
 
