@@ -10,6 +10,6 @@ Item = TypeVar("Item")
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
-def untracked(items: Iterable[Item], description: str, total: int) -> Iterable[Item]:
+def quiet(items: Iterable[Item], description: str, total: int) -> Iterable[Item]:
     """Iterate without showing progress."""
     return items

@@ -25,7 +25,7 @@ ROOT = {"__init__", "__main__", "catalog", "errors", "progress"}
 # These compute with tensors; other rooms import them inside functions, so that `dmole --help` answers at once.
 HEAVY_ROOMS = {"stages", "training", "inference", "profiling", "routing", "experts", "backbones"}
 # Of the heavy rooms: identifies a backbone without loading it.
-LIGHT_FILES = {"backbones/handle.py"}
+LIGHT_FILES = {"backbones/lazy_model.py"}
 SHELVES = {"methods", "metrics", "data/formats", "data/synthetic", "backbones/families"}
 
 

@@ -150,9 +150,9 @@ def test_pictures_of_one_size_leave_lengths_in_the_order_of_the_texts(backbone):
 
 
 def test_a_processor_that_does_not_count_still_tells_many_pictures_from_few(backbone):
-    silent = BlipProcessor(backbone.processor.image_processor, backbone.tokenizer)
-    assert not hasattr(silent, "_get_num_multimodal_tokens")
-    lengths = Backbone("silent", "", backbone.model, silent).lengths(SAMPLES, with_answer=True)
+    quiet = BlipProcessor(backbone.processor.image_processor, backbone.tokenizer)
+    assert not hasattr(quiet, "_get_num_multimodal_tokens")
+    lengths = Backbone("quiet", "", backbone.model, quiet).lengths(SAMPLES, with_answer=True)
     pictures = [len(s.images) for s in SAMPLES]
     assert [length // PICTURE_TOKENS for length in lengths] == pictures
 

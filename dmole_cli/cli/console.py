@@ -31,7 +31,7 @@ def fail(error: DmoleError) -> None:
         say(f"  -> {error.hint}")
 
 
-def quiet() -> None:
+def quiet_libraries() -> None:
     """Keep the libraries' warnings about themselves off the user's screen."""
     import os
 

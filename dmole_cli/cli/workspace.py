@@ -11,11 +11,11 @@ from typing import Any, TypedDict
 from dmole_cli.artifacts.errors import ArtifactError
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.run import Run
-from dmole_cli.backbones.handle import BackboneHandle
+from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.cli import console
 from dmole_cli.cli.hints import hint_for
 from dmole_cli.data.card import task_name
-from dmole_cli.data.task_data import TaskData
+from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.settings.model import Settings
 from dmole_cli.settings.reading import read_settings, with_options
@@ -25,14 +25,14 @@ class PartsWithoutData(TypedDict):
     """What a stage that reads no task data depends on, as its keyword arguments."""
 
     settings: Settings
-    model: BackboneHandle
+    model: LazyModel
     run: Run
 
 
 class Parts(PartsWithoutData):
     """What a stage depends on, as its keyword arguments."""
 
-    data: TaskData
+    data: Tasks
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Workspace:
     """
 
     settings: Settings
-    data: TaskData
-    model: BackboneHandle
+    data: Tasks
+    model: LazyModel
     run: Run
     name: str = ""
     force: bool = False
@@ -117,9 +117,9 @@ def workspace(settings: Settings, run: Run, *, further: Sequence[str] = (), **va
         further: tasks beside those of the settings.
         **values: other attributes of `Workspace`.
     """
-    data = TaskData.of(settings, run, further=further)
+    data = Tasks.of(settings, run, further=further)
     names = {"tasks": tuple(map(task_name, settings.tasks)), "unseen": tuple(map(task_name, settings.unseen))}
-    return Workspace(settings.updated(**names), data, BackboneHandle.of(settings), run, **values)
+    return Workspace(settings.updated(**names), data, LazyModel.of(settings), run, **values)
 
 
 def open_workspace(

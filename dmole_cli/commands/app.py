@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmole_cli import __version__
-from dmole_cli.cli.console import fail, quiet
+from dmole_cli.cli.console import fail, quiet_libraries
 from dmole_cli.cli.lazy import LazyGroup
 from dmole_cli.cli.retired import refuse_retired
 from dmole_cli.errors import DmoleError
@@ -82,7 +82,7 @@ def main(settings: type[Settings] | None = None) -> None:
     Args:
         settings: the model of all settings, with those of an extension; by default `Settings`.
     """
-    quiet()
+    quiet_libraries()
     # The interpreter's last garbage collection visits every object of torch and transformers: a second that frees nothing.
     atexit.register(gc.freeze)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -17,7 +17,7 @@ from dmole_cli.data.choices import right_answers
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import generator, stable_hash
 from dmole_cli.errors import DmoleError
-from dmole_cli.progress import Track, untracked
+from dmole_cli.progress import Track, quiet
 
 SHOWN = 3  # offenders that a problem lists
 BLOCK = 256  # rows that are checked at a time
@@ -155,7 +155,7 @@ def check_rows(
     images: int = 0,
     model: Model | None = None,
     digests: Mapping[Path, str] | ImageDigests | None = None,
-    track: Track = untracked,
+    track: Track = quiet,
 ) -> CheckReport:
     """Check the loaded splits of a card.
 

@@ -13,7 +13,7 @@ from dmole_cli.data.formats.base import load_format
 from dmole_cli.data.invalid_records import skipping_invalid
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.progress import Track, untracked
+from dmole_cli.progress import Track, quiet
 
 
 class EmptySplit(DmoleError):
@@ -67,7 +67,7 @@ def check_card(
     looks: int = 5,
     seed: int = 0,
     digests: ImageDigests | None = None,
-    track: Track = untracked,
+    track: Track = quiet,
 ) -> CheckReport:
     """Read a task's data as a run would, and report all problems, before a run spends hours on them.
 

@@ -20,9 +20,9 @@ from dmole_cli.artifacts.generations import read_generations, write_generations
 from dmole_cli.artifacts.likelihood import Likelihoods, read_likelihood_cache, write_likelihood_cache
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.batches import encoded_batches
-from dmole_cli.backbones.handle import BackboneHandle
+from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
-from dmole_cli.data.task_data import TaskData
+from dmole_cli.data.tasks import Tasks
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate
@@ -59,8 +59,8 @@ class BatchedInference:
     method: str
     merges: bool
     settings: Settings
-    data: TaskData
-    model: BackboneHandle
+    data: Tasks
+    model: LazyModel
     run: Run
     force: bool
     track: Track

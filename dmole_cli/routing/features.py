@@ -24,15 +24,15 @@ from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.batches import encoded_batches, sequential_batches
 from dmole_cli.data.sample import Picked, Sample
-from dmole_cli.data.task_data import TaskData
-from dmole_cli.progress import Track, untracked
+from dmole_cli.data.tasks import Tasks
+from dmole_cli.progress import Track, quiet
 
 LIBRARIES = ("torch", "transformers")
 BATCH = 64  # samples between two updates of the progress bar; no feature depends on it
 
 
 def routing_features(
-    task: str, split: str, *, data: TaskData, backbone: Backbone, run: Run, track: Track = untracked
+    task: str, split: str, *, data: Tasks, backbone: Backbone, run: Run, track: Track = quiet
 ) -> torch.Tensor:
     """Routing features [samples, width] of a split, in the order of the split.
 

@@ -17,7 +17,7 @@ from dmole_cli.artifacts.profile import SiteProfile, read_profile
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.staleness import require_backbone
-from dmole_cli.backbones.handle import BackboneHandle
+from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.errors import DmoleError
 from dmole_cli.methods.base import load_method
 from dmole_cli.settings.budget import parse_budget
@@ -49,13 +49,7 @@ class Profiled:
 
 
 def allocate_task(
-    task: str,
-    *,
-    settings: Settings,
-    model: BackboneHandle,
-    run: Run,
-    method: str = D_MOLE,
-    force: bool = False,
+    task: str, *, settings: Settings, model: LazyModel, run: Run, method: str = D_MOLE, force: bool = False
 ) -> Outcome:
     """Place one task's experts; reads its profile, writes `allocations/<task>.json` (other methods: in a folder of their own).
 

@@ -16,14 +16,14 @@ from dmole_cli.artifacts.provenance import Header, versions
 from dmole_cli.artifacts.router import RouterFile, read_router
 from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.staleness import check_inputs, require_backbone
-from dmole_cli.backbones.handle import BackboneHandle
+from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.data.card import TaskCard
-from dmole_cli.data.task_data import TaskData
+from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.inference.batched import BatchedInference
 from dmole_cli.inference.entries import Assignment, EntryFile, Pending, write_evaluations, write_likelihoods
 from dmole_cli.methods.base import Method, Routing, load_method
-from dmole_cli.progress import Track, untracked
+from dmole_cli.progress import Track, quiet
 from dmole_cli.routing.autoencoder import from_tensors
 from dmole_cli.routing.features import routing_features
 from dmole_cli.settings.model import EvaluateSettings, Settings
@@ -85,8 +85,8 @@ class _Parts:
 
     rules: Method
     settings: Settings
-    data: TaskData
-    model: BackboneHandle
+    data: Tasks
+    model: LazyModel
     run: Run
 
 
@@ -95,11 +95,11 @@ def evaluate(
     selection: Selection = Selection(),
     *,
     settings: Settings,
-    data: TaskData,
-    model: BackboneHandle,
+    data: Tasks,
+    model: LazyModel,
     run: Run,
     force: bool = False,
-    track: Track = untracked,
+    track: Track = quiet,
 ) -> list[Outcome]:
     """Evaluate entries of a method's score matrix; writes `evaluations/<method>/<after>/<task>.parquet`, and on request
     `likelihoods/<method>/<after>/<task>.parquet` (for the validation split, in folders of their own).

@@ -17,7 +17,7 @@ from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.staleness import check_inputs
 from dmole_cli.backbones.files import FILE_PATTERNS, resolve
-from dmole_cli.backbones.handle import BackboneHandle
+from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.peft_format import write_adapter
@@ -33,7 +33,7 @@ def export(
     *,
     form: str,
     settings: Settings,
-    model: BackboneHandle,
+    model: LazyModel,
     run: Run,
     method: str = D_MOLE,
     force: bool = False,
@@ -107,7 +107,7 @@ def _write_folder(folder: Path, write: Callable[[Path], None], header: Header) -
     write_export_header(folder / EXPORT.path, header)
 
 
-def _write_merged(model: BackboneHandle, file: ExpertFile, into: Path) -> None:
+def _write_merged(model: LazyModel, file: ExpertFile, into: Path) -> None:
     """The model with the expert merged into its weights, and all files of the backbone's folder that are not weights."""
     backbone = model.load()
     routed = RoutedExperts(backbone.model, backbone.modality_of)

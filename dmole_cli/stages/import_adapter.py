@@ -14,7 +14,7 @@ from dmole_cli.artifacts.kinds import D_MOLE, EXPERT
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, versions
 from dmole_cli.artifacts.run import Run
-from dmole_cli.backbones.handle import BackboneHandle
+from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.sites import Site, find_sites
 from dmole_cli.errors import DmoleError
@@ -30,7 +30,7 @@ def import_adapter(
     folder: Path,
     *,
     settings: Settings,
-    model: BackboneHandle,
+    model: LazyModel,
     run: Run,
     method: str = D_MOLE,
     force: bool = False,

@@ -16,11 +16,11 @@ from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.files import resolve
-from dmole_cli.backbones.handle import BackboneHandle
+from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.processors import load_processor
 from dmole_cli.backbones.sites import Site, find_sites
-from dmole_cli.data.task_data import TaskData
+from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
@@ -48,16 +48,14 @@ class _Inputs:
     """What a plan depends on."""
 
     settings: Settings
-    data: TaskData
-    model: BackboneHandle
+    data: Tasks
+    model: LazyModel
     run: Run
     sites: Sequence[Site]
     parameters: int
 
 
-def plan(
-    tasks: Sequence[str], *, settings: Settings, data: TaskData, model: BackboneHandle, run: Run
-) -> dict[str, Any]:
+def plan(tasks: Sequence[str], *, settings: Settings, data: Tasks, model: LazyModel, run: Run) -> dict[str, Any]:
     """State sites, parameters and bytes per budget, and the peak memory of profiling and training.
 
     Args:

@@ -13,24 +13,17 @@ from dmole_cli.artifacts.profile import write_profile
 from dmole_cli.artifacts.provenance import Header, versions
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.batches import encoded_batches
-from dmole_cli.backbones.handle import BackboneHandle
+from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.data.seeds import seed_for
-from dmole_cli.data.task_data import TaskData
+from dmole_cli.data.tasks import Tasks
 from dmole_cli.profiling.sensitivity import draw_batches, measure_sensitivity
-from dmole_cli.progress import Track, untracked
+from dmole_cli.progress import Track, quiet
 from dmole_cli.settings.model import Settings
 
 
 def profile(
-    task: str,
-    *,
-    settings: Settings,
-    data: TaskData,
-    model: BackboneHandle,
-    run: Run,
-    force: bool = False,
-    track: Track = untracked,
+    task: str, *, settings: Settings, data: Tasks, model: LazyModel, run: Run, force: bool = False, track: Track = quiet
 ) -> Outcome:
     """Profile one task; writes `profiles/<task>.parquet`.
 

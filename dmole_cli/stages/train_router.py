@@ -11,11 +11,11 @@ from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, versions
 from dmole_cli.artifacts.router import RouterFile, write_router
 from dmole_cli.artifacts.run import Run
-from dmole_cli.backbones.handle import BackboneHandle
+from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.data.seeds import seed_for
-from dmole_cli.data.task_data import TaskData
+from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
-from dmole_cli.progress import Track, untracked
+from dmole_cli.progress import Track, quiet
 from dmole_cli.routing.autoencoder import Autoencoder, fit
 from dmole_cli.routing.features import routing_features
 from dmole_cli.settings.model import RouterSettings, Settings
@@ -25,14 +25,7 @@ MINIMUM_SAMPLES = 10  # below this, held-out quantiles are meaningless
 
 
 def train_router(
-    task: str,
-    *,
-    settings: Settings,
-    data: TaskData,
-    model: BackboneHandle,
-    run: Run,
-    force: bool = False,
-    track: Track = untracked,
+    task: str, *, settings: Settings, data: Tasks, model: LazyModel, run: Run, force: bool = False, track: Track = quiet
 ) -> Outcome:
     """Train one router; writes `features/<task>.parquet` (reused by later stages) and `routers/<task>.safetensors`.
 

@@ -22,16 +22,16 @@ from dmole_cli.artifacts.staleness import check_inputs
 from dmole_cli.backbones.backbone import Encoded
 from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.backbones.checkpointing import activation_checkpointing
-from dmole_cli.backbones.handle import BackboneHandle
+from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.truncation import record_truncated
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.seeds import seed_for
-from dmole_cli.data.task_data import TaskData
+from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.methods.base import LoadedContext, TaskContext, Training, load_method
-from dmole_cli.progress import Track, untracked
+from dmole_cli.progress import Track, quiet
 from dmole_cli.settings.model import Settings
 from dmole_cli.training.loop import Batch, Losses, Schedule, train_expert
 from dmole_cli.training.order import shuffled_batches
@@ -61,12 +61,12 @@ def train_task(
     task: str,
     *,
     settings: Settings,
-    data: TaskData,
-    model: BackboneHandle,
+    data: Tasks,
+    model: LazyModel,
     run: Run,
     method: str = D_MOLE,
     force: bool = False,
-    track: Track = untracked,
+    track: Track = quiet,
 ) -> Outcome:
     """Train one task's expert with a method; writes `experts/<task>.safetensors` (other methods: in a folder of their own).
 

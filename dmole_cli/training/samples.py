@@ -13,11 +13,11 @@ import torch
 from dmole_cli.data.card import TaskCard
 from dmole_cli.data.sample import Picked, Sample
 from dmole_cli.data.seeds import seed_for
-from dmole_cli.data.task_data import TaskData
+from dmole_cli.data.tasks import Tasks
 from dmole_cli.settings.model import TrainSettings
 
 
-def training_samples(task: str, shares: Mapping[str, float], *, data: TaskData, seed: int) -> Sequence[Sample]:
+def training_samples(task: str, shares: Mapping[str, float], *, data: Tasks, seed: int) -> Sequence[Sample]:
     """The task's own samples, then a seeded choice of other tasks' samples, each in the order of its split.
 
     The choice does not depend on the task that trains: every later task sees the same samples again, so that the share is also

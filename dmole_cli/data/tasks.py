@@ -16,7 +16,7 @@ from dmole_cli.data.sample import Sample
 from dmole_cli.settings.model import Settings
 
 
-class TaskData:
+class Tasks:
     """Cards and samples of tasks by name.
 
     Args:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BackboneHandle:
+class LazyModel:
     """A backbone as the settings describe it.
 
     Attributes:
@@ -32,7 +32,7 @@ class BackboneHandle:
     precision_name: str = "auto"
 
     @classmethod
-    def of(cls, settings: Settings) -> BackboneHandle:
+    def of(cls, settings: Settings) -> LazyModel:
         """The backbone that the settings name."""
         from dmole_cli.backbones.loading import Loading
 
