@@ -160,7 +160,7 @@ def test_a_dense_mixture_cannot_be_exported(exported, run):
     write_expert(path, ExpertFile(expert.sites, expert.scale, expert.header, gates))
     for form in ("peft", "merged"):
         done = run("export", "--task", TASK, "--method", "moe-lora", "--format", form, "x", cwd=exported)
-        assert done.returncode == 1 and "dense mixture" in done.stderr and not (exported / "x").exists()
+        assert done.returncode == 1 and "token-gated mixture" in done.stderr and not (exported / "x").exists()
 
 
 def test_a_placement_as_pefts_arguments(finished, tmp_path, run):
@@ -317,7 +317,7 @@ def test_tensors_that_do_not_fit_are_rejected(exported, run):
             "base_model.model.lm_head.lora_B.weight": torch.ones(9, 4),
         }
     )
-    assert_rejected(exported, run, "lm_head is no linear module of the backbone's blocks", "dmole sites")
+    assert_rejected(exported, run, "lm_head is not a linear module of the backbone's blocks", "dmole sites")
     stored(**{a_name: torch.ones(4, 7)})
     assert_rejected(exported, run, f"{plain} goes from 7 to")
     stored(**{"q_proj.lora_A.weight": torch.ones(4, 32), "q_proj.lora_B.weight": torch.ones(32, 4)})
@@ -350,7 +350,8 @@ def test_paths_without_a_prefix_and_suffixes_of_paths_are_found(exported, run):
 
 
 @pytest.mark.parametrize(
-    ("method", "message"), [("seq-ft", "trains one expert on"), ("moe-lora", "trains one expert on")]
+    ("method", "message"),
+    [("seq-ft", "trains one expert sequentially"), ("moe-lora", "trains one expert sequentially")],
 )
 def test_methods_without_an_expert_per_task_are_rejected(exported, run, method, message):
     done = run("import", "--task", TASK, "--method", method, "adapter", "--run", "other", cwd=exported)
