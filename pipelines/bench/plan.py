@@ -1,4 +1,4 @@
-"""Estimates of `dmole allocate --plan` against processes: estimated and measured peak memory of `profile` and `train-task`.
+"""Estimates of `dmole plan` against processes: estimated and measured peak memory of `profile` and `train-task`.
 
 Two backbones with random weights, of LLaVA's shape (140 million parameters) and InternVL's (170 million), saved in folders as
 users have them. Every command runs in its own process, whose maximum resident size the system reports at its end; other load on
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 SAMPLES = 16
 QUESTION = "What colour is the large image, and which of its corners is the darkest one of all? Answer in a word."
 TARGET = 0.15
-PLAN = ("allocate", "--plan")
+PLAN = ("plan",)
 
 
 @dataclass(frozen=True)
