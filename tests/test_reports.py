@@ -1,4 +1,4 @@
-"""Reports from real evaluation files, against values worked by hand."""
+"""Reports from real evaluation files, against values computed by hand."""
 
 import json
 import subprocess
@@ -8,18 +8,19 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from dmole_cli.artifacts import evaluation, expert, likelihood
 from dmole_cli.artifacts.evaluation import Answer, write_evaluation
 from dmole_cli.artifacts.expert import ExpertFile, write_expert
 from dmole_cli.artifacts.files import write_json
+from dmole_cli.artifacts.kinds import D_MOLE, EVALUATION, EXPERT, LIKELIHOOD, ROUTER
 from dmole_cli.artifacts.likelihood import Likelihood, write_likelihood
 from dmole_cli.artifacts.memory import write_memory
 from dmole_cli.artifacts.provenance import Header
-from dmole_cli.artifacts.run import D_MOLE, Run
+from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.tensors import write_tensors
 from dmole_cli.errors import DmoleError
 from dmole_cli.reports.collect import MethodReport, as_json, collect
@@ -46,7 +47,14 @@ METRICS = {"shapes": "exact_match", "captions": "cider", "counting": "exact_matc
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return Run(tmp_path)
+    return Run(tmp_path / "dmole-run")
+
+
+def refused(run: Run) -> str:
+    """What `dmole report` says about the files of a run that it refuses."""
+    done = tiny.dmole("report", cwd=run.root.parent)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    return done.stderr
 
 
 def put(
@@ -61,7 +69,7 @@ def put(
     backbone: str = "b",
     inputs: Sequence[str] = (),
 ) -> None:
-    """Write an evaluation file; samples are routed (have losses) where `active` says where they went."""
+    """Write an evaluation file; samples are routed (have losses) where `active` is given."""
     rows = [
         Answer(
             sample_id=str(index),
@@ -77,7 +85,7 @@ def put(
     ]
     settings = {"metric": metric or METRICS[task]}
     read = dict.fromkeys(inputs, "digest")
-    header = Header(evaluation.SCHEMA, evaluation.VERSION, backbone=backbone, settings=settings, inputs=read)
+    header = Header.of(EVALUATION, backbone=backbone, settings=settings, inputs=read)
     write_evaluation(run.evaluation(method, stage, task), rows, header)
 
 
@@ -95,12 +103,12 @@ def put_likelihood(
     rows = [
         Likelihood(str(index), mean, None if ranked is None else ranked[index], []) for index, mean in enumerate(means)
     ]
-    header = Header(likelihood.SCHEMA, likelihood.VERSION, backbone=backbone)
+    header = Header.of(LIKELIHOOD, backbone=backbone)
     write_likelihood(run.likelihood(method, stage, task), rows, header)
 
 
 def put_expert(run: Run, method: str, task: str, *, width: int) -> None:
-    header = Header(expert.SCHEMA, expert.VERSION, backbone="b")
+    header = Header.of(EXPERT, backbone="b")
     sites = {"layer": (torch.zeros(2, width), torch.zeros(3, 2))}
     write_expert(run.expert(task, method), ExpertFile(sites, 2.0, header))
 
@@ -165,7 +173,7 @@ def test_forgetting_above_the_cap_does_not_count_in_the_mean(run: Run) -> None:
     assert report.mean_of_bounded["bwt"] is None
 
 
-def test_missing_cells_stay_missing_and_are_null_in_json(run: Run) -> None:
+def test_missing_entries_stay_missing_and_are_null_in_json(run: Run) -> None:
     fill(run, "seq-ft")
     run.evaluation("seq-ft", 2, "shapes").unlink()
     (entry,) = json.loads(json.dumps(as_json(collect(run, tasks=TASKS)), allow_nan=False))
@@ -209,7 +217,7 @@ def test_finetune_has_the_score_of_each_task_alone_and_nothing_else(run: Run) ->
         assert report.quantities[name] == (None, None)
 
 
-def test_the_backbone_row_is_taken_from_zero_shot_where_a_method_keeps_none(run: Run) -> None:
+def test_the_backbone_row_is_taken_from_zero_shot_where_a_method_has_none(run: Run) -> None:
     fill(run, "seq-ft")
     run.evaluation("seq-ft", 0, "captions").unlink()
     put(run, "zero-shot", 0, "captions", [0.7])
@@ -241,16 +249,16 @@ def test_an_unrouted_method_has_no_share_without_expert(run: Run) -> None:
     assert seq_ft.unseen == {"counting": {"zero_shot": 50, "last": 0, "no_expert": None}}
 
 
-def know(run: Run, method: str) -> None:
-    """Shapes are known by rank, captions are open; both become less likely after they were learnt."""
+def put_knowledge(run: Run, method: str) -> None:
+    """Likelihoods: of shapes with ranks, of captions without; those of shapes are lower at the end."""
     put_likelihood(run, method, 1, "shapes", [-0.1, -0.3, -0.2, -0.2], ranked=[True] * 4)
     put_likelihood(run, method, 2, "shapes", [-2.0, -1.0, -1.0, -2.0], ranked=[True, True, True, False])
     put_likelihood(run, method, 2, "captions", [-1.0, -2.0])
 
 
-def test_knowledge_is_told_apart_from_answers(run: Run) -> None:
+def test_knowledge_is_reported_separately_from_scores(run: Run) -> None:
     fill(run, "seq-ft")
-    know(run, "seq-ft")
+    put_knowledge(run, "seq-ft")
     report = only(collect(run, tasks=TASKS))
     assert report.quantities["bwt"][0] == close(-30)
     assert report.knowledge["shapes"] == close(
@@ -283,7 +291,7 @@ def test_knowledge_is_told_apart_from_answers(run: Run) -> None:
 
 def test_knowledge_that_was_not_measured_stays_missing(run: Run) -> None:
     fill(run, "seq-ft")
-    know(run, "seq-ft")
+    put_knowledge(run, "seq-ft")
     run.likelihood("seq-ft", 2, "shapes").unlink()
     put(run, "ewc-lora", 2, "shapes", [1])
     entries = json.loads(json.dumps(as_json(collect(run, tasks=TASKS)), allow_nan=False))
@@ -318,12 +326,12 @@ def test_knowledge_of_the_backbone_and_of_each_task_alone(run: Run) -> None:
         assert finetune[task]["log_likelihood_last"] is finetune[task]["likelihood_forgetting"] is None
 
 
-def test_likelihoods_that_cannot_be_used_are_named(run: Run) -> None:
+def test_unusable_likelihoods_are_named(run: Run) -> None:
     put(run, "seq-ft", 1, "shapes", [1])
     put_likelihood(run, "seq-ft", 1, "shapes", [])
-    with pytest.raises(DmoleError, match=r"likelihoods.*shapes\.parquet holds no sample") as error:
+    with pytest.raises(DmoleError, match=r"likelihoods.*shapes\.parquet holds no sample"):
         collect(run, tasks=TASKS)
-    assert "dmole evaluate --method seq-ft --stage 1 --task shapes --likelihood --force" in error.value.hint
+    assert "run: dmole evaluate --task shapes --method seq-ft --stage 1 --likelihood --force" in refused(run)
     put_likelihood(run, "seq-ft", 1, "shapes", [-1.0], backbone="another")
     with pytest.raises(DmoleError, match="two backbones"):
         collect(run, tasks=TASKS)
@@ -336,7 +344,7 @@ def test_order_of_methods(run: Run) -> None:
     assert [report.method for report in collect(run, tasks=TASKS, methods=["seq-ft", "joint"])] == ["seq-ft", "joint"]
 
 
-def test_a_method_that_is_no_longer_on_the_shelf_is_reported_as_a_sequential_one(run: Run) -> None:
+def test_a_method_whose_file_is_gone_is_reported_as_a_sequential_one(run: Run) -> None:
     fill(run, "long-gone")
     fill(run, "seq-ft")
     put(run, f"{D_MOLE}@oracle", 0, "shapes", [1])
@@ -405,9 +413,11 @@ def test_stored_parameters_are_those_of_the_files_that_the_last_stage_reads(run:
         put(run, "seq-ft", 1, task, [1], inputs=["data:shapes/test", "experts/seq-ft/shapes.safetensors"])
         put(run, "seq-ft", 2, task, [1], inputs=["data:shapes/test", "experts/seq-ft/captions.safetensors"])
     assert only(collect(run, tasks=TASKS)).stored_parameters == 2 * 4 + 3 * 2
-    write_memory(run.memory("shapes", "seq-ft"), {"fisher": torch.zeros(7)}, Header(evaluation.SCHEMA, 1))
-    assert only(collect(run, tasks=TASKS)).stored_parameters == 2 * 4 + 3 * 2, "what is remembered is the last task's"
-    write_memory(run.memory("captions", "seq-ft"), {"fisher": torch.zeros(5, 2)}, Header(evaluation.SCHEMA, 1))
+    write_memory(run.memory("shapes", "seq-ft"), {"fisher": torch.zeros(7)}, Header.of(EXPERT))
+    assert only(collect(run, tasks=TASKS)).stored_parameters == 2 * 4 + 3 * 2, (
+        "the memory that counts is that of the last task"
+    )
+    write_memory(run.memory("captions", "seq-ft"), {"fisher": torch.zeros(5, 2)}, Header.of(EXPERT))
     assert only(collect(run, tasks=TASKS)).stored_parameters == 2 * 4 + 3 * 2 + 5 * 2
     run.expert("captions", "seq-ft").unlink()
     assert only(collect(run, tasks=TASKS)).stored_parameters is None
@@ -420,9 +430,7 @@ def test_stored_parameters_of_routed_experts_and_of_another_routing(run: Run) ->
             put(run, name, 2, task, [1], inputs=read)
     for task in TASKS:
         put_expert(run, D_MOLE, task, width=4)
-        write_tensors(
-            run.router(task), {"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, Header("dmole.router", 1)
-        )
+        write_tensors(run.router(task), {"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, Header.of(ROUTER))
     reports = collect(run, tasks=TASKS)
     assert [report.stored_parameters for report in reports] == [2 * (2 * 4 + 3 * 2) + 2 * 15] * 2
     assert [report.trainable_parameters for report in reports] == [2 * 4 + 3 * 2] * 2
@@ -431,19 +439,17 @@ def test_stored_parameters_of_routed_experts_and_of_another_routing(run: Run) ->
 @pytest.mark.parametrize(
     ("label", "options"),
     [
-        ("d-mole", "--method d-mole"),
-        ("d-mole@oracle", "--method d-mole --routing oracle"),
-        ("d-mole@0.8", "--method d-mole --threshold-scale 0.8"),
-        ("d-mole@top-1@1.25", "--method d-mole --routing top-1 --threshold-scale 1.25"),
+        ("d-mole", ""),
+        ("d-mole@oracle", " --routing oracle"),
+        ("d-mole@0.8", " --threshold-scale 0.8"),
+        ("d-mole@top-1@1.25", " --routing top-1 --threshold-scale 1.25"),
     ],
 )
-def test_a_damaged_evaluation_is_made_again_by_a_command_that_can_be_typed(run: Run, label: str, options: str) -> None:
+def test_a_damaged_evaluation_names_the_command_that_replaces_it(run: Run, label: str, options: str) -> None:
     path = run.evaluation(label, 1, TASKS[0])
     path.parent.mkdir(parents=True)
     path.write_bytes(b"no table")
-    with pytest.raises(DmoleError) as failure:
-        collect(run, tasks=TASKS)
-    assert f"dmole evaluate {options} --stage 1 --task {TASKS[0]} --force" in failure.value.hint
+    assert f"run: dmole evaluate --task {TASKS[0]} --method d-mole --stage 1{options} --force" in refused(run)
 
 
 def test_stored_parameters_of_the_bounds(run: Run) -> None:
@@ -457,7 +463,7 @@ def test_stored_parameters_of_the_bounds(run: Run) -> None:
     assert collect(run, tasks=TASKS)[1].stored_parameters is None
 
 
-def test_files_that_cannot_stand_in_one_table_are_refused(run: Run) -> None:
+def test_files_that_must_not_share_a_table_are_refused(run: Run) -> None:
     put(run, "seq-ft", 0, "shapes", [1])
     put(run, "seq-ft", 1, "shapes", [1], metric="vqa_accuracy")
     with pytest.raises(DmoleError, match=r"scored with vqa_accuracy.*with exact_match"):
@@ -469,9 +475,9 @@ def test_files_that_cannot_stand_in_one_table_are_refused(run: Run) -> None:
 
 def test_a_file_without_rows_or_damaged_is_named(run: Run) -> None:
     put(run, "seq-ft", 0, "shapes", [])
-    with pytest.raises(DmoleError, match=r"shapes\.parquet holds no sample") as error:
+    with pytest.raises(DmoleError, match=r"shapes\.parquet holds no sample"):
         collect(run, tasks=TASKS)
-    assert "dmole evaluate --method seq-ft --stage 0 --task shapes --force" in error.value.hint
+    assert "run: dmole evaluate --task shapes --method seq-ft --stage 0 --force" in refused(run)
     run.evaluation("seq-ft", 0, "shapes").write_bytes(b"PAR1")
     with pytest.raises(DmoleError, match=r"shapes\.parquet cannot be read"):
         collect(run, tasks=TASKS)

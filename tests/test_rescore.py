@@ -1,4 +1,4 @@
-"""`evaluate --rescore`: another metric over stored answers, in a place of its own, without model or data."""
+"""`rescore`: stored predictions scored by another metric, in a folder of their own, without model or data."""
 
 import json
 import shutil
@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from dmole_cli.artifacts import evaluation
 from dmole_cli.artifacts.evaluation import Answer, write_evaluation
 from dmole_cli.artifacts.files import digest_of_file
+from dmole_cli.artifacts.kinds import EVALUATION
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.run import Run
 from dmole_cli.metrics import anls, bleu1
@@ -46,11 +46,11 @@ def refused(run, *args: object, cwd: Path, code: int = 1) -> str:
     return done.stderr
 
 
-def test_everything_there_is_scored_again_and_nothing_else_changes(bare, run):
+def test_all_evaluations_are_rescored_and_nothing_else_changes(bare, run):
     before = tiny.files_of(bare)
-    told = json.loads(tiny.succeed("evaluate", "--rescore", "anls", "--json", cwd=bare, run=run).stdout)
+    outcomes = json.loads(tiny.succeed("rescore", "anls", "--json", cwd=bare, run=run).stdout)
     originals = sorted((bare / "dmole-run/evaluations").rglob("*.parquet"))
-    assert len(told) == len(originals) > 10 and all(entry["written"] for entry in told)
+    assert len(outcomes) == len(originals) > 10 and all(entry["written"] for entry in outcomes)
     after = tiny.files_of(bare)
     assert {name: after[name] for name in before} == before
     for path in originals:
@@ -67,17 +67,18 @@ def test_everything_there_is_scored_again_and_nothing_else_changes(bare, run):
         assert header["inputs"] == {**source["inputs"], name: digest_of_file(path)}
         assert header["settings"] == {**source["settings"], "metric": "anls"}
         assert header["backbone"] == source["backbone"]
-    again = json.loads(tiny.succeed("evaluate", "--rescore", "anls", "--json", cwd=bare, run=run).stdout)
+    again = json.loads(tiny.succeed("rescore", "anls", "--json", cwd=bare, run=run).stdout)
     assert not any(entry["written"] for entry in again)
-    tiny.succeed("evaluate", "--rescore", "anls", "--force", cwd=bare, run=run)
+    tiny.succeed("rescore", "anls", "--force", cwd=bare, run=run)
     assert tiny.files_of(bare) == after, "the same bytes"
 
 
-def test_it_takes_neither_model_nor_torch(bare):
+def test_rescoring_needs_neither_model_nor_torch(bare):
     program = (
         "import sys; from dmole_cli.commands.app import main\n"
-        "sys.argv = ['dmole', 'evaluate', '--rescore', 'anls', '--task', 'colours', '--report', 'last']\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "for words in ('rescore anls --task colours', 'report last --rescored anls'):\n"
+        "    sys.argv = ['dmole', *words.split()]\n"
+        "    try:\n        main()\n    except SystemExit as end:\n        assert not end.code, end.code\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])\n"
     )
     done = subprocess.run(
@@ -89,36 +90,24 @@ def test_it_takes_neither_model_nor_torch(bare):
     assert not (bare / "backbone").exists() and not (bare / "tasks").exists()
 
 
-def test_only_what_was_asked_for(bare, run):
-    args = (
-        "evaluate",
-        "--rescore",
-        "gqa",
-        "--method",
-        "d-mole",
-        "--stage",
-        "2",
-        "--stage",
-        "diagonal",
-        "--task",
-        FIRST,
-    )
-    told = json.loads(tiny.succeed(*args, "--json", cwd=bare, run=run).stdout)
-    assert [(entry["task"], entry["at_stage"]) for entry in told] == [(FIRST, 1), (FIRST, 2)]
+def test_only_the_chosen_evaluations(bare, run):
+    args = ("rescore", "gqa", "--method", "d-mole", "--stage", "2", "--stage", "diagonal", "--task", FIRST)
+    outcomes = json.loads(tiny.succeed(*args, "--json", cwd=bare, run=run).stdout)
+    assert [(entry["task"], entry["at_stage"]) for entry in outcomes] == [(FIRST, 1), (FIRST, 2)]
     made = sorted((bare / "dmole-run/rescored").rglob("*.parquet"))
     assert made == [rescored(bare, "gqa", "d-mole", stage, FIRST) for stage in (1, 2)]
 
 
-def test_the_report_shows_it_in_place_of_the_original(bare, run):
+def test_the_report_shows_new_scores_in_place_of_the_original_ones(bare, run):
     def last(*args: object) -> dict[str, dict]:
-        said = tiny.succeed("evaluate", "--report", "last", "--json", *args, cwd=bare, run=run).stdout
-        return {report["method"]: report for report in json.loads(said)}
+        shown = tiny.succeed("report", "last", "--json", *args, cwd=bare, run=run).stdout
+        return {report["method"]: report for report in json.loads(shown)}
 
     before = last()
     # coin_imagenet counts parts: never less than exact match on these one-letter answers.
-    tiny.succeed("evaluate", "--rescore", "coin_imagenet", "--task", FIRST, cwd=bare, run=run)
+    tiny.succeed("rescore", "coin_imagenet", "--task", FIRST, cwd=bare, run=run)
     assert last() == before
-    after = last("--rescore", "coin_imagenet")
+    after = last("--rescored", "coin_imagenet")
     assert after.keys() == before.keys()
     for method, report in after.items():
         assert report["tasks"][FIRST]["metric"] == "coin_imagenet"
@@ -127,52 +116,58 @@ def test_the_report_shows_it_in_place_of_the_original(bare, run):
         if method != "finetune":
             scores = [row["score"] for row in rows_of(rescored(bare, "coin_imagenet", method, 2, FIRST))]
             assert report["tasks"][FIRST]["last"] == pytest.approx(100 * sum(scores) / len(scores))
-    # Two metrics for two tasks stand in one table; two for the same task do not.
-    tiny.succeed("evaluate", "--rescore", "gqa", "--task", SECOND, cwd=bare, run=run)
-    both = last("--rescore", "coin_imagenet", "--rescore", "gqa")["d-mole"]["tasks"]
+    # Two metrics for two tasks may share a table; two for the same task may not.
+    tiny.succeed("rescore", "gqa", "--task", SECOND, cwd=bare, run=run)
+    both = last("--rescored", "coin_imagenet", "--rescored", "gqa")["d-mole"]["tasks"]
     assert [both[task]["metric"] for task in tiny.TASKS] == ["coin_imagenet", "gqa"]
-    tiny.succeed("evaluate", "--rescore", "gqa", "--task", FIRST, cwd=bare, run=run)
-    args = ("evaluate", "--report", "last", "--rescore", "coin_imagenet", "--rescore", "gqa")
+    tiny.succeed("rescore", "gqa", "--task", FIRST, cwd=bare, run=run)
+    args = ("report", "last", "--rescored", "coin_imagenet", "--rescored", "gqa")
     assert "score the same answers" in refused(run, *args, cwd=bare)
 
 
 def test_a_report_of_scores_by_two_metrics_is_refused(bare, run):
-    tiny.succeed("evaluate", "--rescore", "gqa", "--task", FIRST, "--stage", "2", cwd=bare, run=run)
-    said = refused(run, "evaluate", "--report", "last", "--rescore", "gqa", cwd=bare)
-    assert "scored with" in said and f"--task {FIRST} --rescore" in said
+    tiny.succeed("rescore", "gqa", "--task", FIRST, "--stage", "2", cwd=bare, run=run)
+    error = refused(run, "report", "last", "--rescored", "gqa", cwd=bare)
+    assert "scored with" in error and f"dmole rescore gqa --task {FIRST}" in error
 
 
-def test_what_changed_since_is_stale(bare, run):
-    args = ("evaluate", "--rescore", "gqa", "--task", FIRST, "--stage", "2", "--method", "d-mole")
+def test_a_changed_evaluation_makes_its_rescored_one_stale(bare, run):
+    args = ("rescore", "gqa", "--task", FIRST, "--stage", "2", "--method", "d-mole")
     tiny.succeed(*args, cwd=bare, run=run)
     path = bare / f"dmole-run/evaluations/d-mole/2/{FIRST}.parquet"
     shutil.copy(bare / f"dmole-run/evaluations/seq-ft/2/{FIRST}.parquet", path)
-    said = refused(run, *args, cwd=bare)
-    assert f"evaluations/d-mole/2/{FIRST}.parquet has changed" in said and "--rescore gqa" in said and "--force" in said
+    error = refused(run, *args, cwd=bare)
+    assert (
+        f"evaluations/d-mole/2/{FIRST}.parquet has changed" in error
+        and f"run: dmole rescore gqa --task {FIRST} --method d-mole --stage 2 --force" in error
+    )
     tiny.succeed(*args, "--force", cwd=bare, run=run)
     assert header_of(rescored(bare, "gqa", "d-mole", 2, FIRST))["settings"]["method"] == "seq-ft"
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "parts"),
     [
-        (["luck"], ["unknown metric 'luck'", "anls", "vqa_accuracy"]),
-        (["grounding"], ["needs box, height, width", "--task"]),
-        (["anls", "--task", "nothing"], ["no such evaluation", "task nothing"]),
-        (["anls", "--method", "replay"], ["no such evaluation", "method replay", "d-mole, finetune, seq-ft"]),
-        (["anls", "--split", "validation"], ["no such evaluation", "evaluations.validation"]),
-        (["anls", "--report", "last"], ["no evaluation was scored again by anls", "--rescore anls --task TASK"]),
+        (["rescore", "luck"], ["unknown metric 'luck'", "anls", "vqa_accuracy"]),
+        (["rescore", "grounding"], ["needs box, height, width", "--task"]),
+        (["rescore", "anls", "--task", "nothing"], ["no such evaluation", "task nothing"]),
+        (
+            ["rescore", "anls", "--method", "replay"],
+            ["no such evaluation", "method replay", "d-mole, finetune, seq-ft"],
+        ),
+        (["rescore", "anls", "--split", "validation"], ["no such evaluation", "evaluations.validation"]),
+        (["report", "last", "--rescored", "anls"], ["no evaluation was scored again by anls", "dmole rescore anls"]),
     ],
 )
-def test_users_mistakes(bare, run, args, said):
-    error = refused(run, "evaluate", "--rescore", *args, cwd=bare)
-    assert all(part in error for part in said), error
+def test_invalid_arguments(bare, run, args, parts):
+    error = refused(run, *args, cwd=bare)
+    assert all(part in error for part in parts), error
     assert not (bare / "dmole-run" / "rescored").exists()
 
 
-def test_options_of_the_model_do_not_go_with_it(bare, run):
+def test_options_of_inference_are_unknown(bare, run):
     for extra in (["--likelihood"], ["--routing", "oracle"], ["--threshold-scale", "0.8"]):
-        assert "--rescore" in refused(run, "evaluate", "--rescore", "anls", *extra, cwd=bare, code=2)
+        assert extra[0] in refused(run, "rescore", "anls", *extra, cwd=bare, code=2)
 
 
 def put(folder: Path, task: str, answers: list[str], references: list[str], detail: dict, metric: str) -> None:
@@ -180,33 +175,33 @@ def put(folder: Path, task: str, answers: list[str], references: list[str], deta
         Answer(str(i), "what?", answer, [reference], 0.0, [], [], json.dumps(detail))
         for i, (answer, reference) in enumerate(zip(answers, references, strict=True))
     ]
-    header = Header(evaluation.SCHEMA, evaluation.VERSION, backbone="b", settings={"metric": metric})
+    header = Header.of(EVALUATION, backbone="b", settings={"metric": metric})
     write_evaluation(Run(folder / "dmole-run").evaluation("d-mole@oracle", 2, task), rows, header)
 
 
-def test_a_routing_of_its_own_and_scores_of_a_whole_corpus(bare, run):
-    """BLEU of a corpus is not the mean; it stands in the header and is what the report shows."""
+def test_another_routing_and_the_score_of_a_whole_corpus(bare, run):
+    """BLEU of a corpus is not the mean; the header has it, and the report shows it."""
     shutil.rmtree(bare / "dmole-run")
     answers, references = ["a dog on a sofa", "red bike"], ["a dog sleeps on a sofa", "one red bike\u2028here"]
     put(bare, FIRST, answers, references, {}, "cider")
-    tiny.succeed("evaluate", "--rescore", "bleu1", "--method", "d-mole@oracle", cwd=bare, run=run)
+    tiny.succeed("rescore", "bleu1", "--method", "d-mole@oracle", cwd=bare, run=run)
     path = rescored(bare, "bleu1", "d-mole@oracle", 2, FIRST)
     samples, corpus = bleu1.score_corpus(answers, references=[[r] for r in references], details=[{}] * 2)
     assert [row["score"] for row in rows_of(path)] == samples
     assert header_of(path)["facts"] == {"corpus": corpus} and corpus != pytest.approx(sum(samples) / 2)
-    said = tiny.succeed("evaluate", "--rescore", "bleu1", "--report", "last", "--json", cwd=bare, run=run).stdout
-    [report] = json.loads(said)
+    shown = tiny.succeed("report", "last", "--rescored", "bleu1", "--json", cwd=bare, run=run).stdout
+    [report] = json.loads(shown)
     assert report["method"] == "d-mole@oracle" and report["tasks"][FIRST]["last"] == pytest.approx(100 * corpus)
 
 
-def test_the_mean_iou_stands_beside_the_accuracy(bare, run):
+def test_the_mean_iou_is_reported_beside_the_accuracy(bare, run):
     shutil.rmtree(bare / "dmole-run")
     detail = {"box": [100, 50, 300, 150], "width": 1000, "height": 500}
     put(bare, FIRST, ["[100, 100, 300, 300]", "[100, 100, 150, 300]", ""], ["x"] * 3, detail, "exact_match")
-    tiny.succeed("evaluate", "--rescore", "grounding", cwd=bare, run=run)
-    [plain] = json.loads(tiny.succeed("evaluate", "--report", "last", "--json", cwd=bare, run=run).stdout)
+    tiny.succeed("rescore", "grounding", cwd=bare, run=run)
+    [plain] = json.loads(tiny.succeed("report", "last", "--json", cwd=bare, run=run).stdout)
     assert plain["further"] == {}
-    args = ("evaluate", "--rescore", "grounding", "--report", "overview")
+    args = ("report", "overview", "--rescored", "grounding")
     [report] = json.loads(tiny.succeed(*args, "--json", cwd=bare, run=run).stdout)
     beside = report["further"][FIRST]["mean_iou"]
     # 1, a quarter and nothing.

@@ -1,4 +1,4 @@
-"""What can be wrong with an artifact. Readers raise these; commands/hints.py alone turns them into a command to type."""
+"""What can be wrong with an artifact. Readers raise these; cli/hints.py alone turns them into a command to type."""
 
 from __future__ import annotations
 
