@@ -1,7 +1,7 @@
 """The bytes of every artifact of a small run are those on record, so that a change of them is always deliberate.
 
-`digests.json` has two digests of every artifact of the tiny sequence: of its form (schema, header without digests of inputs, names,
-types, shapes and texts), which is the same on every machine, and of its bytes. Bytes depend on how a machine and its libraries
+`digests.json` has two digests of every artifact of the tiny sequence: of its form (schema, header without digests of inputs,
+names, types, shapes and texts), which is the same on every machine, and of its bytes. Bytes depend on how a machine and its libraries
 round, so they are compared where a fixed computation gives the recorded result. After a deliberate change:
 
     DMOLE_RENEW_DIGESTS=1 pytest tests/test_bytes.py
