@@ -36,7 +36,7 @@ def package(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("package")
     shelf = shutil.copytree(ROOT / "dmole_cli", folder / "dmole_cli") / "methods"
     usual = (shelf / "seq_ft.py").read_text(encoding="utf-8")
-    changed = usual.replace("import task_before", "import afresh as task_before")
+    changed = usual.replace("continues = True", "continues = False")
     assert sum(a != b for a, b in zip(usual.splitlines(), changed.splitlines(), strict=True)) == 1
     (shelf / "mine.py").write_text(changed, encoding="utf-8")
     (shelf / "broken.py").write_text("raise RuntimeError('not yet')\n", encoding="utf-8")
@@ -166,7 +166,7 @@ def test_results_are_complete_and_equal_to_the_reports(compared, run):
     for row in ROWS:
         for seed in SEEDS:
             where = ["--run", f"compared/A/seed-{seed}", "--config", "compared/A/dmole.toml", "--method", row]
-            done = tiny.succeed("evaluate", "--report", "last", "--json", *where, cwd=folder, run=run)
+            done = tiny.succeed("report", "last", "--json", *where, cwd=folder, run=run)
             (report,) = json.loads(done.stdout)
             for quantity in ("last", "avg", "bwt", "forgetting", "fwt"):
                 for task in tiny.TASKS:
@@ -256,7 +256,7 @@ def test_changed_code_is_another_experiment_until_the_old_results_are_deleted(co
     folder = shutil.copytree(compared[0], tmp_path / "copy")
     package = shutil.copytree(package, tmp_path / "package")
     mine = package / "dmole_cli" / "methods" / "mine.py"
-    mine.write_text(mine.read_text(encoding="utf-8") + "\nMERGES = True\n", encoding="utf-8")
+    mine.write_text(mine.read_text(encoding="utf-8") + "    merges = True\n", encoding="utf-8")
     arguments = ["--methods", "mine", "--seeds", "1", "--orders", "A", "--config", "dmole.toml"]
     _, log = end(start(folder, "run.py", *arguments, package=package), code=1)
     assert "evaluate-mine.json was made from other code" in log and "--force" in log

@@ -102,7 +102,7 @@ def test_the_digest_of_code_is_that_of_what_it_does(tmp_path, monkeypatch):
         found.append(code_of("a-b"))
     assert found[0] == found[1] != found[2]
 
-    # What a method shares with others is its code, too, however far away.
+    # What a method shares with others is its code, too, however indirectly it is imported.
     (shelf / "a_b.py").write_text("from dmole_cli.methods._near import y\n", encoding="utf-8")
     (shelf / "_near.py").write_text("from dmole_cli.methods._far import y\n", encoding="utf-8")
     for text in ("y = 1\n", "y = 1  # why\n", "y = 2\n"):
@@ -199,7 +199,7 @@ def test_every_budget_of_the_plan_can_be_spent_at_its_rank():
         assert placement.sites, label
 
 
-def test_a_study_keeps_its_first_row_first_whatever_ran_before():
+def test_the_first_row_of_a_study_stays_first_whatever_ran_before():
     plan = read_toml(PLAN)
     record = Record()
     record.add(main_experiments(plan, rows=["d-mole", "v1"], seeds=[0]), {}, rows=rows_of_plan(plan))
@@ -215,7 +215,7 @@ def test_a_study_keeps_its_first_row_first_whatever_ran_before():
     assert labels["ablations"] == ["d-mole", "v1", "v2", "v3", "v4"] and labels["rank"][0] == "d-mole"
 
 
-def test_a_variant_that_is_added_to_a_study_stands_where_the_plan_has_it():
+def test_a_variant_that_is_added_to_a_study_has_its_position_in_the_plan():
     plan = {
         "orders": {"A": "configured"},
         "seeds": [0],

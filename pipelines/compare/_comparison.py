@@ -79,8 +79,8 @@ class Comparison:
             except Exception as error:  # a new method's file may raise anything
                 raise DmoleError(f"{source_of(name)} cannot be imported: {error!r}", "fix the file") from error
         method = self._methods[name]
-        trained = method.stages(self.names(experiment.order))
-        return {"router": method.USES_ROUTERS, "allocate": method.ALLOCATES, "train": bool(trained)}
+        trained = method.trained_tasks(self.names(experiment.order))
+        return {"router": method.uses_routers, "allocate": method.uses_allocation, "train": bool(trained)}
 
     def shared_steps(self, experiment: Experiment) -> list[Step]:
         """Profiles and routers of all tasks, which do not depend on seed, order or method."""
