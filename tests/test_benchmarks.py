@@ -157,7 +157,7 @@ def test_the_sequences_list_the_tasks_in_their_order(folder, tasks, run, tmp_pat
 
 def test_the_nine_and_the_eight_check_without_a_problem(root, run):
     said = json.loads(
-        tiny.succeed("tasks", "--check", *BENCHMARKS, "--data-root", root, "--json", cwd=root, run=run).stdout
+        tiny.succeed("tasks", "check", *BENCHMARKS, "--data-root", root, "--json", cwd=root, run=run).stdout
     )
     assert [report["task"] for report in said] == list(BENCHMARKS)
     assert all(report["rows"] == {"train": TRAIN, "test": TEST} for report in said)  # none has a validation split

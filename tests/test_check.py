@@ -1,4 +1,4 @@
-"""`dmole tasks --check`: everything wrong with a task's data is counted, with the first few offenders."""
+"""`dmole tasks check`: everything wrong with a task's data is counted, with the first few offenders."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 from dmole_cli.data.card import load_card
 from dmole_cli.data.loading import check_card
 
-CHECK = ("tasks", "--check")
+CHECK = ("tasks", "check")
 CARD = """
 title = "colours"
 format = "{format}"
@@ -227,15 +227,15 @@ def test_lengths_are_those_that_training_sees(with_backbone):
 def test_five_samples_as_the_model_sees_them(with_backbone, run):
     looks = checked(with_backbone, run)["looks"]
     assert len(looks) == 5 and looks == checked(with_backbone, run)["looks"]
-    others = checked(with_backbone, run, "--seed", "3", "--looks", "2")["looks"]
+    others = checked(with_backbone, run, "--sample-seed", "3", "--show-samples", "2")["looks"]
     assert len(others) == 2
     assert {look["sample_id"] for look in others} != {look["sample_id"] for look in looks}
-    seen = next(look for look in looks if look["pictures"])
+    seen = next(look for look in looks if look["images"])
     assert seen["prompt"] == f"<user><image>×{tiny.IMAGE_TOKENS}Colour?<assistant>"
-    assert seen["pictures"] == [{"width": 12, "height": 10}] and seen["tiles"] == 1
+    assert seen["images"] == [{"width": 12, "height": 10}] and seen["tiles"] == 1
     assert seen["answer"].endswith("<end>") and seen["answer_tokens"] == len(seen["answer"].removesuffix("<end>")) + 1
     done = run(*CHECK, with_backbone.name, "--backbone", "backbone", cwd=with_backbone.parent)
-    assert "pictures 12 x 10 in 1 tile(s)" in done.stdout and "| -> red<end>" in done.stdout
+    assert "images 12 x 10 in 1 tile(s)" in done.stdout and "| -> red<end>" in done.stdout
 
 
 def test_a_backbone_that_is_none_is_named(with_backbone, run):
@@ -255,4 +255,4 @@ def test_tiles_of_every_family_are_counted(tmp_path):
     images = (lambda: Image.new("RGB", (40, 60)), lambda: Image.new("RGB", (60, 40)))
     look = SamplePreview(inputs, limit=0).look(Sample("a", "What?", "red", ("red",), images=images))
     assert look["tiles"] == 2  # packed patches of two images
-    assert [size["width"] for size in look["pictures"]] == [40, 60]
+    assert [size["width"] for size in look["images"]] == [40, 60]

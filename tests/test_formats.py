@@ -330,7 +330,7 @@ def test_a_card_like_another_says_what_differs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("like", "part"), [('"like.toml"', "like itself"), ('"nobody"', "unknown task"), ("3", "unknown task")]
+    ("like", "part"), [('"like.toml"', "circular `like`"), ('"nobody"', "unknown task"), ("3", "unknown task")]
 )
 def test_a_card_like_none_is_refused(tmp_path, monkeypatch, like, part):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""`dmole tasks --new`: a card for a user's own data, guessed from what the files hold, that the five stages take as it is."""
+"""`dmole tasks new`: a card for a user's own data, guessed from what the files hold, that the five stages take as it is."""
 
 import json
 import tomllib
@@ -11,7 +11,7 @@ from PIL import Image
 from dmole_cli.data.card import load_card
 from dmole_cli.data.loading import check_card, samples
 
-NEW = ("tasks", "--new")
+NEW = ("tasks", "new")
 COLOURS = {"red": (220, 30, 30), "green": (30, 190, 60), "blue": (40, 60, 220)}
 NAMES = list(COLOURS)
 ROWS = 60
@@ -193,11 +193,11 @@ def test_a_card_that_is_there_stays(tmp_path, run):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("--new", "my.toml"), 2, "--from"),
-        (("--from", "data.jsonl"), 2, "--new"),
-        (("--new", "my.txt", "--from", "data.jsonl"), 1, "a .toml file"),
-        (("--new", "my.toml", "--from", "nowhere.jsonl"), 1, "nowhere.jsonl does not exist"),
-        (("--check", "--images", "many"), 2, "a number of rows"),
+        (("new", "my.toml"), 2, "--from"),
+        (("new", "--from", "data.jsonl"), 2, "CARD"),
+        (("new", "my.txt", "--from", "data.jsonl"), 1, "a .toml file"),
+        (("new", "my.toml", "--from", "nowhere.jsonl"), 1, "nowhere.jsonl does not exist"),
+        (("check", "--open-images", "many"), 2, "Invalid value for '--open-images'"),
     ],
 )
 def test_mistakes_on_the_command_line(tmp_path, run, arguments, code, said):
@@ -208,7 +208,7 @@ def test_mistakes_on_the_command_line(tmp_path, run, arguments, code, said):
 
 
 def test_a_users_own_file_goes_through_the_five_stages(tmp_path, run):
-    """The commands are those that `--new` itself proposes."""
+    """The commands are those that `tasks new` itself proposes."""
     tiny.build_backbone(tmp_path / "backbone")
     names = draw(tmp_path / "photos")
     lines(tmp_path / "data.jsonl", [tiny.record(name, "Colour?", colour(n)[0]) for n, name in enumerate(names)])
@@ -224,5 +224,5 @@ def test_a_users_own_file_goes_through_the_five_stages(tmp_path, run):
     made = {str(p.relative_to(tmp_path / "dmole-run")) for p in (tmp_path / "dmole-run").rglob("*.*") if p.is_file()}
     assert {"profiles/my.parquet", "allocations/my.json", "routers/my.safetensors", "experts/my.safetensors"} <= made
     assert {f"evaluations/d-mole/{stage}/my.parquet" for stage in (0, 1)} <= made
-    [report] = json.loads(tiny.succeed("evaluate", "--report", "last", "--json", cwd=tmp_path, run=run).stdout)
+    [report] = json.loads(tiny.succeed("report", "last", "--json", cwd=tmp_path, run=run).stdout)
     assert report["tasks"]["my"]["last"] is not None

@@ -29,7 +29,6 @@ ROOT = Path(__file__).parents[2]
 SAMPLES = 16
 QUESTION = "What colour is the large image, and which of its corners is the darkest one of all? Answer in a word."
 TARGET = 0.15
-PLAN = ("plan",)
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
 def _row(shape: Shape, setting: Setting, folder: Path) -> Row:
     measured = _measure(setting, folder)
     options = ("--task", "task", "--json", "--batch-size", str(setting.batch_size))
-    planned = json.loads(_dmole(*PLAN, *options, folder=folder)[0])
+    planned = json.loads(_dmole("plan", *options, folder=folder)[0])
     [row] = [
         row
         for row in planned["memory"]
