@@ -31,7 +31,7 @@ class DamagedArtifact(ArtifactError):
 
 
 class WrongKind(ArtifactError):
-    """The file is no artifact of dmole, or one of another kind."""
+    """The file is not an artifact of dmole, or one of another kind."""
 
 
 class OtherVersion(ArtifactError):

@@ -55,7 +55,7 @@ def _check(run: Run, path: Path, fingerprint: str, data: Mapping[str, str], chec
         return
     checked.add(path)
     found = run.identify(path)
-    assert found is not None, f"{path} is no artifact of a run directory"
+    assert found is not None, f"{path} is not an artifact of a run directory"
     header = header_of(path, found[0])
     if header is None:
         raise MissingArtifact(path)
