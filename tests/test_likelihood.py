@@ -1,4 +1,4 @@
-"""How likely right answers are: against one plain forward pass an answer, kept once, ranked, and apart from the evaluations."""
+"""Likelihoods of answers: against one forward pass per answer, cached, ranked, and separate from the evaluations."""
 
 import json
 import math
@@ -21,18 +21,18 @@ from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
+from dmole_cli.inference.entries import likelihood_row
 from dmole_cli.inference.likelihood import answer_likelihoods, scoring
-from dmole_cli.stages.evaluate import _likelihood
 
 FIRST, SECOND = tiny.TASKS
 EVERY = (FIRST, SECOND, tiny.UNSEEN)
 LETTERS = ("b", "g", "r", "y")
 
 
-# --- values, compared with one forward pass over prompt and answer for each answer ---
+# --- the values, against prompt and answer in one forward pass per answer ---
 
 
-def draw(*colour: int):
+def image_of(*colour: int):
     from PIL import Image
 
     image = Image.new("RGB", (tiny.SIDE, tiny.SIDE), colour)
@@ -41,24 +41,24 @@ def draw(*colour: int):
 
 
 def sample(question: str, *colours: tuple[int, int, int]) -> Sample:
-    return Sample(question, question, "yes", ("yes",), tuple((lambda c=c: draw(*c)) for c in colours))
+    return Sample(question, question, "yes", ("yes",), tuple((lambda c=c: image_of(*c)) for c in colours))
 
 
 SAMPLES = [
     sample("Colour?", (200, 10, 10)),
-    sample("Which half of this picture is white, and which one is not?", (20, 20, 220)),
+    sample("Which half of this image is white, and which one is not?", (20, 20, 220)),
     sample("Is it?", (20, 220, 30), (240, 240, 0)),
     sample("Say a word.", ()),
     sample("Letter?", (128, 128, 128)),
 ]
 SAMPLES[3] = replace(SAMPLES[3], images=())
 ANSWERS = [("yes", "no", "a longer one"), ("left",), ("", "x"), ("word", "w"), ("k", "kk", "kkk", "q")]
-SETS = [("language",), ("vision", "language"), (), ("dense",), ("dense", "vision")]
+SETS = [("tongue",), ("eyes", "tongue"), (), ("dense",), ("dense", "eyes")]
 
 
 @pytest.fixture(scope="module")
 def routed(backbone):
-    """Experts with large weights: on the vision encoder, on the language model, and a dense mixture on both."""
+    """Experts strong enough to change answers: on the vision tower, on the language model, and a dense mixture on both."""
     sites = find_sites(backbone.model, "attention")
     routed = RoutedExperts(backbone.model, backbone.modality_of)
     generator = torch.Generator().manual_seed(5)
@@ -66,7 +66,7 @@ def routed(backbone):
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator) * 0.4
 
-    for name, modality in (("vision", "vision"), ("language", "language"), ("dense", "")):
+    for name, modality in (("eyes", "vision"), ("tongue", "language"), ("dense", "")):
         chosen = [site for site in sites if modality in ("", site.modality)]
         matrices = {s.name: (drawn(4, s.in_features), drawn(s.out_features, 4)) for s in chosen}
         gates = {} if modality else {s.name: drawn(2, s.in_features) for s in chosen}
@@ -76,7 +76,7 @@ def routed(backbone):
 
 
 def plain(backbone, routed, one: Sample, answer: str, names: tuple[str, ...]) -> tuple[float, int]:
-    """(summed log-probability, tokens) of an answer behind its prompt, in one pass that keeps no cache."""
+    """(summed log-probability, tokens) of an answer after its prompt, in one forward pass without a cache."""
     row = backbone.encode(replace(one, answer=answer), with_answer=True)
     inputs, vision = backbone.collate([row], left=False)
     labels = inputs.pop("labels")[0]
@@ -88,20 +88,20 @@ def plain(backbone, routed, one: Sample, answer: str, names: tuple[str, ...]) ->
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64])
-def test_a_shared_prompt_changes_no_likelihood(backbone, routed, rows):
+def test_sharing_a_prompt_does_not_change_likelihoods(backbone, routed, rows):
     encoded = [backbone.encode(s, with_answer=False) for s in SAMPLES]
     inputs, vision = backbone.collate(encoded, left=True)
     backbone.counts.clear()
     with routed.route(SETS, rows=vision):
         found = answer_likelihoods(backbone, inputs, answers=ANSWERS, rows=rows, narrow=routed.narrowed)
-        # The batch is the whole one again afterwards.
+        # The routes of the whole batch are restored afterwards.
         again = answer_likelihoods(backbone, inputs, answers=ANSWERS, rows=rows, narrow=routed.narrowed)
     assert found == again
     assert (backbone.counts["likelihood_passes"], backbone.counts["likelihood_rows"]) == (10, 24)
     for one, names, answers, mine in zip(SAMPLES, SETS, ANSWERS, found, strict=True):
         for answer, total, tokens in zip(answers, mine.sums, mine.tokens, strict=True):
             expected, length = plain(backbone, routed, one, answer, names)
-            assert tokens == length == len(answer) + 1, "a token a byte, and the end"
+            assert tokens == length == len(answer) + 1, "one token per byte, and the end token"
             assert total == pytest.approx(expected, abs=1e-4)
     bare = plain(backbone, routed, SAMPLES[0], "yes", ())[0]
     assert abs(found[0].sums[0] - bare) > 0.1, "the expert changes the likelihood"
@@ -110,19 +110,19 @@ def test_a_shared_prompt_changes_no_likelihood(backbone, routed, rows):
 def test_cached_vision_features_give_the_same_likelihoods(backbone, routed, tmp_path):
     encoded = [backbone.encode(s, with_answer=False) for s in SAMPLES[:2]]
     inputs, vision = backbone.collate(encoded, left=True)
-    seen = VisionFeatureCache(backbone, folder=tmp_path, limit=2**20)
-    with routed.route([("language",), ()], rows=vision):
-        uncached, cached = (
+    cache = VisionFeatureCache(backbone, folder=tmp_path, limit=2**20)
+    with routed.route([("tongue",), ()], rows=vision):
+        computed, cached = (
             answer_likelihoods(backbone, given, answers=ANSWERS[:2], rows=8, narrow=routed.narrowed)
-            for given in (inputs, seen.replace(inputs, encoded))
+            for given in (inputs, cache.replace(inputs, encoded))
         )
-    seen.close()
-    for one, other in zip(uncached, cached, strict=True):
+    cache.close()
+    for one, other in zip(computed, cached, strict=True):
         assert one.sums == pytest.approx(other.sums, abs=1e-4)
 
 
-def multimodal_positions():
-    """A model with multimodal rotary positions: (model, inputs of a left-padded batch, inputs of one row)."""
+def several_axes():
+    """A model whose positions have several axes (mrope): (model, prompts, function that returns their further inputs)."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     text = {
@@ -151,7 +151,7 @@ def multimodal_positions():
 
 
 def sliding_windows():
-    """A model with sliding-window attention of four tokens in every other layer."""
+    """A model with a sliding window of four tokens in every other layer; the same values."""
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
     text = {
@@ -173,8 +173,8 @@ def sliding_windows():
     return Gemma3ForConditionalGeneration(config), prompts, more
 
 
-@pytest.mark.parametrize("family", [multimodal_positions, sliding_windows])
-def test_other_families_positions_and_caches(family):
+@pytest.mark.parametrize("family", [several_axes, sliding_windows])
+def test_positions_and_caches_of_other_families(family):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model, prompts, more = family()
@@ -191,36 +191,42 @@ def test_other_families_positions_and_caches(family):
                 whole = torch.tensor([prompts[row] + answer])
                 logits = model(input_ids=whole, attention_mask=torch.ones_like(whole), **more([row], whole)).logits[0]
                 log_probabilities = torch.log_softmax(logits[-len(answer) - 1 : -1].float(), dim=-1)
-                expected = float(log_probabilities.gather(1, torch.tensor(answer)[:, None]).sum())
-                assert total == pytest.approx(expected, abs=1e-4)
+                assert total == pytest.approx(
+                    float(log_probabilities.gather(1, torch.tensor(answer)[:, None]).sum()), abs=1e-4
+                )
 
 
-# --- which answers are compared, and which is first ---
+# --- which answers are compared, and which one is ranked first ---
 
 
 CARD = TaskCard(name="t", format="llava", prompt="{question}", metric="exact_match")
 
 
-def asked(*references: str, options=None) -> Sample:
+def closed(*answers: str) -> TaskCard:
+    """The card with a closed set of answers."""
+    return CARD.model_copy(update={"answers": answers})
+
+
+def sample_of(*references: str, options=None) -> Sample:
     return Sample("s", "?", references[0], references, details={} if options is None else {"options": options})
 
 
 @pytest.mark.parametrize(
     ("card", "one", "answers", "references", "right"),
     [
-        (CARD, asked("b", "blue", "b"), ("b", "blue"), 2, None),
-        (replace(CARD, answers=("Yes", "no")), asked("yes"), ("yes", "Yes", "no"), 1, (True, True, False)),
-        (replace(CARD, answers=("r", "b")), asked("b"), ("b", "r"), 1, (True, False)),
-        (replace(CARD, answers=("r", "b")), asked("green"), ("green", "r", "b"), 1, (True, False, False)),
-        (CARD, asked("asia", options=["africa", "asia"]), ("asia", "africa"), 1, (True, False)),
-        (CARD, asked("B", options=["africa", "asia"]), ("B", "A"), 1, (True, False)),
-        (CARD, asked("B", options=["B", "A", "C"]), ("B", "A", "C"), 1, (True, False, False)),
-        (CARD, asked("b", options=["africa", "asia"]), ("b",), 1, None),
-        (replace(CARD, answers=("r", "b")), asked("it", options=["it", "or"]), ("it", "or"), 1, (True, False)),
-        (CARD, asked("it", options="it"), ("it",), 1, None),
+        (CARD, sample_of("b", "blue", "b"), ("b", "blue"), 2, None),
+        (closed("Yes", "no"), sample_of("yes"), ("yes", "Yes", "no"), 1, (True, True, False)),
+        (closed("r", "b"), sample_of("b"), ("b", "r"), 1, (True, False)),
+        (closed("r", "b"), sample_of("green"), ("green", "r", "b"), 1, (True, False, False)),
+        (CARD, sample_of("asia", options=["africa", "asia"]), ("asia", "africa"), 1, (True, False)),
+        (CARD, sample_of("B", options=["africa", "asia"]), ("B", "A"), 1, (True, False)),
+        (CARD, sample_of("B", options=["B", "A", "C"]), ("B", "A", "C"), 1, (True, False, False)),
+        (CARD, sample_of("b", options=["africa", "asia"]), ("b",), 1, None),
+        (closed("r", "b"), sample_of("it", options=["it", "or"]), ("it", "or"), 1, (True, False)),
+        (CARD, sample_of("it", options="it"), ("it",), 1, None),
     ],
 )
-def test_the_answers_that_a_sample_can_have(card, one, answers, references, right):
+def test_possible_answers_of_a_sample(card, one, answers, references, right):
     choices = choices_of(card, one)
     assert (choices.answers, choices.references, choices.right) == (answers, references, right)
 
@@ -230,18 +236,18 @@ def test_the_answers_that_a_sample_can_have(card, one, answers, references, righ
     [
         (("b",), {"b": -1.0, "r": -1.5}, (2, 2), -0.5, True),
         (("b",), {"b": -1.5, "r": -1.0}, (2, 2), -0.75, False),
-        # Equally probable is not first.
+        # An answer that is as probable as a wrong one is not first.
         (("b",), {"b": -1.0, "r": -1.0}, (2, 2), -0.5, False),
-        # The whole answer counts, though each token of the other one is more probable.
+        # Whole answers are compared, although each token of the other one is more probable.
         (("b",), {"b": -1.0, "r": -1.2}, (2, 9), -0.5, True),
-        # The best of several references by the token; one right answer in front is enough.
+        # The best of several references per token; it is enough that one right answer is first.
         (("b", "r"), {"b": -1.5, "r": -0.6, "y": -1.0}, (3, 1, 3), -0.5, True),
     ],
 )
 def test_the_best_reference_and_the_first_rank(references, sums, tokens, mean, first):
-    choices = choices_of(replace(CARD, answers=tuple(sums)), asked(*references))
+    choices = choices_of(closed(*sums), sample_of(*references))
     found = Likelihoods([sums[answer] for answer in choices.answers], tokens)
-    row = _likelihood(asked(*references), choices, found, ("e",))
+    row = likelihood_row(sample_of(*references), choices, found, ("e",))
     assert (row.log_likelihood, row.ranked_first, row.active) == (pytest.approx(mean), first, ["e"])
 
 
@@ -254,29 +260,29 @@ INVALID_ANSWERS = {
 }
 
 
-@pytest.mark.parametrize(("lines", "said"), INVALID_ANSWERS.items())
-def test_answers_that_no_card_can_have(tmp_path, lines, said):
+@pytest.mark.parametrize(("lines", "message"), INVALID_ANSWERS.items())
+def test_invalid_answers_of_a_card(tmp_path, lines, message):
     path = tmp_path / "card.toml"
     metric = "" if "metric" in lines else '\nmetric = "exact_match"'
     path.write_text(f'format = "llava"\nprompt = "{{question}}"\n{lines}{metric}\n', encoding="utf-8")
-    with pytest.raises(DmoleError, match=said):
+    with pytest.raises(DmoleError, match=message):
         load_card(path)
 
 
-def test_the_check_names_samples_whose_answer_the_card_does_not_have(stream, run, tmp_path):
+def test_the_check_reports_samples_whose_answer_the_card_does_not_have(stream, run, tmp_path):
     folder = shutil.copytree(stream, tmp_path / "here")
-    close(folder, FIRST, LETTERS[:3])
-    done = run("tasks", "--check", cwd=folder)
-    assert done.returncode == 1 and "train: a reference is not among the card's 'answers'" in done.stdout
-    close(folder, FIRST, LETTERS)
-    tiny.succeed("tasks", "--check", cwd=folder, run=run)
+    set_answers(folder, FIRST, LETTERS[:3])
+    done = run("tasks", "check", cwd=folder)
+    assert done.returncode == 1 and "train: a reference is not one of the card's 'answers'" in done.stdout
+    set_answers(folder, FIRST, LETTERS)
+    tiny.succeed("tasks", "check", cwd=folder, run=run)
 
 
 # --- by the command line ---
 
 
-def close(folder: Path, task: str, answers: tuple[str, ...]) -> None:
-    """Give a card a closed set of answers, in place of the one it may have."""
+def set_answers(folder: Path, task: str, answers: tuple[str, ...]) -> None:
+    """Give a card a closed set of answers, in place of the one that it may have."""
     path = folder / "tasks" / f"{task}.toml"
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("answers")]
     path.write_text("\n".join([f"answers = {json.dumps(answers)}", *kept, ""]), encoding="utf-8")
@@ -284,12 +290,12 @@ def close(folder: Path, task: str, answers: tuple[str, ...]) -> None:
 
 @pytest.fixture(scope="module")
 def scored(finished, run, tmp_path_factory) -> Path:
-    """The finished stream, the first card's answers closed, with the likelihoods of D-MoLE's cells; nobody writes into it."""
+    """The finished stream, its first card with a closed set of answers, with the likelihoods of D-MoLE's entries; read only."""
     folder = shutil.copytree(finished, tmp_path_factory.mktemp("scored") / "stream")
-    close(folder, FIRST, LETTERS)
+    set_answers(folder, FIRST, LETTERS)
     shutil.rmtree(folder / "dmole-run" / "costs")
-    told = tiny.succeed("evaluate", "--stage", "all", "--likelihood", "--json", cwd=folder, run=run).stdout
-    (folder / "said" / "likelihood.json").write_text(told, encoding="utf-8")
+    outcomes = tiny.succeed("evaluate", "--stage", "all", "--likelihood", "--json", cwd=folder, run=run).stdout
+    (folder / "said" / "likelihood.json").write_text(outcomes, encoding="utf-8")
     return folder
 
 
@@ -303,7 +309,7 @@ def rows(folder: Path, kind: str, method: str, stage: int, task: str) -> list[di
 
 
 def costs(folder: Path, method: str, task: str) -> dict[str, int]:
-    """Of evaluating, and of adding likelihoods to what was evaluated, which is booked apart."""
+    """Counts of evaluations and of likelihoods that were added to them, which have separate costs."""
     files = (folder / "dmole-run" / "costs").glob(f"*-{method}/{task}.json")
     kinds = [file for file in files if file.parent.name.split("-")[0] in ("evaluate", "likelihood")]
     return sum((Counter(json.loads(file.read_text(encoding="utf-8"))["counts"]) for file in kinds), Counter())
@@ -322,14 +328,14 @@ def samples_of(folder: Path, task: str) -> list[Sample]:
     return samples(load_card(folder / "tasks" / f"{task}.toml"), "test")
 
 
-def test_a_row_a_sample_beside_the_evaluations_which_stay_what_they_were(scored, finished):
+def test_a_row_per_sample_and_the_evaluations_stay_unchanged(scored, finished):
     made, before = scored / "dmole-run", tiny.files_of(finished / "dmole-run")
     after = tiny.files_of(made)
     assert {name: after[name] for name in before} == before
     assert after.keys() - before.keys() == {f"likelihoods/d-mole/{s}/{t}.parquet" for s in (0, 1, 2) for t in EVERY}
-    told = json.loads((scored / "said" / "likelihood.json").read_text(encoding="utf-8"))
-    assert {e["written"] for e in told if e["stage"] == "evaluate d-mole"} == {False}
-    written = {(e["task"], e["at_stage"]): e for e in told if e["stage"] == "likelihood d-mole"}
+    outcomes = json.loads((scored / "said" / "likelihood.json").read_text(encoding="utf-8"))
+    assert {e["written"] for e in outcomes if e["stage"] == "evaluate d-mole"} == {False}
+    written = {(e["task"], e["at_stage"]): e for e in outcomes if e["stage"] == "likelihood d-mole"}
     assert len(written) == 9
     for (task, stage), entry in written.items():
         found = rows(scored, "likelihoods", "d-mole", stage, task)
@@ -345,7 +351,7 @@ def test_a_row_a_sample_beside_the_evaluations_which_stay_what_they_were(scored,
             assert entry["ranked_first"] == 10 * sum(ranked)
 
 
-def test_the_rows_hold_what_a_plain_pass_gives(scored, backbone):
+def test_rows_have_the_values_of_plain_forward_passes(scored, backbone):
     routed = RoutedExperts(backbone.model, backbone.modality_of)
     try:
         for name in tiny.TASKS:
@@ -367,7 +373,7 @@ def test_the_rows_hold_what_a_plain_pass_gives(scored, backbone):
     assert ranked == {True, False}
 
 
-def test_no_answer_is_scored_twice(copy, run):
+def test_no_likelihood_is_computed_twice(copy, run):
     for task, each in ((FIRST, 4), (SECOND, 1)):
         sets = {
             (row["sample_id"], tuple(sorted(row["active"])))
@@ -376,23 +382,23 @@ def test_no_answer_is_scored_twice(copy, run):
         }
         assert costs(copy, "d-mole", task)["likelihood_passes"] == len(sets)
         assert costs(copy, "d-mole", task)["likelihood_rows"] == each * len(sets)
-    # What the pretrained backbone finds likely is known, whoever asks; a second time there is nothing to do at all.
+    # Likelihoods of the pretrained backbone are cached for all methods; the second run finds them up to date.
     args = ("evaluate", "--method", "zero-shot", "--likelihood", "--json")
     for written in (True, False):
-        told = json.loads(tiny.succeed(*args, cwd=copy, run=run).stdout)
-        assert [e["written"] for e in told] == [written] * 6
+        outcomes = json.loads(tiny.succeed(*args, cwd=copy, run=run).stdout)
+        assert [e["written"] for e in outcomes] == [written] * 6
     assert not {"likelihood_passes", "likelihood_rows", "generations"} & costs(copy, "zero-shot", FIRST).keys()
     for task in EVERY:
         assert rows(copy, "likelihoods", "zero-shot", 0, task) == rows(copy, "likelihoods", "d-mole", 0, task)
-    # Thrown away and made again from what is kept: the same bytes.
+    # Deleted and written again from the cache: the same bytes.
     before = tiny.files_of(copy / "dmole-run" / "likelihoods" / "d-mole")
     shutil.rmtree(copy / "dmole-run" / "likelihoods" / "d-mole")
-    told = json.loads(tiny.succeed("evaluate", "--stage", "all", *args[3:], cwd=copy, run=run).stdout)
-    assert [(e["scored"], e["reused"]) for e in told if e["stage"] == "likelihood d-mole"] == [(0, 10)] * 9
+    outcomes = json.loads(tiny.succeed("evaluate", "--stage", "all", *args[3:], cwd=copy, run=run).stdout)
+    assert [(e["scored"], e["reused"]) for e in outcomes if e["stage"] == "likelihood d-mole"] == [(0, 10)] * 9
     assert tiny.files_of(copy / "dmole-run" / "likelihoods" / "d-mole") == before
 
 
-def test_computed_again_in_other_batches(copy, run):
+def test_other_batches_give_the_same_likelihoods(copy, run):
     args = ("evaluate", "--stage", "2", "--likelihood", "--force")
     before = {task: rows(copy, "likelihoods", "d-mole", 2, task) for task in EVERY}
     for size in (64, 3):
@@ -422,9 +428,9 @@ def test_a_method_that_merges(copy, run, backbone):
 def test_the_best_of_several_references(copy, run, backbone):
     path = copy / "tasks" / SECOND / "test.jsonl"
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    said = [("l", "left"), ("r", "right", "r")]
+    references = [("l", "left"), ("r", "right", "r")]
     for record in records:
-        record["references"] = list(said[record["conversations"][1]["value"] == "r"])
+        record["references"] = list(references[record["conversations"][1]["value"] == "r"])
     tiny.write_records(path, records)
     args = ("evaluate", "--method", "zero-shot", "--task", SECOND, "--likelihood", "--run", "other")
     tiny.succeed(*args, cwd=copy, run=run)
@@ -434,10 +440,10 @@ def test_the_best_of_several_references(copy, run, backbone):
         means = [t / n for t, n in (plain(backbone, routed, one, answer, ()) for answer in one.references)]
         assert row["log_likelihood"] == pytest.approx(max(means), abs=1e-4)
         chosen.add(means.index(max(means)))
-    assert 1 in chosen, "for some sample the best is not the first"
+    assert 1 in chosen, "the best reference of some sample is not the first one"
 
 
-def test_the_validation_split_is_kept_apart(copy, run):
+def test_the_validation_split_has_its_own_files(copy, run):
     before = tiny.files_of(copy / "dmole-run")
     args = ("evaluate", "--task", FIRST, "--stage", "1", "--split", "validation")
     tiny.succeed(*args, "--likelihood", cwd=copy, run=run)
@@ -445,46 +451,53 @@ def test_the_validation_split_is_kept_apart(copy, run):
     assert {name: after[name] for name in before} == before
     assert f"likelihoods.validation/d-mole/1/{FIRST}.parquet" in after
     assert not [n for n in after.keys() - before.keys() if n.startswith("likelihoods/")]
-    said = tiny.succeed("evaluate", "--report", "knowledge", "--json", *args[-2:], cwd=copy, run=run).stdout
-    (report,) = json.loads(said)
+    shown = tiny.succeed("report", "knowledge", "--json", *args[-2:], cwd=copy, run=run).stdout
+    (report,) = json.loads(shown)
     known = report["knowledge"][FIRST]
     assert known["log_likelihood_learnt"] < 0 and known["log_likelihood_last"] is None
 
 
-def test_another_closed_set_makes_likelihoods_stale_and_no_evaluation(copy, run):
-    close(copy, FIRST, LETTERS[::-1])
+def test_another_closed_set_makes_likelihoods_stale_but_not_evaluations(copy, run):
+    set_answers(copy, FIRST, LETTERS[::-1])
     done = run("evaluate", "--stage", "1", "--likelihood", cwd=copy)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"likelihoods/d-mole/1/{FIRST}.parquet is stale: answers" in done.stderr
-    assert f"dmole evaluate --task {FIRST} --stage 1 --method d-mole --likelihood --force" in done.stderr
+    assert f"run: dmole evaluate --task {FIRST} --method d-mole --stage 1 --likelihood --force" in done.stderr
     assert "is up to date" in tiny.succeed("evaluate", "--stage", "1", cwd=copy, run=run).stderr
-    mend = ("evaluate", "--task", FIRST, "--stage", "1", "--method", "d-mole", "--likelihood", "--force")
+    rerun = ("evaluate", "--task", FIRST, "--stage", "1", "--method", "d-mole", "--likelihood", "--force")
     before = rows(copy, "likelihoods", "d-mole", 1, FIRST)
-    tiny.succeed(*mend, cwd=copy, run=run)
+    tiny.succeed(*rerun, cwd=copy, run=run)
     for old, new in zip(before, rows(copy, "likelihoods", "d-mole", 1, FIRST), strict=True):
         assert new == old | {"log_likelihood": pytest.approx(old["log_likelihood"], abs=1e-5)}
 
 
+RERUN = f"dmole evaluate --task {FIRST} --method d-mole --stage 2 --likelihood --force"
+
+
 @pytest.mark.parametrize(
-    ("name", "args", "said"),
+    ("name", "args", "hint"),
     [
-        (f"d-mole/2/{FIRST}", ("--report", "knowledge"), f"--stage 2 --task {FIRST} --likelihood --force"),
-        (f"d-mole/2/{FIRST}", ("--likelihood",), "delete it and run the stage again"),
-        (f"cache/{FIRST}", ("--likelihood", "--method", "zero-shot"), "delete it: it only saves time"),
+        (f"d-mole/2/{FIRST}", ("report", "knowledge"), f"run: {RERUN}"),
+        (f"d-mole/2/{FIRST}", ("evaluate", "--likelihood"), f"run: {RERUN}"),
+        (
+            f"cache/{FIRST}",
+            ("evaluate", "--likelihood", "--method", "zero-shot"),
+            "-> delete dmole-run/likelihoods/cache",
+        ),
     ],
 )
-def test_a_damaged_file_is_one_error(copy, run, name, args, said):
+def test_a_damaged_file_is_one_error(copy, run, name, args, hint):
     path = copy / "dmole-run" / "likelihoods" / f"{name}.parquet"
     path.write_bytes(path.read_bytes()[:200])
-    done = run("evaluate", *args, cwd=copy)
+    done = run(*args, cwd=copy)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and f"{name}.parquet cannot be read" in errors[0] and said in done.stderr
+    assert len(errors) == 1 and f"{name}.parquet cannot be read" in errors[0] and hint in done.stderr
 
 
 def test_the_report_by_the_command_line(scored, run):
-    told = json.loads(tiny.succeed("evaluate", "--report", "knowledge", "--json", cwd=scored, run=run).stdout)
-    reports = {report["method"]: report for report in told}
+    outcomes = json.loads(tiny.succeed("report", "knowledge", "--json", cwd=scored, run=run).stdout)
+    reports = {report["method"]: report for report in outcomes}
     for column, task in enumerate(tiny.TASKS, start=1):
         learnt, last = (
             [row["log_likelihood"] for row in rows(scored, "likelihoods", "d-mole", stage, task)]
