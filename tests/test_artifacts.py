@@ -105,6 +105,25 @@ def test_options_are_repeated_where_the_other_command_has_them(fresh, run):
     assert proposed(refused.stderr) == ["train-task", "--task", FIRST, "--device", "cpu"]
 
 
+@pytest.mark.parametrize("name", [f"features/{FIRST}.parquet", f"features/{FIRST}.test.parquet", "cache/images.sqlite"])
+def test_damaged_features_and_image_digests_are_deleted(fresh, run, name):
+    """No stage with --force makes them again: each one reads them first."""
+    path = fresh / "dmole-run" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"nothing")
+    stage = ("evaluate", "--stage", "1", "--task", FIRST) if ".test" in name else ("train-router", "--task", FIRST)
+    refused = run(*stage, "--force", cwd=fresh)
+    assert refused.returncode == 1 and f"-> delete dmole-run/{name}" in refused.stderr
+    path.unlink()
+    tiny.succeed(*stage, "--force", cwd=fresh, run=run)
+
+
+def test_options_of_methods_are_repeated(fresh, run):
+    command = ("train-task", "--task", FIRST, "--method", "seq-ft")
+    refused = run(*command, "--set", "learning-rate=0.01", cwd=fresh)
+    assert proposed(refused.stderr) == [*command, "--set", "learning-rate=0.01", "--force"]
+
+
 def test_a_damaged_cache_may_be_deleted(fresh, run):
     path = fresh / "dmole-run" / "generations" / f"{FIRST}.parquet"
     path.write_bytes(b"nothing")

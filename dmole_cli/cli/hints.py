@@ -5,9 +5,20 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
-from dmole_cli.artifacts.errors import ArtifactError, MissingArtifact, OtherBackbone, StaleArtifact
-from dmole_cli.artifacts.kinds import ALLOCATION, D_MOLE, EVALUATION, EXPERT, LIKELIHOOD, MEMORY, RESCORED, Kind
+from dmole_cli.artifacts.errors import ArtifactError, DamagedArtifact, MissingArtifact, OtherBackbone, StaleArtifact, WrongKind
+from dmole_cli.artifacts.kinds import (
+    ALLOCATION,
+    D_MOLE,
+    EVALUATION,
+    EXPERT,
+    FEATURES,
+    LIKELIHOOD,
+    MEMORY,
+    RESCORED,
+    Kind,
+)
 from dmole_cli.artifacts.run import Run
 from dmole_cli.cli.subcommands import module_of, settings_of
 from dmole_cli.settings.model import Settings
@@ -24,10 +35,12 @@ def hint_for(error: ArtifactError, run: Run, typed: Mapping[str, str], settings:
     """
     found = run.identify(error.path)
     if found is None:
-        return _for_other_file(error)
+        return _for_other_file(error, run)
     kind, values = found
-    if not kind.command:
-        return f"delete {error.path}: it is a cache and is filled again"
+    # Every stage that needs features reads this file first, whatever --force says.
+    unreadable_features = kind is FEATURES and isinstance(error, DamagedArtifact | WrongKind)
+    if not kind.command or unreadable_features:
+        return _delete(error.path)
     if isinstance(error, StaleArtifact) and error.imported:
         return f"run: {_command('import', kind, values, typed, settings)} ADAPTER --force"
     command = _command(kind.command, kind, values, typed, settings)
@@ -38,8 +51,14 @@ def hint_for(error: ArtifactError, run: Run, typed: Mapping[str, str], settings:
     return f"run: {command} --force"
 
 
-def _for_other_file(error: ArtifactError) -> str:
-    """For a file outside of the run directory, which the user named."""
+def _delete(cache: Path) -> str:
+    return f"delete {cache}: it is a cache and is filled again"
+
+
+def _for_other_file(error: ArtifactError, run: Run) -> str:
+    """For the cache of image digests, or for a file that the user named."""
+    if error.path == run.image_digests():
+        return _delete(error.path)
     if isinstance(error, StaleArtifact | OtherBackbone):
         return f"run: {shlex.join(['dmole', *sys.argv[1:]])} --force"
     return "check the path: a file that dmole wrote is expected"
