@@ -79,10 +79,8 @@ def _command(
         words += options if kind is not RESCORED else []
         words += [f"--split {values['split']}"] if values["split"] != "test" else []
     module = module_of(name)
-    repeated = {"run", "config", *settings_of(module, settings)} - {
-        "evaluate.split",
-        *getattr(module, "REPEATABLE", ()),
-    }
+    repeated = {"run", "config", *(["set"] if name == "train-task" else []), *settings_of(module, settings)}
+    repeated -= {"evaluate.split", *getattr(module, "REPEATABLE", ())}
     words += [text for path, text in typed.items() if path in repeated]
     return " ".join([*words, *([flag] if flag else [])])
 
