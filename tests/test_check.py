@@ -110,6 +110,20 @@ def test_the_command_says_it_and_fails(spoilt, run):
     assert report["ok"] is False and {p["kind"] for p in report["problems"] if not p["serious"]} == {"no_image", "id"}
 
 
+def test_a_card_that_is_typed_as_a_path_is_the_one_that_is_checked(tmp_path, run):
+    """The stream has a task of the same name, with other data."""
+    for folder in ("ours", "other"):
+        (tmp_path / folder).mkdir()
+        draw(tmp_path / folder, "1.png", (1, 1, 1))
+        write_card(tmp_path / folder)
+        lines(tmp_path / folder / "test.jsonl", row("1.png"))
+    lines(tmp_path / "ours" / "train.jsonl", row("1.png"))
+    lines(tmp_path / "other" / "train.jsonl", row("1.png"), row("1.png", question="Which colour?"))
+    (tmp_path / "dmole.toml").write_text('tasks = ["ours/colours.toml"]\nunseen = []\n', encoding="utf-8")
+    checked = run(*CHECK, "other/colours.toml", cwd=tmp_path)
+    assert "colours: 2 train, 1 test" in checked.stdout, checked.stdout
+
+
 def test_notes_alone_do_not_fail(tmp_path, run):
     name = draw(tmp_path, "a.png", (9, 9, 9))
     lines(tmp_path / "train.jsonl", row(name, number=1), row(None, number=1))

@@ -147,7 +147,7 @@ def open_workspace(
             raise DmoleError(
                 f"{folder} is a file, not a directory", f"pass --{option} a folder; it is made when needed"
             )
-    tasks = values.get("task") or values.get("names") or []
+    tasks = values.get("task") or []
     further = [tasks] if isinstance(tasks, str) else tasks
     flags = {"force": values.get("force", False), "json": values["json"]}
     return workspace(settings, Run(root, shared), further=further, name=name, typed=typed, **flags)
