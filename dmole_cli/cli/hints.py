@@ -7,7 +7,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dmole_cli.artifacts.errors import ArtifactError, DamagedArtifact, MissingArtifact, OtherBackbone, StaleArtifact, WrongKind
+from dmole_cli.artifacts.errors import (
+    ArtifactError,
+    DamagedArtifact,
+    MissingArtifact,
+    OtherBackbone,
+    StaleArtifact,
+    WrongKind,
+)
 from dmole_cli.artifacts.kinds import (
     ALLOCATION,
     D_MOLE,

@@ -23,10 +23,11 @@ def run(
     method: MethodOption = D_MOLE,
     profile: Annotated[
         Path | None,
-        typer.Option(help="Profile outside of a run directory; needs --out.", rich_help_panel=FILES),
+        typer.Option(help="Profile outside of a run directory; needs --out.", dir_okay=False, rich_help_panel=FILES),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where to write the allocation of --profile.", rich_help_panel=FILES)
+        Path | None,
+        typer.Option(help="Where to write the allocation of --profile.", dir_okay=False, rich_help_panel=FILES),
     ] = None,
     form: Annotated[
         str | None,
@@ -38,6 +39,8 @@ def run(
     """Allocate for the chosen tasks, or for a profile file."""
     if (profile is None) != (out is None):
         raise typer.BadParameter("--profile and --out need each other")
+    if profile is not None and (task or method != D_MOLE):
+        raise typer.BadParameter("--profile needs neither --task nor --method: the file is the profile of one task")
     if form not in (None, "peft"):
         raise typer.BadParameter(f"--format {form}: expected peft")
     from dmole_cli.stages.allocate import allocate_file, allocate_task, as_peft

@@ -28,4 +28,4 @@ def run(
     from dmole_cli.stages.import_adapter import import_adapter
 
     outcome = import_adapter(name, folder, method=method, force=work.force, **work.parts_without_data)
-    work.report([outcome], following=f"dmole train-router --task {task}")
+    work.report([outcome], following=f"dmole train-router --task {name}")

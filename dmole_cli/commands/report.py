@@ -30,6 +30,8 @@ def run(
 ) -> None:
     """Report stored evaluations; missing entries stay missing."""
     require_report(name)
+    if name == "cost" and (method or rescored):
+        raise typer.BadParameter("the report of costs has no --method and no --rescored")
     show_report(work, name, method, rescored=rescored or ())
 
 
@@ -41,13 +43,16 @@ def require_report(name: str | None) -> None:
 
 def show_report(work: Workspace, name: str, methods: list[str] | None, *, rescored: Sequence[str] = ()) -> None:
     """Print a report of stored evaluations."""
-    from dmole_cli.reports import collect, costs, tables
+    from dmole_cli.methods.base import load_method
+    from dmole_cli.reports import collect, costs, evaluations, tables
 
     if name == "cost":
         rows = costs.cost_rows(work.run)
         console.data(rows) if work.json else tables.show(tables.cost_table(rows))
         return
     tasks, split = work.settings.tasks, work.settings.evaluate.split
+    for label in set(methods or ()) - set(evaluations.methods_on_disk(work.run, split)):
+        load_method(evaluations.base_method(label))  # an unknown name is an error, a method without evaluations is not
     reports = collect.collect(work.run, tasks=tasks, methods=methods, split=split, rescored=rescored)
     if work.json:
         console.data(collect.as_json(reports))
