@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from dmole_cli import catalog
 from dmole_cli.errors import DmoleError
+from dmole_cli.settings.budget import parse_budget
 from dmole_cli.settings.declare import Section, setting
 
 DEFAULT_TASKS = ("easyvqa", "digits", "emoji", "grounding", "satellite")
@@ -69,11 +70,20 @@ class AllocateSettings(Section):
     vision_floor: Share = setting(
         0.25, "minimum share of the budget for the vision encoder, as 0.25 or 25%", ge=0, le=1
     )
-    score: str = setting("score", "profile column that ranks the sites: score or norm_mean")
+    score: Literal["score", "norm_mean"] = setting("score", "profile column that ranks the sites")
     curriculum: bool = setting(
         True, "split the budget between the modalities by their difficulty instead of their capacity"
     )
     modalities: Modalities = setting(("vision", "language"), "modalities that may get experts; repeatable")
+
+    @field_validator("budget")
+    @classmethod
+    def _parsed(cls, budget: str) -> str:
+        try:
+            parse_budget(budget)
+        except DmoleError as error:
+            raise ValueError(f"{error.message}; {error.hint}") from error
+        return budget
 
 
 class RouterSettings(Section):

@@ -23,8 +23,6 @@ from dmole_cli.methods.base import load_method
 from dmole_cli.settings.budget import parse_budget
 from dmole_cli.settings.model import AllocateSettings, Settings
 
-STATISTICS = ("score", "norm_mean")
-
 
 @dataclass(frozen=True)
 class Profiled:
@@ -54,8 +52,8 @@ def allocate_task(
     """Place one task's experts; reads its profile, writes `allocations/<task>.json` (other methods: in a folder of their own).
 
     Raises:
-        DmoleError: the method uses no allocation; the profile is missing or another backbone's; the budget is invalid; or the
-            output is stale.
+        DmoleError: the method uses no allocation; the profile is missing or another backbone's; the budget is too small or too
+            large; or the output is stale.
     """
     rules = load_method(method)
     if not rules.uses_allocation:
@@ -92,8 +90,6 @@ def with_spendable_rank(chosen: AllocateSettings, profiled: Profiled) -> Allocat
 
 def place(profiled: Profiled, chosen: AllocateSettings, *, task: str, path: Path, force: bool) -> Outcome:
     """Allocate over the profiled sites and write the allocation."""
-    if chosen.score not in STATISTICS:
-        raise DmoleError(f"unknown --score '{chosen.score}'", f"choose one of: {', '.join(STATISTICS)}")
     header = Header.of(
         ALLOCATION,
         backbone=profiled.header.backbone,
