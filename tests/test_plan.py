@@ -76,6 +76,13 @@ def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing(stream, run)
         assert large[work, True] < large[work, False]
 
 
+def test_samples_are_truncated_as_in_training(stream, run):
+    """A limit one token below the longest sample."""
+    longest = planned(stream, run, "--task", TASK)["memory"][0]["tokens"]
+    rows = planned(stream, run, "--task", TASK, "--max-length", str(longest - 1))["memory"]
+    assert {row["tokens"] for row in rows} == {longest - 1}
+
+
 def test_no_weights_and_no_profile_are_needed(stream, tmp_path, run):
     shutil.copytree(stream, tmp_path / "here")
     before = planned(tmp_path / "here", run)

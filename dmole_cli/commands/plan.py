@@ -11,7 +11,7 @@ from dmole_cli.cli.derive import HOW, MODEL
 from dmole_cli.cli.shared_options import TasksOption
 from dmole_cli.cli.workspace import Workspace
 
-SETTINGS = ("allocate", "profile.sites", *MODEL, "data_root", "shared")
+SETTINGS = ("allocate", "profile.sites", "train.max_length", *MODEL, "data_root", "shared")
 WRITES = False
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dmole_cli.backbones.backbone import Backbone, Encoded
+from dmole_cli.backbones.truncation import encode_truncated
 from dmole_cli.data.sample import Sample
 from dmole_cli.profiling.memory import held_bytes, peak_bytes
 
@@ -78,18 +79,19 @@ def estimate_memory(
 
 
 def longest_batch(
-    backbone: Backbone, samples: Sequence[Sample], lengths: Sequence[int], batch_size: int
+    backbone: Backbone, samples: Sequence[Sample], lengths: Sequence[int], batch_size: int, *, max_length: int = 0
 ) -> list[Encoded]:
-    """Encode the longest samples of a split, with answers.
+    """Encode the longest samples of a split, with answers, truncated as training truncates them.
 
     Args:
         backbone: encodes them.
         samples: the split.
         lengths: number of tokens of each sample.
         batch_size: number of samples.
+        max_length: maximum number of tokens of a sample, 0 for no limit.
     """
     rows = sorted(range(len(samples)), key=lambda row: -lengths[row])[:batch_size]
-    return [backbone.encode(samples[row], with_answer=True) for row in rows]
+    return [encode_truncated(backbone, samples[row], max_length=max_length) for row in rows]
 
 
 def library_bytes() -> int:

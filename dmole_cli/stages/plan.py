@@ -28,13 +28,13 @@ from dmole_cli.profiling.estimates import FRAGMENTATION, estimate_memory, librar
 from dmole_cli.profiling.memory import as_fake_tensors, fake_mode
 from dmole_cli.profiling.sensitivity import measure_sensitivity
 from dmole_cli.settings.budget import parse_budget
-from dmole_cli.settings.model import AllocateSettings, Settings
+from dmole_cli.settings.model import Settings
 from dmole_cli.training.loop import Batch, Schedule, train_expert
 
 BUDGETS = ("0.5%", "1%", "2%", "5%", "sites:25%", "sites:50%", "sites:100%")
 BYTES_PER_PARAMETER = 4  # experts are float32, in training and on disk
 ASSUMPTIONS = (
-    "batches are the longest samples of the task's training split, padded to the longest of them",
+    "batches are the longest samples of the task's training split, at most --max-length, padded to the longest of them",
     "experts sit at the sites of the task's allocation; without one, at the first sites that the budget holds, which keeps "
     "the most activations; at all sites where the budget is refused",
     "no transfer expert and no penalty; a worker process that prepares batches has its own memory",
@@ -131,7 +131,7 @@ def _memory(inputs: _Inputs, tasks: Sequence[str], empty: Any) -> list[dict[str,
         samples = inputs.data.samples(task, "train")
         lengths = backbone.inputs.lengths(samples, with_answer=True)
         for work, size in _batch_sizes(inputs, task, len(samples)).items():
-            batch = longest_batch(backbone, samples, lengths, size)
+            batch = longest_batch(backbone, samples, lengths, size, max_length=settings.train.max_length)
             steps: Callable[..., object] = partial(measure_sensitivity, backbone, list(inputs.sites), [batch, batch])
             if work == "train-task":
                 steps = partial(_train, inputs, task, backbone, batch)
@@ -175,7 +175,7 @@ def _matrices(inputs: _Inputs, task: str, backbone: Backbone) -> dict[str, tuple
 
 def _hosts(inputs: _Inputs, task: str) -> Sequence[str]:
     """The sites of a task's expert: those of its allocation, else those that the budget buys, else all that are allowed."""
-    chosen: AllocateSettings = inputs.settings.allocate
+    chosen = inputs.settings.allocate
     path = inputs.run.allocation(task)
     if path.exists():
         document, made = read_allocation(path)
