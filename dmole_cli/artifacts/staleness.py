@@ -47,6 +47,7 @@ def require_backbone(path: Path, header: Header, fingerprint: str) -> None:
         raise OtherBackbone(
             path,
             f"{path} was made with another backbone ({_short(header.backbone)}; the configured one is {_short(fingerprint)})",
+            imported=is_imported(header),
         )
 
 

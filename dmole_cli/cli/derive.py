@@ -116,7 +116,7 @@ def _takes_text(field: FieldInfo) -> bool:
 
 
 def _typed(values: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, str]:
-    """What the user typed, by settings and common options, as it stands on a command line; `set` for options of a method."""
+    """The options that were typed, by settings and common options, as on a command line; `set` for those of a method."""
     found = {
         path: _as_typed(option_name(path.rpartition(".")[2], field), values[_identifier(path)])
         for path, field in fields.items()
