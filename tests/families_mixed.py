@@ -1,4 +1,4 @@
-"""What the tests of the families share: a tiny model of each, and samples that are as unlike as a batch allows."""
+"""Shared by the tests of the families: a tiny model of each, and samples that differ in every respect."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from dmole_cli.experts.routed import RoutedExperts
 FAMILIES = families()
 
 
-def picture(width: int, height: int, seed: int) -> Image.Image:
-    """A picture of coloured stripes, no two alike."""
+def draw(width: int, height: int, seed: int) -> Image.Image:
+    """A random image of coloured stripes."""
     choose = random.Random(seed)
     image = Image.new("RGB", (width, height), tuple(choose.randrange(256) for _ in range(3)))
     for _ in range(4):
@@ -34,17 +34,17 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
 
 
 def sample(folder: Path, question: str, *sizes: tuple[int, int], answer: str) -> Sample:
-    """A sample with stored pictures (width, height)."""
+    """A sample with stored images (width, height)."""
     files = tuple(folder / f"{abs(hash((question, i)))}.png" for i in range(len(sizes)))
     for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
-        picture(*size, seed=len(question) * 10 + number).save(file)
+        draw(*size, seed=len(question) * 10 + number).save(file)
     opened = tuple(partial(open_image, file, row="here") for file in files)
     return Sample(question, question, answer, (answer,), opened, files=files)
 
 
 @cache
 def samples() -> list[Sample]:
-    """Several sizes, shapes, numbers of pictures and lengths of text; one without a picture."""
+    """Several sizes, shapes, numbers of images and lengths of text; one without an image."""
     folder = Path(mkdtemp())
     return [
         sample(folder, "Colour?", (24, 24), answer="red"),
@@ -61,7 +61,7 @@ def tiny_folder(family: str) -> Path:
     """A family's tiny model on disk."""
     from importlib import import_module
 
-    return import_module(f"dmole_cli.backbones.{family}").tiny(Path(mkdtemp()) / family)
+    return import_module(f"dmole_cli.backbones.families.{family}").tiny(Path(mkdtemp()) / family)
 
 
 @cache
@@ -71,11 +71,11 @@ def tiny_backbone(family: str) -> Backbone:
 
 
 def experts(backbone: Backbone) -> RoutedExperts:
-    """Experts that change everything they touch: `eyes` in the vision encoder, `tongue` in the language model, `all`."""
+    """Experts with large weights: `vision` on the sites of the vision encoder, `language`, and `all`."""
     sites = find_sites(backbone.model, "linear")
     generator = torch.Generator().manual_seed(3)
     routed = RoutedExperts(backbone.model, backbone.modality_of)
-    for name, rank, tower in (("eyes", 3, "vision"), ("tongue", 2, "language"), ("all", 4, "")):
+    for name, rank, tower in (("vision", 3, "vision"), ("language", 2, "language"), ("all", 4, "")):
         chosen = [site for site in sites if tower in ("", site.modality)]
         expert = tiny.draw_expert(chosen, rank, scale=1.0 + 0.25 * rank, generator=generator, spread=0.3)
         routed.add(name, expert)

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import BlipProcessor
 
 from dmole_cli.backbones.backbone import Backbone
-from dmole_cli.backbones.inputs import PICTURE_TOKENS
+from dmole_cli.backbones.inputs import DEFAULT_IMAGE_TOKENS
 from dmole_cli.backbones.loading import fingerprint_of, load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
@@ -25,18 +25,18 @@ VISION, LANGUAGE = "model.vision_tower.encoder.layers", "model.language_model.la
 ATTENTION = {VISION: ("k_proj", "v_proj", "q_proj", "out_proj"), LANGUAGE: ("q_proj", "k_proj", "v_proj", "o_proj")}
 
 
-def picture(*colour: int, side: int = tiny.SIDE) -> Image.Image:
+def draw(*colour: int, side: int = tiny.SIDE) -> Image.Image:
     image = Image.new("RGB", (side, side), colour)
     image.paste((255 - colour[0], colour[1], 90), (0, 0, side // 3, side // 2))
     return image
 
 
 def sample(question: str, *colours: tuple[int, int, int], answer: str = "yes") -> Sample:
-    return Sample(question, question, answer, (answer,), tuple((lambda c=c: picture(*c)) for c in colours))
+    return Sample(question, question, answer, (answer,), tuple((lambda c=c: draw(*c)) for c in colours))
 
 
 def stored(folder: Path, sizes: list[tuple[int, int]]) -> Sample:
-    """A sample whose pictures (width, height) are files."""
+    """A sample whose images (width, height) are files."""
     files = [folder / f"{width}x{height}.png" for width, height in sizes]
     for file, size in zip(files, sizes, strict=True):
         Image.new("RGB", size, (9, 99, 199)).save(file)
@@ -92,9 +92,9 @@ def test_a_regular_expression_chooses_by_module_path(backbone):
     assert names == [f"{VISION}.1.self_attn.q_proj", f"{VISION}.1.mlp.fc2", f"{LANGUAGE}.1.self_attn.q_proj"]
 
 
-@pytest.mark.parametrize(("pattern", "said"), [("nowhere", "no site"), ("(", "not a regular expression")])
-def test_an_expression_that_finds_nothing_is_refused(backbone, pattern, said):
-    with pytest.raises(DmoleError, match=said):
+@pytest.mark.parametrize(("pattern", "message"), [("nowhere", "no site"), ("(", "not a regular expression")])
+def test_an_expression_without_matches_is_an_error(backbone, pattern, message):
+    with pytest.raises(DmoleError, match=message):
         find_sites(backbone.model, pattern)
 
 
@@ -109,10 +109,10 @@ def test_the_answer_loss_is_the_models_own(backbone):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_only_the_answer_and_the_end_are_learnt(backbone):
+def test_only_answer_and_end_token_carry_loss(backbone):
     row = backbone.encode(SAMPLES[1], with_answer=True)
-    learnt = row.labels[row.labels != -100]
-    assert backbone.tokenizer.decode(learnt) == "the left half<end>"
+    trained = row.labels[row.labels != -100]
+    assert backbone.tokenizer.decode(trained) == "the left half<end>"
     assert len(row.labels) == len(row.tokens)
     prompt = backbone.encode(SAMPLES[1], with_answer=False)
     assert torch.equal(row.tokens[: len(prompt.tokens)], prompt.tokens) and prompt.labels is None
@@ -129,7 +129,7 @@ def test_the_prompt_is_the_chat_templates(backbone):
 # --- features ---
 
 
-def test_lengths_count_the_tokens_of_tiles_without_opening_a_picture(backbone, tmp_path):
+def test_lengths_count_the_tokens_of_tiles_without_opening_an_image(backbone, tmp_path):
     tiled = Backbone("tiled", "", backbone.model, tiny.tiling_processor(backbone.tokenizer))
     samples = [stored(tmp_path, sizes) for sizes in ([(24, 24)], [(96, 24)], [(24, 72)], [(100, 60), (96, 24)], [])]
     tokens = [len(tiled.encode(s, with_answer=True).tokens) for s in samples]
@@ -138,23 +138,23 @@ def test_lengths_count_the_tokens_of_tiles_without_opening_a_picture(backbone, t
     assert len(set(tokens)) == len(tokens)
     assert {t - counted for t, counted in zip(tokens, lengths, strict=True)} == {
         2
-    }  # the template, less the space between
+    }  # the template, without the space before the answer
     broken = replace(samples[0], files=(tmp_path / "gone.png",))
-    assert tiled.lengths([broken], with_answer=True)[0] > lengths[0]  # counts as a composed picture
+    assert tiled.lengths([broken], with_answer=True)[0] > lengths[0]  # counts as an image of the default size
 
 
-def test_pictures_of_one_size_leave_lengths_in_the_order_of_the_texts(backbone):
-    pictured = [s for s in SAMPLES if len(s.images) == 1]
-    lengths = backbone.lengths(pictured, with_answer=True)
-    assert lengths == [len(f"{s.question} {s.answer}".encode()) + tiny.IMAGE_TOKENS for s in pictured]
+def test_lengths_of_samples_with_equal_images_follow_their_texts(backbone):
+    with_image = [s for s in SAMPLES if len(s.images) == 1]
+    lengths = backbone.lengths(with_image, with_answer=True)
+    assert lengths == [len(f"{s.question} {s.answer}".encode()) + tiny.IMAGE_TOKENS for s in with_image]
 
 
-def test_a_processor_that_does_not_count_still_tells_many_pictures_from_few(backbone):
-    quiet = BlipProcessor(backbone.processor.image_processor, backbone.tokenizer)
-    assert not hasattr(quiet, "_get_num_multimodal_tokens")
-    lengths = Backbone("quiet", "", backbone.model, quiet).lengths(SAMPLES, with_answer=True)
-    pictures = [len(s.images) for s in SAMPLES]
-    assert [length // PICTURE_TOKENS for length in lengths] == pictures
+def test_lengths_with_a_processor_that_does_not_count_image_tokens(backbone):
+    uncounted = BlipProcessor(backbone.processor.image_processor, backbone.tokenizer)
+    assert not hasattr(uncounted, "_get_num_multimodal_tokens")
+    lengths = Backbone("uncounted", "", backbone.model, uncounted).lengths(SAMPLES, with_answer=True)
+    images = [len(s.images) for s in SAMPLES]
+    assert [length // DEFAULT_IMAGE_TOKENS for length in lengths] == images
 
 
 def test_features_do_not_depend_on_the_batch(backbone):
@@ -166,12 +166,12 @@ def test_features_do_not_depend_on_the_batch(backbone):
     assert torch.equal(together, alone), "to the bit"
     assert torch.equal(together, backbone.features(rows[::-1]).flip(0))
     crowd = backbone.features([*rows[3:], *rows * 5])
-    assert torch.equal(crowd, torch.cat([together[3:], *[together] * 5])), "groups of more than are computed at once"
+    assert torch.equal(crowd, torch.cat([together[3:], *[together] * 5])), "more items than a fixed batch"
     distances = torch.cdist(together, together) + torch.eye(len(SAMPLES))
     assert float(distances.min()) > 1e-3, "samples that differ have features that differ"
 
 
-def test_features_know_neither_the_answer_nor_the_template(backbone):
+def test_features_contain_neither_answer_nor_template(backbone):
     plain = encoded(backbone, SAMPLES)
     other = [replace(s, answer="something else") for s in SAMPLES]
     assert torch.equal(backbone.features(encoded(backbone, other, with_answer=True)), backbone.features(plain))
@@ -180,7 +180,7 @@ def test_features_know_neither_the_answer_nor_the_template(backbone):
     assert torch.equal(backbone.features(plain), backbone.features(encoded(backbone, SAMPLES)))
 
 
-def test_features_are_the_maxima_that_the_method_names(backbone):
+def test_features_are_the_maxima_of_the_paper(backbone):
     one = SAMPLES[2]
     row = backbone.encode(one, with_answer=False)
     with torch.no_grad():
@@ -192,7 +192,7 @@ def test_features_are_the_maxima_that_the_method_names(backbone):
     assert len(images) == 2
 
 
-def test_a_sample_without_picture_has_zeros_for_it(backbone):
+def test_vision_features_without_an_image_are_zeros(backbone):
     width = backbone.feature_layout()[0]["width"]
     (feature,) = backbone.features(encoded(backbone, [SAMPLES[3]]))
     assert torch.equal(feature[:width], torch.zeros(width)) and float(feature[width:].norm()) > 0.9
@@ -206,7 +206,7 @@ def routed(backbone):
     """Four experts strong enough to change answers: on all sites, on the vision tower, on the language model, on two."""
     sites = [site for site in find_sites(backbone.model, "attention")]
     towers = {name: [s for s in sites if s.modality == name] for name in ("vision", "language")}
-    placed = {"all": sites, "eyes": towers["vision"], "tongue": towers["language"], "few": [sites[3], sites[12]]}
+    placed = {"all": sites, "vision": towers["vision"], "language": towers["language"], "few": [sites[3], sites[12]]}
     routed = RoutedExperts(backbone.model, backbone.modality_of)
     generator = torch.Generator().manual_seed(8)
     for rank, (name, chosen) in enumerate(placed.items(), start=2):
@@ -216,7 +216,16 @@ def routed(backbone):
     routed.close()
 
 
-SETS = [("all",), ("eyes",), ("eyes", "tongue"), (), ("few", "all", "eyes"), ("tongue",), ("all", "few"), ("eyes",)]
+SETS = [
+    ("all",),
+    ("vision",),
+    ("vision", "language"),
+    (),
+    ("few", "all", "vision"),
+    ("language",),
+    ("all", "few"),
+    ("vision",),
+]
 
 
 def logits(backbone, routed, samples, sets):
@@ -227,12 +236,12 @@ def logits(backbone, routed, samples, sets):
 
 def test_images_of_a_sample_pass_through_its_experts(backbone, routed):
     two, one = SAMPLES[2], SAMPLES[0]
-    sets = [("eyes",), ("all",)]
+    sets = [("vision",), ("all",)]
     together = logits(backbone, routed, [two, one], sets)
     for i, which in enumerate((two, one)):
         torch.testing.assert_close(together[i], logits(backbone, routed, [which], [sets[i]])[0], rtol=1e-4, atol=1e-4)
     swapped = logits(backbone, routed, [two, one], sets[::-1])
-    assert float((swapped - together).abs().amax(dim=1).min()) > 0.01, "which experts look matters"
+    assert float((swapped - together).abs().amax(dim=1).min()) > 0.01, "each sample is computed with its own experts"
 
 
 def test_a_batch_with_its_experts_equals_each_sample_alone(backbone, routed):
@@ -241,7 +250,7 @@ def test_a_batch_with_its_experts_equals_each_sample_alone(backbone, routed):
         torch.testing.assert_close(together[i], logits(backbone, routed, [which], [SETS[i]])[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_text_only_batch_has_no_pictures_and_works(backbone, routed):
+def test_a_text_only_batch(backbone, routed):
     texts = [SAMPLES[3], SAMPLES[6]]
     inputs, rows = backbone.collate(encoded(backbone, texts), left=True)
     assert "pixel_values" not in inputs and rows["vision"].numel() == 0
@@ -264,11 +273,11 @@ def test_greedy_answers_do_not_depend_on_the_batch_size(backbone, routed):
     assert generate(backbone, routed, SAMPLES, SETS, batch=8) == alone
     bare = generate(backbone, routed, SAMPLES, [()] * len(SAMPLES), batch=8)
     changed = [mine != plain for mine, plain in zip(alone, bare, strict=True)]
-    # Text without a picture has nothing for an expert of the vision tower; everywhere else an expert has its say.
+    # A vision expert has no input in samples without images; all other experts change the answers.
     assert changed == [bool(names) for names in SETS]
 
 
-def test_the_cache_sees_the_experts_too(backbone, routed):
+def test_experts_apply_when_decoding_with_a_cache(backbone, routed):
     """Token by token without a cache, with the same experts, gives the answer that generation with a cache gave."""
     index = 0
     (answer,) = generate(backbone, routed, [SAMPLES[index]], [SETS[index]], batch=1)
@@ -284,8 +293,8 @@ def test_the_cache_sees_the_experts_too(backbone, routed):
     assert backbone.tokenizer.decode(tokens[0, start:], skip_special_tokens=True).strip() == answer
 
 
-def test_rows_that_have_ended_leave_the_batch_and_change_nothing(backbone, routed, monkeypatch):
-    """Against the decoding loop of transformers itself, which computes every row until the longest answer ends."""
+def test_dropping_finished_rows_does_not_change_answers(backbone, routed, monkeypatch):
+    """Compared with the decoding loop of transformers, which computes every row until the longest answer ends."""
     inputs, rows = backbone.collate(encoded(backbone, SAMPLES), left=True)
     prompt, pad = inputs["input_ids"].shape[1], backbone.tokenizer.pad_token_id
 
@@ -297,9 +306,12 @@ def test_rows_that_have_ended_leave_the_batch_and_change_nothing(backbone, route
         return [row[prompt:].tolist() for row in out]
 
     never = len(backbone.tokenizer) - 1
-    said = plain(never)
+    generated = plain(never)
     # The token whose first use differs most from row to row stands for the end of an answer.
-    end = max({t for row in said for t in row}, key=lambda t: len({row.index(t) if t in row else -1 for row in said}))
+    end = max(
+        {t for row in generated for t in row},
+        key=lambda t: len({row.index(t) if t in row else -1 for row in generated}),
+    )
     expected = [row[: row.index(end) + 1] if end in row else row for row in plain(end)]
     assert len({len(row) for row in expected}) > 2, "the answers are of several lengths"
     monkeypatch.setattr(type(backbone.tokenizer), "eos_token_id", end, raising=False)
@@ -315,26 +327,26 @@ def test_rows_that_have_ended_leave_the_batch_and_change_nothing(backbone, route
 
 
 @pytest.mark.parametrize(("room", "again"), [(9, 0), (2, 1), (1, 2), (0, 3)])
-def test_pictures_that_no_expert_looks_at_are_encoded_once(backbone, routed, tmp_path, room, again):
-    """Losses with kept pictures are those without, whatever the batch and the room; nothing is left behind.
+def test_images_without_vision_experts_are_encoded_once(backbone, routed, tmp_path, room, again):
+    """Losses with and without the cache are equal, for any batch and limit; no file remains.
 
-    The first sample has two pictures and is kept whole or not at all, the second one has one, the third none.
+    The first sample has two images and is cached completely or not at all, the second one has one, the third none.
     """
     size = tiny.IMAGE_TOKENS * backbone.language.config.hidden_size * 4
     seen = VisionFeatureCache(backbone, folder=tmp_path / "cache", limit=room * size)
-    sets = [("tongue",), (), ("tongue",)]
+    sets = [("language",), (), ("language",)]
     rows = encoded(backbone, [SAMPLES[2], SAMPLES[0], SAMPLES[3]], with_answer=True)
 
-    def loss(order, *, kept: bool) -> torch.Tensor:
+    def loss(order, *, cached: bool) -> torch.Tensor:
         chosen = [rows[i] for i in order]
         inputs, vision = backbone.collate(chosen, left=False)
         with torch.no_grad(), routed.route([sets[i] for i in order], rows=vision):
-            return backbone.answer_loss(seen.replace(inputs, chosen) if kept else inputs)
+            return backbone.answer_loss(seen.replace(inputs, chosen) if cached else inputs)
 
     for order in ([0, 1, 2], [1, 0], [2]):
-        torch.testing.assert_close(loss(order, kept=True), loss(order, kept=False), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(loss(order, cached=True), loss(order, cached=False), rtol=1e-5, atol=1e-6)
     backbone.counts.clear()
-    loss([0, 1, 2], kept=True)
+    loss([0, 1, 2], cached=True)
     assert backbone.counts["vision_rows"] == again
     seen.close()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

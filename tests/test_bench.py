@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 
-from dmole_cli.methods.base import every_cell
+from dmole_cli.methods.base import load_method
 from dmole_cli.settings.model import EvaluateSettings
 
 sys.path.insert(0, str(tiny.ROOT))
@@ -235,7 +235,8 @@ def trained(tmp_path_factory):
 def evaluated_directly(stream):
     """Evaluate again: routes and answers are those of the direct evaluation, and no answer is generated twice."""
     stream.evaluate(force=True)
-    entries = {entry: matrix.directly(stream, *entry) for entry in every_cell(stream.tasks, stream.unseen)}
+    every = load_method("d-mole").entries(stream.tasks, stream.unseen)
+    entries = {entry: matrix.directly(stream, *entry) for entry in every}
     for entry, rows in entries.items():
         ours = stream.answers(*entry)
         assert [(row.active, row.prediction) for row in ours] == [(row.route, row.answer) for row in rows]

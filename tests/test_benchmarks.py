@@ -88,11 +88,11 @@ def test_a_benchmark_in_its_layout_goes_through_card_format_and_metric(name, roo
 
 
 @pytest.mark.parametrize("name", NINE)
-def test_what_the_nine_ask_and_how_they_are_trained_is_what_the_method_has(name, root):
+def test_questions_and_recipes_of_the_nine_are_those_of_the_paper(name, root):
     card = load_card(name)
     rows, repeats, epochs, batch, metric, least, most = RECIPES[name]
     assert samples(card, "test", data_root=root)[0].question == PROMPTS[name]
-    # The training files hold whole instructions; asked at test is what was trained.
+    # The training files hold whole instructions; test questions have the same form.
     assert samples(card, "train", data_root=root)[0].question == PROMPTS[name]
     assert (card.sizes.train, card.recipe.repeats, card.recipe.epochs, card.recipe.batch_size) == (
         rows,
@@ -119,11 +119,11 @@ def test_the_ten_answers_are_those_of_the_other_file(root):
         row = samples(load_card(name), "test", data_root=root)[1]
         assert row.references == ("green",) * 6 + ("unanswerable",) * 4
         assert row.answer == "green"
-        # CoIN's records have an answer of their own, which its rule asks for.
+        # CoIN's records have an answer of their own, which its metric compares with.
         assert row.details.get("coin_answer") == (None if name == "vizwiz" else "green")
 
 
-def test_boxes_are_in_the_frame_that_answers_are_read_in(root):
+def test_boxes_have_the_coordinates_of_the_answers(root):
     pixels = samples(load_card("skvg"), "test", data_root=root)[0]
     assert pixels.details == {"box": [2.0, 2.0, 12.0, 10.0], "width": 24, "height": 20}
     assert pixels.answer == "[[83, 100, 500, 500]]"
@@ -132,7 +132,7 @@ def test_boxes_are_in_the_frame_that_answers_are_read_in(root):
     assert (padded.details["width"], padded.details["height"]) == (24, 24)  # the square around 24 x 20
 
 
-def test_scienceqa_reads_as_its_authors_publish_it(root):
+def test_scienceqa_is_read_in_its_published_layout(root):
     card = load_card("scienceqa_problems")
     splits = {split: samples(card, split, data_root=root) for split in ("train", "validation", "test")}
     assert {split: len(rows) for split, rows in splits.items()} == {"train": TRAIN, "validation": 2, "test": TEST}
@@ -155,9 +155,9 @@ def test_the_sequences_list_the_tasks_in_their_order(folder, tasks, run, tmp_pat
     assert {*NINE, *EIGHT} <= {row["name"] for row in said}
 
 
-def test_the_nine_and_the_eight_check_without_a_problem(root, run):
+def test_the_nine_and_the_eight_pass_the_check(root, run):
     said = json.loads(
-        tiny.succeed("tasks", "--check", *BENCHMARKS, "--data-root", root, "--json", cwd=root, run=run).stdout
+        tiny.succeed("tasks", "check", *BENCHMARKS, "--data-root", root, "--json", cwd=root, run=run).stdout
     )
     assert [report["task"] for report in said] == list(BENCHMARKS)
     assert all(report["rows"] == {"train": TRAIN, "test": TEST} for report in said)  # none has a validation split
@@ -170,7 +170,7 @@ def test_a_validation_split_is_held_out_of_training_by_image(root, tmp_path):
     everything = samples(load_card("ocrvqa"), "train", data_root=root)
     assert 0 < len(held) < TRAIN and len(train) + len(held) == TRAIN == len(everything)
     assert {*(r.sources for r in train), *(r.sources for r in held)} == {r.sources for r in everything}
-    assert held[0].question == everything[0].question  # read as the training file is, its instructions whole
+    assert held[0].question == everything[0].question  # the format of the training file, with whole instructions
     assert [r.sample_id for r in held] == [f"validation-{i:05d}" for i in range(len(held))]
     with pytest.raises(DmoleError) as caught:
         samples(load_card("ocrvqa"), "validation", data_root=root)
@@ -238,7 +238,7 @@ def test_a_task_outside_the_stream_is_profiled_by_its_name(ready, run):
     assert json.loads(again.stdout)[0]["written"] is False
 
 
-def test_rows_travel_to_another_process(root):
+def test_rows_can_be_sent_to_another_process(root):
     rows = samples(load_card("iconqa"), "test", data_root=root)
     copied = pickle.loads(pickle.dumps(rows))
     assert [(r.question, r.answer, r.details) for r in copied] == [(r.question, r.answer, r.details) for r in rows]

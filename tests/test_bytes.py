@@ -1,8 +1,8 @@
 """The bytes of every artifact of a small run are those on record, so that a change of them is always deliberate.
 
-`digests.json` has two digests of every artifact of the tiny sequence: of its form (schema, header without digests of inputs, names,
-types, shapes and texts), which is the same on every machine, and of its bytes. Bytes depend on how a machine and its libraries
-round, so they are compared where a fixed computation gives the recorded result. After a deliberate change:
+`digests.json` has two digests of every artifact of the tiny sequence: of its form (schema, header without digests of inputs,
+names, types, shapes and texts), which is the same on every machine, and of its bytes. Bytes depend on how a machine and its
+libraries round, so they are compared where a fixed computation gives the recorded result. After a deliberate change:
 
     DMOLE_RENEW_DIGESTS=1 pytest tests/test_bytes.py
 """
@@ -80,7 +80,7 @@ def test_artifacts_have_the_bytes_on_record(finished):
     if os.environ.get("DMOLE_RENEW_DIGESTS"):
         RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     recorded = json.loads(RECORD.read_text(encoding="utf-8"))
-    assert len(files) > 40
+    assert len(files) >= 40
     assert found["form"] == recorded["form"]
     if found["rounding"] == recorded["rounding"]:
         assert found["bytes"] == recorded["bytes"]

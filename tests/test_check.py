@@ -1,4 +1,4 @@
-"""`dmole tasks --check`: everything wrong with a task's data is counted, with the first few offenders."""
+"""`dmole tasks check`: all problems of a task's data are counted, and the first few are listed."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 from dmole_cli.data.card import load_card
 from dmole_cli.data.loading import check_card
 
-CHECK = ("tasks", "--check")
+CHECK = ("tasks", "check")
 CARD = """
 title = "colours"
 format = "{format}"
@@ -52,7 +52,7 @@ def found(report) -> dict[tuple[str, str], tuple[int, int]]:
 
 @pytest.fixture
 def spoilt(tmp_path) -> Path:
-    """Ten training records with one of everything that can be wrong, and two of the test."""
+    """Invalid training records, at least one per kind of problem, and two test records."""
     names = [draw(tmp_path, f"{n}.png", (20 * n, 0, 0)) for n in range(6)]
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
     draw(tmp_path, "copy.png", (20, 0, 0))  # the content of 1.png under another name
@@ -76,7 +76,7 @@ def spoilt(tmp_path) -> Path:
     return write_card(tmp_path)
 
 
-def test_everything_is_counted_in_one_reading(spoilt):
+def test_everything_is_counted_in_one_pass(spoilt):
     report = check_card(load_card(spoilt))
     assert report.rows == {"train": 8, "test": 2}
     assert report.opened == {"train": 6, "test": 2}  # a file once, however many rows name it
@@ -98,7 +98,7 @@ def test_everything_is_counted_in_one_reading(spoilt):
     assert first["id"] == ("1 (train-00007)",)
 
 
-def test_the_command_says_it_and_fails(spoilt, run):
+def test_the_command_prints_problems_and_fails(spoilt, run):
     done = run(*CHECK, spoilt.name, cwd=spoilt.parent)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "problems in colours" in done.stderr
@@ -119,14 +119,14 @@ def test_notes_alone_do_not_fail(tmp_path, run):
     assert done.stdout.count("note: ") == 2
 
 
-def test_training_on_such_data_is_refused_as_before(spoilt, run):
-    """What a check leaves out of its reading is not left out of anything else."""
+def test_other_commands_still_refuse_invalid_data(spoilt, run):
+    """Only a check skips invalid records."""
     check_card(load_card(spoilt))
     done = run("profile", "--task", spoilt.name, cwd=spoilt.parent)
     assert done.returncode == 1 and "line 3" in done.stderr and "the answer is empty" in done.stderr
 
 
-def test_large_files_are_not_kept_without_what_is_wrong_with_them(spoilt, monkeypatch):
+def test_a_large_file_with_invalid_records_is_not_cached(spoilt, monkeypatch):
     from dmole_cli.data.formats import _arrow
     from dmole_cli.data.loading import samples
     from dmole_cli.errors import DmoleError
@@ -212,7 +212,7 @@ def test_without_a_maximum_length_the_backbones_positions_are_the_limit(with_bac
     assert not [p for p in report["problems"] if p["kind"] == "truncated"]
 
 
-def test_lengths_are_those_that_training_sees(with_backbone):
+def test_lengths_equal_those_in_training(with_backbone):
     from dmole_cli.backbones.loading import load_backbone
     from dmole_cli.backbones.preview import SamplePreview
     from dmole_cli.data.loading import samples
@@ -225,20 +225,20 @@ def test_lengths_are_those_that_training_sees(with_backbone):
 
 
 def test_five_samples_as_the_model_sees_them(with_backbone, run):
-    looks = checked(with_backbone, run)["looks"]
-    assert len(looks) == 5 and looks == checked(with_backbone, run)["looks"]
-    others = checked(with_backbone, run, "--seed", "3", "--looks", "2")["looks"]
+    shown = checked(with_backbone, run)["looks"]
+    assert len(shown) == 5 and shown == checked(with_backbone, run)["looks"]
+    others = checked(with_backbone, run, "--sample-seed", "3", "--show-samples", "2")["looks"]
     assert len(others) == 2
-    assert {look["sample_id"] for look in others} != {look["sample_id"] for look in looks}
-    seen = next(look for look in looks if look["pictures"])
+    assert {sample["sample_id"] for sample in others} != {sample["sample_id"] for sample in shown}
+    seen = next(sample for sample in shown if sample["images"])
     assert seen["prompt"] == f"<user><image>×{tiny.IMAGE_TOKENS}Colour?<assistant>"
-    assert seen["pictures"] == [{"width": 12, "height": 10}] and seen["tiles"] == 1
+    assert seen["images"] == [{"width": 12, "height": 10}] and seen["tiles"] == 1
     assert seen["answer"].endswith("<end>") and seen["answer_tokens"] == len(seen["answer"].removesuffix("<end>")) + 1
     done = run(*CHECK, with_backbone.name, "--backbone", "backbone", cwd=with_backbone.parent)
-    assert "pictures 12 x 10 in 1 tile(s)" in done.stdout and "| -> red<end>" in done.stdout
+    assert "images 12 x 10 in 1 tile(s)" in done.stdout and "| -> red<end>" in done.stdout
 
 
-def test_a_backbone_that_is_none_is_named(with_backbone, run):
+def test_a_missing_backbone_is_an_error(with_backbone, run):
     done = run(*CHECK, with_backbone.name, "--backbone", "./nothing", cwd=with_backbone.parent)
     assert done.returncode == 1 and "./nothing" in done.stderr and "Traceback" not in done.stderr
 
@@ -253,6 +253,6 @@ def test_tiles_of_every_family_are_counted(tmp_path):
     (tmp_path / "qwen" / "model.safetensors").unlink()  # weights are not loaded
     inputs, _ = load_inputs(str(tmp_path / "qwen"))
     images = (lambda: Image.new("RGB", (40, 60)), lambda: Image.new("RGB", (60, 40)))
-    look = SamplePreview(inputs, limit=0).look(Sample("a", "What?", "red", ("red",), images=images))
-    assert look["tiles"] == 2  # packed patches of two images
-    assert [size["width"] for size in look["pictures"]] == [40, 60]
+    shown = SamplePreview(inputs, limit=0).look(Sample("a", "What?", "red", ("red",), images=images))
+    assert shown["tiles"] == 2  # packed patches of two images
+    assert [size["width"] for size in shown["images"]] == [40, 60]

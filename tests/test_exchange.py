@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from dmole_cli.artifacts.expert import SCHEMA, VERSION, ExpertFile, read_expert, write_expert
+from dmole_cli.artifacts.expert import ExpertFile, read_expert, write_expert
+from dmole_cli.artifacts.kinds import EXPERT
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
@@ -48,7 +49,7 @@ def random_expert(backbone, *, method: str = "d-mole") -> ExpertFile:
         rank = 2 if number % 3 else 4
         a = torch.randn(rank, site.in_features, generator=generator) * site.in_features**-0.5
         sites[site.name] = a, torch.randn(site.out_features, rank, generator=generator) * 0.3
-    return ExpertFile(sites, 2.0, Header(SCHEMA, VERSION, backbone=backbone.fingerprint, settings={"method": method}))
+    return ExpertFile(sites, 2.0, Header.of(EXPERT, backbone=backbone.fingerprint, settings={"method": method}))
 
 
 def inputs_of(backbone):
@@ -159,7 +160,7 @@ def test_a_dense_mixture_cannot_be_exported(exported, run):
     write_expert(path, ExpertFile(expert.sites, expert.scale, expert.header, gates))
     for form in ("peft", "merged"):
         done = run("export", "--task", TASK, "--method", "moe-lora", "--format", form, "x", cwd=exported)
-        assert done.returncode == 1 and "dense mixture" in done.stderr and not (exported / "x").exists()
+        assert done.returncode == 1 and "token-gated mixture" in done.stderr and not (exported / "x").exists()
 
 
 def test_a_placement_as_pefts_arguments(finished, tmp_path, run):
@@ -316,11 +317,11 @@ def test_tensors_that_do_not_fit_are_rejected(exported, run):
             "base_model.model.lm_head.lora_B.weight": torch.ones(9, 4),
         }
     )
-    assert_rejected(exported, run, "lm_head is no linear module of the backbone's blocks", "dmole sites")
+    assert_rejected(exported, run, "lm_head is not a linear module of the backbone's blocks", "dmole sites")
     stored(**{a_name: torch.ones(4, 7)})
-    assert_rejected(exported, run, f"{plain} goes from 7 to")
+    assert_rejected(exported, run, f"{plain} maps 7 to")
     stored(**{"q_proj.lora_A.weight": torch.ones(4, 32), "q_proj.lora_B.weight": torch.ones(32, 4)})
-    assert_rejected(exported, run, "q_proj could be")
+    assert_rejected(exported, run, "q_proj matches")
     suffix = plain.removeprefix("model.")
     stored(
         **{
@@ -349,7 +350,8 @@ def test_paths_without_a_prefix_and_suffixes_of_paths_are_found(exported, run):
 
 
 @pytest.mark.parametrize(
-    ("method", "message"), [("seq-ft", "trains one expert on"), ("moe-lora", "trains one expert on")]
+    ("method", "message"),
+    [("seq-ft", "trains one expert sequentially"), ("moe-lora", "trains one expert sequentially")],
 )
 def test_methods_without_an_expert_per_task_are_rejected(exported, run, method, message):
     done = run("import", "--task", TASK, "--method", method, "adapter", "--run", "other", cwd=exported)

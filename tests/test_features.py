@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from dmole_cli.artifacts.run import Run
-from dmole_cli.cli.workspace import Workspace, workspace
+from dmole_cli.cli.workspace import workspace
 from dmole_cli.errors import DmoleError
 from dmole_cli.routing.features import routing_features
 from dmole_cli.settings.model import Settings
@@ -139,7 +139,9 @@ def test_rows_that_any_file_knows_are_taken_from_it_and_leave_no_trace(fresh):
     assert torch.equal(
         routing_features("mixed", "train", data=alone.data, backbone=alone.model.load(), run=alone.run), features
     ) and features.shape == (42, 2 * tiny.WIDTH)
-    assert alone.counts()["feature_passes"] == len(looks(fresh, "mixed", "train")), "what occurs twice is computed once"
+    assert alone.model.counts()["feature_passes"] == len(looks(fresh, "mixed", "train")), (
+        "what occurs twice is computed once"
+    )
     files = [s.run.features("mixed").read_bytes() for s in (session, alone)]
     assert files[0] == files[1]
     # In the order of the split, under its own ids.
@@ -157,7 +159,7 @@ def test_a_feature_file_does_not_depend_on_what_was_computed_before(fresh):
 def test_another_backbone_knows_nothing(fresh):
     made(fresh, "run", (FIRST, "test"))
     tiny.build_backbone(fresh / "other", seed=1)
-    session = Workspace(at(fresh).updated(backbone=str(fresh / "other")), Run(fresh / "run"))
+    session = workspace(at(fresh).updated(backbone=str(fresh / "other")), Run(fresh / "run"))
     routing_features(FIRST, "test", data=session.data, backbone=session.model.load(), run=session.run)
     assert session.model.counts()["feature_passes"] == len(looks(fresh, FIRST, "test"))
 

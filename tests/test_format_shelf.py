@@ -1,4 +1,4 @@
-"""The shelf of formats: every file keeps the contract, recognises its own data, and a new one needs no edit elsewhere."""
+"""The shelf of formats: every file has the required interface and recognises its own data; a new one needs no edit elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ANNOTATION_FILES = {path.stem for path in Path(formats.__file__).parent.glob("[a
 
 
 @pytest.mark.parametrize("name", catalog.names("formats"))
-def test_a_file_of_the_shelf_keeps_the_contract(name):
+def test_a_file_of_the_shelf_has_the_required_interface(name):
     found = load_format(name)
     assert found.__doc__ and found.load.__doc__
     assert list(inspect.signature(found.load).parameters) == ["card", "split", "data_root"]

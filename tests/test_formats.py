@@ -84,7 +84,7 @@ def test_sizes_cap_the_rows(tmp_path):
     assert len(samples(card, "train")) == 2
 
 
-def test_braces_in_a_question_are_kept(tmp_path):
+def test_braces_in_a_question_stay(tmp_path):
     write_lines(tmp_path / "train.jsonl", record(question="What is {x}?"))
     (row,) = samples(load_card(write_card(tmp_path)), "train")
     assert row.question.startswith("What is {x}?")
@@ -259,7 +259,7 @@ def test_an_array_that_is_not_json_is_named_with_its_line(tmp_path, text, part):
 
 
 @pytest.mark.parametrize("text", ['{"a" 1}', '{"a": 1,}', "7", "{1: 2}", ""])
-def test_a_document_that_is_none_is_named(tmp_path, text):
+def test_an_invalid_document_is_named(tmp_path, text):
     path = tmp_path / "wrong.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DmoleError, match=r"wrong\.json"):
@@ -289,7 +289,7 @@ def test_a_long_file_is_converted_once_and_again_when_it_changes(tmp_path, monke
     assert len(list(made.parent.iterdir())) == 3
 
 
-def test_a_record_that_is_unusable_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
+def test_an_invalid_record_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DMOLE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(_arrow, "IN_MEMORY", 0)
     write_lines(tmp_path / "train.jsonl", record(), record(answer=""))
@@ -310,9 +310,9 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 def test_memory_does_not_grow_with_the_rows():
     few, many = (next(bench.measured(count, times=1))["peak"] for count in (1_000, 48_000))
     assert many - few < 15 * 2**20
-    # As a measure it would see them: as many samples in a list take more than that.
-    (kept,) = bench.measured(48_000, times=1, keep=True)
-    assert kept["peak"] - few > 30 * 2**20
+    # The measurement would show it: the same number of samples in a list takes more.
+    (in_memory,) = bench.measured(48_000, times=1, keep=True)
+    assert in_memory["peak"] - few > 30 * 2**20
 
 
 # ------------------------------------------------------------------------------------------------ what a card is like
@@ -330,9 +330,9 @@ def test_a_card_like_another_says_what_differs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("like", "part"), [('"like.toml"', "like itself"), ('"nobody"', "unknown task"), ("3", "unknown task")]
+    ("like", "part"), [('"like.toml"', "circular `like`"), ('"nobody"', "unknown task"), ("3", "unknown task")]
 )
-def test_a_card_like_none_is_refused(tmp_path, monkeypatch, like, part):
+def test_an_invalid_like_is_refused(tmp_path, monkeypatch, like, part):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "like.toml").write_text(f"like = {like}\n")
     with pytest.raises(DmoleError, match=part):

@@ -116,7 +116,7 @@ def test_options_and_several_images(folder):
     assert one.details == {"options": ["u", "v", "w"], "answer": "A"}
 
 
-def test_long_ones_are_converted_once(saved, monkeypatch, tmp_path):
+def test_long_data_sets_are_converted_once(saved, monkeypatch, tmp_path):
     from dmole_cli.data.formats import hugging_face
 
     monkeypatch.setenv("DMOLE_CACHE", str(tmp_path))

@@ -1,4 +1,4 @@
-"""`dmole tasks --new`: a card for a user's own data, guessed from what the files hold, that the five stages take as it is."""
+"""`dmole tasks new`: a card for a user's own data, guessed from what the files hold, which the five stages accept unchanged."""
 
 import json
 import tomllib
@@ -11,7 +11,7 @@ from PIL import Image
 from dmole_cli.data.card import load_card
 from dmole_cli.data.loading import check_card, samples
 
-NEW = ("tasks", "--new")
+NEW = ("tasks", "new")
 COLOURS = {"red": (220, 30, 30), "green": (30, 190, 60), "blue": (40, 60, 220)}
 NAMES = list(COLOURS)
 ROWS = 60
@@ -83,7 +83,7 @@ def test_captions_become_a_card(tmp_path, run):
     document = {
         "images": [{"id": n, "file_name": name} for n, name in enumerate(names)],
         "annotations": [
-            {"image_id": n, "caption": f"A {colour(n)} picture, {m}."} for n in range(ROWS) for m in range(2)
+            {"image_id": n, "caption": f"A {colour(n)} image, {m}."} for n in range(ROWS) for m in range(2)
         ],
     }
     (tmp_path / "data.jsonl").write_text(json.dumps(document, indent=1), encoding="utf-8")
@@ -91,7 +91,7 @@ def test_captions_become_a_card(tmp_path, run):
     card = load_card(tmp_path / "my.toml")
     assert (card.format, card.metric) == ("coco_captions", "cider")
     assert said["rows"]["train"] + 2 * (said["rows"]["validation"] + said["rows"]["test"]) == 2 * ROWS
-    assert card.generation.max_new_tokens >= len(["A", "green", "picture,", "1."])
+    assert card.generation.max_new_tokens >= len(["A", "green", "image,", "1."])
     lines(tmp_path / "pairs.jsonl", [{"image": name, "caption": f"A {colour(n)} one"} for n, name in enumerate(names)])
     new(tmp_path, run, "--force", source="pairs.jsonl")
     card = load_card(tmp_path / "my.toml")
@@ -173,7 +173,7 @@ def test_limits_follow_the_answers(tmp_path, run):
         ("{broken", "not JSON"),
     ],
 )
-def test_data_that_make_no_card_are_named_and_nothing_is_written(tmp_path, run, content, said):
+def test_unusable_data_is_an_error_and_nothing_is_written(tmp_path, run, content, said):
     draw(tmp_path, 1)
     (tmp_path / "data.jsonl").write_text(content, encoding="utf-8")
     done = run(*NEW, "my.toml", "--from", "data.jsonl", cwd=tmp_path)
@@ -182,7 +182,7 @@ def test_data_that_make_no_card_are_named_and_nothing_is_written(tmp_path, run, 
     assert not (tmp_path / "my.toml").exists()
 
 
-def test_a_card_that_is_there_stays(tmp_path, run):
+def test_an_existing_card_is_not_overwritten(tmp_path, run):
     (tmp_path / "my.toml").write_text("mine", encoding="utf-8")
     lines(tmp_path / "data.jsonl", [tiny.record(name, "What?", "red") for name in draw(tmp_path)])
     done = run(*NEW, "my.toml", "--from", "data.jsonl", cwd=tmp_path)
@@ -193,14 +193,14 @@ def test_a_card_that_is_there_stays(tmp_path, run):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("--new", "my.toml"), 2, "--from"),
-        (("--from", "data.jsonl"), 2, "--new"),
-        (("--new", "my.txt", "--from", "data.jsonl"), 1, "a .toml file"),
-        (("--new", "my.toml", "--from", "nowhere.jsonl"), 1, "nowhere.jsonl does not exist"),
-        (("--check", "--images", "many"), 2, "a number of rows"),
+        (("new", "my.toml"), 2, "--from"),
+        (("new", "--from", "data.jsonl"), 2, "CARD"),
+        (("new", "my.txt", "--from", "data.jsonl"), 1, "a .toml file"),
+        (("new", "my.toml", "--from", "nowhere.jsonl"), 1, "nowhere.jsonl does not exist"),
+        (("check", "--open-images", "many"), 2, "Invalid value for '--open-images'"),
     ],
 )
-def test_mistakes_on_the_command_line(tmp_path, run, arguments, code, said):
+def test_usage_errors(tmp_path, run, arguments, code, said):
     lines(tmp_path / "data.jsonl", [tiny.record(None, "What?", "red")])
     done = run("tasks", *arguments, cwd=tmp_path)
     assert done.returncode == code and "Traceback" not in done.stderr
@@ -208,7 +208,7 @@ def test_mistakes_on_the_command_line(tmp_path, run, arguments, code, said):
 
 
 def test_a_users_own_file_goes_through_the_five_stages(tmp_path, run):
-    """The commands are those that `--new` itself proposes."""
+    """Runs the commands that `tasks new` proposes."""
     tiny.build_backbone(tmp_path / "backbone")
     names = draw(tmp_path / "photos")
     lines(tmp_path / "data.jsonl", [tiny.record(name, "Colour?", colour(n)[0]) for n, name in enumerate(names)])
@@ -224,5 +224,5 @@ def test_a_users_own_file_goes_through_the_five_stages(tmp_path, run):
     made = {str(p.relative_to(tmp_path / "dmole-run")) for p in (tmp_path / "dmole-run").rglob("*.*") if p.is_file()}
     assert {"profiles/my.parquet", "allocations/my.json", "routers/my.safetensors", "experts/my.safetensors"} <= made
     assert {f"evaluations/d-mole/{stage}/my.parquet" for stage in (0, 1)} <= made
-    [report] = json.loads(tiny.succeed("evaluate", "--report", "last", "--json", cwd=tmp_path, run=run).stdout)
+    [report] = json.loads(tiny.succeed("report", "last", "--json", cwd=tmp_path, run=run).stdout)
     assert report["tasks"]["my"]["last"] is not None

@@ -1,4 +1,4 @@
-"""`dmole allocate --plan`: its budgets are those that allocate spends, its memory estimates those of the stages."""
+"""`dmole plan`: its budgets are those that allocate spends, its memory estimates those of the stages."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.data.sample import Sample
 from dmole_cli.profiling.memory import as_fake_tensors, held_bytes, peak_bytes
-from dmole_cli.stages.profile import measure
+from dmole_cli.profiling.sensitivity import measure_sensitivity
 
 TASK = tiny.TASKS[0]
 SAMPLES = [
@@ -27,12 +27,12 @@ SAMPLES = [
 
 
 def planned(here, run, *options: str) -> dict:
-    return json.loads(tiny.succeed("allocate", "--plan", "--json", *options, cwd=here, run=run).stdout)
+    return json.loads(tiny.succeed("plan", "--json", *options, cwd=here, run=run).stdout)
 
 
 @every_family
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_work_without_numbers_holds_what_the_work_holds(family, checkpointing):  # noqa: F811
+def test_fake_tensors_take_the_memory_of_real_ones(family, checkpointing):  # noqa: F811
     whole = load_backbone(str(family))
     empty = Backbone("empty", "", as_fake_tensors(meta_model(str(family)), torch.float32), whole.processor)
     assert held_bytes(empty.model) == held_bytes(whole.model)
@@ -40,7 +40,7 @@ def test_work_without_numbers_holds_what_the_work_holds(family, checkpointing): 
     for backbone in (whole, empty):
         sites = find_sites(backbone.model, "attention")
         batch = [backbone.encode(sample, with_answer=True) for sample in SAMPLES]
-        work = lambda b=backbone, s=sites, e=batch: measure(b, s, [e, e], checkpointing=checkpointing)  # noqa: E731
+        work = lambda b=backbone, s=sites, e=batch: measure_sensitivity(b, s, [e, e], checkpointing=checkpointing)  # noqa: E731
         peaks.append(peak_bytes(backbone.model, work))
     assert peaks[1] == pytest.approx(peaks[0], rel=0.02) and peaks[0] > 0
 
@@ -83,17 +83,17 @@ def test_no_weights_and_no_profile_are_needed(stream, tmp_path, run):
     after = planned(tmp_path / "here", run)
     for said in (before, after):
         for row in said["memory"]:
-            del row["libraries"], row["process"]  # what this process happens to hold
+            del row["libraries"], row["process"]  # memory of this process
     assert after == before
-    shown = tiny.succeed("allocate", "--plan", cwd=tmp_path / "here", run=run).stdout
-    assert "memory at the peak, MB" in shown and "assumes: " in shown
+    shown = tiny.succeed("plan", cwd=tmp_path / "here", run=run).stdout
+    assert "peak memory, MB" in shown and "assumes: " in shown
     (tmp_path / "here" / "backbone" / "processor_config.json").unlink()
-    done = run("allocate", "--plan", cwd=tmp_path / "here")
+    done = run("plan", cwd=tmp_path / "here")
     assert done.returncode == 1 and "has no processor" in done.stderr
 
 
 def test_the_plan_of_two_billion_parameters(tmp_path, run):
-    """InternVL2-2B's shape, from its configuration and a small processor: no machine of the tests could hold it."""
+    """InternVL2-2B's shape, from its configuration and a small processor: too large to load in a test."""
     from test_sites import internvl2_2b
 
     from dmole_cli.backbones.families import internvl
@@ -114,7 +114,7 @@ def test_the_plan_of_two_billion_parameters(tmp_path, run):
     )
     said = planned(tmp_path, run, "--batch-size", "1")
     assert said["sites"] == {"vision": 96, "language": 96} and 2.1e9 < said["parameters"] < 2.4e9
-    # 2% of such a model is more than rank 8 on all attention sites can take, as `allocate` itself would say.
+    # 2% of such a model is more than experts of rank 8 on all attention sites, as `allocate` reports.
     assert "experts of rank 8 on all sites have" in said["budgets"][0]["refused"]
     everywhere = 8 * 24 * (4 * 2048 + 2 * (2048 + 2048) + 2 * (2048 + 1024))
     assert next(r for r in said["budgets"] if r["budget"] == "sites:100%")["bytes"] == 4 * everywhere

@@ -200,7 +200,11 @@ def test_per_sample_norms_are_two_columns_that_other_stages_ignore(profiled, str
 def test_per_sample_is_part_of_the_header(profiled, stream, run):
     profiled("asked")
     done = run("profile", "--task", tiny.TASKS[0], "--run", "asked", "--per-sample", cwd=stream)
-    assert done.returncode == 1 and "per_sample None -> True" in done.stderr and "--per-sample --force" in done.stderr
+    assert (
+        done.returncode == 1
+        and "per_sample None -> True" in done.stderr
+        and "--per-sample --run asked --force" in done.stderr
+    )
     profiled("asked", "--per-sample", "--force")
     header = pq.read_schema(stream / "asked" / "profiles" / f"{tiny.TASKS[0]}.parquet").metadata[b"dmole"]
     assert json.loads(header)["settings"]["per_sample"] is True

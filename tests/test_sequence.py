@@ -86,13 +86,13 @@ def test_a_profile_is_the_gradient_that_autograd_finds(made, finished, backbone)
     import torch
 
     from dmole_cli.artifacts.run import Run
-    from dmole_cli.cli.workspace import Workspace
+    from dmole_cli.cli.workspace import workspace
     from dmole_cli.data.seeds import seed_for
     from dmole_cli.profiling.sensitivity import draw_batches
     from dmole_cli.settings.model import Settings
 
     card = str(finished / "tasks" / f"{FIRST}.toml")
-    samples = Workspace(Settings(tasks=(card,), unseen=()), Run(made)).samples(FIRST, "train")
+    samples = workspace(Settings(tasks=(card,), unseen=()), Run(made)).data.samples(FIRST, "train")
     batches = draw_batches(len(samples), 0.4, 4, seed=seed_for(0, FIRST, "profile"))
     row = rows(made / "profiles" / f"{FIRST}.parquet")[9]
     weight = backbone.model.get_submodule(row["site"]).weight.requires_grad_()
@@ -334,18 +334,21 @@ def test_the_same_inputs_give_the_same_bytes(finished, tmp_path, run):
 def test_a_seed_changes_what_it_is_given_to(copy, run):
     before = tiny.files_of(copy / "dmole-run")
     for args in [("profile",), ("allocate",), ("train-router",), ("train-task",)]:
-        if args != ("allocate",):
-            args = (*args, "--seed", "1")
+        seeds = {"profile": "--profile-seed", "train-router": "--router-seed", "train-task": "--seed"}
+        if args[0] in seeds:
+            args = (*args, seeds[args[0]], "1")
         tiny.succeed(*args, "--task", FIRST, "--run", "other", cwd=copy, run=run)
     found = tiny.files_of(copy / "other")
     assert found[f"features/{FIRST}.parquet"] == before[f"features/{FIRST}.parquet"]
     for name in (f"profiles/{FIRST}.parquet", f"routers/{FIRST}.safetensors", f"experts/{FIRST}.safetensors"):
         assert found[name] != before[name], name
     # Doing the same again is nothing to do, and the command that an error proposes carries the seed.
-    again = tiny.succeed("profile", "--task", FIRST, "--seed", "1", "--run", "other", "--json", cwd=copy, run=run)
+    again = tiny.succeed(
+        "profile", "--task", FIRST, "--profile-seed", "1", "--run", "other", "--json", cwd=copy, run=run
+    )
     assert [e["written"] for e in json.loads(again.stdout)] == [False]
-    done = run("profile", "--task", FIRST, "--seed", "1", "--batch-size", "2", "--run", "other", cwd=copy)
-    assert done.returncode == 1 and f"dmole profile --task {FIRST} --seed 1 --run other --force" in done.stderr
+    done = run("profile", "--task", FIRST, "--profile-seed", "1", "--batch-size", "2", "--run", "other", cwd=copy)
+    assert done.returncode == 1 and "--profile-seed 1" in done.stderr and "--run other --force" in done.stderr
 
 
 def test_runs_of_another_order_budget_and_seed_share_what_does_not_depend_on_them(copy, run):
@@ -493,12 +496,14 @@ def test_the_validation_split_is_evaluated_apart(copy, run):
     assert report["tasks"][FIRST]["last"] == pytest.approx(100 * sum(table.column("score").to_pylist()) / len(table))
 
 
-def test_training_without_eyes_looks_at_every_picture_once(copy, run):
-    """Experts in the language model alone, three epochs: the same expert as when each picture is encoded three times."""
-    tiny.succeed("allocate", "--task", FIRST, "--only", "language", "--budget", "2%", "--force", cwd=copy, run=run)
+def test_training_without_vision_experts_encodes_every_image_once(copy, run):
+    """Experts in the language model alone, three epochs: the same expert as when each image is encoded three times."""
+    tiny.succeed(
+        "allocate", "--task", FIRST, "--modalities", "language", "--budget", "2%", "--force", cwd=copy, run=run
+    )
     config, trained, rows = (copy / "dmole.toml").read_text(encoding="utf-8"), [], []
-    for room in ("", "picture_store = 0\n"):
-        (copy / "dmole.toml").write_text(room + config, encoding="utf-8")
+    for limit in ("", "vision_cache = 0\n"):
+        (copy / "dmole.toml").write_text(limit + config, encoding="utf-8")
         tiny.succeed("train-task", "--task", FIRST, "--epochs", "3", "--force", cwd=copy, run=run)
         trained.append(tensors(copy / "dmole-run" / "experts" / f"{FIRST}.safetensors")[0])
         cost = copy / "dmole-run" / "costs" / "train-task-d-mole" / f"{FIRST}.json"
@@ -509,7 +514,7 @@ def test_training_without_eyes_looks_at_every_picture_once(copy, run):
 
 
 def test_evaluation_keeps_no_picture_that_is_needed_once(copy, run):
-    """Every expert here looks at pictures, so that each is needed without one at stage 0 alone, and encoded in its batch."""
+    """Every expert here has vision sites, so that images are encoded without experts at stage 0 only, in their batches."""
     cost = copy / "dmole-run" / "costs" / "evaluate-d-mole" / f"{FIRST}.json"
     cost.unlink()
     args = ("evaluate", "--stage", "all", "--task", FIRST, "--batch-size", "5", "--force")

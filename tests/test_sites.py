@@ -22,7 +22,7 @@ SHAPES = {
     "idefics3": ("self_attn.out_proj", "self_attn.o_proj"),
     "paligemma": ("self_attn.out_proj", "self_attn.o_proj"),
     "gemma3": ("self_attn.out_proj", "self_attn.o_proj"),
-    "lfm2_vl": ("self_attn.out_proj", "self_attn.out_proj"),  # most of its language blocks hold no attention
+    "lfm2_vl": ("self_attn.out_proj", "self_attn.out_proj"),  # most of its language blocks have no attention
     "mllama": ("self_attn.o_proj", "cross_attn.o_proj"),
 }
 

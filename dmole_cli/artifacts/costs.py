@@ -18,7 +18,7 @@ from dmole_cli.errors import DmoleError
 def measured(path: Path, counts: Callable[[], Counter[str]], *, adding: bool = False) -> Iterator[None]:
     """Measure the body, the writing of its artifact included, and write its cost when it ends without an error.
 
-    Loading the backbone and libraries is no task's cost: a process does it once for any number of tasks.
+    Loading the backbone and libraries is not counted: a process does it once for any number of tasks.
 
     Args:
         path: file to write, `{"seconds": ..., "counts": {what was computed: how often}}`.

@@ -12,11 +12,12 @@ class ArtifactError(DmoleError):
 
     Attributes:
         path: the artifact.
+        imported: whether it is an expert that was imported from a PEFT adapter, which no training reproduces.
     """
 
-    def __init__(self, path: Path, message: str) -> None:
+    def __init__(self, path: Path, message: str, *, imported: bool = False) -> None:
         super().__init__(message)
-        self.path = path
+        self.path, self.imported = path, imported
 
 
 class MissingArtifact(ArtifactError):
@@ -31,7 +32,7 @@ class DamagedArtifact(ArtifactError):
 
 
 class WrongKind(ArtifactError):
-    """The file is no artifact of dmole, or one of another kind."""
+    """The file is not an artifact of dmole, or one of another kind."""
 
 
 class OtherVersion(ArtifactError):
@@ -39,15 +40,10 @@ class OtherVersion(ArtifactError):
 
 
 class StaleArtifact(ArtifactError):
-    """The settings or inputs that the artifact was made from have changed since.
-
-    Attributes:
-        imported: whether it is an expert that came from a PEFT adapter, which no training makes again.
-    """
+    """The settings or inputs that the artifact was made from have changed since."""
 
     def __init__(self, path: Path, changes: str, *, imported: bool = False) -> None:
-        super().__init__(path, f"{path} is stale: {changes}")
-        self.imported = imported
+        super().__init__(path, f"{path} is stale: {changes}", imported=imported)
 
 
 class OtherBackbone(ArtifactError):

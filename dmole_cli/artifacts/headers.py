@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.artifacts.errors import StaleArtifact
+from dmole_cli.artifacts.expert import is_imported
 from dmole_cli.artifacts.export import read_export_header
 from dmole_cli.artifacts.kinds import EXPORT, Kind
 from dmole_cli.artifacts.provenance import Header, differences
@@ -45,5 +46,5 @@ def is_current(path: Path, kind: Kind, header: Header, *, force: bool) -> bool:
     if made is None:
         return False
     if changed := differences(made, header):
-        raise StaleArtifact(path, "; ".join(changed))
+        raise StaleArtifact(path, "; ".join(changed), imported=is_imported(made))
     return True

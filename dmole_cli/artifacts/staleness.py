@@ -47,6 +47,7 @@ def require_backbone(path: Path, header: Header, fingerprint: str) -> None:
         raise OtherBackbone(
             path,
             f"{path} was made with another backbone ({_short(header.backbone)}; the configured one is {_short(fingerprint)})",
+            imported=is_imported(header),
         )
 
 
@@ -55,7 +56,7 @@ def _check(run: Run, path: Path, fingerprint: str, data: Mapping[str, str], chec
         return
     checked.add(path)
     found = run.identify(path)
-    assert found is not None, f"{path} is no artifact of a run directory"
+    assert found is not None, f"{path} is not an artifact of a run directory"
     header = header_of(path, found[0])
     if header is None:
         raise MissingArtifact(path)

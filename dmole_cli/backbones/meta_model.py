@@ -1,4 +1,4 @@
-"""A backbone built from its configuration on torch's meta device, without weights; `sites` and `allocate --plan` use it."""
+"""A backbone built from its configuration on torch's meta device, without weights; `sites` and `plan` use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Talk on stderr, data on stdout: outcomes, hints at the next command, progress bars, errors."""
+"""Messages on stderr, data on stdout: outcomes, the next command, progress bars, errors."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ if TYPE_CHECKING:
 
 
 def say(text: str) -> None:
-    """One line of talk."""
+    """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def data(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Print a JSON document on stdout."""
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def fail(error: DmoleError) -> None:
-    """An error: what, where, what to do next."""
+    """Print an error: what, where, what to do next."""
     say(f"error: {error.message}")
     if error.hint:
         say(f"  -> {error.hint}")
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' warnings about themselves off the user's screen."""
+    """Suppress warnings that libraries print about themselves."""
     import os
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # How long a waiting thread spins before it sleeps. Never sleeping slows two jobs on one machine down several times
-    # over; sleeping at once makes two threads as slow as one where waking up is dear.
+    # How often a waiting OpenMP thread spins before it sleeps. Without a limit, two jobs on one machine slow each other
+    # down several times; without spinning, two threads may be as slow as one.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|transformers|multiprocessing")
 
 
 def tracker(enabled: bool):
-    """A progress bar on stderr for anything that takes long; nothing where stderr is no terminal."""
+    """A progress bar on stderr; nothing is shown where stderr is not a terminal."""
 
     def track(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
         if not enabled or not sys.stderr.isatty():
@@ -70,7 +70,7 @@ def tracker(enabled: bool):
 
 
 def report(outcomes: Sequence[Outcome], *, as_json: bool, following: str) -> None:
-    """What each outcome read and wrote, and the command that usually follows."""
+    """Print what was read and written, and the command that usually follows."""
     if as_json:
         data([outcome.as_dict() for outcome in outcomes])
         return
@@ -81,8 +81,12 @@ def report(outcomes: Sequence[Outcome], *, as_json: bool, following: str) -> Non
             if outcome.reads:
                 say(f"  read {', '.join(outcome.reads)}")
         elif outcome.facts.get("imported"):
-            say(f"{outcome.stage} {outcome.task}: {outcome.path} was imported (--force trains another in its place)")
+            say(
+                f"{outcome.stage} {outcome.task}: {outcome.path} was imported (--force trains another one in its place)"
+            )
         else:
-            say(f"{outcome.stage} {outcome.task}: {outcome.path} is up to date, nothing to do (--force makes it again)")
+            say(
+                f"{outcome.stage} {outcome.task}: {outcome.path} is up to date, nothing to do (--force runs the stage again)"
+            )
     if following:
         say(f"next: {following}")

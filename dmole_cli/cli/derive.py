@@ -63,7 +63,7 @@ def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -
 
         options = {path: values[_identifier(path)] for path in fields if values[_identifier(path)] not in (None, [])}
         several = {path.rpartition(".")[2]: options.pop(path, []) for path in repeatable}
-        work = open_workspace(name, values, options, model=model, typed=_typed(values, fields, own))
+        work = open_workspace(name, values, options, model=model, typed=_typed(values, fields))
         with work.hints():
             module.run(work, **{key: values[key] for key in own}, **several)
 
@@ -115,8 +115,8 @@ def _takes_text(field: FieldInfo) -> bool:
     return any(type(entry).__name__ == "BeforeValidator" for entry in field.metadata)
 
 
-def _typed(values: Mapping[str, Any], fields: Mapping[str, FieldInfo], own: Mapping[str, Any]) -> dict[str, str]:
-    """What the user typed, by settings, common options and own options, as it stands on a command line."""
+def _typed(values: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, str]:
+    """The options that were typed, by settings and common options, as on a command line."""
     found = {
         path: _as_typed(option_name(path.rpartition(".")[2], field), values[_identifier(path)])
         for path, field in fields.items()

@@ -28,9 +28,10 @@ def hint_for(error: ArtifactError, run: Run, typed: Mapping[str, str], settings:
     kind, values = found
     if not kind.command:
         return f"delete {error.path}: it is a cache and is filled again"
-    if isinstance(error, StaleArtifact) and error.imported:
-        return f"run: {_command('import', kind, values, typed, settings)} ADAPTER --force"
-    command = _command(kind.command, kind, values, typed, settings)
+    command = _command("import" if error.imported else kind.command, kind, values, typed, settings)
+    if error.imported:
+        # The running command names the adapter's folder where it is an import itself.
+        command = shlex.join(["dmole", *sys.argv[1:]]) if sys.argv[1:2] == ["import"] else f"{command} ADAPTER"
     if isinstance(error, MissingArtifact):
         return f"run: {command}"
     if isinstance(error, OtherBackbone):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -32,9 +33,10 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The subcommand that was typed."""
-        if args[0] in self.table:
-            return args[0], self.load(ctx, args[0]), args[1:]
-        return super().resolve_command(ctx, args)
+        if args[0] not in self.table:
+            similar = get_close_matches(args[0], self.table, n=1)
+            ctx.fail(f"No such command '{args[0]}'." + (f" Did you mean {similar[0]}?" if similar else ""))
+        return args[0], self.load(ctx, args[0]), args[1:]
 
     def load(self, ctx: Any, name: str) -> Any:
         """Import a subcommand and build its options."""

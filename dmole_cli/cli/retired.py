@@ -21,7 +21,7 @@ RETIRED = {
         "--replay-ratio": "dmole train-task --method replay --set replay_ratio=VALUE",
     },
     "evaluate": {
-        "--rescore": "dmole rescore METRIC, and dmole report --rescored METRIC",
+        "--rescore": "dmole rescore METRIC",
         "--merge": "dmole evaluate --method seq-ft-merge",
     },
 }

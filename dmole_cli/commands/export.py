@@ -17,7 +17,9 @@ SETTINGS = ("backbone", "dtype", "attention", "quantize", "device", "shared")
 
 def run(
     work: Workspace,
-    folder: Annotated[Path, typer.Argument(help="Where to: a new or empty folder, or an earlier export.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Where to: a new or empty folder, or an earlier export.", metavar="FOLDER")
+    ],
     task: TaskOption,
     method: MethodOption = D_MOLE,
     form: Annotated[

@@ -16,7 +16,10 @@ SETTINGS = ("backbone", "dtype", "attention", "quantize", "shared")
 
 def run(
     work: Workspace,
-    folder: Annotated[Path, typer.Argument(help="Folder with adapter_config.json and adapter_model.safetensors.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Folder with adapter_config.json and adapter_model.safetensors.", metavar="FOLDER"),
+    ],
     task: TaskOption,
     method: MethodOption = D_MOLE,
 ) -> None:

@@ -19,7 +19,7 @@ REPORTS = ("overview", "last", "avg", "bwt", "fwt", "forgetting", "matrix", "kno
 
 def run(
     work: Workspace,
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(REPORTS)}.")] = REPORTS[0],
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(REPORTS)}.", metavar="REPORT")] = REPORTS[0],
     method: MethodsOption = None,
     rescored: Annotated[
         list[str] | None,

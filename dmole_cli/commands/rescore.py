@@ -15,7 +15,7 @@ SETTINGS = ("evaluate.split", "shared")
 
 def run(
     work: Workspace,
-    metric: Annotated[list[str], typer.Argument(help="Metric, a file of metrics/.")],
+    metric: Annotated[list[str], typer.Argument(help="Metric, a file of metrics/.", metavar="METRIC")],
     stage: StagesOption = None,
     task: TasksOption = None,
     method: MethodsOption = None,

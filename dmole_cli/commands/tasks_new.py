@@ -19,7 +19,7 @@ USES_RUN = False
 
 def run(
     work: Workspace,
-    card: Annotated[Path, typer.Argument(help="Task card (.toml) to write.")],
+    card: Annotated[Path, typer.Argument(help="Task card (.toml) to write.", metavar="CARD")],
     source: Annotated[
         list[Path],
         typer.Option(

@@ -1,4 +1,4 @@
-"""The low-rank addition of one site: base + ((x A^T) * scales) B, with a backward pass written by hand."""
+"""The low-rank addition of one site: base + ((x A^T) * scales) B^T, with a backward pass written by hand."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ class LowRankAddition(torch.autograd.Function):
     """base + ((x A^T) * scales) B^T, in place on `base`, which is W x; saves nothing of the output's size for backward.
 
     Where `weight` is given, `base` is detached and the backward pass through W is computed here, too: both terms of the
-    input's gradient are then summed in one buffer, where autograd would take a second buffer of the input's size and another
-    pass over both. Only the matrices in `trained` get gradients, not the whole stack.
+    input's gradient are then summed in one buffer, where autograd would need a second one of the input's size. Only the matrices
+    in `trained` get gradients, not the whole stack.
+
+    Autograd would be as fast in a training step (docs/performance.md), but it sums the terms in another order, and trained
+    experts would have other bits.
     """
 
     @staticmethod

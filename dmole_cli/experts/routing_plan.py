@@ -38,7 +38,8 @@ class RowScales:
         if rows != len(x):
             message = f"a site received {len(x)} rows, but the batch has {rows}: the rows of its images are unknown"
             raise DmoleError(
-                message, "give the family a file in dmole_cli/backbones/ with vision_rows (docs/backbones.md)"
+                message,
+                "add a file for the family to dmole_cli/backbones/families/ with vision_rows (docs/backbones.md)",
             )
         if x.dim() == 3:
             return self.values

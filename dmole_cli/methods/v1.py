@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dmole_cli.methods._mixture import AllocatedMixture
@@ -16,4 +15,4 @@ class V1(AllocatedMixture):
 
     def allocation_settings(self, settings: AllocateSettings) -> AllocateSettings:
         """The whole budget for the language model."""
-        return replace(settings, modalities=("language",))
+        return settings.updated(modalities=("language",))

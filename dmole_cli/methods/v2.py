@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dmole_cli.methods._mixture import AllocatedMixture
@@ -16,4 +15,4 @@ class V2(AllocatedMixture):
 
     def allocation_settings(self, settings: AllocateSettings) -> AllocateSettings:
         """The whole budget for the vision encoder."""
-        return replace(settings, modalities=("vision",))
+        return settings.updated(modalities=("vision",))

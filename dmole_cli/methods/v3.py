@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dmole_cli.methods._mixture import AllocatedMixture
@@ -16,4 +15,4 @@ class V3(AllocatedMixture):
 
     def allocation_settings(self, settings: AllocateSettings) -> AllocateSettings:
         """The budget is split by the capacity of the modalities, independent of the task's difficulty."""
-        return replace(settings, curriculum=False)
+        return settings.updated(curriculum=False)

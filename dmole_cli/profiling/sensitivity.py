@@ -95,7 +95,7 @@ def measure_sensitivity(
             if not math.isfinite(loss.item()):
                 raise DmoleError(
                     f"the loss of profiling batch {number} is {loss.item()}",
-                    "check the task's data with `dmole tasks --check`",
+                    "check the task's data with `dmole tasks check`",
                 )
             count += len(batch)
             with nullcontext() if samples is None else samples.batch(inputs["labels"], rows), gradients.batch():
@@ -107,7 +107,7 @@ def measure_sensitivity(
         if not math.isfinite(row.score):
             raise DmoleError(
                 f"the gradient of {row.site} is {row.score}",
-                "profile with --dtype float32 or bfloat16, or check the task's data with `dmole tasks --check`",
+                "profile with --dtype float32 or bfloat16, or check the task's data with `dmole tasks check`",
             )
     return found if samples is None else [_sampled_row(row, samples.norms[row.site]) for row in found]
 

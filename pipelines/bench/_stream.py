@@ -13,9 +13,10 @@ from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.artifacts.costs import read_cost
 from dmole_cli.artifacts.evaluation import Answer, read_evaluation
 from dmole_cli.artifacts.expert import ExpertFile, read_expert
+from dmole_cli.artifacts.kinds import D_MOLE
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.router import RouterFile, read_router
-from dmole_cli.artifacts.run import D_MOLE, Run
+from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites

@@ -19,7 +19,7 @@ from dmole_cli.artifacts.router import RouterFile
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.data.card import load_card
 from dmole_cli.experts.expert import Expert
-from dmole_cli.methods.base import Cell, every_cell
+from dmole_cli.methods.base import Entry, load_method
 from pipelines.bench._reference import looped_experts
 from pipelines.bench._stream import TASKS, UNSEEN, StreamRun
 from pipelines.bench._timing import Row, counted
@@ -111,7 +111,7 @@ def answer(run: StreamRun, task: str, encoded: Encoded) -> str:
     return backbone.tokenizer.decode(tokens[0, len(encoded.tokens) :], skip_special_tokens=True).strip()
 
 
-def distinct(entries: Mapping[Cell, Sequence[DirectAnswer]]) -> int:
+def distinct(entries: Mapping[Entry, Sequence[DirectAnswer]]) -> int:
     """Number of distinct pairs of a sample and a set of experts, which bounds the number of distinct answers."""
     return len({(task, i, frozenset(row.route)) for (_, task), rows in entries.items() for i, row in enumerate(rows)})
 
@@ -124,7 +124,7 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
         run = trained(Path(folder), tasks=tasks, unseen=unseen, train=train, test=test)
         run.evaluate()
         counts = run.generations()
-        direct = {entry: directly(run, *entry) for entry in every_cell(run.tasks, run.unseen)}
+        direct = {entry: directly(run, *entry) for entry in load_method("d-mole").entries(run.tasks, run.unseen)}
         ours = {entry: run.answers(*entry) for entry in direct}
     pairs = [(mine, row) for entry in direct for mine, row in zip(ours[entry], direct[entry], strict=True)]
     # Each task once is the base row, that of the pretrained backbone; tasks that never train are counted, too.

@@ -1,4 +1,4 @@
-"""Estimates of `dmole allocate --plan` against processes: estimated and measured peak memory of `profile` and `train-task`.
+"""Estimates of `dmole plan` against processes: estimated and measured peak memory of `profile` and `train-task`.
 
 Two backbones with random weights, of LLaVA's shape (140 million parameters) and InternVL's (170 million), saved in folders as
 users have them. Every command runs in its own process, whose maximum resident size the system reports at its end; other load on
@@ -29,7 +29,6 @@ ROOT = Path(__file__).parents[2]
 SAMPLES = 16
 QUESTION = "What colour is the large image, and which of its corners is the darkest one of all? Answer in a word."
 TARGET = 0.15
-PLAN = ("allocate", "--plan")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
 def _row(shape: Shape, setting: Setting, folder: Path) -> Row:
     measured = _measure(setting, folder)
     options = ("--task", "task", "--json", "--batch-size", str(setting.batch_size))
-    planned = json.loads(_dmole(*PLAN, *options, folder=folder)[0])
+    planned = json.loads(_dmole("plan", *options, folder=folder)[0])
     [row] = [
         row
         for row in planned["memory"]

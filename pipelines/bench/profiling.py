@@ -12,7 +12,7 @@ from functools import partial
 
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.sites import Site, find_sites
-from dmole_cli.stages.profile import measure
+from dmole_cli.profiling.sensitivity import measure_sensitivity
 from pipelines.bench._models import decoder, random_samples
 from pipelines.bench._timing import Row, counted, interleaved, peak_bytes, timed
 
@@ -43,7 +43,7 @@ def reference(backbone: Backbone, sites: Sequence[Site], batches: Sequence[Seque
 
 def ours(backbone: Backbone, sites: list[Site], batches: list[list[Encoded]], **options: bool) -> dict[str, float]:
     """The scores of the stage `profile`."""
-    return {row.site: row.score for row in measure(backbone, sites, batches, **options)}
+    return {row.site: row.score for row in measure_sensitivity(backbone, sites, batches, **options)}
 
 
 def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:

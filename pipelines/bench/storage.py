@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from dmole_cli.artifacts.expert import SCHEMA, VERSION, ExpertFile, read_expert, write_expert
+from dmole_cli.artifacts.expert import ExpertFile, read_expert, write_expert
+from dmole_cli.artifacts.kinds import EXPERT
 from dmole_cli.artifacts.provenance import Header
 from pipelines.bench._models import RANK, SCALE
 from pipelines.bench._timing import Row, counted
@@ -39,7 +40,7 @@ def expert(*, blocks: int) -> ExpertFile:
     }
     settings = {"method": "d-mole", "epochs": 1, "batch_size": 80, "learning_rate": 1e-4, "dropout": 0.0}
     inputs = {f"experts/task-{number}.safetensors": "0" * 64 for number in range(TASKS)}
-    return ExpertFile(sites, SCALE, Header(SCHEMA, VERSION, "0" * 64, 0, settings, inputs))
+    return ExpertFile(sites, SCALE, Header.of(EXPERT, backbone="0" * 64, seed=0, settings=settings, inputs=inputs))
 
 
 def reference_layout(parameters: int, *, tasks: int) -> int:
