@@ -12,8 +12,11 @@ import pytest
 import tiny
 import torch
 
+from dmole_cli.artifacts.errors import MissingArtifact
 from dmole_cli.artifacts.expert import ExpertFile, read_expert
-from dmole_cli.artifacts.memory import memory_header, read_memory
+from dmole_cli.artifacts.headers import header_of
+from dmole_cli.artifacts.kinds import MEMORY
+from dmole_cli.artifacts.memory import read_memory
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
@@ -269,7 +272,7 @@ def test_what_ewc_remembers_is_the_mean_squared_gradient_added_up_over_the_tasks
         f"memories/ewc-lora/{t}.safetensors" for t in tiny.TASKS
     ]
     for task in tiny.TASKS:
-        assert memory_header(ewc.run.memory(task, "ewc-lora")).facts["parameters"] == 2880
+        assert header_of(ewc.run.memory(task, "ewc-lora"), MEMORY).facts["parameters"] == 2880
 
 
 def test_a_strong_penalty_holds_the_weights_that_earlier_tasks_need(opened, ewc, tmp_path):
@@ -318,9 +321,9 @@ def test_a_memory_is_written_before_its_expert(opened, tmp_path):
     made = memory.read_bytes(), expert.read_bytes()
     # Without its memory an expert is not done, or the next task could never train.
     memory.unlink()
-    with pytest.raises(DmoleError, match="is not there") as caught:
+    with pytest.raises(MissingArtifact, match="does not exist") as caught:
         train(session, "ewc-lora", SECOND)
-    assert f"train-task --task {FIRST} --method ewc-lora" in caught.value.hint
+    assert caught.value.path == memory
     assert train(session, "ewc-lora", FIRST)[0]["written"]
     assert (memory.read_bytes(), expert.read_bytes()) == made
     assert not train(session, "ewc-lora", FIRST)[0]["written"]
@@ -542,7 +545,7 @@ def test_the_rank_is_split_over_the_experts_that_the_budget_holds(opened, tmp_pa
 # --- replay, joint, finetune: which data, from which start ---
 
 
-def pictures_of(samples: list[Sample]) -> list[str]:
+def images_of(samples: list[Sample]) -> list[str]:
     """What tells samples of different tasks apart, each of which has a picture of its own."""
     return [str(sample.files[0]) for sample in samples]
 
@@ -554,10 +557,10 @@ def test_replay_sees_a_seeded_sample_of_earlier_tasks_again(opened, tmp_path):
     def seen(task: str, *, ratio: float = 0.1, seed: int = 0) -> dict[str, list[str]]:
         session = opened(tmp_path, tasks=order, seed=seed)
         shares = rules.data_shares(session.settings.tasks, task, {"replay_ratio": ratio})
-        pictures = pictures_of(training_samples(task, shares, data=session.data, seed=session.settings.seed))
-        known = {name: pictures_of(session.data.samples(name, "train")) for name in order}
-        found = {name: [i for i in pictures if i in set(known[name])] for name in order}
-        assert sum(map(len, found.values())) == len(pictures) == len(set(pictures))
+        images = images_of(training_samples(task, shares, data=session.data, seed=session.settings.seed))
+        known = {name: images_of(session.data.samples(name, "train")) for name in order}
+        found = {name: [i for i in images if i in set(known[name])] for name in order}
+        assert sum(map(len, found.values())) == len(images) == len(set(images))
         assert found[task] == known[task], "the task's own samples, all of them"
         return found
 
@@ -573,7 +576,7 @@ def test_replay_sees_a_seeded_sample_of_earlier_tasks_again(opened, tmp_path):
 
 def test_a_share_of_a_split_is_counted_in_decimals(tmp_path):
     card = tiny.write_task(tmp_path, FIRST, train=100, test=1)
-    session = Workspace(Settings(tasks=(str(card),), unseen=()), Run(tmp_path / "run"))
+    session = workspace(Settings(tasks=(str(card),), unseen=()), Run(tmp_path / "run"))
     # In binary, 0.55 x 100 comes out over 55, and would be rounded up to 56.
     counts = {
         share: len(training_samples(FIRST, {FIRST: share}, data=session.data, seed=session.settings.seed))
@@ -589,10 +592,8 @@ def test_joint_sees_every_sample_once_in_an_epoch_and_trains_when_all_tasks_are_
     assert [(o["task"], o["steps"]) for o in outcomes] == [(SECOND, 10)]
     assert backbone.counts["vision_rows"] - before == 80
     shares = load_method("joint").data_shares(session.settings.tasks, SECOND, {})
-    pictures = pictures_of(training_samples(SECOND, shares, data=session.data, seed=session.settings.seed))
-    assert sorted(pictures) == sorted(
-        p for task in tiny.TASKS for p in pictures_of(session.data.samples(task, "train"))
-    )
+    images = images_of(training_samples(SECOND, shares, data=session.data, seed=session.settings.seed))
+    assert sorted(images) == sorted(p for task in tiny.TASKS for p in images_of(session.data.samples(task, "train")))
     with pytest.raises(DmoleError, match=f"method joint trains nothing at task {FIRST}") as caught:
         train(session, "joint", FIRST)
     assert SECOND in caught.value.hint
@@ -671,7 +672,7 @@ def test_the_ablations_of_d_mole_leave_out_what_they_say(opened, shared, backbon
 @pytest.mark.parametrize("method", ["seq-ft", "v4"])
 def test_methods_without_an_allocation_say_so(opened, tmp_path, method):
     with pytest.raises(DmoleError, match=f"method {method} reads no allocation") as caught:
-        allocate_task(opened(tmp_path), FIRST, method=method)
+        allocate_task(FIRST, method=method, **opened(tmp_path).parts_without_data)
     assert f"dmole train-task --task {FIRST} --method {method}" in caught.value.hint
 
 
@@ -723,32 +724,32 @@ def test_methods_by_the_command_line(place, shared, run):
     def say(*args: object) -> list[dict]:
         return json.loads(tiny.succeed(*args, "--json", cwd=place, run=run).stdout)
 
-    said = say("train-task", "--method", "ewc-lora", "--fisher-samples", "3", "--set", "weight=10", "--budget", "3%")
+    said = say(
+        "train-task", "--method", "ewc-lora", "--set", "fisher_samples=3", "--set", "weight=10", "--budget", "3%"
+    )
     assert "last_penalty" not in said[0] and said[1]["last_penalty"] > 0
-    header = memory_header(place / "dmole-run" / "memories" / "ewc-lora" / f"{FIRST}.safetensors")
+    header = header_of(place / "dmole-run" / "memories" / "ewc-lora" / f"{FIRST}.safetensors", MEMORY)
     assert header.settings["options"] == {"learning_rate": 0.0, "weight": 10.0, "fisher_samples": 3.0}
-    assert [o["task"] for o in say("train-task", "--method", "seq-ft", "--merge")] == list(tiny.TASKS)
-    said = say("evaluate", "--method", "seq-ft", "--merge", "--stage", "2", "--task", FIRST)
+    assert [o["task"] for o in say("train-task", "--method", "seq-ft-merge")] == list(tiny.TASKS)
+    said = say("evaluate", "--method", "seq-ft-merge", "--stage", "2", "--task", FIRST)
     assert [o["path"] for o in said] == [f"dmole-run/evaluations/seq-ft-merge/2/{FIRST}.parquet"]
     assert [o["task"] for o in say("train-task", "--method", "joint")] == [SECOND]
     shutil.copytree(shared / "profiles", place / "dmole-run" / "profiles")
     placed = say("allocate", "--method", "v1", "--budget", "2%", "--task", FIRST)
     assert [(o["path"], o["vision_sites"]) for o in placed] == [(f"dmole-run/allocations/v1/{FIRST}.json", 0)]
     assert [o["task"] for o in say("evaluate", "--method", "joint")] == [*tiny.TASKS, THIRD]
-    reports = say("evaluate", "--report", "overview")
+    reports = say("report", "overview")
     assert {r["method"]: r["trainable_parameters"] for r in reports} == {"joint": 1920, "seq-ft-merge": 1920}
 
 
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        ("train-task --merge --method o-lora", 2, "--merge belongs to --method seq-ft, not to o-lora"),
-        ("evaluate --merge --method d-mole", 2, "--merge belongs to --method seq-ft, not to d-mole"),
-        ("train-task --method ewc-lora --set weight", 2, "--set weight: write NAME=NUMBER"),
-        ("train-task --method ewc-lora --set weight=big", 2, "--set weight=big: write NAME=NUMBER"),
+        ("train-task --method ewc-lora --set weight", 2, "--set weight: expected NAME=NUMBER"),
+        ("train-task --method ewc-lora --set weight=big", 2, "--set weight=big: expected NAME=NUMBER"),
         ("train-task --method ewc-lora --set nonsense=1", 1, "it has: learning_rate, weight, fisher_samples"),
-        ("train-task --method seq-ft --replay-ratio 0.5", 1, "method seq-ft has no option replay_ratio"),
-        ("train-task --method o-lora --orthogonal 1", 1, "method o-lora has no option orthogonal"),
+        ("train-task --method seq-ft --set replay_ratio=0.5", 1, "method seq-ft has no option replay_ratio"),
+        ("train-task --method o-lora --set orthogonal=1", 1, "method o-lora has no option orthogonal"),
         ("train-task --method zero-shot", 1, "dmole evaluate --method zero-shot"),
         (f"train-task --method joint --task {FIRST}", 1, f"method joint trains nothing at task {FIRST}"),
         ("train-task --method nonsense", 1, "choose one of: d-mole, ewc-lora"),

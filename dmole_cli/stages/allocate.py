@@ -57,7 +57,9 @@ def allocate_task(
     """
     rules = load_method(method)
     if not rules.uses_allocation:
-        raise DmoleError(f"method {method} uses no allocation", f"train it: dmole train-task --method {method}")
+        raise DmoleError(
+            f"method {method} uses no allocation", f"train it: dmole train-task --task {task} --method {method}"
+        )
     rows, header = read_profile(run.profile(task))
     require_backbone(run.profile(task), header, model.fingerprint)
     profiled = Profiled(rows, header, run.profile(task), run.name_of(run.profile(task)))
