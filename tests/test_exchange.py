@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from dmole_cli.artifacts.expert import SCHEMA, VERSION, ExpertFile, read_expert, write_expert
+from dmole_cli.artifacts.expert import ExpertFile, read_expert, write_expert
+from dmole_cli.artifacts.kinds import EXPERT
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
@@ -48,7 +49,7 @@ def random_expert(backbone, *, method: str = "d-mole") -> ExpertFile:
         rank = 2 if number % 3 else 4
         a = torch.randn(rank, site.in_features, generator=generator) * site.in_features**-0.5
         sites[site.name] = a, torch.randn(site.out_features, rank, generator=generator) * 0.3
-    return ExpertFile(sites, 2.0, Header(SCHEMA, VERSION, backbone=backbone.fingerprint, settings={"method": method}))
+    return ExpertFile(sites, 2.0, Header.of(EXPERT, backbone=backbone.fingerprint, settings={"method": method}))
 
 
 def inputs_of(backbone):
@@ -159,7 +160,7 @@ def test_a_dense_mixture_cannot_be_exported(exported, run):
     write_expert(path, ExpertFile(expert.sites, expert.scale, expert.header, gates))
     for form in ("peft", "merged"):
         done = run("export", "--task", TASK, "--method", "moe-lora", "--format", form, "x", cwd=exported)
-        assert done.returncode == 1 and "dense mixture" in done.stderr and not (exported / "x").exists()
+        assert done.returncode == 1 and "token-gated mixture" in done.stderr and not (exported / "x").exists()
 
 
 def test_a_placement_as_pefts_arguments(finished, tmp_path, run):
@@ -180,7 +181,7 @@ def test_a_placement_as_pefts_arguments(finished, tmp_path, run):
 def peft_adapter(family, backbone, folder: Path, **options) -> torch.Tensor:  # noqa: F811
     """Write an adapter with random weights by PEFT; gives the logits of the adapted model."""
     sites = find_sites(backbone.model, "attention")
-    # Two parts of a path, because one may be the name of something else as well, like a convolution's.
+    # The last two parts of a path: a single one may also be the name of another module, such as a convolution.
     kinds = sorted({".".join(site.name.split(".")[-2:]) for site in sites})
     model = get_peft_model(plain_model(family), LoraConfig(**{"r": 4, "target_modules": kinds, **options}))
     torch.manual_seed(2)
@@ -234,7 +235,7 @@ def test_an_imported_expert_scores_like_the_trained_one(exported, run):
     before = json.loads((exported / "said" / "evaluate.json").read_text(encoding="utf-8"))
     theirs = {entry["task"]: entry for entry in before if entry.get("at_stage") == 1}
     assert {t: e["exact_match"] for t, e in ours.items()} == {t: e["exact_match"] for t, e in theirs.items()}
-    tiny.succeed("evaluate", "--report", "overview", "--run", "other", cwd=exported, run=run)
+    tiny.succeed("report", "overview", "--run", "other", cwd=exported, run=run)
     # The next task trains after it, as after a trained one.
     for stage in ("profile", "allocate", "train-router", "train-task"):
         tiny.succeed(stage, "--task", tiny.TASKS[1], "--run", "other", cwd=exported, run=run)
@@ -247,17 +248,18 @@ def test_training_does_not_replace_an_imported_expert(exported, run):
     before = path.read_bytes()
     again = tiny.succeed("import", "--task", TASK, "adapter", "--run", "other", cwd=exported, run=run)
     assert "up to date" in again.stderr
-    kept = tiny.succeed("train-task", "--task", TASK, "--run", "other", "--seed", "5", cwd=exported, run=run)
-    assert "was imported (--force trains another in its place)" in kept.stderr and path.read_bytes() == before
+    trained = tiny.succeed("train-task", "--task", TASK, "--run", "other", "--seed", "5", cwd=exported, run=run)
+    assert "was imported (--force trains another in its place)" in trained.stderr and path.read_bytes() == before
     # Another adapter under the same name, and another backbone.
     tensors = load_file(exported / "adapter" / "adapter_model.safetensors")
     save_file({k: 2 * v for k, v in tensors.items()}, exported / "adapter" / "adapter_model.safetensors")
     done = run("import", "--task", TASK, "adapter", "--run", "other", cwd=exported)
     assert done.returncode == 1 and "adapter:adapter_model.safetensors has changed" in done.stderr
-    assert f"dmole import --task {TASK} --run other adapter --force" in done.stderr and path.read_bytes() == before
+    assert f"dmole import --task {TASK} adapter --run other --force" in done.stderr and path.read_bytes() == before
     tiny.build_backbone(exported / "elsewhere", seed=3)
     done = run("train-task", "--task", TASK, "--run", "other", "--backbone", "elsewhere", cwd=exported)
-    assert done.returncode == 1 and "another backbone" in done.stderr and "dmole import --task" in done.stderr
+    assert done.returncode == 1 and "another backbone" in done.stderr
+    assert f"dmole import --task {TASK} --backbone elsewhere --run other ADAPTER --force" in done.stderr
 
 
 def test_an_import_does_not_replace_a_trained_expert(exported, run):
@@ -316,11 +318,11 @@ def test_tensors_that_do_not_fit_are_rejected(exported, run):
             "base_model.model.lm_head.lora_B.weight": torch.ones(9, 4),
         }
     )
-    assert_rejected(exported, run, "lm_head is no linear module of the backbone's blocks", "dmole sites")
+    assert_rejected(exported, run, "lm_head is not a linear module of the backbone's blocks", "dmole sites")
     stored(**{a_name: torch.ones(4, 7)})
-    assert_rejected(exported, run, f"{plain} goes from 7 to")
+    assert_rejected(exported, run, f"{plain} maps 7 to")
     stored(**{"q_proj.lora_A.weight": torch.ones(4, 32), "q_proj.lora_B.weight": torch.ones(32, 4)})
-    assert_rejected(exported, run, "q_proj could be")
+    assert_rejected(exported, run, "q_proj matches")
     suffix = plain.removeprefix("model.")
     stored(
         **{
@@ -349,7 +351,8 @@ def test_paths_without_a_prefix_and_suffixes_of_paths_are_found(exported, run):
 
 
 @pytest.mark.parametrize(
-    ("method", "message"), [("seq-ft", "trains one expert on"), ("moe-lora", "trains one expert on")]
+    ("method", "message"),
+    [("seq-ft", "trains one expert sequentially"), ("moe-lora", "trains one expert sequentially")],
 )
 def test_methods_without_an_expert_per_task_are_rejected(exported, run, method, message):
     done = run("import", "--task", TASK, "--method", method, "adapter", "--run", "other", cwd=exported)

@@ -54,7 +54,7 @@ def routes(size: int, *, together: bool) -> list[list[tuple[str, ...]]]:
     transfer = [(choose.choice(EARLIER),) for _ in range(SPLIT)]
     same = [0] * SPLIT  # lengths
     # Of this seed's first two batches of 32, one has two routes: 1.5 routes per batch, against 1.23 over the whole epoch.
-    order = shuffled_batches(SPLIT, size, epochs=1, seed=2, lengths=same, joins=transfer if together else None)
+    order = shuffled_batches(SPLIT, size, epochs=1, seed=2, lengths=same, transfer=transfer if together else None)
     return [[(NEWEST, *transfer[i]) for i in rows] for rows in order[:BATCHES]]
 
 

@@ -32,7 +32,7 @@ def share(backbone: Backbone, task: str, *, batches: int, sorted_by_length: bool
     lengths = backbone.lengths(samples, with_answer=True) if sorted_by_length else None
     choose = random.Random(0)
     transfer = [(str(choose.randrange(earlier)),) for _ in samples] if earlier else None
-    order = shuffled_batches(len(samples), card.recipe.batch_size, epochs=1, seed=0, lengths=lengths, joins=transfer)
+    order = shuffled_batches(len(samples), card.recipe.batch_size, epochs=1, seed=0, lengths=lengths, transfer=transfer)
     backbone.counts.clear()
     for rows in order[:batches]:
         inputs, _ = backbone.collate([backbone.encode(samples[i], with_answer=True) for i in rows], left=False)
