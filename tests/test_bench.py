@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 
+from dmole_cli.artifacts.kinds import D_MOLE
 from dmole_cli.methods.base import load_method
 from dmole_cli.settings.model import EvaluateSettings
 
@@ -235,8 +236,9 @@ def trained(tmp_path_factory):
 def evaluated_directly(stream):
     """Evaluate again: routes and answers are those of the direct evaluation, and no answer is generated twice."""
     stream.evaluate(force=True)
-    every = load_method("d-mole").entries(stream.tasks, stream.unseen)
-    entries = {entry: matrix.directly(stream, *entry) for entry in every}
+    entries = {
+        entry: matrix.directly(stream, *entry) for entry in load_method(D_MOLE).entries(stream.tasks, stream.unseen)
+    }
     for entry, rows in entries.items():
         ours = stream.answers(*entry)
         assert [(row.active, row.prediction) for row in ours] == [(row.route, row.answer) for row in rows]
@@ -270,7 +272,7 @@ def test_the_score_matrix_is_that_of_the_direct_evaluation_with_several_active_e
 def test_steps_that_are_timed_against_profiling_are_those_of_train_task(tmp_path):
     card = matrix.smaller(tmp_path, "easyvqa", train=80, test=1)
     stream = StreamRun(tmp_path / "run", tasks=(card,), unseen=())
-    made, weights = share.variants(stream, ["easyvqa"], steps=3)  # all there are: 80 rows in batches of 32
+    made, weights = share.variants(stream, ["easyvqa"], steps=3)  # the whole epoch: 80 rows in batches of 32
     losses = made["training easyvqa"]()
     facts = stream.train_task("easyvqa").facts
     assert facts["steps"] == len(losses) == 3 and weights == {"profiling easyvqa": 100, "training easyvqa": 1}

@@ -181,7 +181,7 @@ def test_a_placement_as_pefts_arguments(finished, tmp_path, run):
 def peft_adapter(family, backbone, folder: Path, **options) -> torch.Tensor:  # noqa: F811
     """Write an adapter with random weights by PEFT; gives the logits of the adapted model."""
     sites = find_sites(backbone.model, "attention")
-    # Two parts of a path, because one may be the name of something else as well, like a convolution's.
+    # The last two parts of a path: a single one may also be the name of another module, such as a convolution.
     kinds = sorted({".".join(site.name.split(".")[-2:]) for site in sites})
     model = get_peft_model(plain_model(family), LoraConfig(**{"r": 4, "target_modules": kinds, **options}))
     torch.manual_seed(2)
@@ -235,7 +235,7 @@ def test_an_imported_expert_scores_like_the_trained_one(exported, run):
     before = json.loads((exported / "said" / "evaluate.json").read_text(encoding="utf-8"))
     theirs = {entry["task"]: entry for entry in before if entry.get("at_stage") == 1}
     assert {t: e["exact_match"] for t, e in ours.items()} == {t: e["exact_match"] for t, e in theirs.items()}
-    tiny.succeed("evaluate", "--report", "overview", "--run", "other", cwd=exported, run=run)
+    tiny.succeed("report", "overview", "--run", "other", cwd=exported, run=run)
     # The next task trains after it, as after a trained one.
     for stage in ("profile", "allocate", "train-router", "train-task"):
         tiny.succeed(stage, "--task", tiny.TASKS[1], "--run", "other", cwd=exported, run=run)
@@ -248,17 +248,18 @@ def test_training_does_not_replace_an_imported_expert(exported, run):
     before = path.read_bytes()
     again = tiny.succeed("import", "--task", TASK, "adapter", "--run", "other", cwd=exported, run=run)
     assert "up to date" in again.stderr
-    kept = tiny.succeed("train-task", "--task", TASK, "--run", "other", "--seed", "5", cwd=exported, run=run)
-    assert "was imported (--force trains another in its place)" in kept.stderr and path.read_bytes() == before
+    trained = tiny.succeed("train-task", "--task", TASK, "--run", "other", "--seed", "5", cwd=exported, run=run)
+    assert "was imported (--force trains another in its place)" in trained.stderr and path.read_bytes() == before
     # Another adapter under the same name, and another backbone.
     tensors = load_file(exported / "adapter" / "adapter_model.safetensors")
     save_file({k: 2 * v for k, v in tensors.items()}, exported / "adapter" / "adapter_model.safetensors")
     done = run("import", "--task", TASK, "adapter", "--run", "other", cwd=exported)
     assert done.returncode == 1 and "adapter:adapter_model.safetensors has changed" in done.stderr
-    assert f"dmole import --task {TASK} --run other adapter --force" in done.stderr and path.read_bytes() == before
+    assert f"dmole import --task {TASK} adapter --run other --force" in done.stderr and path.read_bytes() == before
     tiny.build_backbone(exported / "elsewhere", seed=3)
     done = run("train-task", "--task", TASK, "--run", "other", "--backbone", "elsewhere", cwd=exported)
-    assert done.returncode == 1 and "another backbone" in done.stderr and "dmole import --task" in done.stderr
+    assert done.returncode == 1 and "another backbone" in done.stderr
+    assert f"dmole import --task {TASK} --backbone elsewhere --run other ADAPTER --force" in done.stderr
 
 
 def test_an_import_does_not_replace_a_trained_expert(exported, run):
