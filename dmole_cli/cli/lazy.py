@@ -53,8 +53,8 @@ class TasksGroup(LazyGroup):
     table = TASKS_COMMANDS
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Without a subcommand, list."""
-        plain = not args or (args[0].startswith("-") and args[0] not in ("-h", "--help"))
+        """Without a subcommand, list: `dmole tasks`, `dmole tasks digits`."""
+        plain = not args or args[0] not in (*self.table, "-h", "--help")
         return super().parse_args(ctx, ["list", *args] if plain else args)
 
     def load(self, ctx: Any, name: str) -> Any:

@@ -61,7 +61,7 @@ def read(card: str, *, keep: bool = False) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": 0, "libraries": peak()}
     if card:
         rows = list(samples(load_card(card), "train")) if keep else samples(load_card(card), "train")
-        found["digest"] = data_digest(rows, ImageDigests(Path(card).parent / "pictures.parquet"))
+        found["digest"] = data_digest(rows, ImageDigests(Path(card).parent / "images.sqlite"))
         found["rows"] = sum(1 for row in rows if row.answer and row.files)
     return {**found, "seconds": time.perf_counter() - started, "peak": peak()}
 
