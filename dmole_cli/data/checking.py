@@ -168,7 +168,7 @@ def check_rows(
         digests: digests of image files; None computes them.
         track: shows progress.
     """
-    digests = digests if digests is not None else ImageDigests(Path("never-saved.parquet"))
+    digests = digests if digests is not None else ImageDigests(Path("never-saved.sqlite"))
     splits = {split: _Split(card, split, members, images, model, digests, findings) for split, members in rows.items()}
     for split, part in splits.items():
         for block in track(part.blocks(), f"check {card.name}/{split}", part.count):
