@@ -32,7 +32,9 @@ ConfigOption = Annotated[
     typer.Option("--config", help="Configuration; by default dmole.toml of this folder.", rich_help_panel=FILES),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
-ForceOption = Annotated[bool, typer.Option("--force", help="Run even if the output exists.", rich_help_panel=OUTPUT)]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Run even if the output is up to date or stale.", rich_help_panel=OUTPUT)
+]
 COMMON = {"run_directory": (RunOption, DEFAULT_RUN), "config": (ConfigOption, None)}
 FLAGS = {"json": (JsonOption, False), "force": (ForceOption, False)}
 
