@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_origin
 
 import typer
+from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from dmole_cli.cli.subcommands import settings_of
@@ -65,7 +66,7 @@ def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -
 
         options = {path: values[_identifier(path)] for path in fields if values[_identifier(path)] not in (None, [])}
         several = {path.rpartition(".")[2]: options.pop(path, []) for path in repeatable}
-        work = open_workspace(name, values, options, model=model, typed=_typed(values, fields))
+        work = open_workspace(values, options, model=model, typed=_typed(values, fields))
         with work.hints():
             module.run(work, **{key: values[key] for key in own}, **several)
 
@@ -114,7 +115,7 @@ def _parameter(path: str, field: FieldInfo, *, repeated: bool) -> inspect.Parame
 
 def _takes_text(field: FieldInfo) -> bool:
     """Whether the value may be written in another form than a number, as a share in percent."""
-    return any(type(entry).__name__ == "BeforeValidator" for entry in field.metadata)
+    return any(isinstance(entry, BeforeValidator) for entry in field.metadata)
 
 
 def _typed(values: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, str]:
