@@ -1,8 +1,8 @@
-"""The one exception type for failures that a user can repair."""
+"""The one exception type for errors that the user can fix."""
 
 
 class DmoleError(Exception):
-    """A failure with a way out.
+    """An error that the user can fix.
 
     Args:
         message: what went wrong, and where (the file, task, site or option concerned).

@@ -1,4 +1,4 @@
-"""Each method trained and evaluated on the tiny stream: what it computes, what it keeps, and what it leaves alone."""
+"""Each method trained and evaluated on the tiny stream: what it computes, what it stores and what stays unchanged."""
 
 import json
 import re
@@ -44,7 +44,7 @@ PLACED = ("d-mole", "v1", "v2", "v3")
 
 @pytest.fixture(scope="module")
 def opened(stream, backbone):
-    """Opens run directories on the tiny stream, all with the one loaded backbone: small budget, one epoch of five steps."""
+    """Opens run directories on the tiny stream, which share a loaded backbone: small budget, one epoch of five steps."""
 
     def open_run(
         folder: Path,
@@ -67,9 +67,9 @@ def opened(stream, backbone):
             router=RouterSettings(epochs=60),
             train=TrainSettings(**{"epochs": 1, **train}),
         )
-        session = workspace(config, Run(folder, shared))
-        session.model.__dict__["_loaded"] = backbone  # what the handle would load
-        return session
+        work = workspace(config, Run(folder, shared))
+        work.model.__dict__["_loaded"] = backbone  # instead of loading it again
+        return work
 
     return open_run
 
@@ -78,37 +78,37 @@ def opened(stream, backbone):
 def shared(opened, tmp_path_factory) -> Path:
     """Profiles, features and routers of both tasks."""
     folder = tmp_path_factory.mktemp("shared")
-    session = opened(folder)
+    work = opened(folder)
     for task in tiny.TASKS:
-        profile(task, **session.parts)
-        train_router(task, **session.parts)
+        profile(task, **work.parts)
+        train_router(task, **work.parts)
     return folder
 
 
 @pytest.fixture(scope="module")
 def plain(opened, tmp_path_factory) -> Workspace:
-    """Sequential fine-tuning, which several methods are when their own part is switched off."""
-    session = opened(tmp_path_factory.mktemp("plain"))
-    train(session, "seq-ft")
-    return session
+    """Sequential fine-tuning, to which several methods reduce without their own part."""
+    work = opened(tmp_path_factory.mktemp("plain"))
+    train(work, "seq-ft")
+    return work
 
 
-def train(session: Workspace, method: str, *tasks: str, force: bool = False) -> list[dict]:
-    """Place and train, the whole stream unless tasks are named; gives what the command would print as JSON."""
+def train(work: Workspace, method: str, *tasks: str, force: bool = False) -> list[dict]:
+    """Allocate and train, the whole stream unless tasks are named; returns what the command prints as JSON."""
     rules = load_method(method)
-    named = tasks or rules.trained_tasks(session.settings.tasks)
+    named = tasks or rules.trained_tasks(work.settings.tasks)
     if rules.uses_allocation:
         for task in named:
-            allocate_task(task, method=method, force=force, **session.parts_without_data)
-    return [train_task(task, method=method, force=force, **session.parts).as_dict() for task in named]
+            allocate_task(task, method=method, force=force, **work.parts_without_data)
+    return [train_task(task, method=method, force=force, **work.parts).as_dict() for task in named]
 
 
-def expert_of(session: Workspace, method: str, task: str) -> ExpertFile:
-    return read_expert(session.run.expert(task, method))
+def expert_of(work: Workspace, method: str, task: str) -> ExpertFile:
+    return read_expert(work.run.expert(task, method))
 
 
-def tensors_of(session: Workspace, method: str, task: str) -> dict[str, torch.Tensor]:
-    file = expert_of(session, method, task)
+def tensors_of(work: Workspace, method: str, task: str) -> dict[str, torch.Tensor]:
+    file = expert_of(work, method, task)
     return {f"{site}.{i}": matrix for site, pair in file.sites.items() for i, matrix in enumerate(pair)}
 
 
@@ -116,11 +116,11 @@ def same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def loaded(session: Workspace, method: str, task: str) -> LoadedContext:
+def loaded(work: Workspace, method: str, task: str) -> LoadedContext:
     rules = load_method(method)
-    samples = session.data.samples(task, "train")
+    samples = work.data.samples(task, "train")
     return LoadedContext(
-        rules, session.run, session.settings, rules.option_values(session.settings), task, samples, session.model.load()
+        rules, work.run, work.settings, rules.option_values(work.settings), task, samples, work.model.load()
     )
 
 
@@ -129,62 +129,62 @@ def trainable(file: ExpertFile) -> Expert:
     return Expert(sites, file.scale, trainable=True)
 
 
-def moved(expert: Expert, amount: float) -> None:
-    """Push an expert away from where it stands, seeded."""
+def perturb(expert: Expert, amount: float) -> None:
+    """Add seeded noise to an expert."""
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for tensor in expert.parameters():
             tensor += amount * torch.randn(tensor.shape, generator=generator)
 
 
-def attached(session: Workspace, **experts: Expert) -> RoutedExperts:
-    routed = RoutedExperts(session.model.load().model, session.model.load().modality_of)
+def attached(work: Workspace, **experts: Expert) -> RoutedExperts:
+    routed = RoutedExperts(work.model.load().model, work.model.load().modality_of)
     for name, expert in experts.items():
         routed.add(name, expert)
     return routed
 
 
-def batch_of(session: Workspace, task: str, count: int) -> tuple[dict, dict]:
-    backbone = session.model.load()
-    encoded = [backbone.encode(sample, with_answer=True) for sample in session.data.samples(task, "train")[:count]]
+def batch_of(work: Workspace, task: str, count: int) -> tuple[dict, dict]:
+    backbone = work.model.load()
+    encoded = [backbone.encode(sample, with_answer=True) for sample in work.data.samples(task, "train")[:count]]
     return backbone.collate(encoded, left=False)
 
 
-def evaluated(session: Workspace, method: str, stage: int, task: str) -> list[dict]:
-    return pq.read_table(session.run.evaluation(method, stage, task)).to_pylist()
+def evaluated(work: Workspace, method: str, stage: int, task: str) -> list[dict]:
+    return pq.read_table(work.run.evaluation(method, stage, task)).to_pylist()
 
 
-# --- equal capacity, and every method from end to end ---
+# --- equal capacity; every method from training to evaluation ---
 
 
 @pytest.mark.parametrize("method", [*UNIFORM, "moe-lora", *PLACED])
-def test_a_method_trains_what_the_budget_allows_and_answers(opened, shared, backbone, tmp_path, method):
+def test_a_method_trains_what_the_budget_allows_and_is_evaluated(opened, shared, backbone, tmp_path, method):
     before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
-    session = opened(tmp_path, shared=shared)
-    outcomes = train(session, method)
+    work = opened(tmp_path, shared=shared)
+    outcomes = train(work, method)
     assert all(outcome["written"] for outcome in outcomes)
-    for task in load_method(method).trained_tasks(session.settings.tasks):
-        file = expert_of(session, method, task)
-        # Rank 1 on all sites is 960: at most so much is left over.
+    for task in load_method(method).trained_tasks(work.settings.tasks):
+        file = expert_of(work, method, task)
+        # Rank 1 on all sites is 960 parameters: at most that many are left over.
         assert 0.75 * BUDGET <= file.parameters <= BUDGET
         assert file.header.facts["parameters"] == file.parameters == outcomes[-1]["parameters"]
         assert all(float(b.abs().max()) > 0 for _, b in file.sites.values()), "B starts at zero: all sites trained"
         assert file.scale == 2.0
-    cells = {(o.facts["at_stage"], o.task) for o in evaluate(method, **session.parts)}
+    entries = {(o.facts["at_stage"], o.task) for o in evaluate(method, **work.parts)}
     last = {(2, FIRST), (2, SECOND)}
     expected = {"joint": last, "finetune": {(1, FIRST), (2, SECOND)}}
-    assert cells == expected.get(method, last | {(s, t) for s in (0, 1) for t in tiny.TASKS})
+    assert entries == expected.get(method, last | {(s, t) for s in (0, 1) for t in tiny.TASKS})
     assert all(torch.equal(before[name], value) for name, value in backbone.model.state_dict().items())
-    assert not train(session, method)[0]["written"], "what is there is not made again"
+    assert not train(work, method)[0]["written"], "a current expert is not trained again"
 
 
 @pytest.mark.parametrize("method", ["seq-ft", "moe-lora"])
-def test_the_embedded_backbone_is_used_at_the_usual_budget(opened, tmp_path, method):
-    session = opened(tmp_path)
-    session = replace(session, settings=session.settings.updated(allocate=AllocateSettings()))
-    session.model.__dict__["_loaded"] = load_backbone("embedded")
-    allowed = session.model.load().parameters * 0.02
-    stage = loaded(session, method, FIRST)
+def test_a_method_spends_the_default_budget_on_the_embedded_backbone(opened, tmp_path, method):
+    work = opened(tmp_path)
+    work = replace(work, settings=work.settings.updated(allocate=AllocateSettings()))
+    work.model.__dict__["_loaded"] = load_backbone("embedded")
+    allowed = work.model.load().parameters * 0.02
+    stage = loaded(work, method, FIRST)
     expert = stage.method.new_expert(stage, torch.Generator().manual_seed(0))
     assert 0.75 * allowed <= sum(tensor.numel() for tensor in expert.parameters()) <= allowed
 
@@ -192,13 +192,13 @@ def test_the_embedded_backbone_is_used_at_the_usual_budget(opened, tmp_path, met
 @pytest.mark.parametrize("method", ["ewc-lora", "lwf-lora", "replay"])
 def test_without_its_own_part_a_method_is_sequential_fine_tuning(opened, plain, tmp_path, method):
     off = {"replay": {"replay_ratio": 0.0}}.get(method, {"weight": 0.0})
-    session = opened(tmp_path, method={method: off})
-    train(session, method)
+    work = opened(tmp_path, method={method: off})
+    train(work, method)
     for task in tiny.TASKS:
-        assert same(tensors_of(session, method, task), tensors_of(plain, "seq-ft", task)), task
+        assert same(tensors_of(work, method, task), tensors_of(plain, "seq-ft", task)), task
     on = opened(tmp_path / "on")
     train(on, method)
-    assert not same(tensors_of(on, method, SECOND), tensors_of(plain, "seq-ft", SECOND)), "and with it, it is not"
+    assert not same(tensors_of(on, method, SECOND), tensors_of(plain, "seq-ft", SECOND)), "it differs with its own part"
 
 
 # --- ewc-lora ---
@@ -206,28 +206,26 @@ def test_without_its_own_part_a_method_is_sequential_fine_tuning(opened, plain, 
 
 @pytest.fixture(scope="module")
 def ewc(opened, tmp_path_factory) -> Workspace:
-    session = opened(tmp_path_factory.mktemp("ewc"))
-    train(session, "ewc-lora")
-    return session
+    work = opened(tmp_path_factory.mktemp("ewc"))
+    train(work, "ewc-lora")
+    return work
 
 
 def named(expert: Expert) -> dict[str, torch.Tensor]:
     return {f"{s}.{n}": m for s, pair in expert.sites.items() for n, m in zip("AB", pair, strict=True)}
 
 
-def plain_fisher(session: Workspace, task: str, expert: Expert, count: int) -> dict[str, torch.Tensor]:
+def plain_fisher(work: Workspace, task: str, expert: Expert, count: int) -> dict[str, torch.Tensor]:
     """Mean over samples of the squared gradient of the model's own loss, one backward pass per sample."""
     total = {name: torch.zeros_like(tensor) for name, tensor in named(expert).items()}
-    routed = attached(session, mine=expert)
+    routed = attached(work, mine=expert)
     try:
-        for sample in session.data.samples(task, "train")[:count]:
-            inputs, _ = session.model.load().collate(
-                [session.model.load().encode(sample, with_answer=True)], left=False
-            )
+        for sample in work.data.samples(task, "train")[:count]:
+            inputs, _ = work.model.load().collate([work.model.load().encode(sample, with_answer=True)], left=False)
             for tensor in named(expert).values():
                 tensor.grad = None
             with routed.route([("mine",)]):
-                session.model.load().model(**inputs).loss.backward()
+                work.model.load().model(**inputs).loss.backward()
             for name, tensor in named(expert).items():
                 total[name] += tensor.grad**2 / count
     finally:
@@ -235,7 +233,7 @@ def plain_fisher(session: Workspace, task: str, expert: Expert, count: int) -> d
     return total
 
 
-def test_the_penalty_of_ewc_and_its_gradient_are_the_closed_form(ewc):
+def test_the_penalty_of_ewc_and_its_gradient_equal_the_closed_form(ewc):
     stage = loaded(ewc, "ewc-lora", SECOND)
     expert = trainable(expert_of(ewc, "ewc-lora", FIRST))
     memory = read_memory(ewc.run.memory(FIRST, "ewc-lora"))
@@ -245,7 +243,7 @@ def test_the_penalty_of_ewc_and_its_gradient_are_the_closed_form(ewc):
     step = Step({}, {}, torch.zeros(1, 1), samples=1)
     assert penalty(step).item() == 0.0, "nothing has moved yet"
     before = {name: tensor.detach().clone() for name, tensor in named(expert).items()}
-    moved(expert, 0.3)
+    perturb(expert, 0.3)
     value = penalty(step)
     weight = stage.options["weight"]
     assert weight == 1000.0
@@ -258,7 +256,7 @@ def test_the_penalty_of_ewc_and_its_gradient_are_the_closed_form(ewc):
         torch.testing.assert_close(grad, weight * memory[name] * (tensor.detach() - before[name]), rtol=1e-4, atol=1e-8)
 
 
-def test_what_ewc_remembers_is_the_mean_squared_gradient_added_up_over_the_tasks(ewc):
+def test_the_memory_of_ewc_is_the_mean_squared_gradient_summed_over_tasks(ewc):
     first, second = (read_memory(ewc.run.memory(task, "ewc-lora")) for task in tiny.TASKS)
     for task, found in ((FIRST, first), (SECOND, {name: second[name] - first[name] for name in second})):
         expert = trainable(expert_of(ewc, "ewc-lora", task))
@@ -266,7 +264,7 @@ def test_what_ewc_remembers_is_the_mean_squared_gradient_added_up_over_the_tasks
         assert plainly.keys() == found.keys()
         for name, expected in plainly.items():
             torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-3 * float(first[name].max()))
-    # One sum, however many tasks: the numbers of one expert.
+    # One sum over all tasks: as many numbers as one expert has.
     files = sorted((ewc.run.root / "memories").rglob("*.safetensors"))
     assert [f.relative_to(ewc.run.root).as_posix() for f in files] == [
         f"memories/ewc-lora/{t}.safetensors" for t in tiny.TASKS
@@ -280,9 +278,9 @@ def test_a_strong_penalty_holds_the_weights_that_earlier_tasks_need(opened, ewc,
     strained = {}
     for weight in (0.0, 1e4):
         shutil.copytree(ewc.run.root, tmp_path / str(weight))
-        session = opened(tmp_path / str(weight), method={"ewc-lora": {"weight": weight}}, epochs=4)
-        train(session, "ewc-lora", SECOND, force=True)
-        now, before = (named(trainable(expert_of(session, "ewc-lora", task))) for task in (SECOND, FIRST))
+        work = opened(tmp_path / str(weight), method={"ewc-lora": {"weight": weight}}, epochs=4)
+        train(work, "ewc-lora", SECOND, force=True)
+        now, before = (named(trainable(expert_of(work, "ewc-lora", task))) for task in (SECOND, FIRST))
         strained[weight] = sum((fisher[n] * (now[n] - before[n]) ** 2).sum().item() for n in now)
     assert 0 < strained[1e4] < 0.01 * strained[0.0], strained
 
@@ -290,50 +288,50 @@ def test_a_strong_penalty_holds_the_weights_that_earlier_tasks_need(opened, ewc,
 def test_the_fisher_information_of_fewer_samples(opened, backbone, tmp_path):
     seen = []
     for count in (5, 40):
-        session = opened(tmp_path / str(count), method={"ewc-lora": {"fisher_samples": count}})
+        work = opened(tmp_path / str(count), method={"ewc-lora": {"fisher_samples": count}})
         before = backbone.counts["vision_rows"]
-        train(session, "ewc-lora", FIRST)
+        train(work, "ewc-lora", FIRST)
         assert backbone.counts["vision_rows"] - before == 40 + count
-        seen.append(read_memory(session.run.memory(FIRST, "ewc-lora")))
+        seen.append(read_memory(work.run.memory(FIRST, "ewc-lora")))
     assert not same(*seen)
 
 
-def test_dropout_is_not_in_what_ewc_remembers(opened, tmp_path):
-    session = opened(tmp_path, dropout=0.3)
-    train(session, "ewc-lora", FIRST)
-    found = read_memory(session.run.memory(FIRST, "ewc-lora"))
-    expert = trainable(expert_of(session, "ewc-lora", FIRST))
-    for name, expected in plain_fisher(session, FIRST, expert, 40).items():
+def test_the_memory_of_ewc_is_computed_without_dropout(opened, tmp_path):
+    work = opened(tmp_path, dropout=0.3)
+    train(work, "ewc-lora", FIRST)
+    found = read_memory(work.run.memory(FIRST, "ewc-lora"))
+    expert = trainable(expert_of(work, "ewc-lora", FIRST))
+    for name, expected in plain_fisher(work, FIRST, expert, 40).items():
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-3 * float(expected.max()))
 
 
 def test_a_memory_is_written_before_its_expert(opened, tmp_path):
-    """Whatever ends the process between the two, the expert is what says that the work is done."""
-    session = opened(tmp_path, method={"ewc-lora": {"fisher_samples": 2.0}})
-    expert, memory = session.run.expert(FIRST, "ewc-lora"), session.run.memory(FIRST, "ewc-lora")
+    """If the process ends between the two, no expert exists and the task trains again."""
+    work = opened(tmp_path, method={"ewc-lora": {"fisher_samples": 2.0}})
+    expert, memory = work.run.expert(FIRST, "ewc-lora"), work.run.memory(FIRST, "ewc-lora")
     for folder, left in (("memories", False), ("experts", True)):
         (tmp_path / folder).write_text("in the way", encoding="utf-8")
         with pytest.raises(DmoleError, match="cannot write"):
-            train(session, "ewc-lora", FIRST)
+            train(work, "ewc-lora", FIRST)
         assert (memory.exists(), expert.exists()) == (left, False)
         (tmp_path / folder).unlink()
-    assert train(session, "ewc-lora", FIRST)[0]["written"]
+    assert train(work, "ewc-lora", FIRST)[0]["written"]
     made = memory.read_bytes(), expert.read_bytes()
-    # Without its memory an expert is not done, or the next task could never train.
+    # An expert without its memory is trained again, because the next task needs both.
     memory.unlink()
     with pytest.raises(MissingArtifact, match="does not exist") as caught:
-        train(session, "ewc-lora", SECOND)
+        train(work, "ewc-lora", SECOND)
     assert caught.value.path == memory
-    assert train(session, "ewc-lora", FIRST)[0]["written"]
+    assert train(work, "ewc-lora", FIRST)[0]["written"]
     assert (memory.read_bytes(), expert.read_bytes()) == made
-    assert not train(session, "ewc-lora", FIRST)[0]["written"]
+    assert not train(work, "ewc-lora", FIRST)[0]["written"]
 
 
 # --- lwf-lora ---
 
 
 def plain_distillation(
-    session: Workspace,
+    work: Workspace,
     inputs: dict,
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -353,28 +351,28 @@ def plain_distillation(
     return temperature**2 * sum(terms) / len(terms)
 
 
-def full_logits(session: Workspace, routed: RoutedExperts, inputs: dict, names: tuple[str, ...]) -> torch.Tensor:
+def full_logits(work: Workspace, routed: RoutedExperts, inputs: dict, names: tuple[str, ...]) -> torch.Tensor:
     sets = [names] * len(inputs["input_ids"])
     with routed.route(sets):
-        return session.model.load().model(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+        return work.model.load().model(**{k: v for k, v in inputs.items() if k != "labels"}).logits
 
 
 @pytest.mark.parametrize("task", tiny.TASKS)
 @pytest.mark.parametrize("temperature", [2.0, 3.0])
 def test_distillation_is_that_of_all_logits_at_the_positions_before_the_answer(opened, plain, task, temperature):
     options = {"temperature": temperature, "weight": 0.7}
-    session = opened(plain.run.root, method={"lwf-lora": options})
-    stage = loaded(session, "lwf-lora", task)
-    # Of the second task the teacher is the adapter after the first; of the first, the pretrained backbone.
+    work = opened(plain.run.root, method={"lwf-lora": options})
+    stage = loaded(work, "lwf-lora", task)
+    # The second task's teacher is the adapter after the first task; the first task's is the pretrained backbone.
     start = expert_of(plain, "seq-ft", FIRST)
     student, teacher = trainable(start), Expert(start.sites, start.scale)
-    routed = attached(session, **{task: student})
-    inputs, rows = batch_of(session, task, 5)
+    routed = attached(work, **{task: student})
+    inputs, rows = batch_of(work, task, 5)
     parameters = list(student.parameters())
 
     def measured() -> tuple[torch.Tensor, list[torch.Tensor]]:
         with routed.route([(task,)] * 5, rows=rows):
-            logits, _ = session.model.load().answer_logits(inputs)
+            logits, _ = work.model.load().answer_logits(inputs)
             value = penalty(Step(inputs, rows, logits, 5))
             return value, list(torch.autograd.grad(value, parameters))
 
@@ -383,15 +381,15 @@ def test_distillation_is_that_of_all_logits_at_the_positions_before_the_answer(o
         if task == SECOND:
             value, grads = measured()
             assert abs(value.item()) < 1e-6 and all(float(grad.abs().max()) < 1e-6 for grad in grads)
-        moved(student, 0.05)
+        perturb(student, 0.05)
         value, grads = measured()
         routed.add("teacher", teacher)
         with torch.no_grad():
-            old = full_logits(session, routed, inputs, ("teacher",) if task == SECOND else ())
-        new = full_logits(session, routed, inputs, (task,))
-        expected = 0.7 * plain_distillation(session, inputs, new, old, temperature)
+            old = full_logits(work, routed, inputs, ("teacher",) if task == SECOND else ())
+        new = full_logits(work, routed, inputs, (task,))
+        expected = 0.7 * plain_distillation(work, inputs, new, old, temperature)
         wanted = torch.autograd.grad(expected, parameters)
-        unshifted = 0.7 * plain_distillation(session, inputs, new.detach(), old, temperature, shift=0)
+        unshifted = 0.7 * plain_distillation(work, inputs, new.detach(), old, temperature, shift=0)
     finally:
         routed.close()
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
@@ -402,17 +400,17 @@ def test_distillation_is_that_of_all_logits_at_the_positions_before_the_answer(o
 
 
 def test_the_teacher_is_a_frozen_copy(opened, plain):
-    session = opened(plain.run.root)
-    stage = loaded(session, "lwf-lora", SECOND)
+    work = opened(plain.run.root)
+    stage = loaded(work, "lwf-lora", SECOND)
     start = expert_of(plain, "seq-ft", FIRST)
     student = trainable(start)
-    routed = attached(session, **{SECOND: student})
+    routed = attached(work, **{SECOND: student})
     try:
         penalty = stage.method.penalty(stage, Training(routed, student, {}))
         (name,) = routed.experts.keys() - {SECOND}
-        encoded = [session.model.load().encode(sample, with_answer=True) for sample in stage.samples[:4]]
+        encoded = [work.model.load().encode(sample, with_answer=True) for sample in stage.samples[:4]]
         train_expert(
-            session.model.load(),
+            work.model.load(),
             routed,
             student,
             [Batch(["a"] * 4, [(SECOND,)] * 4, encoded)] * 3,
@@ -442,49 +440,49 @@ def overlap(new: ExpertFile | Expert, *earlier: ExpertFile) -> float:
     return total
 
 
-def test_o_lora_adds_the_overlap_with_earlier_adapters_and_leaves_those_alone(opened, plain, tmp_path):
+def test_o_lora_penalises_the_overlap_with_earlier_adapters_and_does_not_change_them(opened, plain, tmp_path):
     finished = {}
     for weight in (0.0, 0.5, 5.0):
-        session = opened(tmp_path / str(weight), method={"o-lora": {"weight": weight}})
-        (first,) = train(session, "o-lora", FIRST)
-        before = session.run.expert(FIRST, "o-lora").read_bytes()
-        (second,) = train(session, "o-lora", SECOND)
-        assert session.run.expert(FIRST, "o-lora").read_bytes() == before
+        work = opened(tmp_path / str(weight), method={"o-lora": {"weight": weight}})
+        (first,) = train(work, "o-lora", FIRST)
+        before = work.run.expert(FIRST, "o-lora").read_bytes()
+        (second,) = train(work, "o-lora", SECOND)
+        assert work.run.expert(FIRST, "o-lora").read_bytes() == before
         assert "last_penalty" not in first and ("last_penalty" in second) == (weight > 0)
-        # The first adapter takes part, frozen, from the first step on.
+        # The first adapter is active, frozen, from the first step on.
         assert second["first_loss"] == pytest.approx(steps_of(plain)[1]["first_loss"], abs=2e-4)
-        finished[weight] = overlap(expert_of(session, "o-lora", SECOND), expert_of(session, "o-lora", FIRST))
+        finished[weight] = overlap(expert_of(work, "o-lora", SECOND), expert_of(work, "o-lora", FIRST))
     assert finished[5.0] < 0.5 * finished[0.0], finished
-    evaluate("o-lora", Selection([1, 2]), **session.parts)
-    assert {tuple(row["active"]) for row in evaluated(session, "o-lora", 1, SECOND)} == {(FIRST,)}
-    assert {tuple(row["active"]) for row in evaluated(session, "o-lora", 2, FIRST)} == {tiny.TASKS}
-    # Every adapter that answers is one that the evaluation depends on.
-    train(opened(session.run.root, seed=1, method={"o-lora": {"weight": 5.0}}), "o-lora", SECOND, force=True)
+    evaluate("o-lora", Selection([1, 2]), **work.parts)
+    assert {tuple(row["active"]) for row in evaluated(work, "o-lora", 1, SECOND)} == {(FIRST,)}
+    assert {tuple(row["active"]) for row in evaluated(work, "o-lora", 2, FIRST)} == {tiny.TASKS}
+    # The evaluation depends on every active adapter.
+    train(opened(work.run.root, seed=1, method={"o-lora": {"weight": 5.0}}), "o-lora", SECOND, force=True)
     with pytest.raises(DmoleError, match=r"is stale: experts/o-lora/halves.safetensors has changed"):
-        evaluate("o-lora", Selection([2]), **session.parts)
+        evaluate("o-lora", Selection([2]), **work.parts)
 
 
-def steps_of(session: Workspace) -> list[dict]:
-    """What training said at each task, made again in the same place."""
-    return train(session, "seq-ft", force=True)
+def steps_of(work: Workspace) -> list[dict]:
+    """Outcomes of training each task again in the same run directory."""
+    return train(work, "seq-ft", force=True)
 
 
 def test_the_penalty_of_a_first_step_is_the_overlap_that_a_fresh_adapter_has(opened, tmp_path):
-    session = opened(tmp_path, batch_size=40)
-    assert train(session, "o-lora", FIRST)[0]["steps"] == 1
-    stage = loaded(session, "o-lora", SECOND)
+    work = opened(tmp_path, batch_size=40)
+    assert train(work, "o-lora", FIRST)[0]["steps"] == 1
+    stage = loaded(work, "o-lora", SECOND)
     fresh = stage.method.new_expert(stage, torch.Generator().manual_seed(seed_for(0, SECOND, "expert")))
-    (second,) = train(session, "o-lora", SECOND)
-    expected = 0.5 * overlap(fresh, expert_of(session, "o-lora", FIRST))
+    (second,) = train(work, "o-lora", SECOND)
+    expected = 0.5 * overlap(fresh, expert_of(work, "o-lora", FIRST))
     assert second["last_penalty"] == pytest.approx(expected, rel=1e-3) and expected > 0.1
 
 
-def test_d_mole_keeps_away_from_earlier_experts_only_where_it_is_asked_to(opened, shared, tmp_path):
+def test_d_mole_penalises_overlap_only_where_the_option_is_set(opened, shared, tmp_path):
     made = {}
     for name, options in {"none": {}, "zero": {"orthogonal": 0.0}, "strong": {"orthogonal": 5.0}}.items():
-        session = opened(tmp_path / name, shared=shared, method={"d-mole": options})
-        outcomes = train(session, "d-mole")
-        made[name] = session
+        work = opened(tmp_path / name, shared=shared, method={"d-mole": options})
+        outcomes = train(work, "d-mole")
+        made[name] = work
         assert ("last_penalty" in outcomes[1]) == (name == "strong") and "last_penalty" not in outcomes[0]
     bytes_of = {name: [s.run.expert(t).read_bytes() for t in tiny.TASKS] for name, s in made.items()}
     assert bytes_of["none"] == bytes_of["zero"]
@@ -496,20 +494,20 @@ def test_d_mole_keeps_away_from_earlier_experts_only_where_it_is_asked_to(opened
 # --- moe-lora ---
 
 
-def test_a_dense_mixture_is_trained_on_with_its_gates(opened, tmp_path):
-    session = opened(tmp_path)
-    train(session, "moe-lora")
-    first, second = (expert_of(session, "moe-lora", task) for task in tiny.TASKS)
+def test_a_dense_mixture_is_trained_further_with_its_gates(opened, tmp_path):
+    work = opened(tmp_path)
+    train(work, "moe-lora")
+    first, second = (expert_of(work, "moe-lora", task) for task in tiny.TASKS)
     for site, gate in first.gates.items():
         for tensor in (gate, second.gates[site]):
             assert float(tensor.abs().max()) > 0, "gates start at zero"
         for old, new in zip((gate, *first.sites[site]), (second.gates[site], *second.sites[site]), strict=True):
             assert old.shape == new.shape and not torch.equal(old, new), "nothing is frozen"
-    # At a rate that moves nothing, the second task's mixture is the one before.
+    # At a learning rate near zero the second task's mixture equals the first one.
     still = opened(tmp_path, learning_rate=1e-30)
     train(still, "moe-lora", SECOND, force=True)
     again = expert_of(still, "moe-lora", SECOND)
-    assert same(tensors_of(session, "moe-lora", FIRST), tensors_of(still, "moe-lora", SECOND))
+    assert same(tensors_of(work, "moe-lora", FIRST), tensors_of(still, "moe-lora", SECOND))
     assert all(torch.equal(first.gates[site], gate) for site, gate in again.gates.items())
 
 
@@ -524,10 +522,10 @@ def test_a_dense_mixture_is_trained_on_with_its_gates(opened, tmp_path):
     ],
 )
 def test_the_rank_is_split_over_the_experts_that_the_budget_holds(opened, tmp_path, budget, options, parts, rank):
-    session = opened(tmp_path, budget=budget, method={"moe-lora": options})
-    stage = loaded(session, "moe-lora", FIRST)
+    work = opened(tmp_path, budget=budget, method={"moe-lora": options})
+    stage = loaded(work, "moe-lora", FIRST)
     expert = stage.method.new_expert(stage, torch.Generator().manual_seed(0))
-    sites = find_sites(session.model.load().model, "attention")
+    sites = find_sites(work.model.load().model, "attention")
     assert set(expert.sites) == set(expert.gates) == {site.name for site in sites}
     for site in sites:
         a, b = expert.sites[site.name]
@@ -542,23 +540,23 @@ def test_the_rank_is_split_over_the_experts_that_the_budget_holds(opened, tmp_pa
     assert f"params:{widths + inputs}" in caught.value.hint
 
 
-# --- replay, joint, finetune: which data, from which start ---
+# --- replay, joint, finetune: training data and initial weights ---
 
 
 def images_of(samples: list[Sample]) -> list[str]:
-    """What tells samples of different tasks apart, each of which has a picture of its own."""
+    """The image file of each sample, which identifies it."""
     return [str(sample.files[0]) for sample in samples]
 
 
-def test_replay_sees_a_seeded_sample_of_earlier_tasks_again(opened, tmp_path):
+def test_replay_trains_on_a_seeded_share_of_earlier_tasks(opened, tmp_path):
     order = (FIRST, SECOND, THIRD)
     rules = load_method("replay")
 
     def seen(task: str, *, ratio: float = 0.1, seed: int = 0) -> dict[str, list[str]]:
-        session = opened(tmp_path, tasks=order, seed=seed)
-        shares = rules.data_shares(session.settings.tasks, task, {"replay_ratio": ratio})
-        images = images_of(training_samples(task, shares, data=session.data, seed=session.settings.seed))
-        known = {name: images_of(session.data.samples(name, "train")) for name in order}
+        work = opened(tmp_path, tasks=order, seed=seed)
+        shares = rules.data_shares(work.settings.tasks, task, {"replay_ratio": ratio})
+        images = images_of(training_samples(task, shares, data=work.data, seed=work.settings.seed))
+        known = {name: images_of(work.data.samples(name, "train")) for name in order}
         found = {name: [i for i in images if i in set(known[name])] for name in order}
         assert sum(map(len, found.values())) == len(images) == len(set(images))
         assert found[task] == known[task], "the task's own samples, all of them"
@@ -569,126 +567,126 @@ def test_replay_sees_a_seeded_sample_of_earlier_tasks_again(opened, tmp_path):
     third = seen(THIRD)
     assert [len(third[name]) for name in order] == [4, 4, 40]
     assert third == seen(THIRD)
-    assert third[FIRST] == seen(SECOND)[FIRST], "what is stored is stored once"
+    assert third[FIRST] == seen(SECOND)[FIRST], "the share of a task is the same at every later task"
     assert third[FIRST] != seen(THIRD, seed=1)[FIRST]
     assert [len(seen(THIRD, ratio=ratio)[FIRST]) for ratio in (0.0, 0.01, 0.5, 1.0)] == [0, 1, 20, 40]
 
 
-def test_a_share_of_a_split_is_counted_in_decimals(tmp_path):
+def test_a_share_of_a_split_is_rounded_in_decimals(tmp_path):
     card = tiny.write_task(tmp_path, FIRST, train=100, test=1)
-    session = workspace(Settings(tasks=(str(card),), unseen=()), Run(tmp_path / "run"))
-    # In binary, 0.55 x 100 comes out over 55, and would be rounded up to 56.
+    work = workspace(Settings(tasks=(str(card),), unseen=()), Run(tmp_path / "run"))
+    # In binary, 0.55 x 100 is slightly more than 55 and would be rounded up to 56.
     counts = {
-        share: len(training_samples(FIRST, {FIRST: share}, data=session.data, seed=session.settings.seed))
+        share: len(training_samples(FIRST, {FIRST: share}, data=work.data, seed=work.settings.seed))
         for share in (0.07, 0.55, 0.551, 1.0)
     }
     assert counts == {0.07: 7, 0.55: 55, 0.551: 56, 1.0: 100}
 
 
-def test_joint_sees_every_sample_once_in_an_epoch_and_trains_when_all_tasks_are_there(opened, backbone, tmp_path):
-    session = opened(tmp_path)
+def test_joint_trains_once_on_all_tasks_with_every_sample_once_per_epoch(opened, backbone, tmp_path):
+    work = opened(tmp_path)
     before = backbone.counts["vision_rows"]
-    outcomes = train(session, "joint")
+    outcomes = train(work, "joint")
     assert [(o["task"], o["steps"]) for o in outcomes] == [(SECOND, 10)]
     assert backbone.counts["vision_rows"] - before == 80
-    shares = load_method("joint").data_shares(session.settings.tasks, SECOND, {})
-    images = images_of(training_samples(SECOND, shares, data=session.data, seed=session.settings.seed))
-    assert sorted(images) == sorted(p for task in tiny.TASKS for p in images_of(session.data.samples(task, "train")))
+    shares = load_method("joint").data_shares(work.settings.tasks, SECOND, {})
+    images = images_of(training_samples(SECOND, shares, data=work.data, seed=work.settings.seed))
+    assert sorted(images) == sorted(p for task in tiny.TASKS for p in images_of(work.data.samples(task, "train")))
     with pytest.raises(DmoleError, match=f"method joint trains nothing at task {FIRST}") as caught:
-        train(session, "joint", FIRST)
+        train(work, "joint", FIRST)
     assert SECOND in caught.value.hint
 
 
 def test_finetune_starts_from_the_pretrained_backbone_whatever_came_before(opened, tmp_path):
     made = []
     for tasks in (tiny.TASKS, tiny.TASKS[::-1]):
-        session = opened(tmp_path / tasks[0], tasks=tasks)
-        train(session, "finetune")
-        made.append({task: session.run.expert(task, "finetune").read_bytes() for task in tiny.TASKS})
+        work = opened(tmp_path / tasks[0], tasks=tasks)
+        train(work, "finetune")
+        made.append({task: work.run.expert(task, "finetune").read_bytes() for task in tiny.TASKS})
     assert made[0] == made[1]
 
 
 # --- seq-ft-merge ---
 
 
-def test_a_merged_sequence_is_its_adapters_side_by_side(opened, backbone, plain, tmp_path):
-    session = opened(tmp_path)
-    said = train(session, "seq-ft-merge")
-    # A fresh adapter starts at zero: with the first one merged, the second task starts where it does when trained on.
-    assert said[1]["first_loss"] == pytest.approx(steps_of(plain)[1]["first_loss"], abs=2e-4)
-    assert same(tensors_of(session, "seq-ft-merge", FIRST), tensors_of(plain, "seq-ft", FIRST))
+def test_merged_adapters_equal_adapters_beside_the_weights(opened, backbone, plain, tmp_path):
+    work = opened(tmp_path)
+    outcomes = train(work, "seq-ft-merge")
+    # A new adapter starts at zero, so that the second task starts from the same model as with further training.
+    assert outcomes[1]["first_loss"] == pytest.approx(steps_of(plain)[1]["first_loss"], abs=2e-4)
+    assert same(tensors_of(work, "seq-ft-merge", FIRST), tensors_of(plain, "seq-ft", FIRST))
     weights = {name: value.clone() for name, value in backbone.model.state_dict().items()}
-    files = {task: expert_of(session, "seq-ft-merge", task) for task in tiny.TASKS}
-    routed = attached(session, **{task: Expert(file.sites, file.scale) for task, file in files.items()})
-    inputs, _ = batch_of(session, FIRST, 4)
+    files = {task: expert_of(work, "seq-ft-merge", task) for task in tiny.TASKS}
+    routed = attached(work, **{task: Expert(file.sites, file.scale) for task, file in files.items()})
+    inputs, _ = batch_of(work, FIRST, 4)
     with torch.no_grad():
-        beside = full_logits(session, routed, inputs, tiny.TASKS)
-        bare = full_logits(session, routed, inputs, ())
+        beside = full_logits(work, routed, inputs, tiny.TASKS)
+        bare = full_logits(work, routed, inputs, ())
         routed.merge(tiny.TASKS)
-        merged = full_logits(session, routed, inputs, ())
+        merged = full_logits(work, routed, inputs, ())
     routed.close()
-    # Logits of about 10, from two towers of two layers in single precision.
+    # Tolerances for logits of about 10 in single precision.
     torch.testing.assert_close(merged, beside, rtol=1e-3, atol=1e-3)
     assert float((beside - bare).abs().max()) > 0.1
     assert all(torch.equal(weights[name], value) for name, value in backbone.model.state_dict().items())
-    evaluate("seq-ft-merge", Selection([0, 1, 2]), **session.parts)
-    assert {tuple(row["active"]) for row in evaluated(session, "seq-ft-merge", 2, FIRST)} == {tiny.TASKS}
+    evaluate("seq-ft-merge", Selection([0, 1, 2]), **work.parts)
+    assert {tuple(row["active"]) for row in evaluated(work, "seq-ft-merge", 2, FIRST)} == {tiny.TASKS}
     assert all(torch.equal(weights[name], value) for name, value in backbone.model.state_dict().items())
 
 
 # --- D-MoLE's ablations ---
 
 
-def allocated(session: Workspace, method: str) -> dict:
-    return json.loads(session.run.allocation(SECOND, method).read_text(encoding="utf-8"))
+def allocated(work: Workspace, method: str) -> dict:
+    return json.loads(work.run.allocation(SECOND, method).read_text(encoding="utf-8"))
 
 
-def test_the_ablations_of_d_mole_leave_out_what_they_say(opened, shared, backbone, tmp_path):
+def test_each_ablation_of_d_mole_leaves_out_its_part(opened, shared, backbone, tmp_path):
     modality = {site.name: site.modality for site in find_sites(backbone.model, "attention")}
     spent = {}
     for budget in (1000, BUDGET):
-        session = opened(tmp_path / str(budget), shared=shared, budget=f"params:{budget}")
+        work = opened(tmp_path / str(budget), shared=shared, budget=f"params:{budget}")
         for method in PLACED:
-            allocate_task(SECOND, method=method, **session.parts_without_data)
-        found = {method: allocated(session, method) for method in PLACED}
+            allocate_task(SECOND, method=method, **work.parts_without_data)
+        found = {method: allocated(work, method) for method in PLACED}
         spent[budget] = {method: document["spent"]["parameters"] for method, document in found.items()}
         assert all(0.75 * budget <= used <= budget for used in spent[budget].values()), spent
         assert {modality[site] for site in found["v1"]["sites"]} == {"language"}
         assert {modality[site] for site in found["v2"]["sites"]} == {"vision"}
-        # Where one tower cannot hold the budget at rank 4, its rank grows and alpha with it.
+        # Where one modality cannot spend the budget at rank 4, its rank grows, and alpha with it.
         grown = {"v1": 7, "v2": 6} if budget == BUDGET else {}
         for method, document in found.items():
             assert document["rank"] == grown.get(method, 4), method
             assert document["alpha"] / document["rank"] == 2.0
-        # The curriculum: without it, towers share by what they could hold.
+        # Without the curriculum, the budget is split by the capacity of the modalities.
         parts = {method: found[method]["modalities"] for method in ("d-mole", "v3")}
         assert parts["v3"]["vision"]["share"] == pytest.approx(2048 / 3840)
-        assert parts["d-mole"]["vision"]["share"] < 0.4, "this task pulls at the language model"
+        assert parts["d-mole"]["vision"]["share"] < 0.4, "the gradients of this task are larger in the language model"
     assert found["v3"]["sites"] != found["d-mole"]["sites"]
-    stage = loaded(session, "v4", SECOND)
+    stage = loaded(work, "v4", SECOND)
     assert stage.method.placement(stage) == dict.fromkeys(modality, 3), "all candidate sites, at a lower rank"
 
 
 @pytest.mark.parametrize("method", ["seq-ft", "v4"])
-def test_methods_without_an_allocation_say_so(opened, tmp_path, method):
-    with pytest.raises(DmoleError, match=f"method {method} reads no allocation") as caught:
+def test_allocate_refuses_methods_without_an_allocation(opened, tmp_path, method):
+    with pytest.raises(DmoleError, match=f"method {method} uses no allocation") as caught:
         allocate_task(FIRST, method=method, **opened(tmp_path).parts_without_data)
     assert f"dmole train-task --task {FIRST} --method {method}" in caught.value.hint
 
 
-def test_a_budget_in_sites_depends_on_the_rank_that_they_are_counted_at(opened, tmp_path):
-    """The same scale at another rank is another number of parameters, so the experts that are there are stale."""
-    session = opened(tmp_path, budget="sites:50%")
-    train(session, "seq-ft", FIRST)
-    assert expert_of(session, "seq-ft", FIRST).parameters == 1920, "half of 3840, which is rank 4 on all sites"
-    session = replace(
-        session, settings=session.settings.updated(allocate=AllocateSettings(budget="sites:50%", rank=8, alpha=16.0))
+def test_a_budget_in_sites_depends_on_the_rank(opened, tmp_path):
+    """The same scale at another rank is another number of parameters, so existing experts are stale."""
+    work = opened(tmp_path, budget="sites:50%")
+    train(work, "seq-ft", FIRST)
+    assert expert_of(work, "seq-ft", FIRST).parameters == 1920, "half of 3840, which is rank 4 on all sites"
+    work = replace(
+        work, settings=work.settings.updated(allocate=AllocateSettings(budget="sites:50%", rank=8, alpha=16.0))
     )
     with pytest.raises(DmoleError, match="rank 4 -> 8"):
-        train(session, "seq-ft", FIRST)
+        train(work, "seq-ft", FIRST)
 
 
-# --- a method of one's own ---
+# --- a new method ---
 
 
 def test_the_documentations_own_method_trains(opened, plain, shelf, tmp_path):
@@ -699,14 +697,14 @@ def test_the_documentations_own_method_trains(opened, plain, shelf, tmp_path):
     train(free, name)
     assert same(tensors_of(free, name, SECOND), tensors_of(plain, "seq-ft", SECOND))
 
-    def distance(session: Workspace) -> float:
-        first, second = (tensors_of(session, name, task) for task in tiny.TASKS)
+    def distance(work: Workspace) -> float:
+        first, second = (tensors_of(work, name, task) for task in tiny.TASKS)
         return sum(((second[key] - first[key]) ** 2).sum().item() for key in first)
 
     assert distance(pulled) < distance(free)
 
 
-# --- by the command line ---
+# --- command line ---
 
 
 @pytest.fixture
@@ -720,30 +718,30 @@ def place(stream, tmp_path) -> Path:
     return tmp_path
 
 
-def test_methods_by_the_command_line(place, shared, run):
-    def say(*args: object) -> list[dict]:
+def test_methods_on_the_command_line(place, shared, run):
+    def call(*args: object) -> list[dict]:
         return json.loads(tiny.succeed(*args, "--json", cwd=place, run=run).stdout)
 
-    said = say(
+    outcomes = call(
         "train-task", "--method", "ewc-lora", "--set", "fisher_samples=3", "--set", "weight=10", "--budget", "3%"
     )
-    assert "last_penalty" not in said[0] and said[1]["last_penalty"] > 0
+    assert "last_penalty" not in outcomes[0] and outcomes[1]["last_penalty"] > 0
     header = header_of(place / "dmole-run" / "memories" / "ewc-lora" / f"{FIRST}.safetensors", MEMORY)
     assert header.settings["options"] == {"learning_rate": 0.0, "weight": 10.0, "fisher_samples": 3.0}
-    assert [o["task"] for o in say("train-task", "--method", "seq-ft-merge")] == list(tiny.TASKS)
-    said = say("evaluate", "--method", "seq-ft-merge", "--stage", "2", "--task", FIRST)
-    assert [o["path"] for o in said] == [f"dmole-run/evaluations/seq-ft-merge/2/{FIRST}.parquet"]
-    assert [o["task"] for o in say("train-task", "--method", "joint")] == [SECOND]
+    assert [o["task"] for o in call("train-task", "--method", "seq-ft-merge")] == list(tiny.TASKS)
+    outcomes = call("evaluate", "--method", "seq-ft-merge", "--stage", "2", "--task", FIRST)
+    assert [o["path"] for o in outcomes] == [f"dmole-run/evaluations/seq-ft-merge/2/{FIRST}.parquet"]
+    assert [o["task"] for o in call("train-task", "--method", "joint")] == [SECOND]
     shutil.copytree(shared / "profiles", place / "dmole-run" / "profiles")
-    placed = say("allocate", "--method", "v1", "--budget", "2%", "--task", FIRST)
+    placed = call("allocate", "--method", "v1", "--budget", "2%", "--task", FIRST)
     assert [(o["path"], o["vision_sites"]) for o in placed] == [(f"dmole-run/allocations/v1/{FIRST}.json", 0)]
-    assert [o["task"] for o in say("evaluate", "--method", "joint")] == [*tiny.TASKS, THIRD]
-    reports = say("report", "overview")
+    assert [o["task"] for o in call("evaluate", "--method", "joint")] == [*tiny.TASKS, THIRD]
+    reports = call("report", "overview")
     assert {r["method"]: r["trainable_parameters"] for r in reports} == {"joint": 1920, "seq-ft-merge": 1920}
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "message"),
     [
         ("train-task --method ewc-lora --set weight", 2, "--set weight: expected NAME=NUMBER"),
         ("train-task --method ewc-lora --set weight=big", 2, "--set weight=big: expected NAME=NUMBER"),
@@ -753,11 +751,11 @@ def test_methods_by_the_command_line(place, shared, run):
         ("train-task --method zero-shot", 1, "dmole evaluate --method zero-shot"),
         (f"train-task --method joint --task {FIRST}", 1, f"method joint trains nothing at task {FIRST}"),
         ("train-task --method nonsense", 1, "choose one of: d-mole, ewc-lora"),
-        ("allocate --method seq-ft --task colours", 1, "method seq-ft reads no allocation"),
+        ("allocate --method seq-ft --task colours", 1, "method seq-ft uses no allocation"),
     ],
 )
-def test_what_cannot_be_asked_of_a_method(stream, run, tmp_path, args, code, said):
+def test_invalid_commands_of_methods(stream, run, tmp_path, args, code, message):
     done = run(*args.split(), "--run", tmp_path / "run", cwd=stream)
     assert done.returncode == code and "Traceback" not in done.stderr
-    assert said in " ".join(done.stderr.replace("│", " ").split()), done.stderr
+    assert message in " ".join(done.stderr.replace("│", " ").split()), done.stderr
     assert not (tmp_path / "run" / "experts").exists()

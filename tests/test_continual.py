@@ -6,7 +6,7 @@ from dmole_cli.reports.continual import FORMULAS, continual_scores
 MATRIX = [[10.0, 20.0], [90.0, 30.0], [60.0, 80.0]]
 
 
-def test_values_worked_by_hand() -> None:
+def test_values_computed_by_hand() -> None:
     scores = continual_scores(MATRIX)
     assert scores.last == (60.0, 80.0)
     assert scores.avg == (75.0, 55.0)
@@ -35,7 +35,7 @@ def test_a_task_that_got_better_later_has_positive_transfer_and_no_forgetting() 
         (2, 0, {"fwt"}),
     ],
 )
-def test_a_missing_cell_takes_along_what_it_enters_and_nothing_else(stage: int, task: int, untouched: set[str]) -> None:
+def test_only_quantities_of_a_missing_entry_are_missing(stage: int, task: int, untouched: set[str]) -> None:
     matrix = [[None if (s, t) == (stage, task) else MATRIX[s][t] for t in range(2)] for s in range(3)]
     scores, whole = continual_scores(matrix), continual_scores(MATRIX)
     for name in FORMULAS:

@@ -1,4 +1,4 @@
-"""The parts of the methods against their formulas written down plainly, and the contract that a method's file has to keep."""
+"""The parts of the methods against plain implementations of their formulas, and the rules for a method's file."""
 
 import math
 import re
@@ -96,7 +96,7 @@ def test_a_mixture_is_a_loop_over_tokens_and_parts(middle):
 
 
 def test_the_shares_of_a_token_sum_to_one():
-    """Where all parts are the same, whatever the gate says is no more and no less than one of them."""
+    """If all parts are equal, the mixture equals one of them, whatever the gate."""
     model, expert = frozen_model(), dense(trainable=False)
     a, b = (matrix.clone() for matrix in expert.sites[SITE])
     expert.sites[SITE] = (a[:RANK].repeat(PARTS, 1), b[:, :RANK].repeat(1, PARTS))
@@ -109,7 +109,7 @@ def test_the_shares_of_a_token_sum_to_one():
         torch.testing.assert_close(mixed, model(x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_mixture_follows_the_samples_that_go_on_decoding():
+def test_a_mixture_follows_the_samples_that_are_still_decoding():
     model, expert = frozen_model(), dense(trainable=False)
     sets, x = [("mixed",), (), ("mixed",), ()], drawn(4, 1, INPUTS, seed=5)
     routed = attached(model, mixed=expert)
@@ -120,7 +120,7 @@ def test_a_mixture_follows_the_samples_that_go_on_decoding():
         torch.testing.assert_close(model(x[stay]), whole[stay])
 
 
-def test_a_mixture_beside_a_plain_expert_in_training_takes_no_gradient_away():
+def test_gradients_of_a_mixture_beside_a_plain_expert():
     model, mixed = frozen_model(), dense(trainable=False)
     plain = Expert(
         {SITE: (drawn(2, INPUTS, seed=8).requires_grad_(), drawn(OUTPUTS, 2, seed=9).requires_grad_())}, 0.5, True
@@ -135,7 +135,7 @@ def test_a_mixture_beside_a_plain_expert_in_training_takes_no_gradient_away():
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_dropout_reaches_the_parts_of_a_mixture_in_training_alone():
+def test_dropout_affects_the_parts_of_a_mixture_only_in_training():
     model, expert = frozen_model(), dense()
     x = drawn(1, 3, INPUTS, seed=5)
     with attached(model, mixed=expert).route([("mixed",)]):
@@ -147,14 +147,14 @@ def test_dropout_reaches_the_parts_of_a_mixture_in_training_alone():
             torch.testing.assert_close(routed.model(x), whole)
 
 
-def test_a_mixture_in_training_stays_on_the_graph_where_its_backbone_lies_elsewhere():
-    """Tensors on `meta` have shapes and graphs but no values: enough to see a gradient's way from another device."""
+def test_a_mixture_has_gradients_on_another_device_than_its_backbone():
+    """Tensors on `meta` have shapes and graphs but no values, which is enough to check gradients across devices."""
     model = frozen_model().to("meta")
     with attached(model, mixed=dense()).route([("mixed",)], device="meta"):
         assert model(torch.zeros(1, 2, INPUTS, device="meta")).requires_grad
 
 
-def test_a_mixtures_file_gives_back_what_was_written(tmp_path):
+def test_a_mixture_survives_a_round_trip_through_its_file(tmp_path):
     expert, path = dense(trainable=False), tmp_path / "e.safetensors"
     write_expert(path, ExpertFile(expert.sites, expert.scale, Header("dmole.expert", 1), expert.gates))
     read = read_expert(path)
@@ -174,7 +174,7 @@ def plain_expert(seed: int, scale: float) -> Expert:
     return Expert({SITE: (drawn(2, INPUTS, seed=seed), drawn(OUTPUTS, 2, seed=seed + 1))}, scale)
 
 
-def test_merged_experts_answer_as_beside_the_weights_and_give_them_back():
+def test_merged_experts_equal_unmerged_ones_and_the_weights_are_restored():
     model, x = frozen_model(), drawn(2, 3, INPUTS, seed=5)
     before = model.layer.weight.clone()
     routed = attached(model, one=plain_expert(20, 0.7), two=plain_expert(30, -1.2))
@@ -192,7 +192,7 @@ def test_merged_experts_answer_as_beside_the_weights_and_give_them_back():
 
 
 @pytest.mark.parametrize("refused", ["gates", "half precision", "no plain linear"])
-def test_what_cannot_be_merged_is_refused_before_any_weight_has_changed(refused):
+def test_an_expert_that_cannot_be_merged_is_refused_before_any_weight_changes(refused):
     model = frozen_model()
     if refused == "half precision":
         model = model.to(torch.bfloat16)
@@ -241,7 +241,7 @@ def test_the_overlap_of_row_spaces_by_hand():
         ("finetune", ("a",)),
     ],
 )
-def test_the_experts_that_answer_without_a_router(method, expected):
+def test_active_experts_without_a_router(method, expected):
     routing = Routing(("a", "b"), "a", [[], []], [], "top-2", 64)
     assert load_method(method).active_experts(routing) == [expected] * 2
 
@@ -319,7 +319,7 @@ def test_the_documentation_names_every_method_with_its_paper_and_options():
         assert {key: float(value) for key, value in options.items()} == defaults, name
 
 
-def test_what_a_file_does_not_define_is_the_default(shelf):
+def test_defaults_of_a_method_that_defines_nothing(shelf):
     name = shelf(
         NEWCOMER + '    options = {"a": Option(1.0, "A number.")}\n'
         "    def _helper(self): pass\nclass _Private(Method): pass\ndef function(): pass\n"
@@ -334,7 +334,7 @@ def test_what_a_file_does_not_define_is_the_default(shelf):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             NEWCOMER + "    def remembers(self, context, training): return {}\n",
@@ -349,15 +349,15 @@ def test_what_a_file_does_not_define_is_the_default(shelf):
         ("from dmole_cli.methods.seq_ft import SeqFt\n", "exactly one public subclass of Method, not 0"),
     ],
 )
-def test_a_file_that_is_no_method_is_refused(shelf, text, said):
+def test_a_file_that_is_no_method_is_refused(shelf, text, message):
     name = shelf(text)
-    with pytest.raises(DmoleError, match=said) as caught:
+    with pytest.raises(DmoleError, match=message) as caught:
         load_method(name)
     assert name.replace("-", "_") in caught.value.message and caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "said"),
+    ("method", "options", "message"),
     [
         ("ewc-lora", {"nonsense": 1.0}, "method ewc-lora has no option nonsense"),
         ("ewc-lora", {"weight": math.nan}, "weight is nan, and must be 0 or more"),
@@ -370,9 +370,9 @@ def test_a_file_that_is_no_method_is_refused(shelf, text, said):
         ("seq-ft", {"learning_rate": -1.0}, "learning_rate is -1, and must be 0 or more"),
     ],
 )
-def test_invalid_options_are_named(method, options, said):
+def test_invalid_options_are_named(method, options, message):
     rules = load_method(method)
-    with pytest.raises(DmoleError, match=said) as caught:
+    with pytest.raises(DmoleError, match=message) as caught:
         rules.option_values(Settings().updated(method={method: options}))
     if "nonsense" in options:
         assert caught.value.hint == "it has: learning_rate, weight, fisher_samples"
@@ -381,7 +381,7 @@ def test_invalid_options_are_named(method, options, said):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[method.ewc]\nweight = 1\n", "method: unknown method ewc"),
         ('[method.ewc-lora]\nweight = "much"\n', "method.ewc-lora.weight is 'much'; expected tables of numbers"),
@@ -389,11 +389,11 @@ def test_invalid_options_are_named(method, options, said):
         ("method = 3\n", "method is 3; expected tables of numbers by method names"),
     ],
 )
-def test_options_of_a_configuration_are_checked_when_it_is_read(tmp_path, text, said):
+def test_options_of_a_configuration_are_checked_when_it_is_read(tmp_path, text, message):
     path = tmp_path / "c.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DmoleError, match="1 problem") as caught:
         read_settings(path)
-    assert said in caught.value.message
+    assert message in caught.value.message
     path.write_text("[method.ewc-lora]\nweight = 5\n", encoding="utf-8")
     assert load_method("ewc-lora").option_values(read_settings(path))["weight"] == 5.0

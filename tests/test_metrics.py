@@ -429,7 +429,7 @@ def test_numbers_that_sum_to_four_are_thousandths():
     assert grounding.read_box("[1, 1, 1, 0.9]", width=1000, height=500) == (1000.0, 500.0, 1000.0, 450.0)
 
 
-def test_the_iou_stands_beside_the_accuracy_for_each_sample():
+def test_the_iou_is_reported_beside_the_accuracy_for_each_sample():
     answers = ["[100, 100, 300, 300]", "[100, 100, 200, 300]", "[100, 100, 150, 300]", "", "nowhere"]
     ious = load_metric("grounding").FURTHER["mean_iou"](answers, references=[[]] * 5, details=[IMAGE] * 5)
     assert ious == pytest.approx([1.0, 0.5, 0.25, 0.0, 0.0])
@@ -494,7 +494,7 @@ def test_tokens_do_not_depend_on_the_locale(monkeypatch):
     assert _captions.tokenise(["Über das Café."]) == ["über das café"]
 
 
-def test_a_corpus_of_one_picture_scores_nothing():
+def test_a_corpus_of_one_image_scores_zero():
     assert cider.score(["a red bike"], references=[["a red bike"]], details=[{}]) == [0.0]
 
 
@@ -571,7 +571,7 @@ def test_rouge_by_hand():
 
 
 def test_meteor_of_every_caption_and_of_all(tmp_path):
-    # Twice the same caption among odd ones: what stands between does not shift it.
+    # The same caption twice among unusual ones: those between do not change its score.
     predictions, references, details = odd_samples(load_metric("meteor"))
     captions = ["a red bike", *predictions, "a big dog sleeps", "a red bike", ""]
     truths = [["A red bike."], *references, ["a large dog sleeps"], ["a red bike", "a car"], ["a red bike"]]

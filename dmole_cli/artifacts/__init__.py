@@ -1,1 +1,1 @@
-"""Every file that crosses a stage: schema, read, write, check."""
+"""The files that stages write and read: kinds, paths, schemas, readers, writers, provenance."""

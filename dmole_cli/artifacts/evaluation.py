@@ -1,4 +1,4 @@
-"""`evaluations/<method>/<stage>/<task>.parquet`: a row per test sample."""
+"""`evaluations/<method>/<after>/<task>.parquet`: a row per evaluated sample."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dmole_cli.artifacts.tables import read_table, write_table
 
 @dataclass(frozen=True)
 class Answer:
-    """One test sample with its prediction.
+    """One evaluated sample with its prediction.
 
     Attributes:
-        sample_id: of the task's test split.
+        sample_id: of the evaluated split.
         question: the instruction with the prompt template applied.
         prediction: the generated text.
         references: accepted answers.
@@ -36,7 +36,7 @@ class Answer:
 
 
 def write_evaluation(path: Path, rows: list[Answer], header: Header) -> None:
-    """Write the rows in the order of the test split."""
+    """Write the rows in the order of the split."""
     import pyarrow as pa
 
     text, real = pa.string(), pa.float64()

@@ -23,7 +23,7 @@ class ImageDigests:
     New digests are held in an SQLite database in memory, whose rows take a fraction of what Python objects take.
 
     Args:
-        cache: SQLite file that keeps digests between commands.
+        cache: SQLite file that holds digests between commands.
     """
 
     def __init__(self, cache: Path) -> None:

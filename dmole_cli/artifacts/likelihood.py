@@ -1,4 +1,4 @@
-"""`likelihoods/<method>/<stage>/<task>.parquet`: likelihoods of the reference answers of each test sample.
+"""`likelihoods/<method>/<after>/<task>.parquet`: likelihoods of the reference answers of each evaluated sample.
 
 Separate from the evaluations, so that neither makes the other stale. `likelihoods/cache/<task>.parquet` holds
 computed likelihoods by content key.
@@ -30,10 +30,10 @@ class Likelihoods:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """One test sample.
+    """One evaluated sample.
 
     Attributes:
-        sample_id: of the task's test split.
+        sample_id: of the evaluated split.
         log_likelihood: of the reference answer in nats per token, its end token included; the best of several references.
         ranked_first: whether a right answer is more probable than every wrong one of a closed set; None for an open task.
         active: active experts, lowest reconstruction loss first.
@@ -46,7 +46,7 @@ class Likelihood:
 
 
 def write_likelihood(path: Path, rows: list[Likelihood], header: Header) -> None:
-    """Write the rows in the order of the test split."""
+    """Write the rows in the order of the split."""
     import pyarrow as pa
 
     schema = pa.schema(
@@ -66,12 +66,12 @@ def read_likelihood(path: Path) -> tuple[list[Likelihood], Header]:
     return [Likelihood(**row) for row in table.to_pylist()], header
 
 
-def write_likelihood_cache(path: Path, kept: Mapping[str, Likelihoods], fingerprint: str) -> None:
+def write_likelihood_cache(path: Path, likelihoods: Mapping[str, Likelihoods], fingerprint: str) -> None:
     """Write likelihoods by content key, sorted, so that the bytes do not depend on the order of evaluations."""
     import pyarrow as pa
 
     schema = pa.schema([("key", pa.string()), ("sums", pa.list_(pa.float64())), ("tokens", pa.list_(pa.int32()))])
-    rows = [{"key": key, **asdict(kept[key])} for key in sorted(kept)]
+    rows = [{"key": key, **asdict(likelihoods[key])} for key in sorted(likelihoods)]
     write_table(path, rows, schema, Header.of(LIKELIHOOD_CACHE, backbone=fingerprint))
 
 

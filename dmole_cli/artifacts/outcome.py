@@ -1,4 +1,4 @@
-"""What a stage returns: what it read, what it wrote, and whether it had to do anything."""
+"""What a stage returns: what it read, what it wrote, and whether it ran."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_origin
 
 import typer
+from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from dmole_cli.cli.subcommands import settings_of
@@ -32,7 +33,9 @@ ConfigOption = Annotated[
     typer.Option("--config", help="Configuration; by default dmole.toml of this folder.", rich_help_panel=FILES),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
-ForceOption = Annotated[bool, typer.Option("--force", help="Run even if the output exists.", rich_help_panel=OUTPUT)]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Run even if the output is up to date or stale.", rich_help_panel=OUTPUT)
+]
 COMMON = {"run_directory": (RunOption, DEFAULT_RUN), "config": (ConfigOption, None)}
 FLAGS = {"json": (JsonOption, False), "force": (ForceOption, False)}
 
@@ -63,7 +66,7 @@ def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -
 
         options = {path: values[_identifier(path)] for path in fields if values[_identifier(path)] not in (None, [])}
         several = {path.rpartition(".")[2]: options.pop(path, []) for path in repeatable}
-        work = open_workspace(name, values, options, model=model, typed=_typed(values, fields))
+        work = open_workspace(values, options, model=model, typed=_typed(values, fields))
         with work.hints():
             module.run(work, **{key: values[key] for key in own}, **several)
 
@@ -112,7 +115,7 @@ def _parameter(path: str, field: FieldInfo, *, repeated: bool) -> inspect.Parame
 
 def _takes_text(field: FieldInfo) -> bool:
     """Whether the value may be written in another form than a number, as a share in percent."""
-    return any(type(entry).__name__ == "BeforeValidator" for entry in field.metadata)
+    return any(isinstance(entry, BeforeValidator) for entry in field.metadata)
 
 
 def _typed(values: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from dmole_cli.cli.subcommands import module_of
 # Subcommands of `dmole tasks`: name -> what it does.
 TASKS_COMMANDS = {
     "list": "List the tasks of the stream, and all that are built in.",
-    "check": "Read tasks' data once and report problems before hours are spent.",
+    "check": "Read the tasks' data and report all problems, before a run depends on them.",
     "new": "Write a task card for new data; format, prompt, metric and limits are guessed from the data.",
 }
 

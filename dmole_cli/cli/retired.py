@@ -10,7 +10,12 @@ from dmole_cli.errors import DmoleError
 
 # command -> old option -> what to type now.
 RETIRED = {
-    "tasks": {"--check": "dmole tasks check", "--new": "dmole tasks new CARD.toml --from DATA"},
+    "tasks": {
+        "--check": "dmole tasks check",
+        "--new": "dmole tasks new CARD.toml --from DATA",
+        "--looks": "dmole tasks check --show-samples",
+        "--seed": "dmole tasks check --sample-seed",
+    },
     "allocate": {"--plan": "dmole plan", "--only": "dmole allocate --modalities"},
     "profile": {"--seed": "dmole profile --profile-seed"},
     "train-router": {"--seed": "dmole train-router --router-seed"},

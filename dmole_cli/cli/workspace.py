@@ -44,7 +44,6 @@ class Workspace:
         data: the tasks.
         model: the backbone.
         run: the run directory.
-        name: of the subcommand.
         force: whether `--force` was typed.
         json: whether `--json` was typed.
         typed: options as they were typed, by settings; repeated in the commands that errors propose.
@@ -54,7 +53,6 @@ class Workspace:
     data: Tasks
     model: LazyModel
     run: Run
-    name: str = ""
     force: bool = False
     json: bool = False
     typed: Mapping[str, str] = field(default_factory=dict)
@@ -123,13 +121,12 @@ def workspace(settings: Settings, run: Run, *, further: Sequence[str] = (), **va
 
 
 def open_workspace(
-    name: str, values: Mapping[str, Any], options: Mapping[str, Any], *, model: type[Settings], typed: Mapping[str, str]
+    values: Mapping[str, Any], options: Mapping[str, Any], *, model: type[Settings], typed: Mapping[str, str]
 ) -> Workspace:
     """Open the workspace of a command line.
 
     Args:
-        name: of the subcommand.
-        values: of its common and own options.
+        values: of the common and own options, by parameter name.
         options: dotted name of a setting -> value that was typed.
         model: all settings.
         typed: options as they were typed.
@@ -150,7 +147,7 @@ def open_workspace(
     tasks = values.get("task") or []
     further = [tasks] if isinstance(tasks, str) else tasks
     flags = {"force": values.get("force", False), "json": values["json"]}
-    return workspace(settings, Run(root, shared), further=further, name=name, typed=typed, **flags)
+    return workspace(settings, Run(root, shared), further=further, typed=typed, **flags)
 
 
 def _with_method_options(settings: Settings, method: str, typed: Sequence[str]) -> dict[str, Mapping[str, float]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "tasks": "List tasks; check their data; make a task card for new data.",
     "sites": "Show the candidate sites of a backbone, and which modules are left out and why; loads no weights.",
-    "plan": "State what budgets buy and what memory profiling and training take; loads no weights, writes nothing.",
+    "plan": "Show sites and parameters per budget, and the peak memory of profiling and training; loads no weights.",
     "profile": "Measure how sensitive a task's loss is to each site: `profiles/<task>.parquet`.",
     "allocate": "Place a task's experts under a parameter budget: `allocations/<task>.json`.",
     "train-router": "Train the autoencoder that recognises a task's inputs: `routers/<task>.safetensors`.",
@@ -32,7 +32,7 @@ COMMANDS = {
     "rescore": "Score stored predictions by another metric, without the model.",
     "report": "Report Last, AVG, BWT and more from stored evaluations.",
     "export": "Write a task's expert for use without dmole: as a PEFT LoRA adapter, or merged into the backbone.",
-    "import": "Take a PEFT LoRA adapter as a task's expert: `experts/<task>.safetensors`.",
+    "import": "Import a PEFT LoRA adapter as a task's expert: `experts/<task>.safetensors`.",
 }
 
 
@@ -69,7 +69,7 @@ def root(
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C or a termination signal; not an Exception, so that no handler on the way takes it for an error of its own."""
+    """Ctrl-C or a termination signal; not an Exception, so that no `except Exception` catches it."""
 
 
 def _interrupted(number: int, frame: object) -> None:

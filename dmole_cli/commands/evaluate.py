@@ -33,9 +33,7 @@ def run(
     ] = None,
     likelihood: Annotated[
         bool,
-        typer.Option(
-            "--likelihood", help="Score the reference answers by their likelihood, too.", rich_help_panel=WHAT
-        ),
+        typer.Option("--likelihood", help="Also compute likelihoods of the reference answers.", rich_help_panel=WHAT),
     ] = False,
     routing: list[str],
     threshold_scale: list[float],

@@ -17,9 +17,7 @@ SETTINGS = ("backbone", "dtype", "attention", "quantize", "device", "shared")
 
 def run(
     work: Workspace,
-    folder: Annotated[
-        Path, typer.Argument(help="Where to: a new or empty folder, or an earlier export.", metavar="FOLDER")
-    ],
+    folder: Annotated[Path, typer.Argument(help="Output folder: new, empty, or an earlier export.", metavar="FOLDER")],
     task: TaskOption,
     method: MethodOption = D_MOLE,
     form: Annotated[

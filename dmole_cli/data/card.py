@@ -35,7 +35,7 @@ class Generation(Section):
 
 
 class Recipe(Section):
-    """How the task is trained where the settings do not say otherwise."""
+    """Training defaults of the task, used where the settings have 0."""
 
     epochs: int = setting(1, "passes over the training rows", ge=1)
     batch_size: int = setting(32, "rows per step", ge=1)
@@ -61,7 +61,7 @@ class Source(Section):
 
 
 class Reading(Section):
-    """Two scores in points (0 to 100) that put a result into proportion; -1 where they were never measured."""
+    """Scores to compare a result with, in points (0 to 100); -1 where they were not measured."""
 
     chance: float = setting(-1.0, "score of a uniform guess over the possible answers")
     question_only: float = setting(-1.0, "best score from the text of the question alone")
@@ -124,7 +124,7 @@ class TaskCard(Section):
 
 
 def task_names() -> list[str]:
-    """List the built-in tasks in alphabetical order (the order of a stream is the configuration's business)."""
+    """List the built-in tasks in alphabetical order."""
     return sorted(_built_in())
 
 

@@ -69,7 +69,7 @@ def check_card(
     digests: ImageDigests | None = None,
     track: Track = quiet,
 ) -> CheckReport:
-    """Read a task's data as a run would, and report all problems, before a run spends hours on them.
+    """Read a task's data as a run would, and report all problems.
 
     Invalid records are skipped, so that all of them are counted.
 
@@ -78,7 +78,7 @@ def check_card(
         data_root: as for `samples`.
         images: number of rows per split whose images are opened, evenly spread; 0 opens all of them.
         model: counts tokens and tiles; None counts words.
-        looks: number of samples to show as the model receives them.
+        looks: number of sample previews, as the model receives them.
         seed: for drawing these samples.
         digests: cached digests of image files; None computes them.
         track: shows progress.

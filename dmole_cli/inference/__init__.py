@@ -1,1 +1,1 @@
-"""Batched answers and likelihoods under a method's experts, and their cache."""
+"""Batched predictions and likelihoods under a method's experts, and their cache."""

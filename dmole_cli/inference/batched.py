@@ -1,6 +1,7 @@
 """Cached batch inference under a method's experts.
 
-A prediction or a likelihood depends on the backbone, the sample, the sample's active experts and what is asked for.
+A prediction or a likelihood depends on the backbone, the sample, the sample's active experts and the request (generation
+settings, or answers to score).
 It is cached in the run directory under a digest of exactly these, so that of all entries of the score matrix only
 distinct keys are computed, whatever methods, positions and tasks are evaluated.
 """
@@ -32,7 +33,7 @@ from dmole_cli.settings.model import Settings
 
 # A sample's index, and its active experts.
 Pair = tuple[int, tuple[str, ...]]
-# Pairs that were computed by this process; two routes to the same experts in another order are one.
+# Pairs that were computed by this process; the order of the experts does not matter.
 Computed = set[tuple[int, frozenset[str]]]
 Result = TypeVar("Result")
 # (the model's inputs, the samples' indices, the routed experts) -> a result per sample.
@@ -51,7 +52,7 @@ class BatchedInference:
         data: the tasks.
         model: the backbone.
         run: the run directory.
-        force: compute results again that are cached.
+        force: recompute cached results.
         track: shows progress.
     """
 
@@ -109,8 +110,8 @@ class BatchedInference:
             compute=compute,
         )
 
-    def _keys(self, pairs: Iterable[Pair], asked: Callable[[int], Any]) -> dict[Pair, str]:
-        """The cache key of each pair; `asked` gives what is asked of a sample, as JSON values."""
+    def _keys(self, pairs: Iterable[Pair], request: Callable[[int], Any]) -> dict[Pair, str]:
+        """The cache key of each pair; `request` returns a sample's generation settings, or answers to score, as JSON."""
         wanted = list(dict.fromkeys(pairs))
         names = sorted({name for _, active in wanted for name in active})
         digests = {name: digest_of_file(self.run.expert(name, self.method)) for name in names}
@@ -121,7 +122,7 @@ class BatchedInference:
             images = [sample.sources, [image_digests[file] for file in sample.files]]
             experts = sorted(digests[name] for name in active)
             about = [sample.sample_id, sample.question, *images, experts]
-            return digest_of([self.model.fingerprint, self.model.precision, asked(index), *about])
+            return digest_of([self.model.fingerprint, self.model.precision, request(index), *about])
 
         return {pair: key(*pair) for pair in wanted}
 

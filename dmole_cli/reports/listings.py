@@ -91,7 +91,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def show_plan(planned: Row) -> None:
-    """Print what budgets buy, and the peak memory of the work."""
+    """Print sites and parameters per budget, and the peak memory of the work."""
     sites = ", ".join(f"{count} {name}" for name, count in planned["sites"].items())
     print(f"{planned['model']}: {planned['parameters']:,} parameters; sites ({planned['pattern']}): {sites}")
     budgets = Table("budget", title=f"what a task may add, at rank {planned['rank']}", title_justify="left")

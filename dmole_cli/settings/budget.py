@@ -40,7 +40,7 @@ def parse_budget(text: str) -> Budget:
     if found is None:
         raise DmoleError(f"{text!r} is not a budget", BUDGET_HINT)
     form, number, unit = found["form"], Decimal(found["number"]), (found["unit"] or "").lower()
-    # Ambiguous: a number without a unit could be any of the three, and a percentage of `params:` names no whole.
+    # Ambiguous: a number without a unit, and a percentage of `params:`.
     if (unit == "%") == (form == "params"):
         raise DmoleError(f"{text!r} is not a budget", BUDGET_HINT)
     if number <= 0:

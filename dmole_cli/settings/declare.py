@@ -44,7 +44,7 @@ def setting(
 
 
 class Section(BaseModel):
-    """A frozen group of settings. Unknown keys, wrong types and values out of bounds are refused."""
+    """A frozen group of settings. Unknown keys, wrong types and values out of bounds are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
@@ -65,7 +65,7 @@ class Section(BaseModel):
 
 
 def extra_of(field: FieldInfo) -> Mapping[str, Any]:
-    """What `setting()` declared beside pydantic's own; defaults for a field that was declared otherwise."""
+    """The attributes that only `setting()` declares; their defaults for a field declared without it."""
     declared = field.json_schema_extra if isinstance(field.json_schema_extra, Mapping) else {}
     return {"expected": "", "option": "", "in_header": "always", **declared}
 

@@ -1,4 +1,4 @@
-"""All settings of a run, one section per stage. The order of the stream stands in `tasks` and nowhere else."""
+"""All settings of a run, one section per stage. `tasks` alone defines the order of the stream."""
 
 from __future__ import annotations
 

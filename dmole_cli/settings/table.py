@@ -1,4 +1,4 @@
-"""The table of all settings in docs/method.md: `python -m dmole_cli.settings.table docs/method.md` renews it."""
+"""The table of all settings in docs/method.md: `python -m dmole_cli.settings.table docs/method.md` updates it."""
 
 from __future__ import annotations
 

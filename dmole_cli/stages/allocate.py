@@ -76,7 +76,7 @@ def allocate_file(profile: Path, out: Path, chosen: AllocateSettings, *, force: 
 
 
 def with_spendable_rank(chosen: AllocateSettings, profiled: Profiled) -> AllocateSettings:
-    """Settings of an ablation that leaves modalities out, at the lowest rank, from the configured one up, that spends the budget.
+    """Settings of an ablation without some modalities, at the lowest rank that spends the budget; at least the configured rank.
 
     The ablation then trains as many parameters as the full method, whatever the size of the remaining modality; the scale
     alpha / rank stays. A budget in sites does not depend on the rank and is left as it is.

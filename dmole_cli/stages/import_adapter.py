@@ -1,4 +1,4 @@
-"""Stage `import`: a LoRA adapter that was trained elsewhere becomes a task's expert."""
+"""Stage `import`: import a LoRA adapter that was trained elsewhere as a task's expert."""
 
 from __future__ import annotations
 

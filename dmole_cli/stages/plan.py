@@ -1,4 +1,4 @@
-"""Stage `plan`: what budgets buy on a backbone, and the memory that the work takes; without weights and without a profile."""
+"""Stage `plan`: sites and parameters per budget, and peak memory; needs neither weights nor a profile."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def plan(tasks: Sequence[str], *, settings: Settings, data: Tasks, model: LazyMo
 
 
 def _budget(inputs: _Inputs, text: str) -> dict[str, Any]:
-    """What a budget buys where all sites have the same sensitivity, or why it is refused."""
+    """Sites, parameters and bytes of a budget where all sites have the same sensitivity, or why it is refused."""
     try:
         names, spent = _placed(inputs, text)
     except DmoleError as error:
@@ -174,7 +174,7 @@ def _matrices(inputs: _Inputs, task: str, backbone: Backbone) -> dict[str, tuple
 
 
 def _hosts(inputs: _Inputs, task: str) -> Sequence[str]:
-    """The sites of a task's expert: those of its allocation, else those that the budget buys, else all that are allowed."""
+    """The sites of a task's expert: those of its allocation, else of the budget, else all of the chosen modalities."""
     chosen = inputs.settings.allocate
     path = inputs.run.allocation(task)
     if path.exists():

@@ -21,7 +21,7 @@ from dmole_cli.metrics.base import load_metric, score_answers
 
 @dataclass(frozen=True)
 class Stored:
-    """A stored evaluation: of which method (with its routing), after how many tasks, of which task."""
+    """A stored evaluation of a method (with its routing) on a task, after training on `after` tasks."""
 
     method: str
     after: int

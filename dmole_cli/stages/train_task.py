@@ -231,7 +231,7 @@ def _attached(
 
 @contextmanager
 def _vision_cache(context: LoadedContext, recipe: Recipe) -> Iterator[VisionFeatureCache]:
-    """The cache of frozen vision features; without room where no sample is visited twice."""
+    """The cache of frozen vision features; of size 0 where no sample is visited twice."""
     visited_again = recipe["epochs"] * int(recipe.get("repeats", 1)) > 1
     limit = context.settings.vision_cache * 2**20 if visited_again else 0
     cache = VisionFeatureCache(context.backbone, folder=context.run.root / "cache", limit=limit)

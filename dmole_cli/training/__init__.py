@@ -1,1 +1,1 @@
-"""The one training loop, batching, features: what all methods share."""
+"""The training loop, the order of samples and the recipe that all methods share."""

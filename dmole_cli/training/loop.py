@@ -54,7 +54,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Step:
-    """One training step after its forward pass, as a penalty sees it.
+    """One training step after its forward pass: the input of a penalty.
 
     Attributes:
         inputs: the inputs of the model.

@@ -20,8 +20,8 @@ from dmole_cli.settings.model import TrainSettings
 def training_samples(task: str, shares: Mapping[str, float], *, data: Tasks, seed: int) -> Sequence[Sample]:
     """The task's own samples, then a seeded choice of other tasks' samples, each in the order of its split.
 
-    The choice does not depend on the task that trains: every later task sees the same samples again, so that the share is also
-    what would have to be stored.
+    The choice does not depend on the task that trains: every later task sees the same samples again, so that a method
+    has to store only this share.
 
     Args:
         task: the one that trains.
