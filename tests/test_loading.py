@@ -124,7 +124,7 @@ def test_five_stages_in_bfloat16_and_what_notices_that_it_changed(run, tmp_path)
         header = json.loads(pq.read_schema(root / f"{table}.parquet").metadata[b"dmole"])
         assert header["backbone"] == f"{digest} dtype=bfloat16"
     assert {t.dtype for t in load_file(root / "experts/colours.safetensors").values()} == {torch.float32}
-    said = ("loaded otherwise", "dtype=bfloat16 -> plain", "--force")
+    said = ("loaded differently", "dtype=bfloat16 -> defaults", "--force")
     check_refusal(run("profile", "--dtype", "float32", cwd=tmp_path), *said)
     check_refusal(run("allocate", "--dtype", "float32", cwd=tmp_path), "another backbone", "dtype=bfloat16", "--force")
     check_refusal(run("evaluate", "--dtype", "float32", cwd=tmp_path), "another backbone", "dtype=bfloat16")
