@@ -10,6 +10,7 @@ from dmole_cli.artifacts.kinds import (
     D_MOLE,
     EVALUATION,
     EXPERT,
+    EXPORT,
     FEATURES,
     GENERATIONS,
     KINDS,
@@ -44,7 +45,7 @@ class Run:
 
     def identify(self, path: Path) -> tuple[Kind, dict[str, str]] | None:
         """The kind of an artifact by its path, with the values of the placeholders; None for other files."""
-        for kind in KINDS:
+        for kind in (kind for kind in KINDS if kind is not EXPORT):  # exports lie outside of run directories
             base = self._base(kind.folder)
             if path.is_relative_to(base) and (found := kind.parse(path.relative_to(base).as_posix())) is not None:
                 return kind, found
