@@ -82,7 +82,7 @@ def report(outcomes: Sequence[Outcome], *, as_json: bool, following: str) -> Non
                 say(f"  read {', '.join(outcome.reads)}")
         elif outcome.facts.get("imported"):
             say(
-                f"{outcome.stage} {outcome.task}: {outcome.path} was imported (--force trains another one in its place)"
+                f"{outcome.stage} {outcome.task}: {outcome.path} was imported (--force trains another in its place)"
             )
         else:
             say(
