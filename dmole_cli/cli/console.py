@@ -81,9 +81,7 @@ def report(outcomes: Sequence[Outcome], *, as_json: bool, following: str) -> Non
             if outcome.reads:
                 say(f"  read {', '.join(outcome.reads)}")
         elif outcome.facts.get("imported"):
-            say(
-                f"{outcome.stage} {outcome.task}: {outcome.path} was imported (--force trains another in its place)"
-            )
+            say(f"{outcome.stage} {outcome.task}: {outcome.path} was imported (--force trains another in its place)")
         else:
             say(
                 f"{outcome.stage} {outcome.task}: {outcome.path} is up to date, nothing to do (--force runs the stage again)"
