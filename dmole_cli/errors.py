@@ -1,4 +1,4 @@
-"""The one exception type for errors that the user can fix."""
+"""The one exception type for errors that the user can fix, and what a message quotes of other exceptions."""
 
 
 class DmoleError(Exception):
@@ -13,3 +13,8 @@ class DmoleError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error, for a message; the name of its type where it has no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

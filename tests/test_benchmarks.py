@@ -144,6 +144,17 @@ def test_scienceqa_is_read_in_its_published_layout(root):
     assert scores("scienceqa_problems", splits["test"], ["A", "b.", "It is C", ""]) == [1.0, 1.0, 1.0, 0.0]
 
 
+def test_scienceqa_refuses_more_options_than_letters(root, tmp_path):
+    shutil.copytree(root / "ScienceQA", tmp_path / "ScienceQA")
+    path = tmp_path / "ScienceQA/problems.json"
+    problems = json.loads(path.read_text(encoding="utf-8"))
+    key = next(key for key, problem in problems.items() if problem["split"] == "train")
+    problems[key]["choices"] = [str(number) for number in range(27)]
+    path.write_text(json.dumps(problems), encoding="utf-8")
+    with pytest.raises(DmoleError, match=f"problem {key}: a question needs 2 to 26 options, not 27"):
+        samples(load_card("scienceqa_problems"), "train", data_root=tmp_path)
+
+
 @pytest.mark.parametrize(("folder", "tasks"), [("dmole9", NINE), ("coin", EIGHT)])
 def test_the_sequences_list_the_tasks_in_their_order(folder, tasks, run, tmp_path):
     path = tiny.ROOT / "pipelines" / folder / "dmole.toml"

@@ -116,6 +116,19 @@ def test_options_and_several_images(folder):
     assert one.details == {"options": ["u", "v", "w"], "answer": "A"}
 
 
+@pytest.mark.parametrize("count", [1, 27])
+def test_each_option_has_a_letter(folder, count):
+    kinds = {"image": datasets.Image(), "question": datasets.Value("string"), "answer": datasets.Value("int64")}
+    kinds |= {"choices": datasets.List(datasets.Value("string"))}
+    values = {"image": images(1), "question": ["a?"], "answer": [0], "choices": [[str(n) for n in range(count)]]}
+    name = f"options-{count}"
+    datasets.Dataset.from_dict(values, features=datasets.Features(kinds)).save_to_disk(str(folder / name))
+    data = {"dataset": name, "choices": "choices", "test": "train"}
+    path = card(folder / "k.toml", data, metric="multiple_choice", prompt="{question}\n{options}\nLetter?")
+    with pytest.raises(DmoleError, match=f"row 0: a question needs 2 to 26 options, not {count}"):
+        samples(load_card(path), "test")
+
+
 def test_long_data_sets_are_converted_once(saved, monkeypatch, tmp_path):
     from dmole_cli.data.formats import hugging_face
 

@@ -11,6 +11,7 @@ from dmole_cli.artifacts.errors import DamagedArtifact, MissingArtifact
 from dmole_cli.artifacts.files import replacing
 from dmole_cli.artifacts.kinds import Kind
 from dmole_cli.artifacts.provenance import HEADER_KEY, Header, parse_header
+from dmole_cli.errors import first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,5 +72,4 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DamagedArtifact(path, f"{path} cannot be read as parquet: {why}") from error
+        raise DamagedArtifact(path, f"{path} cannot be read as parquet: {first_line(error)}") from error

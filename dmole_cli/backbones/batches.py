@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.truncation import encode_truncated
 from dmole_cli.data.sample import Sample
-from dmole_cli.errors import DmoleError
+from dmole_cli.errors import DmoleError, first_line
 
 MIN_FOR_WORKER = 256  # samples from which a worker process is worth its start
 MAX_CACHED = 4096  # encoded samples that are cached for the next epoch
@@ -35,8 +35,8 @@ class _Samples(Dataset):
         except DmoleError as error:
             return error
         except Exception as error:  # processors raise anything on an image or a text that they do not support
-            name, why = self.samples[index].sample_id, str(error).strip().splitlines() or [type(error).__name__]
-            return DmoleError(f"sample {name} cannot be prepared for the backbone: {why[0]}", "fix or remove this row")
+            message = f"sample {self.samples[index].sample_id} cannot be prepared for the backbone: {first_line(error)}"
+            return DmoleError(message, "fix or remove this row")
         if len(self.cache) < MAX_CACHED:
             self.cache[index] = encoded
         return encoded
@@ -94,9 +94,8 @@ def encoded_batches(
                     raise row
             yield [row.mapped(torch.from_numpy) for row in batch]
     except RuntimeError as error:  # raised by the loader when its worker was killed
-        why = str(error).splitlines()[0]
         hint = "free memory (also shared memory, /dev/shm), then run the same command again"
-        raise DmoleError(f"the process that prepares batches ended: {why}", hint) from error
+        raise DmoleError(f"the process that prepares batches ended: {first_line(error)}", hint) from error
 
 
 def sequential_batches(count: int, batch_size: int) -> list[list[int]]:

@@ -42,7 +42,7 @@ class LazyModel:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the backbone's files, followed by loading options that differ from the defaults; does not load the model."""
-        from dmole_cli.backbones.loading import fingerprint_of
+        from dmole_cli.backbones.files import fingerprint_of
 
         return fingerprint_of(self.name) + str(self.loading)
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.backbones.files import fingerprint_of, local_folder, not_a_backbone, resolve
-from dmole_cli.errors import DmoleError
+from dmole_cli.errors import DmoleError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -156,10 +156,9 @@ def _loading_error(name: str, error: Exception, loading: Loading) -> DmoleError:
             f"backbone '{name}' needs torchvision to prepare its images",
             "pip install torchvision, in the version that matches your torch",
         )
-    why = str(error).strip().splitlines() or [type(error).__name__]
     if loading.quantize != "none":
         return DmoleError(
-            f"backbone '{name}' cannot be loaded in {loading.quantize}: {why[0]}",
+            f"backbone '{name}' cannot be loaded in {loading.quantize}: {first_line(error)}",
             "bitsandbytes quantises on CUDA and on CPUs that it supports; leave --quantize out to load the plain weights",
         )
-    return not_a_backbone(name, why[0])
+    return not_a_backbone(name, first_line(error))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dmole_cli.backbones.files import resolve
-from dmole_cli.errors import DmoleError
+from dmole_cli.errors import DmoleError, first_line
 
 HINT = "pass --backbone a folder with the config.json of an image-text-to-text model, a hub id, or 'embedded'"
 
@@ -36,5 +36,6 @@ def meta_model(name: str, *, attention: str = "auto") -> Any:
             return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, **chosen).eval()
     # Libraries raise anything on broken JSON, an unsupported class, a missing repository or no network.
     except Exception as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DmoleError(f"backbone '{name}' cannot be built from its configuration: {why}", HINT) from error
+        raise DmoleError(
+            f"backbone '{name}' cannot be built from its configuration: {first_line(error)}", HINT
+        ) from error

@@ -14,7 +14,7 @@ from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.cli import console
 from dmole_cli.cli.hints import hint_for
-from dmole_cli.data.card import task_name
+from dmole_cli.data.card import TaskCard, load_card, task_name
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.settings.model import Settings
@@ -91,6 +91,11 @@ class Workspace:
             return sorted(names, key=self.settings.position)
         order = (*self.settings.tasks, *names)
         return sorted(names, key=order.index)
+
+    def cards(self, entries: Sequence[str]) -> list[TaskCard]:
+        """Cards of tasks or paths; a path is read from there even where a task of the stream has the same name."""
+        stream = (*self.settings.tasks, *self.settings.unseen)
+        return [self.data.card(entry) if entry in stream else load_card(entry) for entry in entries]
 
     def report(self, outcomes: Sequence[Outcome], *, following: str = "") -> None:
         """Print what was read and written, and the command that usually follows."""

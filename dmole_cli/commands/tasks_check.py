@@ -10,7 +10,6 @@ import typer
 from dmole_cli.cli import console
 from dmole_cli.cli.derive import HOW
 from dmole_cli.cli.workspace import Workspace
-from dmole_cli.data.card import load_card
 from dmole_cli.errors import DmoleError
 
 SETTINGS = ("train.max_length", "backbone", "data_root", "shared")
@@ -36,7 +35,6 @@ def run(
         from dmole_cli.backbones.preview import SamplePreview
 
         model = SamplePreview.of(work.model.name, max_length=work.settings.train.max_length)
-    stream = (*work.settings.tasks, *work.settings.unseen)
     reports = [
         check_card(
             card,
@@ -48,8 +46,7 @@ def run(
             digests=work.data.image_digests,
             track=work.track,
         )
-        # A card that was typed as a path is read from there, even where a task of the stream has the same name.
-        for card in [work.data.card(name) if name in stream else load_card(name) for name in names or stream]
+        for card in work.cards(names or [*work.settings.tasks, *work.settings.unseen])
     ]
     if work.run.root.is_dir():
         work.data.image_digests.save()

@@ -8,7 +8,7 @@ import typer
 
 from dmole_cli.cli import console
 from dmole_cli.cli.workspace import Workspace
-from dmole_cli.data.card import load_card, task_names
+from dmole_cli.data.card import task_names
 
 SETTINGS = ("data_root",)
 USES_RUN = WRITES = False
@@ -21,7 +21,6 @@ def run(
     """List tasks with title and metric."""
     stream = (*work.settings.tasks, *work.settings.unseen)
     chosen = names or [*stream, *(name for name in task_names() if name not in stream)]
-    cards = [work.data.card(name) if name in stream else load_card(name) for name in chosen]
     rows = [
         {
             "stage": work.settings.tasks.index(card.name) + 1 if card.name in work.settings.tasks else None,
@@ -31,7 +30,7 @@ def run(
             "metric": card.metric,
             "chance": card.reading.chance,
         }
-        for card in cards
+        for card in work.cards(chosen)
     ]
     if work.json:
         console.data(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,9 +42,9 @@ class Sample:
 class LazySamples(Sequence[Sample]):
     """Samples that are made on access; subclasses define `__len__` and `sample_at`."""
 
+    @abstractmethod
     def sample_at(self, index: int) -> Sample:
         """Make the sample at an index in [0, len)."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...

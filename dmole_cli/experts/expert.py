@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
+
+from dmole_cli.artifacts.expert import read_expert
 
 
 @dataclass
@@ -33,6 +36,16 @@ class Expert:
             yield from self.sites[site]
             if site in self.gates:
                 yield self.gates[site]
+
+
+def load_expert(path: Path) -> Expert:
+    """A stored expert, frozen.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or of another kind.
+    """
+    file = read_expert(path)
+    return Expert(file.sites, file.scale, gates=file.gates)
 
 
 def new_expert(

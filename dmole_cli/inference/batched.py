@@ -15,7 +15,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dmole_cli.artifacts.expert import read_expert
 from dmole_cli.artifacts.files import digest_of, digest_of_file
 from dmole_cli.artifacts.generations import read_generations, write_generations
 from dmole_cli.artifacts.likelihood import Likelihoods, read_likelihood_cache, write_likelihood_cache
@@ -24,7 +23,7 @@ from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.tasks import Tasks
-from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.expert import load_expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate
 from dmole_cli.inference.likelihood import answer_likelihoods
@@ -175,8 +174,7 @@ class BatchedInference:
         backbone = self.model.load()
         routed = RoutedExperts(backbone.model, backbone.modality_of)
         for name in sorted({name for _, active in pairs for name in active}):
-            file = read_expert(self.run.expert(name, self.method))
-            routed.add(name, Expert(file.sites, file.scale, gates=file.gates))
+            routed.add(name, load_expert(self.run.expert(name, self.method)))
         # Useful only where a sample is visited twice without an active expert in the vision encoder.
         frozen = [index for index, active in pairs if not routed.has_vision_expert([active])]
         limit = self.settings.vision_cache * 2**20 if len(set(frozen)) < len(frozen) else 0

@@ -21,7 +21,7 @@ from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.processors import load_processor
 from dmole_cli.backbones.sites import Site, find_sites
 from dmole_cli.data.tasks import Tasks
-from dmole_cli.errors import DmoleError
+from dmole_cli.errors import DmoleError, first_line
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.profiling.estimates import FRAGMENTATION, estimate_memory, library_bytes, longest_batch
@@ -118,9 +118,8 @@ def _memory(inputs: _Inputs, tasks: Sequence[str], empty: Any) -> list[dict[str,
     try:
         processor = load_processor(resolve(model.name))
     except Exception as error:  # libraries raise many types for files that are not a processor
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DmoleError(
-            f"backbone '{model.name}' has no processor, which determines the length of samples: {why}",
+            f"backbone '{model.name}' has no processor, which determines the length of samples: {first_line(error)}",
             "put its files beside config.json, or list the sites alone: dmole sites",
         ) from error
     libraries = library_bytes()

@@ -28,7 +28,7 @@ from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.expert import Expert, load_expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.methods.base import LoadedContext, TaskContext, Training, load_method
 from dmole_cli.progress import Track, quiet
@@ -219,8 +219,7 @@ def _attached(
     routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=dropout)
     try:
         for name in sorted({name for names in transfer for name in names}):
-            file = read_expert(context.run.expert(name, rules.name))
-            routed.add(name, Expert(file.sites, file.scale, gates=file.gates))
+            routed.add(name, load_expert(context.run.expert(name, rules.name)))
         routed.add(context.task, expert)
         if rules.merges:
             routed.merge(transfer[0])

@@ -30,7 +30,7 @@ def answers_by_question(path: Path) -> Iterator[tuple[str, list[str]]]:
 def problem_of(path: Path, key: str, value: Any) -> tuple[Record, list[str], str]:
     """Parse a problem of ScienceQA's problems.json into its record, its options and the letter of the correct one."""
     record = Record(path, f"problem {key}", value, hint=PROBLEM_HINT)
-    choices = record.texts("choices")
+    choices = record.options("choices")
     answer = record.value.get("answer")
     letter = letter_of(answer, choices) if isinstance(answer, int) else None
     if letter is None:

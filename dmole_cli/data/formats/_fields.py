@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from dmole_cli.data.invalid_records import InvalidRecord, report_or_raise
 
 SHOWN = 3  # records that a message lists
+MAX_OPTIONS = len(ascii_uppercase)  # each option of a question has a letter
 
 
 class Record:
@@ -51,6 +52,13 @@ class Record:
         if not isinstance(value, list) or not value or not all(isinstance(item, (str, int, float)) for item in value):
             self.invalid(f"'{key}' must be a list of texts")
         return [item if isinstance(item, str) else str(item) for item in value]
+
+    def options(self, key: str) -> list[str]:
+        """The options of a question: at least two texts, and at most one per letter."""
+        found = self.texts(key)
+        if not 2 <= len(found) <= MAX_OPTIONS:
+            self.invalid(f"a question needs 2 to {MAX_OPTIONS} options, not {len(found)}")
+        return found
 
     def images(self, key: str = "image") -> tuple[str, ...]:
         """Names of image files: a path, a list of paths, or none if the key is absent."""
@@ -92,7 +100,7 @@ def identity(record: Record, key: str = "question_id") -> dict[str, Any]:
 
 def lettered(choices: Sequence[str]) -> str:
     """The options with their letters, one a line: `A. two`."""
-    return "\n".join(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, choices, strict=False))
+    return "\n".join(f"{letter}. {text}" for letter, text in zip(ascii_uppercase[: len(choices)], choices, strict=True))
 
 
 def letter_of(answer: Any, choices: Sequence[str]) -> str | None:

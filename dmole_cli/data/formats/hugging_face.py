@@ -25,7 +25,7 @@ from dmole_cli.data.formats.base import TABLES, Guess, Source
 from dmole_cli.data.images import open_bytes
 from dmole_cli.data.invalid_records import valid_records
 from dmole_cli.data.sample import Sample
-from dmole_cli.errors import DmoleError
+from dmole_cli.errors import DmoleError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -139,7 +139,7 @@ def splits_of(path: Path) -> dict[str, dict[str, str]]:
         else:
             found = datasets.load_dataset(str(path))
     except Exception as error:  # each reader of the library raises exceptions of its own
-        raise DmoleError(f"cannot read the data set {path}: {_first_line(error)}", "check the path") from error
+        raise DmoleError(f"cannot read the data set {path}: {first_line(error)}", "check the path") from error
     splits = found if isinstance(found, dict) else {"train": found}
 
     def kind(feature: Any) -> str:
@@ -158,10 +158,6 @@ def splits_of(path: Path) -> dict[str, dict[str, str]]:
 def _is_saved(path: Path) -> bool:
     """Whether `save_to_disk` wrote the folder."""
     return any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _library() -> Any:
@@ -223,7 +219,7 @@ def _opened(options: Mapping[str, Any], part: str, root: Path) -> Any:
     except Exception as error:  # each reader of the library raises exceptions of its own
         where = f"{path}" if path.exists() else f"{name} ({path} does not exist, so the hub was searched)"
         raise DmoleError(
-            f"cannot read split '{part}' of the data set {where}: {_first_line(error)}",
+            f"cannot read split '{part}' of the data set {where}: {first_line(error)}",
             "check `dataset` and the splits in [data]",
         ) from error
     finally:
@@ -261,7 +257,7 @@ def _rows(data: Any, options: Mapping[str, Any], columns: Sequence[str], title: 
 
     def row(number: str, value: Any) -> Iterator[Row]:
         record = Record(Path(title), f"row {number}", value, hint=HINT)
-        choices = record.texts(options["choices"]) if options["choices"] else []
+        choices = record.options(options["choices"]) if options["choices"] else []
         answers = _answers(record, options["answer"], choices, classes)
         references = record.texts(options["references"]) if options["references"] else answers
         details = {name.strip(): value[name.strip()] for name in options["details"].split(",") if name.strip()}
