@@ -15,6 +15,10 @@ class DmoleError(Exception):
         self.hint = hint
 
 
+class DmoleWarning(UserWarning):
+    """Something that the user should know, and that does not stop the command; shown on stderr."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a library's error, for a message; the name of its type where it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

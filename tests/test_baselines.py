@@ -99,7 +99,7 @@ def train(work: Workspace, method: str, *tasks: str, force: bool = False) -> lis
     named = tasks or rules.trained_tasks(work.settings.tasks)
     if rules.uses_allocation:
         for task in named:
-            allocate_task(task, method=method, force=force, **work.parts_without_data)
+            allocate_task(task, method=method, force=force, **work.parts)
     return [train_task(task, method=method, force=force, **work.parts).as_dict() for task in named]
 
 
@@ -647,7 +647,7 @@ def test_each_ablation_of_d_mole_leaves_out_its_part(opened, shared, backbone, t
     for budget in (1000, BUDGET):
         work = opened(tmp_path / str(budget), shared=shared, budget=f"params:{budget}")
         for method in PLACED:
-            allocate_task(SECOND, method=method, **work.parts_without_data)
+            allocate_task(SECOND, method=method, **work.parts)
         found = {method: allocated(work, method) for method in PLACED}
         spent[budget] = {method: document["spent"]["parameters"] for method, document in found.items()}
         assert all(0.75 * budget <= used <= budget for used in spent[budget].values()), spent
@@ -670,7 +670,7 @@ def test_each_ablation_of_d_mole_leaves_out_its_part(opened, shared, backbone, t
 @pytest.mark.parametrize("method", ["seq-ft", "v4"])
 def test_allocate_refuses_methods_without_an_allocation(opened, tmp_path, method):
     with pytest.raises(DmoleError, match=f"method {method} uses no allocation") as caught:
-        allocate_task(FIRST, method=method, **opened(tmp_path).parts_without_data)
+        allocate_task(FIRST, method=method, **opened(tmp_path).parts)
     assert f"dmole train-task --task {FIRST} --method {method}" in caught.value.hint
 
 

@@ -117,7 +117,7 @@ def run_sequence(session: Workspace) -> None:
     tasks = session.settings.tasks
     for task in tasks:
         profile(task, **session.parts)
-        allocate_task(task, **session.parts_without_data)
+        allocate_task(task, **session.parts)
         train_router(task, **session.parts)
     for task in tasks:
         train_task(task, **session.parts)

@@ -6,17 +6,41 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
+
 from dmole_cli.artifacts.errors import DamagedArtifact, MissingArtifact
-from dmole_cli.artifacts.files import write_json
+from dmole_cli.artifacts.files import digest_of, write_json
 from dmole_cli.artifacts.kinds import ALLOCATION
-from dmole_cli.artifacts.provenance import Header, parse_header
+from dmole_cli.artifacts.provenance import Header, parse_header, validated, verify_content
 
 KEYS = ("task", "budget", "rank", "alpha", "spent", "modalities", "sites")
 
 
+class _Document(BaseModel):
+    """The keys that readers of an allocation need."""
+
+    model_config = ConfigDict(extra="allow")
+
+    task: str
+    budget: str
+    rank: int = Field(ge=1)
+    alpha: FiniteFloat = Field(gt=0)
+    spent: dict[str, FiniteFloat]
+    modalities: dict[str, dict[str, Any]]
+    sites: list[str]
+
+    @field_validator("sites")
+    @classmethod
+    def _each_once(cls, sites: list[str]) -> list[str]:
+        if len(set(sites)) != len(sites):
+            raise ValueError("a site is listed twice")
+        return sites
+
+
 def write_allocation(path: Path, document: dict[str, Any], header: Header) -> None:
     """Write an allocation (the keys of `KEYS`), its header under `provenance`."""
-    write_json(path, {**{key: document[key] for key in KEYS}, "provenance": header.as_dict()})
+    content = {key: document[key] for key in KEYS}
+    write_json(path, {**content, "provenance": header.sealed(path, digest_of(content)).as_dict()})
 
 
 def read_allocation(path: Path) -> tuple[dict[str, Any], Header]:
@@ -25,16 +49,27 @@ def read_allocation(path: Path) -> tuple[dict[str, Any], Header]:
     Raises:
         ArtifactError: the file is missing, damaged, or of another kind.
     """
+    document = read_json_object(path)
+    header = parse_header(document.pop("provenance", None), path=path, kind=ALLOCATION)
+    validated(_Document, document, path=path)
+    verify_content(header, digest_of(document), path)
+    return document, header
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read an artifact that is a JSON object.
+
+    Raises:
+        ArtifactError: the file is missing or unreadable, or holds anything else.
+    """
     if not path.exists():
         raise MissingArtifact(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DamagedArtifact(path, f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise DamagedArtifact(path, f"{path} is not valid JSON: {error}") from error
     if not isinstance(document, dict):
-        raise DamagedArtifact(path, f"{path} does not hold an allocation")
-    header = parse_header(document.get("provenance"), path=path, kind=ALLOCATION)
-    missing = [key for key in KEYS if key not in document]
-    if missing:
-        raise DamagedArtifact(path, f"{path} is damaged: it lacks {', '.join(missing)}")
-    return document, header
+        raise DamagedArtifact(path, f"{path} does not hold a JSON object")
+    return document

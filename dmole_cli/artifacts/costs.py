@@ -16,9 +16,10 @@ from dmole_cli.errors import DmoleError
 
 @contextmanager
 def measured(path: Path, counts: Callable[[], Counter[str]], *, adding: bool = False) -> Iterator[None]:
-    """Measure the body, the writing of its artifact included, and write its cost when it ends without an error.
+    """Measure the body, and write its cost when it ends without an error.
 
-    Loading the backbone and libraries is not counted: a process does it once for any number of tasks.
+    The artifact is written after the body, so that a stage that is killed between the two loses nothing: without the artifact it
+    runs again. Loading the backbone and libraries is not counted: a process does it once for any number of tasks.
 
     Args:
         path: file to write, `{"seconds": ..., "counts": {what was computed: how often}}`.
@@ -45,6 +46,6 @@ def read_cost(path: Path) -> dict[str, Any]:
     try:
         cost = json.loads(path.read_text(encoding="utf-8"))
         return {"seconds": float(cost["seconds"]), "counts": {k: int(v) for k, v in cost.get("counts", {}).items()}}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         message = f"{path} does not hold the cost of a stage: {error!r}"
         raise DmoleError(message, "delete it; only the report of costs reads it") from error

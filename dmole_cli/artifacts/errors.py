@@ -39,6 +39,10 @@ class OtherVersion(ArtifactError):
     """The file is of the expected kind in a layout of another schema version."""
 
 
+class ForeignArtifact(ArtifactError):
+    """The file was written for another task, method or stage, and copied to this path."""
+
+
 class StaleArtifact(ArtifactError):
     """The settings or inputs that the artifact was made from have changed since."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.kinds import EVALUATION
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.tables import read_table, write_table
@@ -56,6 +58,15 @@ def write_evaluation(path: Path, rows: list[Answer], header: Header) -> None:
 
 
 def read_evaluation(path: Path) -> tuple[list[Answer], Header]:
-    """Read (rows, header)."""
+    """Read (rows, header).
+
+    Raises:
+        ArtifactError: the file is missing, damaged or of another kind, or a score or a loss is not finite.
+    """
     table, header = read_table(path, EVALUATION)
-    return [Answer(**row) for row in table.to_pylist()], header
+    if not isinstance(header.settings.get("learned"), list):
+        raise DamagedArtifact(path, f"{path} is damaged: its header does not name the tasks that had been learned")
+    rows = [Answer(**{name: row[name] for name in EVALUATION.columns}) for row in table.to_pylist()]
+    if not all(math.isfinite(number) for row in rows for number in (row.score, *row.losses)):
+        raise DamagedArtifact(path, f"{path} is damaged: a score or a loss is not finite")
+    return rows, header

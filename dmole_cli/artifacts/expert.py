@@ -10,15 +10,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, FiniteFloat
+
 from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.kinds import EXPERT
-from dmole_cli.artifacts.provenance import Header, require_facts
+from dmole_cli.artifacts.provenance import Header, validated
 from dmole_cli.artifacts.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
 A_SUFFIX, B_SUFFIX, GATE_SUFFIX = ".lora_A.weight", ".lora_B.weight", ".gate.weight"
+
+
+class _Facts(BaseModel):
+    """What the reader of an expert needs from its header."""
+
+    scale: FiniteFloat
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -62,14 +71,19 @@ def read_expert(path: Path) -> ExpertFile:
         ArtifactError: the file is missing, damaged or of another kind, or a site lacks one of its two matrices.
     """
     tensors, header = read_tensors(path, EXPERT)
-    require_facts(header, ("scale",), path=path)
+    facts = validated(_Facts, dict(header.facts), path=path)
     names = [key.removesuffix(A_SUFFIX) for key in tensors if key.endswith(A_SUFFIX)]
     gates = {name: tensors[name + GATE_SUFFIX] for name in names if name + GATE_SUFFIX in tensors}
     expected = [n + A_SUFFIX for n in names] + [n + B_SUFFIX for n in names] + [n + GATE_SUFFIX for n in gates]
     if sorted(tensors) != sorted(expected):
         raise DamagedArtifact(path, f"{path} holds tensors that are not pairs of lora_A and lora_B")
     sites = {name: (tensors[name + A_SUFFIX], tensors[name + B_SUFFIX]) for name in names}
-    return ExpertFile(sites=sites, scale=header.facts["scale"], header=header, gates=gates)
+    for name, (a, b) in sites.items():
+        pair = a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1]
+        gated = name not in gates or (gates[name].ndim == 2 and gates[name].shape[1] == a.shape[1])
+        if not (pair and gated and a.is_floating_point() and b.is_floating_point()):
+            raise DamagedArtifact(path, f"{path} is damaged: the shapes of the tensors of {name} do not match")
+    return ExpertFile(sites=sites, scale=facts.scale, header=header, gates=gates)
 
 
 def is_imported(header: Header) -> bool:

@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.kinds import FEATURES
 from dmole_cli.artifacts.provenance import Header, versions
-from dmole_cli.artifacts.tables import read_table, write_table
+from dmole_cli.artifacts.tables import read_column, read_table, write_table
 from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
@@ -37,9 +38,19 @@ def _lists(features: torch.Tensor) -> pa.ListArray:
 
 
 def read_features(path: Path) -> tuple[list[str], torch.Tensor, Header]:
-    """Read (sample ids, features [samples, width], header)."""
+    """Read (sample ids, features [samples, width], header).
+
+    Raises:
+        ArtifactError: the file is missing, damaged or of another kind, or a feature is not finite.
+    """
     table, header = read_table(path, FEATURES)
-    return table.column("sample_id").to_pylist(), _values(table, -1), header
+    try:
+        features = _values(table, sum(int(part["width"]) for part in header.settings["layout"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedArtifact(path, f"{path} is damaged: its rows do not have the width of its layout") from error
+    if not features.isfinite().all():
+        raise DamagedArtifact(path, f"{path} is damaged: a feature is not finite")
+    return table.column("sample_id").to_pylist(), features, header
 
 
 def cached_features(
@@ -58,11 +69,11 @@ def cached_features(
     for path in sorted(folder.glob("*.parquet")):
         left = pa.array(set(wanted) - found.keys(), pa.string())
         try:
-            keys, header = read_table(path, FEATURES, columns=["key"])
+            keys, header = read_column(path, FEATURES, "key")
             same = all(header.versions.get(name) == current[name] for name in libraries)
-            if not same or not pc.any(pc.is_in(keys["key"], left)).as_py():
+            if not same or not pc.any(pc.is_in(keys, left)).as_py():
                 continue
-            table, _ = read_table(path, FEATURES, columns=["key", "feature"])
+            table, _ = read_table(path, FEATURES)
             table = table.filter(pc.is_in(table["key"], left))
             found.update(zip(table["key"].to_pylist(), _values(table, width), strict=True))
         except (

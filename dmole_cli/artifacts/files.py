@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dmole_cli.errors import DmoleError
 
@@ -19,43 +21,87 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` if the body succeeds, delete it otherwise.
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a new binary file beside `path`; rename it to `path` if the body succeeds, delete it otherwise.
+
+    The file has a random name and is created exclusively, so that neither a symbolic link nor another process, whatever its
+    process number, can take its place. File and folder are synchronised to the disk before and after the rename.
 
     Raises:
         DmoleError: the disk is full, or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _clear_left_over(path)
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
+        _delete_left_over(path)
+        descriptor, temporary = _create(path)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(path)
+        temporary = None
+        _synchronise(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        with suppress(OSError):  # the error itself is already raised
-            temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with suppress(OSError):  # the error itself is already raised
+                temporary.unlink(missing_ok=True)
 
 
-def _clear_left_over(path: Path) -> None:
-    """Delete temporary files of processes that were killed while they wrote `path`; other processes may still be writing."""
-    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
-        process = temporary.name.split(".")[-2]
-        if process.isdecimal() and not _alive(int(process)):
-            temporary.unlink(missing_ok=True)
+def _create(path: Path) -> tuple[int, Path]:
+    """Create and lock a temporary file for `path`; returns its descriptor and name."""
+    while True:
+        temporary = path.with_name(_temporary_name(path.name, secrets.token_hex(8)))
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        # Another process that deletes left-over files may have taken this one between its creation and the lock.
+        if _lock(descriptor) and temporary.exists():
+            return descriptor, temporary
+        os.close(descriptor)
 
 
-def _alive(process: int) -> bool:
+def _temporary_name(name: str, suffix: str) -> str:
+    # At most 255 bytes, whatever the length of the final name.
+    stem = name.encode("utf-8", "surrogateescape")[:200].decode("utf-8", "ignore")
+    return f".{stem}.{suffix}.tmp"
+
+
+def _delete_left_over(path: Path) -> None:
+    """Delete temporary files of processes that were killed while they wrote `path`; a running one holds a lock on its file."""
+    for temporary in path.parent.glob(glob.escape(_temporary_name(path.name, "")[: -len(".tmp")]) + "*.tmp"):
+        with suppress(OSError):
+            descriptor = os.open(temporary, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+            try:
+                if _lock(descriptor):
+                    temporary.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Take an exclusive lock that ends with the process; False where another process holds it."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        import fcntl
+    except ImportError:  # no such locks on Windows, where an open file cannot be deleted either
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    except OSError:  # a process of another user
+    except OSError:  # a file system without locks
         return True
     return True
+
+
+def _synchronise(folder: Path) -> None:
+    """Make a rename in this folder durable, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def unwritable(path: Path, error: OSError) -> DmoleError:
@@ -69,18 +115,32 @@ def unwritable(path: Path, error: OSError) -> DmoleError:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON document with an indent of two; the order of keys is preserved."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+# Inode, size in bytes, modification and change time in nanoseconds.
+FileState = tuple[int, int, int, int]
+
+
+def state_of(path: Path) -> FileState:
+    """What changes when a file is written: a key for what was read from it."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def digest_of_file(path: Path) -> str:
     """sha256 of a file's bytes, hexadecimal; an unchanged file is read once per process."""
-    stat = path.stat()
-    return _digest(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return _digest(path, state_of(path))
 
 
 @lru_cache(maxsize=1024)
-def _digest(path: Path, state: tuple[int, int, int]) -> str:
+def _digest(path: Path, state: FileState) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

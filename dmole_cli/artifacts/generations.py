@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dmole_cli.artifacts.kinds import GENERATIONS
 from dmole_cli.artifacts.provenance import Header
-from dmole_cli.artifacts.tables import read_table, write_table
+from dmole_cli.artifacts.tables import read_cache, write_table
 
 
 def write_generations(path: Path, answers: dict[str, str], fingerprint: str) -> None:
@@ -19,8 +19,10 @@ def write_generations(path: Path, answers: dict[str, str], fingerprint: str) -> 
 
 
 def read_generations(path: Path) -> dict[str, str]:
-    """Read predictions by content key; empty where the file does not exist."""
-    if not path.exists():
-        return {}
-    table, _ = read_table(path, GENERATIONS)
-    return dict(zip(table.column("key").to_pylist(), table.column("answer").to_pylist(), strict=True))
+    """Read predictions by content key; empty where the file does not exist, and with a warning where it is damaged."""
+    table = read_cache(path, GENERATIONS)
+    return (
+        {}
+        if table is None
+        else dict(zip(table.column("key").to_pylist(), table.column("answer").to_pylist(), strict=True))
+    )

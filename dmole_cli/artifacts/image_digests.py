@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import warnings
 from contextlib import closing
 from pathlib import Path
 
-from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.files import digest_of_file
-from dmole_cli.errors import DmoleError
+from dmole_cli.errors import DmoleError, DmoleWarning
 
 MISSING = "missing"  # the error is raised by the reader of the image, which knows the row that names it
 SCHEMA = "CREATE TABLE IF NOT EXISTS digests (state BLOB PRIMARY KEY, digest BLOB) WITHOUT ROWID"
@@ -43,7 +43,7 @@ class ImageDigests:
         digest = self._find(key)
         if digest is None:
             digest = bytes.fromhex(digest_of_file(path))
-            self._new.execute("INSERT INTO digests VALUES (?, ?)", (key, digest))
+            self._new.execute("INSERT INTO digests VALUES (?, ?)", (key, digest + _check(key, digest)))
         return digest.hex()
 
     def save(self) -> None:
@@ -65,7 +65,8 @@ class ImageDigests:
                 f"cannot write {self.cache}: {error}", "check free space and the folder's permissions"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise self._damaged(error) from error
+            self._discard(error)
+            return
         self._new.execute("DELETE FROM digests")
         self._stored = None
 
@@ -79,9 +80,24 @@ class ImageDigests:
                         f"{self.cache.absolute().as_uri()}?mode=ro", uri=True, timeout=TIMEOUT
                     )
                 found = self._stored.execute(query, (key,)).fetchone()
+            except sqlite3.OperationalError:  # locked, or without the table: computed again
+                self._stored = None
             except sqlite3.DatabaseError as error:
-                raise self._damaged(error) from error
-        return found[0] if found else None
+                self._discard(error)
+        if not found or not isinstance(found[0], bytes):
+            return None
+        digest, check = found[0][:32], found[0][32:]
+        return digest if check == _check(key, digest) else None
 
-    def _damaged(self, error: Exception) -> DamagedArtifact:
-        return DamagedArtifact(self.cache, f"{self.cache} is damaged: {error}")
+    def _discard(self, error: Exception) -> None:
+        """Delete a cache that cannot be read; its digests are computed again."""
+        self._stored = None
+        self.cache.unlink(missing_ok=True)
+        warnings.warn(
+            DmoleWarning(f"{self.cache} was damaged ({error}); it is a cache and is filled again"), stacklevel=3
+        )
+
+
+def _check(key: bytes, digest: bytes) -> bytes:
+    """A checksum of one row: SQLite has none."""
+    return hashlib.blake2b(key + digest, digest_size=8).digest()

@@ -6,13 +6,15 @@ computed likelihoods by content key.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.kinds import LIKELIHOOD, LIKELIHOOD_CACHE
 from dmole_cli.artifacts.provenance import Header
-from dmole_cli.artifacts.tables import read_table, write_table
+from dmole_cli.artifacts.tables import read_cache, read_table, write_table
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,16 @@ def write_likelihood(path: Path, rows: list[Likelihood], header: Header) -> None
 
 
 def read_likelihood(path: Path) -> tuple[list[Likelihood], Header]:
-    """Read (rows, header)."""
+    """Read (rows, header).
+
+    Raises:
+        ArtifactError: the file is missing, damaged or of another kind, or a likelihood is not a number.
+    """
     table, header = read_table(path, LIKELIHOOD)
-    return [Likelihood(**row) for row in table.to_pylist()], header
+    rows = [Likelihood(**row) for row in table.select(list(LIKELIHOOD.columns)).to_pylist()]
+    if any(row.log_likelihood is None or math.isnan(row.log_likelihood) for row in rows):
+        raise DamagedArtifact(path, f"{path} is damaged: a likelihood is not a number")
+    return rows, header
 
 
 def write_likelihood_cache(path: Path, likelihoods: Mapping[str, Likelihoods], fingerprint: str) -> None:
@@ -76,9 +85,7 @@ def write_likelihood_cache(path: Path, likelihoods: Mapping[str, Likelihoods], f
 
 
 def read_likelihood_cache(path: Path) -> dict[str, Likelihoods]:
-    """Read likelihoods by content key; empty where the file does not exist."""
-    if not path.exists():
-        return {}
-    table, _ = read_table(path, LIKELIHOOD_CACHE)
-    rows = table.to_pylist()
+    """Read likelihoods by content key; empty where the file does not exist, and with a warning where it is damaged."""
+    table = read_cache(path, LIKELIHOOD_CACHE)
+    rows = table.to_pylist() if table is not None else []
     return {row["key"]: Likelihoods(row["sums"], row["tokens"]) for row in rows}

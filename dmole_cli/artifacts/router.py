@@ -4,16 +4,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import BaseModel, Field, FiniteFloat
+
+from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.kinds import ROUTER
-from dmole_cli.artifacts.provenance import Header, require_facts
+from dmole_cli.artifacts.provenance import Header, validated
 from dmole_cli.artifacts.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
 FACTS = ("threshold", "quantiles", "layout", "decoder")
+# Parts of the autoencoder: name -> the sizes that its shape consists of.
+SHAPES = {
+    "encoder.0.weight": ("hidden", "width"),
+    "encoder.0.bias": ("hidden",),
+    "decoder.0.weight": ("width", "hidden"),
+    "decoder.0.bias": ("width",),
+}
+
+
+class _Part(BaseModel):
+    width: int = Field(ge=1)
+
+
+class _Facts(BaseModel):
+    """What the reader of a router needs from its header."""
+
+    threshold: FiniteFloat = Field(ge=0)
+    quantiles: dict[str, FiniteFloat]
+    layout: list[_Part] = Field(min_length=1)
+    decoder: Literal["sigmoid", "linear"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +67,17 @@ def write_router(path: Path, router: RouterFile) -> None:
 
 
 def read_router(path: Path) -> RouterFile:
-    """Read a router."""
+    """Read a router.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or of another kind.
+    """
     tensors, header = read_tensors(path, ROUTER)
-    require_facts(header, FACTS, path=path)
+    facts = validated(_Facts, dict(header.facts), path=path)
+    sizes = {"width": sum(part.width for part in facts.layout)}
+    if tensors.keys() == SHAPES.keys() and tensors["encoder.0.bias"].ndim == 1:
+        sizes["hidden"] = tensors["encoder.0.bias"].shape[0]
+    expected = {name: tuple(sizes.get(size, -1) for size in shape) for name, shape in SHAPES.items()}
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected:
+        raise DamagedArtifact(path, f"{path} is damaged: its tensors are not those of an autoencoder of its layout")
     return RouterFile(tensors=tensors, header=header, **{key: header.facts[key] for key in FACTS})

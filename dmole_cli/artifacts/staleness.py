@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dmole_cli.artifacts.errors import MissingArtifact, OtherBackbone, StaleArtifact
 from dmole_cli.artifacts.expert import is_imported
 from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.artifacts.headers import header_of
-from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.provenance import DATA_PREFIX, Header
 from dmole_cli.artifacts.run import Run
 
+# Name of a split in headers -> its digest now; None where it is unknown.
+DataDigests = Callable[[str], str | None]
 
-def check_inputs(
-    run: Run, paths: Sequence[Path], *, fingerprint: str, data: Mapping[str, str] | None = None
-) -> dict[str, str]:
+
+def check_inputs(run: Run, paths: Sequence[Path], *, fingerprint: str | None, data: DataDigests) -> dict[str, str]:
     """Refuse inputs that are missing, stale or of another backbone, however far upstream; the first cause is reported.
+
+    Every artifact is followed to the artifacts that it was made from, down to the task data.
 
     Args:
         run: the run directory.
         paths: the artifacts that a stage reads.
-        fingerprint: of the backbone.
-        data: digests of the splits that the caller has read, under their names in headers. Data of other tasks are not read
-            again here.
+        fingerprint: of the backbone; None where it is not known, and each artifact may have its own.
+        data: digests of the splits as they are now (see `Tasks.current_digest`).
 
     Returns:
         The digest of each artifact under its name in headers.
@@ -33,7 +35,7 @@ def check_inputs(
     """
     checked: set[Path] = set()
     for path in paths:
-        _check(run, path, fingerprint, data or {}, checked)
+        _check(run, path, fingerprint, data, checked)
     return {run.name_of(path): digest_of_file(path) for path in paths}
 
 
@@ -51,7 +53,7 @@ def require_backbone(path: Path, header: Header, fingerprint: str) -> None:
         )
 
 
-def _check(run: Run, path: Path, fingerprint: str, data: Mapping[str, str], checked: set[Path]) -> None:
+def _check(run: Run, path: Path, fingerprint: str | None, data: DataDigests, checked: set[Path]) -> None:
     if path in checked:
         return
     checked.add(path)
@@ -60,17 +62,28 @@ def _check(run: Run, path: Path, fingerprint: str, data: Mapping[str, str], chec
     header = header_of(path, found[0])
     if header is None:
         raise MissingArtifact(path)
-    require_backbone(path, header, fingerprint)
+    if fingerprint is not None:
+        require_backbone(path, header, fingerprint)
     for name, digest in sorted(header.inputs.items()):
-        source = run.path_of(name)
-        # An input that was deleted cannot be checked; what was made from it is still valid.
-        if source.is_file() and run.identify(source) is not None:
-            _check(run, source, fingerprint, data, checked)
-        changed = name if data.get(name, digest) != digest else ""
-        if source.is_file() and digest_of_file(source) != digest:
-            changed = str(source)
+        if name.startswith(DATA_PREFIX):
+            changed = name if data(name) not in (None, digest) else ""
+        else:
+            changed = _changed_artifact(run, name, digest, fingerprint, data, checked)
         if changed:
             raise StaleArtifact(path, f"{changed} has changed since it was made", imported=is_imported(header))
+
+
+def _changed_artifact(
+    run: Run, name: str, digest: str, fingerprint: str | None, data: DataDigests, checked: set[Path]
+) -> str:
+    """The path of an input that is not the one of the header; empty where it is, or was deleted."""
+    source = run.path_of(name)
+    # An input that was deleted cannot be checked; what was made from it is still valid.
+    if not source.is_file():
+        return ""
+    if run.identify(source) is not None:
+        _check(run, source, fingerprint, data, checked)
+    return str(source) if digest_of_file(source) != digest else ""
 
 
 def _short(fingerprint: str) -> str:

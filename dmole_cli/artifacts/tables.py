@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.artifacts.errors import DamagedArtifact, MissingArtifact
-from dmole_cli.artifacts.files import replacing
+from dmole_cli.artifacts.errors import ArtifactError, DamagedArtifact, MissingArtifact
+from dmole_cli.artifacts.files import FileState, replacing, state_of
 from dmole_cli.artifacts.kinds import Kind
-from dmole_cli.artifacts.provenance import HEADER_KEY, Header, parse_header
-from dmole_cli.errors import first_line
+from dmole_cli.artifacts.provenance import HEADER_KEY, Header, parse_header, verify_content
+from dmole_cli.errors import DmoleWarning, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,18 +26,14 @@ def write_table(path: Path, rows: list[dict[str, Any]] | pa.Table, schema: pa.Sc
     import pyarrow.parquet as pq
 
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=schema)
-    table = table.replace_schema_metadata({HEADER_KEY: header.to_json()})
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    sealed = header.sealed(path, digest_of_table(table))
+    table = table.replace_schema_metadata({HEADER_KEY: sealed.to_json()})
+    with replacing(path) as file:
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
-def read_table(path: Path, kind: Kind, *, columns: list[str] | None = None) -> tuple[pa.Table, Header]:
+def read_table(path: Path, kind: Kind) -> tuple[pa.Table, Header]:
     """Read a table and its header.
-
-    Args:
-        path: the file.
-        kind: the kind of artifact that it must be.
-        columns: those to read, None for all.
 
     Raises:
         ArtifactError: the file is missing, damaged, or of another kind.
@@ -42,12 +41,27 @@ def read_table(path: Path, kind: Kind, *, columns: list[str] | None = None) -> t
     import pyarrow.parquet as pq
 
     with _readable(path):
-        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
-    return table, _header(table.schema, path, kind)
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
+    header = _header(table.schema, path, kind)
+    _require_columns(table.schema, path, kind)
+    verify_content(header, digest_of_table(table), path)
+    return table, header
 
 
-def table_header(path: Path, kind: Kind) -> Header:
-    """Read a table's header alone.
+def read_cache(path: Path, kind: Kind) -> pa.Table | None:
+    """Read a table that only saves time; None where it does not exist, and with a warning where it cannot be used."""
+    try:
+        return read_table(path, kind)[0]
+    except MissingArtifact:
+        return None
+    except ArtifactError as error:
+        warnings.warn(DmoleWarning(f"{error.message}; it is a cache and is filled again"), stacklevel=2)
+        return None
+
+
+def read_column(path: Path, kind: Kind, column: str) -> tuple[pa.ChunkedArray, Header]:
+    """Read one column, without a check of the digest, for a search in many files; what is used must be read by `read_table`.
 
     Raises:
         ArtifactError: as for `read_table`.
@@ -56,11 +70,68 @@ def table_header(path: Path, kind: Kind) -> Header:
 
     with _readable(path):
         schema = pq.read_schema(path)
-    return _header(schema, path, kind)
+        header = _header(schema, path, kind)
+        _require_columns(schema, path, kind)
+        return pq.read_table(path, columns=[column], page_checksum_verification=True).column(column), header
+
+
+def table_header(path: Path, kind: Kind) -> Header:
+    """Read a table's header; the content is compared with its digest, once per process and file.
+
+    Raises:
+        ArtifactError: as for `read_table`.
+    """
+    if not path.exists():
+        raise MissingArtifact(path)
+    return _verified_header(path, kind, state_of(path))
+
+
+@lru_cache(maxsize=4096)
+def _verified_header(path: Path, kind: Kind, state: FileState) -> Header:
+    return read_table(path, kind)[1]
+
+
+def digest_of_table(table: pa.Table) -> str:
+    """sha256 over names, types and values of all columns, hexadecimal; independent of chunks, compression and Arrow's version."""
+    digest = hashlib.sha256()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        digest.update(f"{name}\0{column.type}\0{len(column)}\0".encode())
+        _update(digest, column)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, column: pa.ChunkedArray) -> None:
+    """Hash which values of a column are present, the lengths of lists and texts, and the values as little-endian bytes."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    digest.update(np.packbits(column.is_valid().to_numpy()).tobytes())
+    column = column.drop_null()
+    if pa.types.is_list(kind):
+        digest.update(pc.list_value_length(column).to_numpy().astype("<i8").tobytes())
+        _update(digest, pa.chunked_array([chunk.flatten() for chunk in column.chunks], kind.value_type))
+    elif pa.types.is_string(kind):
+        digest.update(pc.binary_length(column).to_numpy().astype("<i8").tobytes())
+        for value in column.cast(pa.large_binary()).to_numpy():
+            digest.update(value)
+    else:
+        values = column.to_numpy()
+        digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
 
 
 def _header(schema: pa.Schema, path: Path, kind: Kind) -> Header:
     return parse_header((schema.metadata or {}).get(HEADER_KEY.encode()), path=path, kind=kind)
+
+
+def _require_columns(schema: pa.Schema, path: Path, kind: Kind) -> None:
+    found = {field.name: str(field.type) for field in schema}
+    # Parquet readers of other versions name the entries of a list `element`.
+    found = {name: text.replace("element: ", "item: ") for name, text in found.items()}
+    wrong = [f"{name} ({text})" for name, text in kind.columns.items() if found.get(name) != text]
+    if wrong or len(schema.names) != len(found):
+        raise DamagedArtifact(path, f"{path} is damaged: it must have the columns {', '.join(wrong) or 'once each'}")
 
 
 @contextmanager
@@ -71,5 +142,5 @@ def _readable(path: Path) -> Iterator[None]:
         raise MissingArtifact(path)
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         raise DamagedArtifact(path, f"{path} cannot be read as parquet: {first_line(error)}") from error

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.errors import DmoleError
+from dmole_cli.errors import DmoleError, DmoleWarning
 
 if TYPE_CHECKING:
     from dmole_cli.artifacts.outcome import Outcome
@@ -41,6 +41,16 @@ def quiet_libraries() -> None:
     # down several times; without spinning, two threads may be as slow as one.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|transformers|multiprocessing")
+    warnings.filterwarnings("always", category=DmoleWarning)
+    show = warnings.showwarning
+
+    def show_ours(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, DmoleWarning):
+            say(f"warning: {message}")
+        else:
+            show(message, category, *place, **more)
+
+    warnings.showwarning = show_ours
 
 
 def tracker(enabled: bool):

@@ -9,18 +9,16 @@ from pathlib import Path
 
 from dmole_cli.artifacts.errors import (
     ArtifactError,
-    DamagedArtifact,
     MissingArtifact,
     OtherBackbone,
     StaleArtifact,
-    WrongKind,
 )
 from dmole_cli.artifacts.kinds import (
     ALLOCATION,
     D_MOLE,
     EVALUATION,
     EXPERT,
-    FEATURES,
+    EXPORT,
     LIKELIHOOD,
     MEMORY,
     RESCORED,
@@ -42,11 +40,9 @@ def hint_for(error: ArtifactError, run: Run, typed: Mapping[str, str], settings:
     """
     found = run.identify(error.path)
     if found is None:
-        return _for_other_file(error, run)
+        return _for_other_file(error)
     kind, values = found
-    # Every stage that needs features reads this file first, whatever --force says.
-    unreadable_features = kind is FEATURES and isinstance(error, DamagedArtifact | WrongKind)
-    if not kind.command or unreadable_features:
+    if not kind.command:
         return _delete(error.path)
     command = _command("import" if error.imported else kind.command, kind, values, typed, settings)
     if error.imported:
@@ -55,7 +51,7 @@ def hint_for(error: ArtifactError, run: Run, typed: Mapping[str, str], settings:
     if isinstance(error, MissingArtifact):
         return f"run: {command}"
     if isinstance(error, OtherBackbone):
-        return f"pass another --run for this backbone, or run: {command} --force"
+        return f"pass the backbone of this run, or another --run for this backbone, or run: {command} --force"
     return f"run: {command} --force"
 
 
@@ -63,11 +59,9 @@ def _delete(cache: Path) -> str:
     return f"delete {cache}: it is a cache and is filled again"
 
 
-def _for_other_file(error: ArtifactError, run: Run) -> str:
-    """For the cache of image digests, or for a file that the user named."""
-    if error.path == run.image_digests():
-        return _delete(error.path)
-    if isinstance(error, StaleArtifact | OtherBackbone):
+def _for_other_file(error: ArtifactError) -> str:
+    """For a file that the user named."""
+    if isinstance(error, StaleArtifact | OtherBackbone) or error.path.name == EXPORT.path:
         return f"run: {shlex.join(['dmole', *sys.argv[1:]])} --force"
     return "check the path: a file that dmole wrote is expected"
 

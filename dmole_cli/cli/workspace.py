@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from dmole_cli.artifacts.errors import ArtifactError
+from dmole_cli.artifacts.files import write_text
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.lazy_model import LazyModel
@@ -16,9 +19,11 @@ from dmole_cli.cli import console
 from dmole_cli.cli.hints import hint_for
 from dmole_cli.data.card import TaskCard, load_card, task_name
 from dmole_cli.data.tasks import Tasks
-from dmole_cli.errors import DmoleError
+from dmole_cli.errors import DmoleError, DmoleWarning
 from dmole_cli.settings.model import Settings
-from dmole_cli.settings.reading import read_settings, with_options
+from dmole_cli.settings.reading import read_record, read_settings, with_options
+from dmole_cli.settings.record import FILE as RECORD
+from dmole_cli.settings.record import changes, record_of
 
 
 class PartsWithoutData(TypedDict):
@@ -47,6 +52,8 @@ class Workspace:
         force: whether `--force` was typed.
         json: whether `--json` was typed.
         typed: options as they were typed, by settings; repeated in the commands that errors propose.
+        paths: task -> the path of its card, for tasks that were named by a path.
+        recording: whether the command writes into the run directory, and its settings are recorded there.
     """
 
     settings: Settings
@@ -56,6 +63,8 @@ class Workspace:
     force: bool = False
     json: bool = False
     typed: Mapping[str, str] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(default_factory=dict)
+    recording: bool = False
 
     @property
     def parts(self) -> Parts:
@@ -97,8 +106,21 @@ class Workspace:
         stream = (*self.settings.tasks, *self.settings.unseen)
         return [self.data.card(entry) if entry in stream else load_card(entry) for entry in entries]
 
+    @property
+    def table(self) -> dict[str, Any]:
+        """The settings as `run.toml` states them."""
+        return tomllib.loads(record_of(self.settings, self.paths))
+
+    def record(self) -> None:
+        """Write `run.toml`, from which later commands take the settings."""
+        path, text = self.run.root / RECORD, record_of(self.settings, self.paths)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+
     def report(self, outcomes: Sequence[Outcome], *, following: str = "") -> None:
-        """Print what was read and written, and the command that usually follows."""
+        """Print what was read and written, and the command that usually follows; what was written makes the run's record."""
+        if self.recording and any(outcome.written for outcome in outcomes):
+            self.record()
         console.report(outcomes, as_json=self.json, following=following)
 
     @contextmanager
@@ -109,6 +131,10 @@ class Workspace:
         except ArtifactError as error:
             hint = hint_for(error, self.run, self.typed, type(self.settings))
             raise DmoleError(error.message, hint) from error
+        finally:
+            # A command that was interrupted after its first artifact; of a run that has a record, only success changes it.
+            if self.recording and any(self.run.root.glob("*/")) and not (self.run.root / RECORD).exists():
+                self.record()
 
 
 def workspace(settings: Settings, run: Run, *, further: Sequence[str] = (), **values: Any) -> Workspace:
@@ -122,6 +148,9 @@ def workspace(settings: Settings, run: Run, *, further: Sequence[str] = (), **va
     """
     data = Tasks.of(settings, run, further=further)
     names = {"tasks": tuple(map(task_name, settings.tasks)), "unseen": tuple(map(task_name, settings.unseen))}
+    entries = (*settings.tasks, *settings.unseen)
+    paths = {task_name(entry): str(Path(entry).absolute()) for entry in entries if entry.endswith(".toml")}
+    values = {"paths": paths, **values}
     return Workspace(settings.updated(**names), data, LazyModel.of(settings), run, **values)
 
 
@@ -139,10 +168,11 @@ def open_workspace(
     Raises:
         DmoleError: the configuration or an option is invalid.
     """
-    settings = with_options(read_settings(values["config"], model), options)
+    root = values.get("run_directory")
+    record = root / RECORD if root is not None else None
+    settings = with_options(read_settings(values["config"], model, record=record), options)
     if values.get("setting"):
         settings = settings.updated(method=_with_method_options(settings, values["method"], values["setting"]))
-    root = values.get("run_directory", Path())
     shared = Path(settings.shared) if settings.shared else None
     for option, folder in (("run", root), ("shared", shared)):
         if folder is not None and folder.exists() and not folder.is_dir():
@@ -152,7 +182,11 @@ def open_workspace(
     tasks = values.get("task") or []
     further = [tasks] if isinstance(tasks, str) else tasks
     flags = {"force": values.get("force", False), "json": values["json"]}
-    return workspace(settings, Run(root, shared), further=further, typed=typed, **flags)
+    flags["recording"] = "force" in values and record is not None
+    work = workspace(settings, Run(root or Path(), shared), further=further, typed=typed, **flags)
+    if record is not None and (differing := changes(read_record(record, model), work.table)):
+        warnings.warn(DmoleWarning(f"this differs from {record}: {'; '.join(differing)}"), stacklevel=2)
+    return work
 
 
 def _with_method_options(settings: Settings, method: str, typed: Sequence[str]) -> dict[str, Mapping[str, float]]:

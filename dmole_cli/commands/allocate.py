@@ -14,7 +14,7 @@ from dmole_cli.cli.derive import FILES, OUTPUT
 from dmole_cli.cli.shared_options import MethodOption, TasksOption
 from dmole_cli.cli.workspace import Workspace
 
-SETTINGS = ("allocate", "backbone", "dtype", "attention", "quantize", "shared")
+SETTINGS = ("allocate", "data_root", "backbone", "dtype", "attention", "quantize", "shared")
 
 
 def run(
@@ -52,9 +52,7 @@ def run(
         profiled = names if task else [name for name in names if work.run.profile(name).exists()]
         if not profiled:
             raise MissingArtifact(work.run.profile(names[0]), "no task of the stream has a profile")
-        outcomes = [
-            allocate_task(name, **work.parts_without_data, method=method, force=work.force) for name in profiled
-        ]
+        outcomes = [allocate_task(name, **work.parts, method=method, force=work.force) for name in profiled]
     if form == "peft":
         console.data({outcome.task: as_peft(outcome.path) for outcome in outcomes})
         return

@@ -12,7 +12,7 @@ from dmole_cli.cli.derive import OUTPUT
 from dmole_cli.cli.shared_options import MethodOption, TaskOption
 from dmole_cli.cli.workspace import Workspace
 
-SETTINGS = ("backbone", "dtype", "attention", "quantize", "device", "shared")
+SETTINGS = ("data_root", "backbone", "dtype", "attention", "quantize", "device", "shared")
 
 
 def run(
@@ -34,4 +34,4 @@ def run(
     [name] = work.chosen([task], in_stream=True)
     from dmole_cli.stages.export import export
 
-    work.report([export(name, folder, form=form, method=method, force=work.force, **work.parts_without_data)])
+    work.report([export(name, folder, form=form, method=method, force=work.force, **work.parts)])

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dmole_cli.artifacts.files import replacing
+from dmole_cli.artifacts.files import write_text
 from dmole_cli.data.card import SPLITS, TaskCard, load_card
 from dmole_cli.data.formats._recognition import SHORT_PROMPT
 from dmole_cli.data.formats.base import PEEKED, Guess
@@ -88,8 +88,7 @@ def new_card(
     }
     final = replace(draft, prompt=prompt, metric=metric, limit=limit, learning_rate=learning_rate)
     final.load()  # a card that cannot be read is not written
-    with replacing(path) as temporary:
-        temporary.write_text(final.text(), encoding="utf-8")
+    write_text(path, final.text())
     return NewCard(path, {split: len(rows) for split, rows in splits.items()}, said)
 
 

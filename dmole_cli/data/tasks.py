@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
 from dmole_cli.artifacts.image_digests import ImageDigests
+from dmole_cli.artifacts.provenance import DATA_PREFIX
 from dmole_cli.artifacts.run import Run
 from dmole_cli.data.card import TaskCard, load_card, task_name
 from dmole_cli.data.digests import data_digest
 from dmole_cli.data.loading import samples
 from dmole_cli.data.sample import Sample
+from dmole_cli.errors import DmoleError, DmoleWarning
 from dmole_cli.settings.model import Settings
 
 
@@ -32,6 +35,7 @@ class Tasks:
         self.card = lru_cache(maxsize=None)(self._card)
         self.samples = lru_cache(maxsize=None)(self._samples)
         self.digest = lru_cache(maxsize=None)(self._digest)
+        self._warn_unreadable = lru_cache(maxsize=None)(self._warn)  # once
 
     @classmethod
     def of(cls, settings: Settings, run: Run, *, further: Sequence[str] = ()) -> Self:
@@ -54,4 +58,20 @@ class Tasks:
 
     def inputs(self, *splits: tuple[str, str]) -> dict[str, str]:
         """(task, split) -> digest, under the names that headers record."""
-        return {f"data:{task}/{split}": self.digest(task, split) for task, split in splits}
+        return {f"{DATA_PREFIX}{task}/{split}": self.digest(task, split) for task, split in splits}
+
+    def current_digest(self, name: str) -> str | None:
+        """The digest of a split by its name in headers; None, with a warning, where its data cannot be read any more.
+
+        An expert of an earlier task stays usable without the task's data, which users are often not allowed to keep.
+        """
+        task, _, split = name.removeprefix(DATA_PREFIX).rpartition("/")
+        try:
+            return self.digest(task, split)
+        except DmoleError as error:
+            self._warn_unreadable(task, split, error.message)
+            return None
+
+    def _warn(self, task: str, split: str, reason: str) -> None:
+        message = f"artifacts made from the {split} split of task {task} cannot be compared with its data: {reason}"
+        warnings.warn(DmoleWarning(message), stacklevel=3)

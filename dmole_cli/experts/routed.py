@@ -65,12 +65,17 @@ class RoutedExperts:
         self._plan = BatchPlan()
 
     def add(self, name: str, expert: Expert) -> None:
-        """Attach an expert; it changes no output until a batch is routed to it."""
+        """Attach an expert; it changes no output until a batch is routed to it.
+
+        Raises:
+            DmoleError: the backbone lacks one of its sites, or a site has another size.
+        """
+        hosts = {site: _host(self.model, name, expert, site) for site in expert.sites}
         self.experts[name] = expert
         self._stacked.clear()
-        for site in expert.sites:
+        for site, host in hosts.items():
             if site not in self._hooks:
-                self._hooks[site] = self.model.get_submodule(site).register_forward_hook(self._hook(site))
+                self._hooks[site] = host.register_forward_hook(self._hook(site))
 
     def merge(self, names: Iterable[str]) -> None:
         """Merge these experts, and only these, into the weights of their hosts; none restores the original weights.
@@ -176,3 +181,22 @@ class RoutedExperts:
             return output
 
         return add_active_experts
+
+
+def _host(model: nn.Module, name: str, expert: Expert, site: str) -> nn.Module:
+    """The module of a site; refuses an expert that does not fit."""
+    try:
+        host: Any = model.get_submodule(site)
+    except AttributeError:
+        host = None
+    a, b = expert.sites[site]
+    found = (getattr(host, "in_features", None), getattr(host, "out_features", None))
+    if found != (a.shape[1], b.shape[0]):
+        problem = (
+            "the backbone has no such module" if host is None else f"the module has {found[0]} -> {found[1]} features"
+        )
+        raise DmoleError(
+            f"the expert of {name} does not fit the backbone at {site} ({a.shape[1]} -> {b.shape[0]} features): {problem}",
+            "use the backbone that the expert was trained on, or train the task again",
+        )
+    return host

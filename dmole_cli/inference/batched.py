@@ -33,7 +33,7 @@ from dmole_cli.settings.model import Settings
 # A sample's index, and its active experts.
 Pair = tuple[int, tuple[str, ...]]
 # Pairs that were computed by this process; the order of the experts does not matter.
-Computed = set[tuple[int, frozenset[str]]]
+NewPairs = set[tuple[int, frozenset[str]]]
 Result = TypeVar("Result")
 # (the model's inputs, the samples' indices, the routed experts) -> a result per sample.
 Compute = Callable[[dict[str, Any], list[int], RoutedExperts], Sequence[Result]]
@@ -70,7 +70,7 @@ class BatchedInference:
         """The evaluated split."""
         return self.settings.evaluate.split
 
-    def predictions(self, pairs: Iterable[Pair]) -> tuple[dict[Pair, str], Computed]:
+    def predictions(self, pairs: Iterable[Pair]) -> tuple[dict[Pair, str], NewPairs]:
         """The greedy prediction of each pair, from the cache where possible, and the pairs that were computed."""
         generation, backbone = self.data.card(self.task).generation, self.model.load()
 
@@ -88,7 +88,7 @@ class BatchedInference:
 
     def likelihoods(
         self, pairs: Iterable[Pair], *, answers: Sequence[Sequence[str]]
-    ) -> tuple[dict[Pair, Likelihoods], Computed]:
+    ) -> tuple[dict[Pair, Likelihoods], NewPairs]:
         """The likelihoods of given answers for each pair, from the cache where possible, and the pairs that were computed.
 
         Args:
@@ -133,7 +133,7 @@ class BatchedInference:
         read: Callable[[Path], dict[str, Result]],
         write: Callable[[Path, dict[str, Result], str], None],
         compute: Compute[Result],
-    ) -> tuple[dict[Pair, Result], Computed]:
+    ) -> tuple[dict[Pair, Result], NewPairs]:
         known = {} if self.force else read(path)
         missing = {key: pair for pair, key in keys.items() if key not in known}
         if missing:

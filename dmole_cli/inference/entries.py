@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,7 +16,7 @@ from dmole_cli.artifacts.likelihood import Likelihood, Likelihoods, write_likeli
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.data.choices import Choices, choices_of
 from dmole_cli.data.sample import Sample
-from dmole_cli.inference.batched import BatchedInference, Computed
+from dmole_cli.inference.batched import BatchedInference, NewPairs
 from dmole_cli.metrics.base import score_answers
 
 
@@ -50,12 +51,27 @@ class EntryFile:
 Pending = list[tuple[EntryFile, Assignment]]
 
 
-def write_evaluations(inference: BatchedInference, pending: Pending) -> list[dict[str, Any]]:
-    """Write the evaluation of each entry; returns figures to report, for each."""
+@dataclass(frozen=True)
+class Computed:
+    """One entry that was computed, and is not written yet.
+
+    Attributes:
+        file: the file.
+        figures: to report.
+        write: writes the file.
+    """
+
+    file: EntryFile
+    figures: dict[str, Any]
+    write: Callable[[], None]
+
+
+def evaluations(inference: BatchedInference, pending: Pending) -> list[Computed]:
+    """The evaluation of each entry."""
     card, samples = inference.data.card(inference.task), inference.data.samples(inference.task, inference.split)
     found, computed = inference.predictions(pair for _, assigned in pending for pair in enumerate(assigned.active))
     references, details = [list(s.references) for s in samples], [dict(s.details) for s in samples]
-    facts = []
+    entries = []
     for file, assigned in pending:
         predictions = [found[pair] for pair in enumerate(assigned.active)]
         scores = score_answers(card.metric, predictions, references=references, details=details)
@@ -65,44 +81,41 @@ def write_evaluations(inference: BatchedInference, pending: Pending) -> list[dic
                 samples, predictions, references, scores.samples, assigned.active, assigned.losses, details, strict=True
             )
         ]
-        write_evaluation(file.path, rows, file.header.with_facts(**scores.facts))
         new = _count_new(assigned, computed)
-        facts.append(
-            {
-                card.metric: round(scores.points, 2),
-                "samples": len(samples),
-                "generated": new,
-                "reused": len(samples) - new,
-            }
-        )
-    return facts
+        figures = {
+            card.metric: round(scores.points, 2),
+            "samples": len(samples),
+            "generated": new,
+            "reused": len(samples) - new,
+        }
+        write = partial(write_evaluation, file.path, rows, file.header.with_facts(**scores.facts))
+        entries.append(Computed(file, figures, write))
+    return entries
 
 
-def write_likelihoods(inference: BatchedInference, pending: Pending) -> list[dict[str, Any]]:
-    """Write the likelihoods of each entry; returns figures to report, for each."""
+def likelihoods(inference: BatchedInference, pending: Pending) -> list[Computed]:
+    """The likelihoods of each entry."""
     card, samples = inference.data.card(inference.task), inference.data.samples(inference.task, inference.split)
     choices = [choices_of(card, sample) for sample in samples]
     pairs = (pair for _, assigned in pending for pair in enumerate(assigned.active))
     found, computed = inference.likelihoods(pairs, answers=[choice.answers for choice in choices])
-    facts = []
+    entries = []
     for file, assigned in pending:
         rows = [
             likelihood_row(sample, choice, found[pair], pair[1])
             for sample, choice, pair in zip(samples, choices, enumerate(assigned.active), strict=True)
         ]
-        write_likelihood(file.path, rows, file.header)
         ranked = [row.ranked_first for row in rows if row.ranked_first is not None]
         new = _count_new(assigned, computed)
-        facts.append(
-            {
-                "log_likelihood": round(fmean(row.log_likelihood for row in rows), 4),
-                **({"ranked_first": round(100 * fmean(ranked), 2)} if ranked else {}),
-                "samples": len(samples),
-                "scored": new,
-                "reused": len(samples) - new,
-            }
-        )
-    return facts
+        figures = {
+            "log_likelihood": round(fmean(row.log_likelihood for row in rows), 4),
+            **({"ranked_first": round(100 * fmean(ranked), 2)} if ranked else {}),
+            "samples": len(samples),
+            "scored": new,
+            "reused": len(samples) - new,
+        }
+        entries.append(Computed(file, figures, partial(write_likelihood, file.path, rows, file.header)))
+    return entries
 
 
 def likelihood_row(sample: Sample, choices: Choices, found: Likelihoods, active: Sequence[str]) -> Likelihood:
@@ -119,7 +132,7 @@ def likelihood_row(sample: Sample, choices: Choices, found: Likelihoods, active:
     return Likelihood(sample.sample_id, max(means[: choices.references]), first, list(active))
 
 
-def _count_new(assigned: Assignment, computed: Computed) -> int:
+def _count_new(assigned: Assignment, computed: NewPairs) -> int:
     """Number of results that were computed for this entry; results that several entries share count for the first."""
     new = {(i, frozenset(active)) for i, active in enumerate(assigned.active)} & computed
     computed -= new

@@ -8,12 +8,13 @@ changed, of another split, or of another task.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from dmole_cli.artifacts.errors import OtherVersion
+from dmole_cli.artifacts.errors import ArtifactError, OtherVersion
 from dmole_cli.artifacts.features import cached_features, read_features, write_features
 from dmole_cli.artifacts.files import digest_of
 from dmole_cli.artifacts.headers import header_of
@@ -25,6 +26,7 @@ from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.batches import encoded_batches, sequential_batches
 from dmole_cli.data.sample import Picked, Sample
 from dmole_cli.data.tasks import Tasks
+from dmole_cli.errors import DmoleWarning
 from dmole_cli.progress import Track, quiet
 
 LIBRARIES = ("torch", "transformers")
@@ -49,7 +51,7 @@ def routing_features(
         track: shows progress.
 
     Raises:
-        DmoleError: a sample cannot be read, or the split's own file is damaged.
+        DmoleError: a sample cannot be read.
     """
     samples, path = data.samples(task, split), run.features(task, split)
     header = Header.of(
@@ -59,12 +61,8 @@ def routing_features(
         inputs=data.inputs((task, split)),
         versions=versions(*LIBRARIES),
     )
-    try:
-        made = header_of(path, FEATURES)
-    except OtherVersion:  # computed again, as after any other change
-        made = None
-    if made is not None and not differences(made, header):
-        return read_features(path)[1]
+    if (stored := _stored(path, header, [s.sample_id for s in samples])) is not None:
+        return stored
     keys = [feature_key(header, sample, data.image_digests) for sample in samples]
     width = sum(part["width"] for part in backbone.feature_layout())
     known = cached_features(path.parent, keys, width=width, libraries=LIBRARIES)
@@ -74,6 +72,21 @@ def routing_features(
     features = torch.stack([known[key] for key in keys])
     write_features(path, [s.sample_id for s in samples], keys, features, header)
     return features
+
+
+def _stored(path: Path, header: Header, sample_ids: list[str]) -> torch.Tensor | None:
+    """The features of a file that fits a header; None where it does not exist, is another version's, or must be written again."""
+    try:
+        made = header_of(path, FEATURES)
+        if made is None or differences(made, header):
+            return None
+        found, features, _ = read_features(path)
+    except OtherVersion:  # computed again, as after any other change
+        return None
+    except ArtifactError as error:
+        warnings.warn(DmoleWarning(f"{error.message}; its features are computed again"), stacklevel=3)
+        return None
+    return features if found == sample_ids else None
 
 
 def feature_key(header: Header, sample: Sample, image_digests: Mapping[Path, str] | ImageDigests) -> str:

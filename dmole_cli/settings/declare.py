@@ -27,6 +27,7 @@ def setting(
     expected: str = "",
     option: str = "",
     in_header: InHeader = "always",
+    recorded: bool = True,
     **bounds: Any,
 ) -> Any:
     """Declare one setting.
@@ -37,9 +38,11 @@ def setting(
         expected: valid values in words, where type and bounds do not say it (`a budget like 2%`).
         option: name of its command-line option, by default the field's name with hyphens.
         in_header: see `InHeader`.
+        recorded: whether a run directory records it for later commands (`run.toml`); not what a single command decides, as
+            the device or the evaluated split.
         **bounds: `ge`, `gt`, `le`, `lt` of pydantic, `allow_inf_nan=True` for a number that may be infinite.
     """
-    extra: dict[str, Any] = {"expected": expected, "option": option, "in_header": in_header}
+    extra: dict[str, Any] = {"expected": expected, "option": option, "in_header": in_header, "recorded": recorded}
     return Field(default, description=sentence, json_schema_extra=extra, **bounds)
 
 
@@ -67,7 +70,7 @@ class Section(BaseModel):
 def extra_of(field: FieldInfo) -> Mapping[str, Any]:
     """The attributes that only `setting()` declares; their defaults for a field declared without it."""
     declared = field.json_schema_extra if isinstance(field.json_schema_extra, Mapping) else {}
-    return {"expected": "", "option": "", "in_header": "always", **declared}
+    return {"expected": "", "option": "", "in_header": "always", "recorded": True, **declared}
 
 
 def option_name(name: str, field: FieldInfo) -> str:

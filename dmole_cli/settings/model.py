@@ -158,7 +158,9 @@ class Settings(Section):
     unseen: Names = setting(DEFAULT_UNSEEN, "tasks that are evaluated and never trained")
     seed: int = setting(0, "seed of the run: experts, order of the training samples, dropout")
     device: str = setting(
-        "auto", "device of the backbone: cpu, cuda, cuda:1, mps, or auto (cuda where there is one, else cpu)"
+        "auto",
+        "device of the backbone: cpu, cuda, cuda:1, mps, or auto (cuda where there is one, else cpu)",
+        recorded=False,
     )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
@@ -178,6 +180,7 @@ class Settings(Section):
     vision_cache: int = setting(
         1024,
         "megabytes on disk, while a command runs, for vision features that no active expert changes; 0 disables the cache",
+        recorded=False,
         ge=0,
     )
     shared: str | None = setting(
@@ -190,7 +193,7 @@ class Settings(Section):
     allocate: AllocateSettings = AllocateSettings()
     router: RouterSettings = RouterSettings()
     train: TrainSettings = TrainSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
+    evaluate: EvaluateSettings = setting(EvaluateSettings(), recorded=False)
 
     @field_validator("tasks")
     @classmethod

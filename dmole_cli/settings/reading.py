@@ -21,25 +21,63 @@ RENAMED = {"picture_store": "vision_cache"}
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def read_settings(path: Path | None, model: type[Settings] = Settings) -> Settings:
-    """Read a configuration file; without a path, `dmole.toml` of this folder, or the defaults where there is none.
+def read_settings(path: Path | None, model: type[Settings] = Settings, *, record: Path | None = None) -> Settings:
+    """Read the settings of a command: those of a configuration file, above those that the run directory records.
+
+    Args:
+        path: the configuration; None for `dmole.toml` of this folder, if there is one.
+        model: all settings.
+        record: `run.toml` of the run directory; it may not exist.
 
     Raises:
-        DmoleError: the file is missing or not TOML, or has unknown keys or invalid values (all reported at once).
+        DmoleError: a file is missing or not TOML, or has unknown keys or invalid values (all reported at once).
     """
-    if path is None:
-        if not DEFAULT_FILE.exists():
-            return model()
+    if path is None and DEFAULT_FILE.exists():
         path = DEFAULT_FILE
+    recorded = read_record(record, model) if record is not None else {}
+    configured = _table(path, "pass --config the path of a TOML file") if path is not None else {}
+    if path is not None:
+        _validated_file(configured, path, model, "fix these keys")
+    return _validated_file(_laid_over(recorded, configured), path or record or DEFAULT_FILE, model, "fix these keys")
+
+
+def read_record(path: Path, model: type[Settings] = Settings) -> dict[str, Any]:
+    """The table of `run.toml`; empty where it does not exist.
+
+    Raises:
+        DmoleError: it is not as dmole writes it.
+    """
+    hint = "correct or delete the file; without it, pass the run's settings by --config or as options"
+    if not path.exists():
+        return {}
+    table = _table(path, hint)
+    _validated_file(table, path, model, hint)
+    return table
+
+
+def _table(path: Path, hint: str) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DmoleError(f"cannot read {path}: {error}", "pass --config the path of a TOML file") from error
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DmoleError(f"cannot read {path}: {error}", hint) from error
+
+
+def _validated_file(table: Mapping[str, Any], path: Path, model: type[AnySection], hint: str) -> AnySection:
     problems: list[str] = []
     settings = validated(model, table, problems)
     if settings is None:
-        raise DmoleError(f"{path} has {len(problems)} problem(s):{listed(problems)}", "fix these keys")
+        raise DmoleError(f"{path} has {len(problems)} problem(s):{listed(problems)}", hint)
     return settings
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of two tables, those of the second where both have one; inner tables are merged."""
+    merged = dict(below)
+    for key, value in above.items():
+        inner = below.get(key)
+        both = isinstance(value, Mapping) and isinstance(inner, Mapping)
+        merged[key] = _laid_over(inner, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def with_options(settings: Settings, options: Mapping[str, Any]) -> Settings:

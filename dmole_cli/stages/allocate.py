@@ -16,8 +16,9 @@ from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.profile import SiteProfile, read_profile
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.run import Run
-from dmole_cli.artifacts.staleness import require_backbone
+from dmole_cli.artifacts.staleness import check_inputs
 from dmole_cli.backbones.lazy_model import LazyModel
+from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.methods.base import load_method
 from dmole_cli.settings.budget import parse_budget
@@ -47,7 +48,14 @@ class Profiled:
 
 
 def allocate_task(
-    task: str, *, settings: Settings, model: LazyModel, run: Run, method: str = D_MOLE, force: bool = False
+    task: str,
+    *,
+    settings: Settings,
+    data: Tasks,
+    model: LazyModel,
+    run: Run,
+    method: str = D_MOLE,
+    force: bool = False,
 ) -> Outcome:
     """Place one task's experts; reads its profile, writes `allocations/<task>.json` (other methods: in a folder of their own).
 
@@ -60,8 +68,8 @@ def allocate_task(
         raise DmoleError(
             f"method {method} uses no allocation", f"train it: dmole train-task --task {task} --method {method}"
         )
+    check_inputs(run, [run.profile(task)], fingerprint=model.fingerprint, data=data.current_digest)
     rows, header = read_profile(run.profile(task))
-    require_backbone(run.profile(task), header, model.fingerprint)
     profiled = Profiled(rows, header, run.profile(task), run.name_of(run.profile(task)))
     chosen = rules.allocation_settings(settings.allocate)
     if chosen.modalities != settings.allocate.modalities:

@@ -21,7 +21,7 @@ from dmole_cli.data.card import TaskCard
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.inference.batched import BatchedInference
-from dmole_cli.inference.entries import Assignment, EntryFile, Pending, write_evaluations, write_likelihoods
+from dmole_cli.inference.entries import Assignment, Computed, EntryFile, Pending, evaluations, likelihoods
 from dmole_cli.methods.base import Method, Routing, load_method
 from dmole_cli.progress import Track, quiet
 from dmole_cli.routing.autoencoder import from_tensors
@@ -59,13 +59,13 @@ class Output:
         kind: of the artifact.
         stage: name of the work in outcomes.
         card_settings: settings of the task's card that shape it.
-        write: writes it for some entries of a task, and returns figures to report.
+        compute: computes it for some entries of a task.
     """
 
     kind: Kind
     stage: str
     card_settings: Callable[[TaskCard], dict[str, Any]]
-    write: Callable[[BatchedInference, Pending], list[dict[str, Any]]]
+    compute: Callable[[BatchedInference, Pending], list[Computed]]
 
 
 OUTPUTS = (
@@ -73,9 +73,9 @@ OUTPUTS = (
         EVALUATION,
         "evaluate",
         lambda card: {"metric": card.metric, "generation": card.generation.model_dump()},
-        write_evaluations,
+        evaluations,
     ),
-    Output(LIKELIHOOD, "likelihood", lambda card: {"answers": list(card.answers)}, write_likelihoods),
+    Output(LIKELIHOOD, "likelihood", lambda card: {"answers": list(card.answers)}, likelihoods),
 )
 
 
@@ -167,15 +167,16 @@ def _evaluate_task(
     with measured(run.cost(cost, task), parts.model.counts, adding=True):
         losses = _router_losses(parts, task, missing[-1], track) if rules.uses_routers else None
         assigned = {number: _assignment(parts, task, number, losses) for number in missing}
-        for output in outputs:
-            files = pending[output.stage]
-            facts = output.write(inference, [(file, assigned[file.after]) for file in files]) if files else []
-            outcomes += [
-                Outcome(
-                    f"{output.stage} {label}", task, file.path, written=True, facts={"at_stage": file.after, **figures}
-                )
-                for file, figures in zip(files, facts, strict=True)
-            ]
+        computed = {
+            output: output.compute(inference, [(file, assigned[file.after]) for file in files])
+            for output in outputs
+            if (files := pending[output.stage])
+        }
+    for output, entries in computed.items():
+        for entry in entries:
+            entry.write()
+            facts = {"at_stage": entry.file.after, **entry.figures}
+            outcomes.append(Outcome(f"{output.stage} {label}", task, entry.file.path, written=True, facts=facts))
     parts.data.image_digests.save()
     return outcomes
 
@@ -209,12 +210,14 @@ def _artifacts(parts: _Parts, task: str, after: int) -> dict[str, str]:
         if not path.exists():
             raise MissingArtifact(path, f"method {rules.name} has not been trained on the first {after} task(s)")
     routers = [run.router(name) for name in used if rules.uses_routers]
-    return check_inputs(run, [*experts, *routers], fingerprint=parts.model.fingerprint)
+    fingerprint, data = parts.model.fingerprint, parts.data.current_digest
+    return check_inputs(run, [*experts, *routers], fingerprint=fingerprint, data=data)
 
 
 def _header(parts: _Parts, output: Output, task: str, after: int, artifacts: dict[str, str]) -> Header:
     chosen, rules, card = parts.settings.evaluate, parts.rules, parts.data.card(task)
-    settings = {"method": rules.name, "stage": after, "precision": parts.model.precision}
+    learned = list(parts.settings.tasks[:after])
+    settings = {"method": rules.name, "stage": after, "learned": learned, "precision": parts.model.precision}
     settings |= chosen.for_header() | output.card_settings(card)
     if rules.uses_routers:
         settings |= {"routing": chosen.routing, "threshold_scale": chosen.threshold_scale}

@@ -18,6 +18,7 @@ from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.staleness import check_inputs
 from dmole_cli.backbones.files import FILE_PATTERNS, resolve
 from dmole_cli.backbones.lazy_model import LazyModel
+from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.peft_format import write_adapter
@@ -33,6 +34,7 @@ def export(
     *,
     form: str,
     settings: Settings,
+    data: Tasks,
     model: LazyModel,
     run: Run,
     method: str = D_MOLE,
@@ -45,6 +47,7 @@ def export(
         folder: where to; made if it does not exist, and written into only if it is empty or an earlier export.
         form: `peft`, or `merged`: the whole model in float32 with its processor, the expert merged into its weights.
         settings: the stream.
+        data: the tasks.
         model: the backbone.
         run: the run directory.
         method: whose expert.
@@ -57,7 +60,7 @@ def export(
         raise DmoleError(f"unknown --format '{form}'", f"choose one of: {', '.join(FORMATS)}")
     settings.position(task)
     path = run.expert(task, method)
-    digests = check_inputs(run, [path], fingerprint=model.fingerprint)
+    digests = check_inputs(run, [path], fingerprint=model.fingerprint, data=data.current_digest)
     file = read_expert(path)
     if file.gates:
         raise DmoleError(

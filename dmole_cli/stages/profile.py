@@ -60,7 +60,7 @@ def profile(
             checkpointing=chosen.checkpointing,
             per_sample=chosen.per_sample,
         )
-        write_profile(path, rows, header.with_facts(backbone_parameters=backbone.parameters))
+    write_profile(path, rows, header.with_facts(backbone_parameters=backbone.parameters))
     data.image_digests.save()
     vision, total = (
         sum(row.score for row in rows if row.modality in kinds) for kinds in (("vision",), ("vision", "language"))

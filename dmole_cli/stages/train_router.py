@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from dmole_cli.artifacts.costs import measured
-from dmole_cli.artifacts.headers import is_current
-from dmole_cli.artifacts.kinds import ROUTER
+from dmole_cli.artifacts.errors import ArtifactError
+from dmole_cli.artifacts.headers import header_of, is_current
+from dmole_cli.artifacts.kinds import FEATURES, ROUTER
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, versions
 from dmole_cli.artifacts.router import RouterFile, write_router
@@ -50,15 +53,23 @@ def train_router(
     path = run.router(task)
     outcome = Outcome("train-router", task, path, reads=(f"task {task} (train)", f"backbone {model.name}"))
     # Training reads the features, too, so that a router without them is not complete.
-    if is_current(path, ROUTER, header, force=force) and run.features(task).exists():
+    if is_current(path, ROUTER, header, force=force) and _readable(run.features(task)):
         return outcome
     backbone = model.load()
     with measured(run.cost("train-router", task), model.counts):
         features = routing_features(task, "train", data=data, backbone=backbone, run=run, track=track)
         router, epochs = build_router(features, chosen, task=task, layout=backbone.feature_layout(), header=header)
-        write_router(path, router)
+    write_router(path, router)
     data.image_digests.save()
     return outcome.wrote(threshold=round(router.threshold, 8), epochs=epochs, samples=len(samples))
+
+
+def _readable(features: Path) -> bool:
+    """Whether a file of features exists and is not damaged."""
+    try:
+        return header_of(features, FEATURES) is not None
+    except ArtifactError:
+        return False
 
 
 def build_router(

@@ -79,7 +79,7 @@ def train_task(
     made = None if force else header_of(path, EXPERT)
     if made is not None and is_imported(made):
         # No setting has shaped an imported expert, so no setting makes it stale; only --force trains another in its place.
-        check_inputs(run, [path], fingerprint=model.fingerprint)
+        check_inputs(run, [path], fingerprint=model.fingerprint, data=data.current_digest)
         return Outcome("train-task", task, path, facts={"imported": True})
     trained_tasks = rules.trained_tasks(settings.tasks)
     if task not in trained_tasks:
@@ -103,7 +103,7 @@ def train_task(
             **rules.header_settings(settings),
             "options": dict(context.options),
         },
-        inputs={**inputs, **check_inputs(run, needed, fingerprint=model.fingerprint, data=inputs)},
+        inputs={**inputs, **check_inputs(run, needed, fingerprint=model.fingerprint, data=data.current_digest)},
         versions=versions("torch", "transformers"),
     )
     reads = (*(f"task {name} (train)" for name in shares), f"backbone {model.name}", *map(str, needed))
@@ -115,12 +115,12 @@ def train_task(
     with measured(run.cost(f"train-task-{method}", task), model.counts):
         samples = training_samples(task, shares, data=data, seed=settings.seed)
         trained = _train(LoadedContext(rules, run, settings, context.options, task, samples, backbone), recipe, track)
-        if rules.has_memory:
-            # Before the expert, whose presence means that the stage is complete.
-            write_memory(run.memory(task, method), trained.memory, header)
-        facts = {"shortened": trained.truncated} if settings.train.max_length else {}
-        expert = trained.expert
-        write_expert(path, ExpertFile(expert.sites, expert.scale, header.with_facts(**facts), expert.gates))
+    if rules.has_memory:
+        # Before the expert, whose presence means that the stage is complete.
+        write_memory(run.memory(task, method), trained.memory, header)
+    facts = {"shortened": trained.truncated} if settings.train.max_length else {}
+    expert = trained.expert
+    write_expert(path, ExpertFile(expert.sites, expert.scale, header.with_facts(**facts), expert.gates))
     data.image_digests.save()
     return outcome.wrote(**_summary(trained, facts))
 

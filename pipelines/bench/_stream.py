@@ -106,7 +106,7 @@ class StreamRun:
 
     def allocate(self, task: str) -> Outcome:
         """Run the stage `allocate`."""
-        return allocate.allocate_task(task, **self.work.parts_without_data)
+        return allocate.allocate_task(task, **self.work.parts)
 
     def train_router(self, task: str) -> Outcome:
         """Run the stage `train-router`."""

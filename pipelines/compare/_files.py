@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -35,13 +36,14 @@ def toml(table: Mapping[str, Any], *, path: str = "") -> str:
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
     """Write lines of text; the file is replaced once it is complete."""
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with replacing(path) as file:
+        file.write(("\n".join(lines) + "\n").encode("utf-8"))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write rows as CSV; a missing value is an empty field."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
+    with replacing(path) as file, io.TextIOWrapper(file, "utf-8", newline="", write_through=True) as text:
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+        text.detach()  # `replacing` closes the file

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from dmole_cli.artifacts.files import digest_of, digest_of_file, replacing
 from dmole_cli.data.invalid_records import skips_invalid
@@ -112,10 +112,21 @@ def arrow_rows(parse: Callable[[], Iterable[Row]], *, key: Sequence[Any], conten
         _write(sink, parse())
         return ArrowRows(sink.getvalue())
     path = cache_folder() / "rows" / f"{digest_of([VERSION, *key, *content])}.arrow"
-    if not path.exists():
-        with _writing_cache(path) as temporary:
-            _write(str(temporary), parse())
+    checksum = path.with_suffix(".sha256")
+    if not _is_intact(path, checksum):
+        with _writing_cache(path) as file:
+            _write(file, parse())
+        with _writing_cache(checksum) as file:
+            file.write(digest_of_file(path).encode())
     return ArrowRows(path)
+
+
+def _is_intact(path: Path, checksum: Path) -> bool:
+    """Whether a file of the cache exists and is as it was written; a damaged one is written again."""
+    try:
+        return checksum.read_text(encoding="utf-8") == digest_of_file(path)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _temporary(parse: Callable[[], Iterable[Row]]) -> ArrowRows:
@@ -128,10 +139,10 @@ def _temporary(parse: Callable[[], Iterable[Row]]) -> ArrowRows:
 
 
 @contextmanager
-def _writing_cache(path: Path) -> Iterator[Path]:
+def _writing_cache(path: Path) -> Iterator[IO[bytes]]:
     try:
-        with replacing(path) as temporary:
-            yield temporary
+        with replacing(path) as file:
+            yield file
     except DmoleError as error:
         if isinstance(error.__cause__, OSError) and str(path) in error.message:
             hint = "set DMOLE_CACHE to a writable folder on a disk with free space"
