@@ -64,26 +64,20 @@ def _check(run: Run, path: Path, fingerprint: str | None, data: DataDigests, che
         raise MissingArtifact(path)
     if fingerprint is not None:
         require_backbone(path, header, fingerprint)
-    for name, digest in sorted(header.inputs.items()):
-        if name.startswith(DATA_PREFIX):
-            changed = name if data(name) not in (None, digest) else ""
-        else:
-            changed = _changed_artifact(run, name, digest, fingerprint, data, checked)
-        if changed:
-            raise StaleArtifact(path, f"{changed} has changed since it was made", imported=is_imported(header))
-
-
-def _changed_artifact(
-    run: Run, name: str, digest: str, fingerprint: str | None, data: DataDigests, checked: set[Path]
-) -> str:
-    """The path of an input that is not the one of the header; empty where it is, or was deleted."""
-    source = run.path_of(name)
+    made_from = {name: run.path_of(name) for name in sorted(header.inputs) if not name.startswith(DATA_PREFIX)}
     # An input that was deleted cannot be checked; what was made from it is still valid.
-    if not source.is_file():
-        return ""
-    if run.identify(source) is not None:
-        _check(run, source, fingerprint, data, checked)
-    return str(source) if digest_of_file(source) != digest else ""
+    made_from = {name: source for name, source in made_from.items() if source.is_file()}
+    # All of them first: the command that makes this artifact again needs every one of them.
+    for source in made_from.values():
+        if run.identify(source) is not None:
+            _check(run, source, fingerprint, data, checked)
+    for name, digest in sorted(header.inputs.items()):
+        source = made_from.get(name)
+        changed = source is not None and digest_of_file(source) != digest
+        if name.startswith(DATA_PREFIX):
+            changed = data(name) not in (None, digest)
+        if changed:
+            raise StaleArtifact(path, f"{source or name} has changed since it was made", imported=is_imported(header))
 
 
 def _short(fingerprint: str) -> str:

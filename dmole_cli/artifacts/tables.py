@@ -95,9 +95,14 @@ def digest_of_table(table: pa.Table) -> str:
     """sha256 over names, types and values of all columns, hexadecimal; independent of chunks, compression and Arrow's version."""
     digest = hashlib.sha256()
     for name, column in zip(table.column_names, table.columns, strict=True):
-        digest.update(f"{name}\0{column.type}\0{len(column)}\0".encode())
+        digest.update(f"{name}\0{_type_name(column.type)}\0{len(column)}\0".encode())
         _update(digest, column)
     return digest.hexdigest()
+
+
+def _type_name(kind: pa.DataType) -> str:
+    # Parquet names the entries of a list `element`, Arrow `item`.
+    return str(kind).replace("element: ", "item: ")
 
 
 def _update(digest: Any, column: pa.ChunkedArray) -> None:
@@ -126,9 +131,7 @@ def _header(schema: pa.Schema, path: Path, kind: Kind) -> Header:
 
 
 def _require_columns(schema: pa.Schema, path: Path, kind: Kind) -> None:
-    found = {field.name: str(field.type) for field in schema}
-    # Parquet readers of other versions name the entries of a list `element`.
-    found = {name: text.replace("element: ", "item: ") for name, text in found.items()}
+    found = {field.name: _type_name(field.type) for field in schema}
     wrong = [f"{name} ({text})" for name, text in kind.columns.items() if found.get(name) != text]
     if wrong or len(schema.names) != len(found):
         raise DamagedArtifact(path, f"{path} is damaged: it must have the columns {', '.join(wrong) or 'once each'}")

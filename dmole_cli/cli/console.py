@@ -42,11 +42,13 @@ def quiet_libraries() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|transformers|multiprocessing")
     warnings.filterwarnings("always", category=DmoleWarning)
-    show = warnings.showwarning
+    show, shown = warnings.showwarning, set[str]()
 
     def show_ours(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, DmoleWarning):
-            say(f"warning: {message}")
+            if str(message) not in shown:
+                say(f"warning: {message}")
+            shown.add(str(message))
         else:
             show(message, category, *place, **more)
 

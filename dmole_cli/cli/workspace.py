@@ -109,19 +109,25 @@ class Workspace:
     @property
     def table(self) -> dict[str, Any]:
         """The settings as `run.toml` states them."""
-        return tomllib.loads(record_of(self.settings, self.paths))
+        return tomllib.loads(self._record)
 
     def record(self) -> None:
         """Write `run.toml`, from which later commands take the settings."""
-        path, text = self.run.root / RECORD, record_of(self.settings, self.paths)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
+        path = self.run.root / RECORD
+        if not path.exists() or path.read_text(encoding="utf-8") != self._record:
+            write_text(path, self._record)
+
+    @property
+    def _record(self) -> str:
+        return record_of(self.settings, self.paths, root=self.run.root)
 
     def report(self, outcomes: Sequence[Outcome], *, following: str = "") -> None:
         """Print what was read and written, and the command that usually follows; what was written makes the run's record."""
         if self.recording and any(outcome.written for outcome in outcomes):
             self.record()
-        console.report(outcomes, as_json=self.json, following=following)
+        # Of what was typed, `run.toml` has the rest.
+        repeated = [self.typed[name] for name in ("run", "config") if name in self.typed]
+        console.report(outcomes, as_json=self.json, following=" ".join([following, *repeated]) if following else "")
 
     @contextmanager
     def hints(self) -> Iterator[None]:
@@ -149,7 +155,7 @@ def workspace(settings: Settings, run: Run, *, further: Sequence[str] = (), **va
     data = Tasks.of(settings, run, further=further)
     names = {"tasks": tuple(map(task_name, settings.tasks)), "unseen": tuple(map(task_name, settings.unseen))}
     entries = (*settings.tasks, *settings.unseen)
-    paths = {task_name(entry): str(Path(entry).absolute()) for entry in entries if entry.endswith(".toml")}
+    paths = {task_name(entry): entry for entry in entries if entry.endswith(".toml")}
     values = {"paths": paths, **values}
     return Workspace(settings.updated(**names), data, LazyModel.of(settings), run, **values)
 

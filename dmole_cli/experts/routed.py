@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
+from dmole_cli.errors import DmoleError
 from dmole_cli.experts.dense_mixture import DenseMixture, plan_mixture
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.layer import add_experts

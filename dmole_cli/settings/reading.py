@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from dmole_cli.errors import DmoleError
 from dmole_cli.settings.declare import Section, expected_words, option_name
 from dmole_cli.settings.model import Settings
+from dmole_cli.settings.record import located
 
 DEFAULT_FILE = Path("dmole.toml")
 RENAMED = {"picture_store": "vision_cache"}
@@ -34,7 +35,7 @@ def read_settings(path: Path | None, model: type[Settings] = Settings, *, record
     """
     if path is None and DEFAULT_FILE.exists():
         path = DEFAULT_FILE
-    recorded = read_record(record, model) if record is not None else {}
+    recorded = located(read_record(record, model), record.parent) if record is not None else {}
     configured = _table(path, "pass --config the path of a TOML file") if path is not None else {}
     if path is not None:
         _validated_file(configured, path, model, "fix these keys")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,42 @@ FILE = "run.toml"
 HEADING = "# Written by dmole: the settings that made this run. Later commands take them from here."
 # Always stated, whatever their defaults.
 STREAM = ("backbone", "tasks", "unseen")
-# Paths are stated in full: a later command may start in another folder.
 PATHS = ("backbone", "data_root", "shared")
 
 
-def record_of(settings: Settings, entries: Mapping[str, str]) -> str:
+def record_of(settings: Settings, cards: Mapping[str, str], *, root: Path) -> str:
     """The text of `run.toml`.
 
     Args:
         settings: of a command.
-        entries: task -> its card as it was written, where that is a path.
+        cards: task -> the path of its card, for tasks that were named by a path.
+        root: the run directory. Paths are stated relative to it, and begin with a dot: a later command may start in another
+            folder, and everything together may be moved.
     """
     table = _table(settings)
     for key in ("tasks", "unseen"):
-        table[key] = [entries.get(name, name) for name in getattr(settings, key)]
+        names = getattr(settings, key)
+        table[key] = [_relative(cards[name], root) if name in cards else name for name in names]
     for key in PATHS:
         if key in table and Path(table[key]).is_dir():
-            table[key] = str(Path(table[key]).absolute())
+            table[key] = _relative(table[key], root)
     return "\n".join([HEADING, *_lines(table)]) + "\n"
+
+
+def _relative(path: str, root: Path) -> str:
+    text = Path(os.path.relpath(path, root)).as_posix()
+    return text if text.startswith("..") else f"./{text}"
+
+
+def located(table: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """The table of a record with its paths relative to the current folder."""
+
+    def place(entry: Any) -> Any:
+        is_path = isinstance(entry, str) and entry.startswith(("./", "../"))
+        return os.path.normpath(root / entry) if is_path else entry
+
+    lists = {key: [place(entry) for entry in table[key]] for key in ("tasks", "unseen") if key in table}
+    return {**table, **lists, **{key: place(table[key]) for key in PATHS if key in table}}
 
 
 def _table(section: Section, *, always: tuple[str, ...] = STREAM) -> dict[str, Any]:
