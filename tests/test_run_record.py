@@ -39,6 +39,7 @@ def test_a_command_says_what_differs_and_the_first_advice_is_not_destructive(cop
     refused = run("profile", "--task", FIRST, "--portion", "0.5", cwd=copy)
     assert "warning: this differs from dmole-run/run.toml: profile.portion 0.4 -> 0.5" in refused.stderr
     assert refused.returncode == 1 and "portion 0.4 -> 0.5" in refused.stderr
+    assert "-> leave out --portion 0.5 to use it, or run: dmole profile --task" in refused.stderr
     refused = run("train-router", "--task", FIRST, "--backbone", "embedded", cwd=copy)
     assert 'backbone "../backbone" -> "embedded"' in refused.stderr
     text = (copy / "dmole-run" / "run.toml").read_text(encoding="utf-8")
@@ -87,11 +88,11 @@ def test_any_settings_survive_the_record(tmp_path):
 
 def test_changes_are_named_by_setting():
     old = {"tasks": ["a"], "seed": 1, "profile": {"portion": 0.1}}
-    assert changes(old, {"tasks": ["a", "b"], "seed": 1, "profile": {"portion": 0.1}}) == []
+    assert changes(old, {"tasks": ["a", "b"], "seed": 1, "profile": {"portion": 0.1}}) == {}
     found = changes(old, {"tasks": ["b", "a"], "profile": {"portion": 0.2}, "allocate": {"rank": 4}})
-    assert found == [
-        "allocate.rank default -> 4",
-        "profile.portion 0.1 -> 0.2",
-        "seed 1 -> default",
-        'tasks ["a"] -> ["b", "a"]',
-    ]
+    assert found == {
+        "allocate.rank": "default -> 4",
+        "profile.portion": "0.1 -> 0.2",
+        "seed": "1 -> default",
+        "tasks": '["a"] -> ["b", "a"]',
+    }

@@ -72,12 +72,12 @@ def _check(run: Run, path: Path, fingerprint: str | None, data: DataDigests, che
         if run.identify(source) is not None:
             _check(run, source, fingerprint, data, checked)
     for name, digest in sorted(header.inputs.items()):
-        source = made_from.get(name)
-        changed = source is not None and digest_of_file(source) != digest
         if name.startswith(DATA_PREFIX):
-            changed = data(name) not in (None, digest)
+            changed = name if data(name) not in (None, digest) else ""
+        else:
+            changed = str(made_from[name]) if name in made_from and digest_of_file(made_from[name]) != digest else ""
         if changed:
-            raise StaleArtifact(path, f"{source or name} has changed since it was made", imported=is_imported(header))
+            raise StaleArtifact(path, f"{changed} has changed since it was made", imported=is_imported(header))
 
 
 def _short(fingerprint: str) -> str:

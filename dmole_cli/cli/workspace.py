@@ -6,11 +6,11 @@ import tomllib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from dmole_cli.artifacts.errors import ArtifactError
+from dmole_cli.artifacts.errors import ArtifactError, OtherBackbone, StaleArtifact
 from dmole_cli.artifacts.files import write_text
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.run import Run
@@ -53,6 +53,7 @@ class Workspace:
         json: whether `--json` was typed.
         typed: options as they were typed, by settings; repeated in the commands that errors propose.
         paths: task -> the path of its card, for tasks that were named by a path.
+        differing: settings whose values differ from those of `run.toml`.
         recording: whether the command writes into the run directory, and its settings are recorded there.
     """
 
@@ -65,6 +66,7 @@ class Workspace:
     typed: Mapping[str, str] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
     recording: bool = False
+    differing: Sequence[str] = ()
 
     @property
     def parts(self) -> Parts:
@@ -136,6 +138,9 @@ class Workspace:
             yield
         except ArtifactError as error:
             hint = hint_for(error, self.run, self.typed, type(self.settings))
+            options = [self.typed[name] for name in self.differing if name in self.typed]
+            if options and isinstance(error, StaleArtifact | OtherBackbone):
+                hint = f"leave out {' '.join(options)} to use it, or {hint}"
             raise DmoleError(error.message, hint) from error
         finally:
             # A command that was interrupted after its first artifact; of a run that has a record, only success changes it.
@@ -190,8 +195,12 @@ def open_workspace(
     flags = {"force": values.get("force", False), "json": values["json"]}
     flags["recording"] = "force" in values and record is not None
     work = workspace(settings, Run(root or Path(), shared), further=further, typed=typed, **flags)
-    if record is not None and (differing := changes(read_record(record, model), work.table)):
-        warnings.warn(DmoleWarning(f"this differs from {record}: {'; '.join(differing)}"), stacklevel=2)
+    if record is not None and (recorded := read_record(record, model)):
+        differing = changes(recorded, work.table)
+        if differing:
+            words = "; ".join(f"{name} {change}" for name, change in differing.items())
+            warnings.warn(DmoleWarning(f"this differs from {record}: {words}"), stacklevel=2)
+        return replace(work, differing=tuple(differing))
     return work
 
 

@@ -15,4 +15,4 @@ def run(work: Workspace, task: TasksOption = None) -> None:
     from dmole_cli.stages.profile import profile
 
     outcomes = [profile(name, **work.parts, force=work.force, track=work.track) for name in names]
-    work.report(outcomes, following="dmole allocate --budget 2%")
+    work.report(outcomes, following=f"dmole allocate --budget {work.settings.allocate.budget}")

@@ -71,21 +71,22 @@ def _table(section: Section, *, always: tuple[str, ...] = STREAM) -> dict[str, A
     return found
 
 
-def changes(recorded: Mapping[str, Any], now: Mapping[str, Any], *, place: str = "") -> list[str]:
-    """What a command states otherwise than the record, in words; tasks at the end of the stream are no change.
+def changes(recorded: Mapping[str, Any], now: Mapping[str, Any], *, place: str = "") -> dict[str, str]:
+    """What a command states otherwise than the record, in words, by setting; more tasks at the end of the stream, and other
+    unseen tasks, are no change.
 
     Args:
         recorded: the table of `run.toml`.
         now: the table of the settings of the command, as a record would state it.
         place: dotted name of the section of both tables.
     """
-    out = []
-    for key in sorted(recorded.keys() | now.keys()):
+    out: dict[str, str] = {}
+    for key in sorted((recorded.keys() | now.keys()) - {"unseen"}):
         name, old, new = f"{place}{key}", recorded.get(key), now.get(key)
         if isinstance(old or new, Mapping):
-            out += changes(old or {}, new or {}, place=f"{name}.")
+            out |= changes(old or {}, new or {}, place=f"{name}.")
         elif old != new and not (key == "tasks" and isinstance(old, list) and list(new or ())[: len(old)] == old):
-            out.append(f"{name} {_shown(old)} -> {_shown(new)}")
+            out[name] = f"{_shown(old)} -> {_shown(new)}"
     return out
 
 
@@ -93,7 +94,7 @@ def _shown(value: Any) -> str:
     return "default" if value is None else _toml(value)
 
 
-def _lines(table: Mapping[str, Any], place: str = "") -> list[str]:
+def _lines(table: Mapping[str, Any], place: str = "") -> dict[str, str]:
     """A table as lines of TOML, tables after values."""
     lines = [f"{_key(key)} = {_toml(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
     if place and lines:
