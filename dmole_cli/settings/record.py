@@ -94,7 +94,7 @@ def _shown(value: Any) -> str:
     return "default" if value is None else _toml(value)
 
 
-def _lines(table: Mapping[str, Any], place: str = "") -> dict[str, str]:
+def _lines(table: Mapping[str, Any], place: str = "") -> list[str]:
     """A table as lines of TOML, tables after values."""
     lines = [f"{_key(key)} = {_toml(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
     if place and lines:
