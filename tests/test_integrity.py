@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -60,18 +59,12 @@ def replace(path: Path) -> None:
     shutil.copyfile(path.with_stem(other), path)
 
 
-def proposed(error: str) -> list[str]:
-    """The command that an error proposes."""
-    [line] = [line for line in error.splitlines() if line.startswith("  -> ")]
-    return shlex.split(line.partition("run: dmole ")[2])
-
-
 def follow(command: tuple[str, ...], run, folder: Path, *, most: int = 12) -> list[list[str]]:
     """Type what errors propose, until the command succeeds; returns what was typed."""
     typed: list[list[str]] = []
     while (done := run(*command, cwd=folder)).returncode:
         assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-        fix = proposed(done.stderr)
+        fix = tiny.proposed(done.stderr)
         assert fix and fix not in typed and len(typed) < most, (typed, done.stderr)
         tiny.succeed(*fix, cwd=folder, run=run)
         typed.append(fix)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import socketserver
 import subprocess
 import sys
@@ -328,6 +329,12 @@ class Interpreter:
 def digest(content: bytes) -> str:
     """sha256, hexadecimal."""
     return hashlib.sha256(content).hexdigest()
+
+
+def proposed(error: str) -> list[str]:
+    """The command that an error proposes."""
+    [line] = [line for line in error.splitlines() if line.startswith("  -> ")]
+    return shlex.split(line.partition("run: dmole ")[2])
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
