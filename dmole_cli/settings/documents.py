@@ -1,7 +1,7 @@
 """JSON and TOML from outside: regular files only, of bounded size, nesting and numbers.
 
-All functions raise OSError for a file that cannot be read, and ValueError for content that is not accepted; their callers know what
-the file is and put it into an error of theirs.
+All functions raise OSError for a file that cannot be read, and ValueError for content that is not accepted; their callers know
+what the file is and put it into an error of theirs.
 """
 
 from __future__ import annotations
@@ -59,8 +59,13 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError: see the module.
     """
+    text = read_document(path, limit=MAX_TOML)
     try:
-        table = tomllib.loads(read_document(path, limit=MAX_TOML))
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError as error:  # the interpreter's own limit
+        raise ValueError("an integer of too many digits") from error
     except RecursionError as error:
         raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep") from error
     _require_bounded(table)

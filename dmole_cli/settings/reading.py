@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,9 +12,11 @@ from pydantic_core import ErrorDetails
 
 from dmole_cli.errors import DmoleError
 from dmole_cli.settings.declare import Section, expected_words, option_name
+from dmole_cli.settings.documents import read_toml
 from dmole_cli.settings.model import Settings
 
 DEFAULT_FILE = Path("dmole.toml")
+MAX_SHOWN = 200  # characters of an invalid value
 RENAMED = {"picture_store": "vision_cache"}
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -27,13 +28,12 @@ def read_settings(path: Path | None, model: type[Settings] = Settings) -> Settin
     Raises:
         DmoleError: the file is missing or not TOML, or has unknown keys or invalid values (all reported at once).
     """
-    if path is None:
-        if not DEFAULT_FILE.exists():
-            return model()
-        path = DEFAULT_FILE
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        if path is None and not DEFAULT_FILE.exists():
+            return model()
+        path = path or DEFAULT_FILE
+        table = read_toml(path)
+    except (OSError, ValueError) as error:
         raise DmoleError(f"cannot read {path}: {error}", "pass --config the path of a TOML file") from error
     problems: list[str] = []
     settings = validated(model, table, problems)
@@ -107,7 +107,12 @@ def _words(model: type[BaseModel], detail: ErrorDetails, *, as_options: bool) ->
         return f"{shown}: {detail['msg'].removeprefix('Value error, ')}"
     words = "a valid value" if field is None else expected_words(field)
     value = detail["input"]
-    return f"{shown} is {value if isinstance(value, str) and as_options else repr(value)}; expected {words}"
+    return f"{shown} is {_short(value if isinstance(value, str) and as_options else repr(value))}; expected {words}"
+
+
+def _short(text: str) -> str:
+    """A value for a message, cut off where it is long."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _field_at(model: type[BaseModel], place: tuple[int | str, ...]) -> tuple[FieldInfo | None, type[BaseModel]]:
