@@ -14,10 +14,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from dmole_cli.settings.limits import TooMuchWork, bounded
+
 MAX_DEPTH = 100  # nested lists and tables
 MAX_DIGITS = 300  # of an integer in JSON: more than a float can hold
 MAX_BYTES = 64 << 20
-MAX_TOML = 4 << 20
+MAX_TOML, TOML_SECONDS = 1 << 20, 5.0
 INT64 = range(-(2**63), 2**63)
 # Half of a surrogate pair, as JSON can escape it; UTF-8 and tokenizers cannot encode it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -61,7 +63,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     text = read_document(path, limit=MAX_TOML)
     try:
-        table = tomllib.loads(text)
+        # The parser's time is quadratic in the parts of a dotted key.
+        with bounded(seconds=TOML_SECONDS):
+            table = tomllib.loads(text)
+    except TooMuchWork as error:
+        raise ValueError(f"it takes more than {TOML_SECONDS:g} seconds to parse") from error
     except tomllib.TOMLDecodeError:
         raise
     except ValueError as error:  # the interpreter's own limit
