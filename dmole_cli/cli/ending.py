@@ -144,8 +144,8 @@ def _open_streams() -> None:
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        with suppress(OSError, AttributeError):  # of a stream that is no file, or another one than at the start
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _abandon_output() -> None:

@@ -21,7 +21,7 @@ def bounded(*, seconds: float, memory: int = 0) -> Iterator[None]:
     limits, nothing is limited.
 
     Args:
-        seconds: wall time.
+        seconds: processor time of the process, so that a busy machine makes no difference.
         memory: bytes of address space beside what the process has; 0 for no limit.
 
     Raises:
@@ -35,16 +35,16 @@ def bounded(*, seconds: float, memory: int = 0) -> Iterator[None]:
     def expired(number: int, frame: object) -> None:
         raise TooMuchWork(f"no result within {seconds:g} seconds")
 
-    previous = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    previous = signal.signal(signal.SIGPROF, expired)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         with _address_space(memory):
             yield
     except MemoryError as error:
         raise TooMuchWork(f"more than {memory >> 20} MiB of memory" if memory else "out of memory") from error
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
 
 
 @contextmanager
