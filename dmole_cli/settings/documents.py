@@ -132,7 +132,7 @@ def has_surrogates(value: Any) -> bool:
 
 def _integer(text: str) -> int:
     if len(text) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(text)} digits")
+        raise ValueError(f"an integer of more than {MAX_DIGITS} digits")
     return int(text)
 
 
