@@ -207,6 +207,7 @@ def environment(**extra: str) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "passive",
         "HF_HUB_OFFLINE": "1",
+        "DMOLE_TRACEBACK": "1",
         **extra,
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.errors import DmoleError, DmoleWarning
+from dmole_cli.settings.documents import require_regular
 
 MISSING = "missing"  # the error is raised by the reader of the image, which knows the row that names it
 SCHEMA = "CREATE TABLE IF NOT EXISTS digests (state BLOB PRIMARY KEY, digest BLOB) WITHOUT ROWID"
@@ -33,8 +34,9 @@ class ImageDigests:
         self._stored: sqlite3.Connection | None = None
 
     def __getitem__(self, path: Path) -> str:
-        """The digest of a file, or `MISSING`."""
+        """The digest of a regular file, or `MISSING`."""
         try:
+            require_regular(path)
             stat = path.stat()
         except OSError:
             return MISSING

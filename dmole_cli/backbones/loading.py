@@ -7,13 +7,19 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.backbones.files import fingerprint_of, local_folder, not_a_backbone, resolve
+from dmole_cli.backbones.weights import require_complete, require_finite, require_safe_weights
 from dmole_cli.errors import DmoleError, first_line
+from dmole_cli.settings.limits import TooMuchWork, bounded
 
 if TYPE_CHECKING:
     import torch
 
     from dmole_cli.backbones.backbone import Backbone
     from dmole_cli.backbones.inputs import Inputs
+
+
+# Limits of rendering the chat template for a short question.
+TEMPLATE_SECONDS, TEMPLATE_MEMORY, LONGEST_PROMPT = 10.0, 1 << 30, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ def load_backbone(
         loading: type and quantisation of the weights.
 
     Raises:
-        DmoleError: there is no such model, it is not an image-text-to-text model, or a required package is missing.
+        DmoleError: there is no such model, it is not an image-text-to-text model, its weights are incomplete, not finite or
+            not in safetensors, or a required package is missing.
     """
     import torch
     from transformers.utils import logging
@@ -64,6 +71,7 @@ def load_backbone(
     logging.disable_progress_bar()
     fingerprint = fingerprint_of(name) + str(loading)
     path = resolve(name)
+    require_safe_weights(name)
     _require_quantizer(loading)
     try:
         from transformers import AutoModelForImageTextToText
@@ -72,9 +80,14 @@ def load_backbone(
         from dmole_cli.backbones.processors import load_processor
 
         processor = load_processor(path)
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, trust_remote_code=False, **_arguments(loading, device)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            path,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **_arguments(loading, device),
         )
+        model, found = loaded
         # Quantised modules are created on their device.
         model = model if loading.quantize != "none" else model.to(device)
     # Libraries raise anything on incomplete weights, unknown keys, a missing repository or no network.
@@ -82,7 +95,11 @@ def load_backbone(
         raise _loading_error(name, error, loading) from error
     if getattr(processor, "tokenizer", None) is None:
         raise not_a_backbone(name, "its processor has no tokenizer")
-    return Backbone(name, fingerprint, model, processor, precision=precision)
+    require_complete(name, found)
+    require_finite(name, model)
+    backbone = Backbone(name, fingerprint, model, processor, precision=precision)
+    _require_bounded_template(name, backbone.inputs)
+    return backbone
 
 
 def load_inputs(name: str) -> tuple[Inputs, Any]:
@@ -106,7 +123,30 @@ def load_inputs(name: str) -> tuple[Inputs, Any]:
         raise _loading_error(name, error, PLAIN) from error
     if getattr(processor, "tokenizer", None) is None:
         raise not_a_backbone(name, "its processor has no tokenizer")
-    return Inputs(processor, family_class(config.model_type)(processor)), config
+    inputs = Inputs(processor, family_class(config.model_type)(processor))
+    _require_bounded_template(name, inputs)
+    return inputs, config
+
+
+def _require_bounded_template(name: str, inputs: Inputs) -> None:
+    """Refuse a chat template that loops, or grows, without an end; rendering is tried with up to three images.
+
+    Raises:
+        DmoleError: rendering did not end within a few seconds, or takes too much memory.
+    """
+    for images in range(4):
+        try:
+            with bounded(seconds=TEMPLATE_SECONDS, memory=TEMPLATE_MEMORY):
+                length = len(inputs.family.prompt("Is this it?", images=images))
+            if length > LONGEST_PROMPT:
+                raise TooMuchWork(f"{length} characters")
+        except TooMuchWork as error:
+            raise DmoleError(
+                f"the chat template of backbone '{name}' does not end: {error}",
+                "check chat_template.jinja (or chat_template in the processor's files) of the folder",
+            ) from error
+        except Exception:  # a template may refuse a number of images; reported for the sample that has it
+            continue
 
 
 def _arguments(loading: Loading, device: torch.device | str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dmole_cli.backbones.files import resolve
+from dmole_cli.backbones.files import local_folder, resolve
 from dmole_cli.errors import DmoleError, first_line
 
 HINT = "pass --backbone a folder with the config.json of an image-text-to-text model, a hub id, or 'embedded'"
@@ -26,6 +26,7 @@ def meta_model(name: str, *, attention: str = "auto") -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    local_folder(name)
     path = resolve(name)
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise DmoleError(f"backbone '{name}' holds no config.json", HINT)

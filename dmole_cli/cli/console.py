@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.errors import DmoleError, DmoleWarning
+from dmole_cli.errors import DmoleWarning
 
 if TYPE_CHECKING:
     from dmole_cli.artifacts.outcome import Outcome
@@ -20,15 +20,13 @@ def say(text: str) -> None:
 
 
 def data(value: Any) -> None:
-    """Print a JSON document on stdout."""
-    print(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-def fail(error: DmoleError) -> None:
-    """Print an error: what, where, what to do next."""
-    say(f"error: {error.message}")
-    if error.hint:
-        say(f"  -> {error.hint}")
+    """Print a JSON document on stdout; with escapes where its encoding, or any, lacks a character."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    print(text)
 
 
 def quiet_libraries() -> None:

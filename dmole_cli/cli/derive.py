@@ -62,8 +62,11 @@ def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -
     ]
 
     def callback(**values: Any) -> None:
+        from dmole_cli.cli.processes import require_one_process
         from dmole_cli.cli.workspace import open_workspace
 
+        if flags is FLAGS:
+            require_one_process()
         options = {path: values[_identifier(path)] for path in fields if values[_identifier(path)] not in (None, [])}
         several = {path.rpartition(".")[2]: options.pop(path, []) for path in repeatable}
         work = open_workspace(values, options, model=model, typed=_typed(values, fields))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from dmole_cli.cli.console import fail
+from dmole_cli.cli.ending import fail
 from dmole_cli.errors import DmoleError
 
 # command -> old option -> what to type now.

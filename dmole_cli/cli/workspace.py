@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -210,9 +211,12 @@ def _with_method_options(settings: Settings, method: str, typed: Sequence[str]) 
     for text in typed:
         key, _, value = text.partition("=")
         try:
-            found[key.strip().replace("-", "_")] = float(value)
+            number = float(value)
         except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
             import typer
 
-            raise typer.BadParameter(f"--set {text}: expected NAME=NUMBER, like weight=100") from None
+            raise typer.BadParameter(f"--set {text}: expected NAME=NUMBER, like weight=100")
+        found[key.strip().replace("-", "_")] = number
     return {**settings.method, method: found}

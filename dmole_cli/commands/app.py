@@ -1,20 +1,20 @@
-"""Mounts the subcommands, and turns every error into lines on stderr and an exit code."""
+"""Mounts the subcommands."""
 
 from __future__ import annotations
 
 import atexit
 import gc
-import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dmole_cli import __version__
-from dmole_cli.cli.console import fail, quiet_libraries
+from dmole_cli.cli.console import quiet_libraries
+from dmole_cli.cli.ending import run
 from dmole_cli.cli.lazy import LazyGroup
 from dmole_cli.cli.retired import refuse_retired
-from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
     from dmole_cli.settings.model import Settings
@@ -68,16 +68,8 @@ def root(
     """Each stage reads files and writes one: profile -> allocate -> train-router -> train-task -> evaluate."""
 
 
-class _Interrupted(BaseException):
-    """Ctrl-C or a termination signal; not an Exception, so that no `except Exception` catches it."""
-
-
-def _interrupted(number: int, frame: object) -> None:
-    raise _Interrupted
-
-
-def main(settings: type[Settings] | None = None) -> None:
-    """Entry point of `dmole`.
+def command(settings: type[Settings] | None = None) -> None:
+    """Run the command line of this process.
 
     Args:
         settings: the model of all settings, with those of an extension; by default `Settings`.
@@ -85,14 +77,14 @@ def main(settings: type[Settings] | None = None) -> None:
     quiet_libraries()
     # The interpreter's last garbage collection visits every object of torch and transformers: a second that frees nothing.
     atexit.register(gc.freeze)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupted)
-    try:
-        refuse_retired(sys.argv[1:])
-        app(obj=settings)
-    except _Interrupted:
-        fail(DmoleError("interrupted; no incomplete file was left", "run the same command again"))
-        sys.exit(1)
-    except DmoleError as error:
-        fail(error)
-        sys.exit(1)
+    refuse_retired(sys.argv[1:])
+    app(obj=settings)
+
+
+def main(settings: type[Settings] | None = None) -> None:
+    """Run the command line of this process with an extension's settings, and exit; `dmole` itself is `dmole_cli.__main__`.
+
+    Args:
+        settings: as for `command`.
+    """
+    run(partial(command, settings))

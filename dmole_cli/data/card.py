@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import create_model, model_validator
+from pydantic import create_model, field_validator, model_validator
 
 from dmole_cli import catalog
 from dmole_cli.errors import DmoleError
 from dmole_cli.metrics.base import load_metric
 from dmole_cli.settings.declare import Section, setting
+from dmole_cli.settings.documents import read_toml
 from dmole_cli.settings.model import Names
+from dmole_cli.settings.names import SPLITS as SPLITS
+from dmole_cli.settings.names import name_problem
 from dmole_cli.settings.reading import listed, validated
 
 CARD_FOLDER = Path(__file__).with_name("cards")
 QUESTION = "{question}"
-SPLITS = ("train", "validation", "test")
+MAX_LIKE = 20  # cards that a card is based on, one on the other
 
 
 class Generation(Section):
@@ -100,6 +102,13 @@ class TaskCard(Section):
     data: Mapping[str, Any] = setting({}, "options of the format")
     path: Path = Path()
 
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if problem := name_problem(name):
+            raise ValueError(f"the name {problem} (by default it is the name of the card's file)")
+        return name
+
     @model_validator(mode="after")
     def _answers_can_be_ranked(self) -> TaskCard:
         folded = {answer.strip().lower() for answer in self.answers}
@@ -134,11 +143,40 @@ def _built_in() -> dict[str, Path]:
 
 
 def task_name(entry: str) -> str:
-    """The name of a task that was typed as a name or as the path of a card.
+    """The name of a task that was typed as a name or as the path of a card: the card's `name`, or else its file's name.
 
     A name is also a file's: a built-in card in a folder, typed `coin/vizwiz`, has the name `coin-vizwiz`.
+
+    Raises:
+        DmoleError: it is not a plain name.
     """
-    return Path(entry).stem if entry.endswith(".toml") else entry.replace("/", "-")
+    name = _own_name(Path(entry)) if entry.endswith(".toml") else entry.replace("/", "-")
+    if problem := name_problem(name):
+        raise DmoleError(
+            f"the task {entry[-100:]!r} has no valid name: it {problem}", "rename the card, or set its key `name`"
+        )
+    return name
+
+
+def _own_name(path: Path) -> str:
+    try:
+        name = read_toml(path).get("name")
+    except (OSError, ValueError):  # reported by `load_card`
+        name = None
+    return name if isinstance(name, str) else path.stem
+
+
+def same_card(one: str, other: str) -> bool:
+    """Whether two entries of one name are the same card, in whatever way they are written.
+
+    Args:
+        one: an entry of the stream.
+        other: a further entry; a bare name stands for the stream's card.
+    """
+    if one == other or not other.endswith(".toml"):
+        return True
+    path = Path(one) if one.endswith(".toml") else _built_in().get(one.replace("/", "-"))
+    return path is not None and path.resolve() == Path(other).resolve()
 
 
 def format_names() -> list[str]:
@@ -201,8 +239,8 @@ def _options(names: Sequence[str], data: Any, problems: list[str]) -> dict[str, 
 def _read_table(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The card's TOML, laid over that of the card it is `like`."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = read_toml(path)
+    except (OSError, ValueError) as error:
         raise DmoleError(f"cannot read the task card {path}: {error}", "docs/tasks.md shows a card") from error
     like = table.pop("like", None)
     if like is None:
@@ -210,7 +248,13 @@ def _read_table(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     other = _card_path(like if isinstance(like, str) else "")
     if other in (path, *above):
         raise DmoleError(f"the task card {path} has a circular `like`", "remove `like` from one of the cards")
-    return _laid_over(_read_table(other, above=(path, *above)), table)
+    if len(above) >= MAX_LIKE:
+        raise DmoleError(
+            f"the task card {path} is the end of {MAX_LIKE} cards that are `like` one another", "use fewer"
+        )
+    below = _read_table(other, above=(path, *above))
+    below.pop("name", None)  # a name belongs to one card
+    return _laid_over(below, table)
 
 
 def _laid_over(below: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,6 +273,10 @@ def _card_path(text: str) -> Path:
     if path.suffix != ".toml":
         known = ", ".join(sorted(cards))
         raise DmoleError(f"unknown task '{text}'", f"known tasks: {known}; or give the path of a task card (.toml)")
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise DmoleError(f"no task card at {path}: {error.strerror}", "check the path of the .toml file") from error
+    if not found:
         raise DmoleError(f"no task card at {path}", "check the path of the .toml file")
     return path

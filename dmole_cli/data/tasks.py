@@ -11,12 +11,13 @@ from typing import Self
 from dmole_cli.artifacts.image_digests import ImageDigests
 from dmole_cli.artifacts.provenance import DATA_PREFIX
 from dmole_cli.artifacts.run import Run
-from dmole_cli.data.card import TaskCard, load_card, task_name
+from dmole_cli.data.card import TaskCard, load_card, same_card, task_name
 from dmole_cli.data.digests import data_digest
 from dmole_cli.data.loading import samples
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError, DmoleWarning
 from dmole_cli.settings.model import Settings
+from dmole_cli.settings.names import same_name
 
 
 class Tasks:
@@ -26,10 +27,15 @@ class Tasks:
         entries: tasks as they were written, names or paths of cards; a task's name is its only identity.
         data_root: folder at which relative data paths of cards start, None for the card's own folder.
         image_digests: digests of image files.
+
+    Raises:
+        DmoleError: two entries are different tasks of the same name.
     """
 
     def __init__(self, entries: Iterable[str], *, data_root: Path | None, image_digests: ImageDigests) -> None:
-        self._entries = {task_name(entry): entry for entry in entries}
+        self._entries: dict[str, str] = {}
+        for entry in entries:
+            self._add(task_name(entry), entry)
         self.data_root, self.image_digests = data_root, image_digests
         # Per instance, and not on the methods: a decorated method would keep every instance alive.
         self.card = lru_cache(maxsize=None)(self._card)
@@ -39,10 +45,31 @@ class Tasks:
 
     @classmethod
     def of(cls, settings: Settings, run: Run, *, further: Sequence[str] = ()) -> Self:
-        """The tasks of the settings, and further ones that the user named."""
+        """The tasks of the settings, and further ones that the user named.
+
+        Raises:
+            DmoleError: two tasks of the settings have the same name, or a further one has the name of another task.
+        """
         root = Path(settings.data_root) if settings.data_root else None
-        entries = (*further, *settings.tasks, *settings.unseen)
-        return cls(entries, data_root=root, image_digests=ImageDigests(run.image_digests()))
+        stream = (*settings.tasks, *settings.unseen)
+        names: dict[str, str] = {}
+        for entry in stream:
+            name = task_name(entry)
+            if name in names:
+                raise _twice(name, names[name], entry)
+            names[name] = entry
+        return cls((*stream, *further), data_root=root, image_digests=ImageDigests(run.image_digests()))
+
+    def _add(self, name: str, entry: str) -> None:
+        """Note a task.
+
+        Raises:
+            DmoleError: another task has this name, or one that differs by case only.
+        """
+        for known, other in self._entries.items():
+            if same_name(known, name) and (known != name or not same_card(other, entry)):
+                raise _twice(name, other, entry)
+        self._entries.setdefault(name, entry)
 
     def _card(self, task: str) -> TaskCard:
         """The card of a task."""
@@ -75,3 +102,10 @@ class Tasks:
     def _warn(self, task: str, split: str, reason: str) -> None:
         message = f"artifacts made from the {split} split of task {task} cannot be compared with its data: {reason}"
         warnings.warn(DmoleWarning(message), stacklevel=3)
+
+
+def _twice(name: str, one: str, other: str) -> DmoleError:
+    return DmoleError(
+        f"the entries {one!r} and {other!r} both have the task name {name!r}; a task's name is its only identity",
+        "name each task once in `tasks` and `unseen`; give one of two cards another file name, or a key `name`",
+    )

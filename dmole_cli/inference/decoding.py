@@ -14,6 +14,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from dmole_cli.backbones.backbone import Backbone
+from dmole_cli.errors import DmoleError
 
 Leave = Callable[[torch.Tensor], None]
 BATCH_FIRST = ("attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -40,6 +41,7 @@ def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callabl
         rows = torch.arange(batch_size, device=input_ids.device)
         finished: dict[int, torch.Tensor] = {}
         first = True
+        undefined = torch.zeros((), dtype=torch.bool, device=input_ids.device)
         while len(rows):
             inputs = model.prepare_inputs_for_generation(
                 input_ids, next_sequence_length=None if first else 1, is_first_iteration=first, **kwargs
@@ -47,6 +49,7 @@ def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callabl
             outputs = model(**inputs, return_dict=True)
             kwargs = model._update_model_kwargs_for_generation(outputs, kwargs)
             scores = logits_processor(input_ids, outputs.logits[:, -1].float())
+            undefined |= scores.isnan().any()
             input_ids = torch.cat([input_ids, scores.argmax(dim=-1, keepdim=True)], dim=1)
             done = stopping_criteria(input_ids, None)
             counts["decode_rows"] += len(rows)
@@ -59,12 +62,22 @@ def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callabl
             kwargs = {name: select_rows(name, value, remaining, len(done)) for name, value in kwargs.items()}
             if leave is not None and len(remaining):
                 leave(remaining)
+        if undefined:  # read once: each read of a number waits for the device
+            raise undefined_outputs()
         counts["decode_rows_needed"] += sum(len(tokens) for tokens in finished.values())
         pad_token_id = int(generation_config.pad_token_id)
         answers = [finished[row] for row in range(batch_size)]
         return pad_sequence(answers, batch_first=True, padding_value=pad_token_id)
 
     return decode
+
+
+def undefined_outputs() -> DmoleError:
+    """The error for logits with a NaN, whose largest entry would be a meaningless prediction."""
+    return DmoleError(
+        "the model's outputs are NaN; no prediction was stored",
+        "train the active experts again with a lower learning rate; in float16 values may overflow: --dtype bfloat16 or float32",
+    )
 
 
 def select_rows(name: str, value: Any, rows: torch.Tensor, before: int) -> Any:
@@ -103,6 +116,9 @@ def generate(
         max_new_tokens: maximum number of tokens per answer.
         min_new_tokens: minimum number of tokens per answer, 0 for none.
         leave: called with the indices of the remaining rows whenever rows are dropped (`RoutedExperts.keep`).
+
+    Raises:
+        DmoleError: the logits are NaN.
     """
     backbone.counts["generations"] += len(inputs["input_ids"])
     with backbone.autocast():

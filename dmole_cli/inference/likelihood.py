@@ -8,6 +8,7 @@ answers' own tokens pass through the model, on copies of their prompts' caches.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dmole_cli.artifacts.likelihood import Likelihoods
 from dmole_cli.backbones.backbone import Backbone
-from dmole_cli.inference.decoding import select_rows
+from dmole_cli.inference.decoding import select_rows, undefined_outputs
 
 Narrow = Callable[[torch.Tensor], AbstractContextManager[None]]
 
@@ -113,6 +114,9 @@ def answer_likelihoods(
         answers: answers of each sample, at least one in total.
         rows: number of answers per forward pass.
         narrow: context in which other state of the batch is that of some prompts (`RoutedExperts.narrowed`).
+
+    Raises:
+        DmoleError: the logits are NaN.
     """
     tokens = [[backbone.inputs.answer_tokens(answer) for answer in own] for own in answers]
     backbone.counts["likelihood_passes"] += len(tokens)
@@ -127,4 +131,6 @@ def answer_likelihoods(
             eos_token_id=backbone.end_tokens,
             custom_generate=scoring(tokens, rows=rows, narrow=narrow),
         )
+    if any(math.isnan(value) for own in sums for value in own):
+        raise undefined_outputs()
     return [Likelihoods(own, [len(answer) for answer in row]) for own, row in zip(sums, tokens, strict=True)]

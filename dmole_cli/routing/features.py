@@ -26,7 +26,7 @@ from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.batches import encoded_batches, sequential_batches
 from dmole_cli.data.sample import Picked, Sample
 from dmole_cli.data.tasks import Tasks
-from dmole_cli.errors import DmoleWarning
+from dmole_cli.errors import DmoleError, DmoleWarning
 from dmole_cli.progress import Track, quiet
 
 LIBRARIES = ("torch", "transformers")
@@ -51,7 +51,7 @@ def routing_features(
         track: shows progress.
 
     Raises:
-        DmoleError: a sample cannot be read.
+        DmoleError: a sample cannot be read, or a feature is not finite.
     """
     samples, path = data.samples(task, split), run.features(task, split)
     header = Header.of(
@@ -113,4 +113,11 @@ def _computed(backbone: Backbone, samples: Sequence[Sample], label: str, track: 
     batches = [[order[i] for i in indices] for indices in sequential_batches(len(order), BATCH)]
     encoded = encoded_batches(backbone, samples, batches, with_answer=False)
     parts = [backbone.features(batch) for batch in track(encoded, label, len(batches))]
-    return torch.cat(parts)[torch.tensor(order).argsort()]
+    features = torch.cat(parts)[torch.tensor(order).argsort()]
+    if wrong := (~features.isfinite().all(dim=1)).nonzero().flatten().tolist():
+        shown = ", ".join(samples[row].sample_id for row in wrong[:5])
+        raise DmoleError(
+            f"the {label} are not finite for {len(wrong)} sample(s): {shown}",
+            "check these samples with `dmole tasks check`; in float16 values may overflow: --dtype bfloat16 or float32",
+        )
+    return features

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from dmole_cli import catalog
 from dmole_cli.errors import DmoleError
@@ -194,6 +194,14 @@ class Settings(Section):
     router: RouterSettings = RouterSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = setting(EvaluateSettings(), recorded=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unseen_by_default(cls, table: Any) -> Any:
+        """A task of the stream is not unseen by default."""
+        if not isinstance(table, Mapping) or "unseen" in table or not isinstance(table.get("tasks"), list | tuple):
+            return table
+        return {**table, "unseen": tuple(name for name in DEFAULT_UNSEEN if name not in table["tasks"])}
 
     @field_validator("tasks")
     @classmethod

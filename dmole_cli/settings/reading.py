@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,10 +12,12 @@ from pydantic_core import ErrorDetails
 
 from dmole_cli.errors import DmoleError
 from dmole_cli.settings.declare import Section, expected_words, option_name
+from dmole_cli.settings.documents import read_toml
 from dmole_cli.settings.model import Settings
 from dmole_cli.settings.record import located
 
 DEFAULT_FILE = Path("dmole.toml")
+MAX_SHOWN = 200  # characters of an invalid value
 RENAMED = {"picture_store": "vision_cache"}
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -58,8 +59,8 @@ def read_record(path: Path, model: type[Settings] = Settings) -> dict[str, Any]:
 
 def _table(path: Path, hint: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_toml(path)
+    except (OSError, ValueError) as error:
         raise DmoleError(f"cannot read {path}: {error}", hint) from error
 
 
@@ -146,7 +147,12 @@ def _words(model: type[BaseModel], detail: ErrorDetails, *, as_options: bool) ->
         return f"{shown}: {detail['msg'].removeprefix('Value error, ')}"
     words = "a valid value" if field is None else expected_words(field)
     value = detail["input"]
-    return f"{shown} is {value if isinstance(value, str) and as_options else repr(value)}; expected {words}"
+    return f"{shown} is {_short(value if isinstance(value, str) and as_options else repr(value))}; expected {words}"
+
+
+def _short(text: str) -> str:
+    """A value for a message, cut off where it is long."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _field_at(model: type[BaseModel], place: tuple[int | str, ...]) -> tuple[FieldInfo | None, type[BaseModel]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def train_router(
     """Train one router; writes `features/<task>.parquet` (reused by later stages) and `routers/<task>.safetensors`.
 
     Raises:
-        DmoleError: the task's data cannot be read, there are too few samples, or the output is stale.
+        DmoleError: the task's data cannot be read, there are too few samples, the router is not finite, or the output is stale.
     """
     chosen = settings.router
     samples = data.samples(task, "train")
@@ -88,6 +89,11 @@ def build_router(
         losses = autoencoder.losses(tested)
     threshold = torch.quantile(losses, chosen.quantile).item() * chosen.threshold_scale
     tensors = {name: value.detach() for name, value in autoencoder.state_dict().items()}
+    if not math.isfinite(threshold) or not all(bool(value.isfinite().all()) for value in tensors.values()):
+        raise DmoleError(
+            f"the router of {task} is not finite (threshold {threshold}); nothing was written",
+            "check the task's data with `dmole tasks check`, and threshold_scale of [router]",
+        )
     return RouterFile(tensors, threshold, quantiles(losses), layout, chosen.decoder, header), epochs
 
 

@@ -193,6 +193,11 @@ def _train(context: LoadedContext, recipe: Recipe, track: Track) -> Trained:
             )
         routed.dropout = 0.0
         remembered = rules.remember(context, training)
+    if wrong := [name for name, tensor in remembered.items() if not bool(tensor.isfinite().all())]:
+        raise DmoleError(
+            f"what {rules.name} stores of {task} is not finite ({', '.join(wrong[:3])}); nothing was written",
+            "lower --learning-rate, or the method's options (--set)",
+        )
     return Trained(expert, remembered, losses, len(truncated))
 
 

@@ -110,7 +110,8 @@ def train_expert(
         cache: vision features of batches without an active expert in the vision encoder.
 
     Raises:
-        DmoleError: a loss or its gradient is not finite; the message names the samples of the batch.
+        DmoleError: a loss or its gradient is not finite; the message names the samples of the batch. Or the expert is not finite
+            after the last step.
     """
     parameters = list(expert.parameters())
     # Gradients may underflow in float16, so the loss is scaled and the gradients are scaled back before the step.
@@ -133,11 +134,19 @@ def train_expert(
         # divergence.
         if not math.isfinite(length) and (not scaler.is_enabled() or scaler.get_scale() < 1):
             raise _not_finite(step, length, batch.sample_ids, what="gradient norm")
-        scaler.step(optimizer)
+        try:
+            scaler.step(optimizer)
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            raise _diverged(schedule) from error
         scaler.update()
         losses.answers.append(value)
         if penalty is not None:
             losses.penalty.append(added)
+    # The losses do not show what the last step did.
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        raise _diverged(schedule)
     return losses
 
 
@@ -163,6 +172,13 @@ def _forward_and_backward(
         # Inside of the routed block, because checkpointed activations are recomputed in the backward pass.
         scaler.scale(loss + extra).backward()
     return loss.detach(), extra.detach()
+
+
+def _diverged(schedule: Schedule) -> DmoleError:
+    return DmoleError(
+        f"the expert is not finite after training with a learning rate of {schedule.learning_rate:g}; nothing was written",
+        "lower it (--learning-rate, or learning_rate of the card)",
+    )
 
 
 def _not_finite(step: int, value: float, ids: Sequence[str], *, what: str = "loss") -> DmoleError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ from typing import Any, TextIO
 
 from dmole_cli.data.invalid_records import InvalidRecord, report_or_raise
 from dmole_cli.errors import DmoleError
+from dmole_cli.settings.documents import decode, has_surrogates, parse_json, require_regular
 
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 PIECE = 1 << 20  # characters read at a time
 # A value that the end of a piece cuts off fails to parse within this many characters of the end; an earlier failure is an
 # error of the file.
 LONGEST_TOKEN = 16
+LONGEST_VALUE = 1 << 28  # characters of a line, or of a value, that are held in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +48,48 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
     with _opened(path) as file:
         text = _Text(path, file)
         if text.peek() == "[":
-            yield from ((f"record {number}", value) for number, value in enumerate(text.elements(), start=1))
+            for number, value in enumerate(text.elements(), start=1):
+                if _encodable(path, f"record {number}", value, text.last):
+                    yield f"record {number}", value
             text.end()
             return
     with _opened(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(path, file), start=1):
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                message = f"{path}, line {number}: not JSON ({error.msg})"
-                report_or_raise(InvalidRecord(message, "fix or remove the line"))
+                value = parse_json(line)
+            except ValueError as error:
+                said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                report_or_raise(InvalidRecord(f"{path}, line {number}: not JSON ({said})", "fix or remove the line"))
             else:
-                yield f"line {number}", value
+                if _encodable(path, f"line {number}", value, line):
+                    yield f"line {number}", value
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    while line := file.readline(LONGEST_VALUE):
+        if len(line) == LONGEST_VALUE:
+            raise DmoleError(f"{path} has a line of more than {LONGEST_VALUE >> 20} million characters", "fix the file")
+        yield line
+
+
+def _encodable(path: Path, place: str, value: Any, text: str) -> bool:
+    """Whether a record can be used; not if it has half of a surrogate pair, which tokenizers and files cannot encode.
+
+    Args:
+        path: the file.
+        place: of the record.
+        value: the record, with its key if it has one.
+        text: the JSON that it was parsed from.
+    """
+    if not (SURROGATE.search(text) and has_surrogates(value)):
+        return True
+    message = (
+        f"{path}, {ascii(place)[1:-1]}: a text has half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+    )
+    report_or_raise(InvalidRecord(message, "fix or remove the record"))
+    return False
 
 
 def members(path: Path) -> Iterator[Member]:
@@ -70,8 +102,7 @@ def members(path: Path) -> Iterator[Member]:
         text = _Text(path, file)
         first = text.peek()
         if first == "[":
-            for number, value in enumerate(text.elements(), start=1):
-                yield Member("", "", value, f"record {number}")
+            yield from _elements(text, "")
         elif first == "{":
             for group in text.names():
                 yield from _member(text, group)
@@ -88,32 +119,47 @@ def entries(path: Path) -> Iterator[tuple[str, Any]]:
     """
     with _opened(path) as file:
         text = _Text(path, file)
-        for key in text.names():
-            yield key, text.value()
+        yield from ((member.key, member.value) for member in _values(text, ""))
         text.end()
 
 
 def _member(text: _Text, group: str) -> Iterator[Member]:
     first = text.peek()
     if first == "[":
-        for number, value in enumerate(text.elements(), start=1):
-            yield Member(group, "", value, f"{group}, record {number}")
+        yield from _elements(text, group)
     elif first == "{":
-        for key in text.names():
-            yield Member(group, key, text.value(), f"{group}, key {key}")
+        yield from _values(text, group)
     else:
-        yield Member(group, "", text.value(), group)
+        value = text.value()
+        if _encodable(text.path, group, [group, value], f"{json.dumps(group)} {text.last}"):
+            yield Member(group, "", value, group)
+
+
+def _elements(text: _Text, group: str) -> Iterator[Member]:
+    for number, value in enumerate(text.elements(), start=1):
+        place = f"{group}, record {number}" if group else f"record {number}"
+        if _encodable(text.path, place, value, text.last):
+            yield Member(group, "", value, place)
+
+
+def _values(text: _Text, group: str) -> Iterator[Member]:
+    for key in text.names():
+        before, value = text.last, text.value()
+        place = f"{group}, key {key}" if group else f"key {key}"
+        if _encodable(text.path, place, [key, value], before + text.last):
+            yield Member(group, key, value, place)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
     try:
+        require_regular(path)
         # Only "\n" ends a line: JSON allows U+2028 inside a text.
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             yield file
     except FileNotFoundError as error:
         raise DmoleError(f"missing annotation file {path}", "check [data] of the task card or --data-root") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise DmoleError(f"cannot read the annotation file {path}: {error}", "it must be JSON in UTF-8") from error
 
 
@@ -123,6 +169,7 @@ class _Text:
     def __init__(self, path: Path, file: TextIO) -> None:
         self.path, self.file = path, file
         self.buffer, self.at, self.lines, self.ended = "", 0, 0, False
+        self.last = ""  # the text of the last value
 
     def peek(self) -> str:
         """The next character that is not white space; empty at the end of the file."""
@@ -137,16 +184,21 @@ class _Text:
         self.peek()
         while True:
             try:
-                value, end = json.JSONDecoder().raw_decode(self.buffer, self.at)
+                value, end = decode(self.buffer, self.at)
             except json.JSONDecodeError as error:
                 cut = error.pos >= len(self.buffer) - LONGEST_TOKEN or error.msg.startswith("Unterminated string")
                 if self.ended or not cut:
                     raise self._wrong(error.msg, error.pos) from error
+            except ValueError as error:
+                # A number that the end of the buffer cuts off is too long already.
+                raise self._wrong(str(error), self.at) from error
             else:
                 # A number at the end of the buffer may continue in the next piece: "2" of "2.5".
                 if self.ended or end <= len(self.buffer) - LONGEST_TOKEN:
-                    self.at = end
+                    self.last, self.at = self.buffer[self.at : end], end
                     return value
+            if len(self.buffer) - self.at > LONGEST_VALUE:
+                raise self._wrong(f"a value of more than {LONGEST_VALUE >> 20} million characters", self.at)
             self._more()
 
     def elements(self) -> Iterator[Any]:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from dmole_cli.errors import DmoleError
+
 
 class Lookup:
     """JSON values by key; a key may have several values, which keep their order."""
@@ -24,7 +26,11 @@ class Lookup:
 
 @contextmanager
 def indexed(pairs: Iterable[tuple[object, Any]]) -> Iterator[Lookup]:
-    """Index (key, value) pairs by key; keys are compared as texts, so 7 finds the values of "7"."""
+    """Index (key, value) pairs by key; keys are compared as texts, so 7 finds the values of "7".
+
+    Raises:
+        DmoleError: the temporary folder cannot be written.
+    """
     with TemporaryDirectory(prefix="dmole-") as folder:
         # Neither journal nor sync: the file is temporary, and a crash needs no recovery.
         database = sqlite3.connect(f"{folder}/pairs.sqlite", isolation_level=None)
@@ -40,5 +46,9 @@ def indexed(pairs: Iterable[tuple[object, Any]]) -> Iterator[Lookup]:
             database.execute("create index by_key on pairs (key)")
             database.execute("commit")
             yield Lookup(database)
+        except sqlite3.OperationalError as error:
+            raise DmoleError(
+                f"cannot write a temporary file in {folder}: {error}", "free disk space, or set TMPDIR"
+            ) from error
         finally:
             database.close()
