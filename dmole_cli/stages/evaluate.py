@@ -214,7 +214,8 @@ def _artifacts(parts: _Parts, task: str, after: int) -> dict[str, str]:
 
 def _header(parts: _Parts, output: Output, task: str, after: int, artifacts: dict[str, str]) -> Header:
     chosen, rules, card = parts.settings.evaluate, parts.rules, parts.data.card(task)
-    settings = {"method": rules.name, "stage": after, "precision": parts.model.precision}
+    learned = rules.learned(parts.settings.tasks, after, task)
+    settings = {"method": rules.name, "stage": after, "learned": learned, "precision": parts.model.precision}
     settings |= chosen.for_header() | output.card_settings(card)
     if rules.uses_routers:
         settings |= {"routing": chosen.routing, "threshold_scale": chosen.threshold_scale}
