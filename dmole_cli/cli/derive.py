@@ -36,8 +36,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Run even if the output is up to date or stale.", rich_help_panel=OUTPUT)
 ]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="A line for every file, not for every task.", rich_help_panel=OUTPUT)
+]
 COMMON = {"run_directory": (RunOption, DEFAULT_RUN), "config": (ConfigOption, None)}
-FLAGS = {"json": (JsonOption, False), "force": (ForceOption, False)}
+FLAGS = {"json": (JsonOption, False), "force": (ForceOption, False), "verbose": (VerboseOption, False)}
 
 
 def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -> Any:

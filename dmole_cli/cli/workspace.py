@@ -46,6 +46,7 @@ class Workspace:
         run: the run directory.
         force: whether `--force` was typed.
         json: whether `--json` was typed.
+        verbose: whether `-v` was typed.
         typed: options as they were typed, by settings; repeated in the commands that errors propose.
     """
 
@@ -55,6 +56,7 @@ class Workspace:
     run: Run
     force: bool = False
     json: bool = False
+    verbose: bool = False
     typed: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -99,7 +101,7 @@ class Workspace:
 
     def report(self, outcomes: Sequence[Outcome], *, following: str = "") -> None:
         """Print what was read and written, and the command that usually follows."""
-        console.report(outcomes, as_json=self.json, following=following)
+        console.report(outcomes, as_json=self.json, following=following, verbose=self.verbose)
 
     @contextmanager
     def hints(self) -> Iterator[None]:
@@ -151,7 +153,7 @@ def open_workspace(
             )
     tasks = values.get("task") or []
     further = [tasks] if isinstance(tasks, str) else tasks
-    flags = {"force": values.get("force", False), "json": values["json"]}
+    flags = {name: values.get(name, False) for name in ("force", "json", "verbose")}
     return workspace(settings, Run(root, shared), further=further, typed=typed, **flags)
 
 

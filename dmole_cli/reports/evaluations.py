@@ -11,7 +11,10 @@ from statistics import fmean
 from dmole_cli import catalog
 from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.evaluation import Answer, read_evaluation
+from dmole_cli.artifacts.labels import base_method
 from dmole_cli.artifacts.likelihood import read_likelihood
+from dmole_cli.artifacts.listing import list_folder
+from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.run import Run
 from dmole_cli.errors import DmoleError
 from dmole_cli.methods.base import PROTOCOLS, Entry, Method, load_method
@@ -31,6 +34,7 @@ class Evaluated:
             an active expert; None without routers.
         backbone: fingerprint.
         inputs: names of the artifacts that it was made from.
+        learned: the tasks that the model had learned, in order.
         path: the file.
     """
 
@@ -41,6 +45,7 @@ class Evaluated:
     no_expert: Value
     backbone: str
     inputs: tuple[str, ...]
+    learned: tuple[str, ...]
     path: Path
 
 
@@ -52,22 +57,19 @@ class Likely:
         log_likelihood: of the references, mean over samples, in nats per token.
         ranked_first: samples whose right answer is the most probable one, in points; None for an open task.
         backbone: fingerprint.
+        learned: the tasks that the model had learned, in order.
         path: the file.
     """
 
     log_likelihood: float
     ranked_first: Value
     backbone: str
+    learned: tuple[str, ...]
     path: Path
 
 
 Evaluations = Mapping[Entry, Evaluated]
 Likelihoods = Mapping[Entry, Likely]
-
-
-def base_method(label: str) -> str:
-    """The name of the method without the routing: `d-mole@oracle` are evaluations of d-mole under another routing."""
-    return label.partition("@")[0]
 
 
 def method_of(label: str) -> Method:
@@ -77,9 +79,8 @@ def method_of(label: str) -> Method:
 
 
 def methods_on_disk(run: Run, split: str = "test") -> list[str]:
-    """List the methods that have an evaluation folder: bounds first, the main method last, the others by name."""
-    folder = run.evaluations(split)
-    found = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    """List the methods that have an evaluation: bounds first, the main method last, the others by name."""
+    found = [path.name for path in list_folder(run.evaluations(split)) if not path.is_file() and _files(path)]
 
     def position(label: str) -> tuple[bool, int, str]:
         method = method_of(label)
@@ -92,7 +93,7 @@ def read_evaluations(run: Run, label: str, split: str) -> dict[Entry, Evaluated]
     """All evaluations of a method on a split.
 
     Raises:
-        DmoleError: a file is damaged, has no sample or does not name its metric.
+        DmoleError: a file is damaged, has no sample or does not name its metric; a folder cannot be read.
     """
     return {entry: _evaluated(path) for entry, path in _files(run.evaluations(split) / label)}
 
@@ -167,9 +168,14 @@ def require_one_backbone(files: Sequence[Evaluated | Likely]) -> None:
 
 def _files(folder: Path) -> list[tuple[Entry, Path]]:
     """((stage, task), file) of every file of a method."""
-    stages = [path for path in folder.glob("*") if path.name.isdecimal()]
-    files = [file for stage in sorted(stages) for file in sorted(stage.glob("*.parquet"))]
-    return [((int(file.parent.name), file.stem), file) for file in files]
+    stages = {int(path.name): path for path in list_folder(folder) if _is_number(path.name)}
+    files = {stage: list_folder(path) for stage, path in sorted(stages.items())}
+    return [((stage, file.stem), file) for stage, found in files.items() for file in found if file.suffix == ".parquet"]
+
+
+def _is_number(name: str) -> bool:
+    """Whether a name is a number as dmole writes it, without leading zeros."""
+    return name.isdecimal() and name == str(int(name))
 
 
 def _evaluated(path: Path) -> Evaluated:
@@ -181,8 +187,22 @@ def _evaluated(path: Path) -> Evaluated:
     metric = load_metric(name)
     points = metric.scored([row.score for row in rows], header.facts).points
     own_expert, no_expert = _routed(rows, path.stem)
-    inputs = tuple(header.inputs)
-    return Evaluated(points, _further(metric, rows), name, own_expert, no_expert, header.backbone, inputs, path)
+    inputs, learned = tuple(header.inputs), _learned(header, path)
+    return Evaluated(
+        points, _further(metric, rows), name, own_expert, no_expert, header.backbone, inputs, learned, path
+    )
+
+
+def _learned(header: Header, path: Path) -> tuple[str, ...]:
+    """The tasks that the model had learned.
+
+    Raises:
+        DamagedArtifact: the header does not say it.
+    """
+    found = header.settings.get("learned")
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise DamagedArtifact(path, f"{path} does not say which tasks had been learned")
+    return tuple(found)
 
 
 def _further(metric: Metric, rows: Sequence[Answer]) -> dict[str, float]:
@@ -210,4 +230,4 @@ def _likely(path: Path) -> Likely:
         raise DamagedArtifact(path, f"{path} holds no sample")
     ranked = [row.ranked_first for row in rows if row.ranked_first is not None]
     points = 100 * fmean(ranked) if ranked else None
-    return Likely(fmean(row.log_likelihood for row in rows), points, header.backbone, path)
+    return Likely(fmean(row.log_likelihood for row in rows), points, header.backbone, _learned(header, path), path)

@@ -11,6 +11,7 @@ from dmole_cli.artifacts.costs import measured
 from dmole_cli.artifacts.errors import MissingArtifact
 from dmole_cli.artifacts.headers import is_current
 from dmole_cli.artifacts.kinds import D_MOLE, EVALUATION, LIKELIHOOD, Kind
+from dmole_cli.artifacts.labels import labelled, routing_options
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, versions
 from dmole_cli.artifacts.router import RouterFile, read_router
@@ -26,7 +27,7 @@ from dmole_cli.methods.base import Method, Routing, load_method
 from dmole_cli.progress import Track, quiet
 from dmole_cli.routing.autoencoder import from_tensors
 from dmole_cli.routing.features import routing_features
-from dmole_cli.settings.model import EvaluateSettings, Settings
+from dmole_cli.settings.model import Settings
 
 
 @dataclass(frozen=True)
@@ -178,22 +179,6 @@ def _evaluate_task(
             ]
     parts.data.image_digests.save()
     return outcomes
-
-
-def labelled(method: str, chosen: EvaluateSettings) -> str:
-    """The folder of a method's evaluations: its name, followed by routing options that differ from the defaults."""
-    return "@".join([method, *routing_options(chosen).values()])
-
-
-def routing_options(chosen: EvaluateSettings) -> dict[str, str]:
-    """Routing options that differ from the defaults."""
-    default = EvaluateSettings()
-    found: dict[str, str] = {}
-    if chosen.routing != default.routing:
-        found["routing"] = chosen.routing
-    if chosen.threshold_scale != default.threshold_scale:
-        found["threshold_scale"] = f"{chosen.threshold_scale:g}"
-    return found
 
 
 def _artifacts(parts: _Parts, task: str, after: int) -> dict[str, str]:
