@@ -18,12 +18,13 @@ import typer
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
+from dmole_cli.cli.completion import of_choices
+from dmole_cli.cli.help_page import BACKBONE, FILES, HOW, OUTPUT, WHAT, Command
 from dmole_cli.cli.subcommands import settings_of
 from dmole_cli.settings.declare import choices_of, option_name, plain_type, shown_default
 from dmole_cli.settings.model import Settings
 
-WHAT, HOW, BACKBONE, FILES, OUTPUT = "What", "How", "Backbone", "Files", "Output"
-PANELS = {"data_root": FILES, "shared": FILES, "seed": HOW, "vision_cache": FILES}
+PANELS = {"data_root": FILES, "shared": FILES, "seed": HOW, "vision_cache": FILES, "evaluate.split": WHAT}
 DEFAULT_RUN = Path("dmole-run")
 MODEL = ("backbone", "dtype", "attention", "quantize", "device", "precision")
 
@@ -82,7 +83,8 @@ def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    shell.command(name.rpartition(" ")[2], help=sentence)(typed)
+    page = type("Command", (Command,), {"parameters": parameters})
+    shell.command(name.rpartition(" ")[2], cls=page, help=sentence)(typed)
     return typer.main.get_command(shell)
 
 
@@ -110,6 +112,7 @@ def _parameter(path: str, field: FieldInfo, *, repeated: bool) -> inspect.Parame
         ),
         show_default=False,
         metavar="|".join(choices) or None,
+        autocompletion=of_choices(choices) if choices else None,
         rich_help_panel=panel,
     )
     plain = kind if kind in (bool, int, float) and not _takes_text(field) else str

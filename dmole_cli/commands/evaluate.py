@@ -10,6 +10,7 @@ import typer
 from dmole_cli.artifacts.kinds import D_MOLE
 from dmole_cli.artifacts.labels import labelled, routing_options
 from dmole_cli.cli import console
+from dmole_cli.cli.completion import of_choices
 from dmole_cli.cli.derive import MODEL, OUTPUT, WHAT
 from dmole_cli.cli.shared_options import MethodsOption, StagesOption, TasksOption, chosen_stages
 from dmole_cli.cli.workspace import Workspace
@@ -33,6 +34,7 @@ def run(
         typer.Option(
             help=f"Report one of {', '.join(REPORTS)}; without --stage and --task, only stored evaluations are read.",
             rich_help_panel=OUTPUT,
+            autocompletion=of_choices(REPORTS),
         ),
     ] = None,
     likelihood: Annotated[

@@ -10,6 +10,7 @@ import typer
 
 from dmole_cli.artifacts.labels import base_method
 from dmole_cli.cli import console
+from dmole_cli.cli.completion import of_choices, of_shelf
 from dmole_cli.cli.derive import WHAT
 from dmole_cli.cli.shared_options import MethodsOption
 from dmole_cli.cli.workspace import Workspace
@@ -25,12 +26,22 @@ REPORTS = ("overview", "means", "last", "avg", "bwt", "fwt", "forgetting", "matr
 
 def run(
     work: Workspace,
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(REPORTS)}.", metavar="REPORT")] = REPORTS[0],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help=f"One of {', '.join(REPORTS)}.",
+            metavar="REPORT",
+            autocompletion=of_choices(REPORTS),
+            show_default=True,
+        ),
+    ] = REPORTS[0],
     method: MethodsOption = None,
     rescored: Annotated[
         list[str] | None,
         typer.Option(
-            help="Metric of `dmole rescore` whose scores replace the original ones; repeatable.", rich_help_panel=WHAT
+            help="Metric of `dmole rescore` whose scores replace the original ones; repeatable.",
+            rich_help_panel=WHAT,
+            autocompletion=of_shelf("metrics"),
         ),
     ] = None,
 ) -> None:
