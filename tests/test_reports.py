@@ -104,12 +104,13 @@ def put_likelihood(
     *,
     ranked: Sequence[bool] | None = None,
     backbone: str = "b",
+    stream: Sequence[str] = TASKS,
 ) -> None:
     """Write a file of likelihoods; `ranked` where the task's set of answers is closed."""
     rows = [
         Likelihood(str(index), mean, None if ranked is None else ranked[index], []) for index, mean in enumerate(means)
     ]
-    header = Header.of(LIKELIHOOD, backbone=backbone, settings={"learned": learned(method, stage, task)})
+    header = Header.of(LIKELIHOOD, backbone=backbone, settings={"learned": learned(method, stage, task, stream)})
     write_likelihood(run.likelihood(method, stage, task), rows, header)
 
 

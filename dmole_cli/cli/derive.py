@@ -19,12 +19,13 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from dmole_cli.cli.completion import of_choices
-from dmole_cli.cli.help_page import BACKBONE, FILES, HOW, OUTPUT, WHAT, Command
+from dmole_cli.cli.help_page import BACKBONE, FILES, HOW, OUTPUT, Command
+from dmole_cli.cli.help_page import WHAT as WHAT
 from dmole_cli.cli.subcommands import settings_of
 from dmole_cli.settings.declare import choices_of, option_name, plain_type, shown_default
 from dmole_cli.settings.model import Settings
 
-PANELS = {"data_root": FILES, "shared": FILES, "seed": HOW, "vision_cache": FILES, "evaluate.split": WHAT}
+PANELS = {"data_root": FILES, "shared": FILES, "seed": HOW, "vision_cache": FILES}
 DEFAULT_RUN = Path("dmole-run")
 MODEL = ("backbone", "dtype", "attention", "quantize", "device", "precision")
 
