@@ -254,7 +254,8 @@ def test_every_table_is_readable_at_any_width(run: Run) -> None:
                 words = set(shown.split())
                 # Every text of a cell is there in one piece.
                 assert words >= {word for row in grid.rows for cell in row for word in cell.plain.split()}, shown
-                assert words >= {word for heading in grid.headings for word in heading.split()}, shown
+                # Where the methods leave no room, each is the title of its own table.
+                assert words >= {word for heading in grid.headings[width < 80 :] for word in heading.split()}, shown
 
 
 def test_a_table_fits_the_columns_that_a_pipe_asks_for(
@@ -275,7 +276,7 @@ def test_a_cell_that_is_wider_than_the_table_is_broken_and_not_lost() -> None:
     grid.add_row("m" * 70, "t" * 70, "1.0")
     shown = text_of(grid, width=60)
     assert max(map(len, shown.splitlines())) <= 60
-    assert (shown.count("m") - 1, shown.count("t") - 2, shown.count("1.0")) == (70, 70, 1)
+    assert (shown.count("m"), shown.count("t") - 1, shown.count("1.0")) == (70, 70, 1)
 
 
 def test_json_has_the_averages_of_the_field(run: Run) -> None:

@@ -61,11 +61,38 @@ class Grid:
         """Draw title, blocks and caption."""
         if self.title:
             yield Text(self.title, style="bold")
-        for columns in self._blocks(console, options):
-            fits = console.measure(self._table(columns), options=_wide(options)).minimum <= options.max_width
-            yield self._table(columns, fold=not fits)
+        yield from self._body(console, options)
         if self.caption:
             yield Text(self.caption, style="dim")
+
+    def _body(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The blocks; where the keys alone leave no room, a table for each value of the first one, under that value."""
+        blocks = self._blocks(console, options)
+        fits = [self._needed(console, options, columns) <= options.max_width for columns in blocks]
+        if self.keys > 1 and not all(fits):
+            for name, rows in self._by_first_key():
+                yield Text(f"\n{name}")
+                yield from self._without_first_key(rows)._body(console, options)
+            return
+        for columns, in_one_piece in zip(blocks, fits, strict=True):
+            yield self._table(columns, fold=not in_one_piece)
+
+    def _by_first_key(self) -> list[tuple[str, list[list[Text]]]]:
+        """Rows of each value of the first column; an empty cell stands for the value above it."""
+        groups: list[tuple[str, list[list[Text]]]] = []
+        for first, *rest in self.rows:
+            if not groups or (first.plain and first.plain != groups[-1][0]):
+                groups.append((first.plain, []))
+            groups[-1][1].append(rest)
+        return groups
+
+    def _without_first_key(self, rows: list[list[Text]]) -> Grid:
+        left, sentences = (frozenset(n - 1 for n in columns) for columns in (self.left, self.sentences))
+        return Grid("", self.headings[1:], self.keys - 1, left=left, sentences=sentences, rows=rows)
+
+    def _needed(self, console: Console, options: ConsoleOptions, columns: Sequence[int]) -> int:
+        """The smallest width at which no word of these columns is broken."""
+        return console.measure(self._table(columns), options=_wide(options)).minimum
 
     def _blocks(self, console: Console, options: ConsoleOptions) -> list[list[int]]:
         """Columns of each block: the keys, and as many others as fit beside them, at least one."""
@@ -73,7 +100,7 @@ class Grid:
         blocks: list[list[int]] = []
         for column in range(self.keys, len(self.headings)):
             wider = [*blocks[-1], column] if blocks else []
-            if wider and console.measure(self._table(wider), options=_wide(options)).minimum <= options.max_width:
+            if wider and self._needed(console, options, wider) <= options.max_width:
                 blocks[-1] = wider
             else:
                 blocks.append([*keys, column])
