@@ -15,6 +15,8 @@ from dmole_cli.artifacts.run import Run
 from dmole_cli.cli.workspace import Workspace, workspace
 from dmole_cli.commands import evaluate, report
 from dmole_cli.errors import DmoleError
+from dmole_cli.methods._stream import _inputs, require_stream
+from dmole_cli.methods.base import load_method
 from dmole_cli.reports.collect import as_json, collect
 from dmole_cli.reports.costs import cost_rows
 from dmole_cli.reports.layout import Grid, show
@@ -288,3 +290,27 @@ def test_json_has_the_averages_of_the_field(run: Run) -> None:
     assert {name: entry["mean_uncapped"][name] for name in expected} == close(expected)
     shown = text_of(for_report(collect(run, tasks=TASKS), "means")[0])
     assert all(text in shown for text in ("MFN", "MFT", "MAA", "88.3", "68.3", "77.8"))
+
+
+@pytest.mark.parametrize(
+    "method", ["seq-ft", "seq-ft-merge", "ewc-lora", "replay", "o-lora", D_MOLE, "finetune", "joint"]
+)
+def test_an_expert_of_another_stream_is_stale(run: Run, method: str) -> None:
+    """An evaluation of it would say that tasks had been learned in an order in which they never were."""
+    from test_reports import put_expert
+
+    rules, settings = load_method(method), Settings(tasks=TASKS)
+    for task in rules.trained_tasks(TASKS):
+        put_expert(run, method, task, width=4, inputs=_inputs(rules, settings, run, task))
+    require_stream(rules, settings, run, TASKS)
+    for tasks in (("digits", "easyvqa", "emoji"), ("easyvqa", "emoji"), ("counting", *TASKS), ("digits", "emoji")):
+        other = Settings(tasks=tasks)
+        if method == "finetune" or (method == "joint" and set(tasks) == set(TASKS)):
+            require_stream(rules, other, run, tasks)
+            continue
+        with pytest.raises(DmoleError, match="was trained after"):
+            require_stream(rules, other, run, tasks)
+    # Tasks that follow later do not matter.
+    if method != "joint":
+        require_stream(rules, Settings(tasks=(*TASKS, "counting")), run, TASKS)
+        require_stream(rules, Settings(tasks=TASKS[:2]), run, TASKS[:2])

@@ -114,8 +114,8 @@ def put_likelihood(
     write_likelihood(run.likelihood(method, stage, task), rows, header)
 
 
-def put_expert(run: Run, method: str, task: str, *, width: int) -> None:
-    header = Header.of(EXPERT, backbone="b")
+def put_expert(run: Run, method: str, task: str, *, width: int, inputs: Sequence[str] = ()) -> None:
+    header = Header.of(EXPERT, backbone="b", inputs=dict.fromkeys(inputs, "digest"))
     sites = {"layer": (torch.zeros(2, width), torch.zeros(3, 2))}
     write_expert(run.expert(task, method), ExpertFile(sites, 2.0, header))
 

@@ -132,7 +132,7 @@ def _report_one(outcome: Outcome) -> None:
 
 
 def _summary(outcomes: Sequence[Outcome]) -> str:
-    """One line for all files of a stage and task: how many were written, and their figures in order."""
+    """One line for all files of a stage and task: how many were written, their scores in order, and sums of counts."""
     name, written = f"{outcomes[0].stage} {outcomes[0].task}", [outcome for outcome in outcomes if outcome.written]
     folder = os.path.commonpath([outcome.path.parent for outcome in outcomes])
     if not written:
@@ -141,12 +141,14 @@ def _summary(outcomes: Sequence[Outcome]) -> str:
     facts: dict[str, list[Any]] = {}
     for outcome in written:
         for key, value in outcome.facts.items():
-            facts.setdefault(key, []).append(value)
-    figures = ", ".join(f"{key.replace('_', ' ')} {_figures(values)}" for key, values in facts.items())
+            if key not in ("at_stage", "samples"):
+                facts.setdefault(key, []).append(value)
+    figures = ", ".join(f"{key.replace('_', ' ')} {_figures(key, values)}" for key, values in facts.items())
     current = f", {rest} up to date" if rest else ""
     return f"{name}: wrote {len(written)} files in {folder}{current} ({figures}; -v shows each)"
 
 
-def _figures(values: Sequence[Any]) -> str:
-    """A value that is the same everywhere once, others one after the other."""
+def _figures(key: str, values: Sequence[Any]) -> str:
+    if key in ("generated", "scored", "reused"):
+        return str(sum(values))
     return " ".join(map(str, values[:1] if len(set(map(str, values))) == 1 else values))

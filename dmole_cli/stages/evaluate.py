@@ -23,6 +23,7 @@ from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.inference.batched import BatchedInference
 from dmole_cli.inference.entries import Assignment, EntryFile, Pending, write_evaluations, write_likelihoods
+from dmole_cli.methods._stream import require_stream
 from dmole_cli.methods.base import Method, Routing, load_method
 from dmole_cli.progress import Track, quiet
 from dmole_cli.routing.autoencoder import from_tensors
@@ -193,6 +194,8 @@ def _artifacts(parts: _Parts, task: str, after: int) -> dict[str, str]:
     for path in experts:
         if not path.exists():
             raise MissingArtifact(path, f"method {rules.name} has not been trained on the first {after} task(s)")
+    # Also those that the used ones were trained from.
+    require_stream(rules, parts.settings, run, used if rules.protocol == "per-task" else trained)
     routers = [run.router(name) for name in used if rules.uses_routers]
     return check_inputs(run, [*experts, *routers], fingerprint=parts.model.fingerprint)
 
