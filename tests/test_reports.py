@@ -11,7 +11,6 @@ import pytest
 import tiny
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from dmole_cli.artifacts.evaluation import Answer, write_evaluation
 from dmole_cli.artifacts.expert import ExpertFile, write_expert
@@ -26,7 +25,8 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.reports.collect import MethodReport, as_json, collect
 from dmole_cli.reports.continual import FORMULAS
 from dmole_cli.reports.costs import cost_rows, profiling_share
-from dmole_cli.reports.evaluations import methods_on_disk
+from dmole_cli.reports.evaluations import method_of, methods_on_disk
+from dmole_cli.reports.layout import Grid, show
 from dmole_cli.reports.tables import (
     MISSING,
     cost_table,
@@ -38,7 +38,6 @@ from dmole_cli.reports.tables import (
     points,
     report_table,
     routing_table,
-    show,
 )
 
 TASKS = ("shapes", "captions")
@@ -57,6 +56,11 @@ def refused(run: Run) -> str:
     return done.stderr
 
 
+def learned(method: str, stage: int, task: str, stream: Sequence[str] = TASKS) -> list[str]:
+    """What the header of a file says."""
+    return method_of(method).learned(stream, stage, task)
+
+
 def put(
     run: Run,
     method: str,
@@ -68,6 +72,7 @@ def put(
     metric: str | None = None,
     backbone: str = "b",
     inputs: Sequence[str] = (),
+    stream: Sequence[str] = TASKS,
 ) -> None:
     """Write an evaluation file; samples are routed (have losses) where `active` is given."""
     rows = [
@@ -80,10 +85,11 @@ def put(
             active=list(active[index]) if active else [],
             losses=[0.5] * stage if active else [],
             details="{}",
+            images=[f"{index}.png"],
         )
         for index, score in enumerate(scores)
     ]
-    settings = {"metric": metric or METRICS[task]}
+    settings = {"metric": metric or METRICS[task], "learned": learned(method, stage, task, stream)}
     read = dict.fromkeys(inputs, "digest")
     header = Header.of(EVALUATION, backbone=backbone, settings=settings, inputs=read)
     write_evaluation(run.evaluation(method, stage, task), rows, header)
@@ -98,17 +104,18 @@ def put_likelihood(
     *,
     ranked: Sequence[bool] | None = None,
     backbone: str = "b",
+    stream: Sequence[str] = TASKS,
 ) -> None:
     """Write a file of likelihoods; `ranked` where the task's set of answers is closed."""
     rows = [
         Likelihood(str(index), mean, None if ranked is None else ranked[index], []) for index, mean in enumerate(means)
     ]
-    header = Header.of(LIKELIHOOD, backbone=backbone)
+    header = Header.of(LIKELIHOOD, backbone=backbone, settings={"learned": learned(method, stage, task, stream)})
     write_likelihood(run.likelihood(method, stage, task), rows, header)
 
 
-def put_expert(run: Run, method: str, task: str, *, width: int) -> None:
-    header = Header.of(EXPERT, backbone="b")
+def put_expert(run: Run, method: str, task: str, *, width: int, inputs: Sequence[str] = ()) -> None:
+    header = Header.of(EXPERT, backbone="b", inputs=dict.fromkeys(inputs, "digest"))
     sites = {"layer": (torch.zeros(2, width), torch.zeros(3, 2))}
     write_expert(run.expert(task, method), ExpertFile(sites, 2.0, header))
 
@@ -132,7 +139,7 @@ def close(expected: object) -> object:
     return pytest.approx(expected, nan_ok=False, abs=1e-9)
 
 
-def text_of(table: Table, *, width: int = 100) -> str:
+def text_of(table: Grid, *, width: int = 100) -> str:
     console = Console(file=StringIO(), width=width, color_system=None)
     console.print(table)
     assert isinstance(console.file, StringIO)
@@ -153,24 +160,34 @@ def test_scores_become_points_and_quantities(run: Run) -> None:
     assert report.quantities["fwt"] == close((0, 50))
 
 
-def test_the_mean_caps_every_score_at_100_before_anything_is_computed(run: Run) -> None:
+def test_the_mean_caps_every_score_at_100_and_no_difference(run: Run) -> None:
     fill(run, "seq-ft")
     report = only(collect(run, tasks=TASKS))
-    # Captions count as 80, 100, 100: Last (60 + 100) / 2, AVG (75 + 100) / 2, FWT 100 - 80.
-    assert report.mean == close({"last": 80, "avg": 87.5, "bwt": -30, "forgetting": 30, "fwt": 20})
+    # Captions count as 80, 100, 100: Last (60 + 100) / 2, AVG (75 + 100) / 2; their FWT is 130 - 80.
+    expected = {"last": 80, "avg": 87.5, "bwt": -30, "forgetting": 30, "fwt": 50}
+    # MFT (90 + 100) / 2; MAA: 90 after the first task, (60 + 100) / 2 after the second.
+    assert report.mean == close(expected | {"mft": 95, "mfn": 80, "maa": 85})
+    uncapped = {"last": 105, "avg": 107.5, "bwt": -30, "forgetting": 30, "fwt": 50}
+    assert report.mean_uncapped == close(uncapped | {"mft": 120, "mfn": 105, "maa": 97.5})
     # Only captions can have a FWT here, so without them there is none.
-    assert report.mean_of_bounded == close({"last": 60, "avg": 75, "bwt": -30, "forgetting": 30, "fwt": None})
+    bounded = {"last": 60, "avg": 75, "bwt": -30, "forgetting": 30, "fwt": None}
+    assert report.mean_of_bounded == close(bounded | {"mft": 90, "mfn": 60, "maa": 75})
 
 
-def test_forgetting_above_the_cap_does_not_count_in_the_mean(run: Run) -> None:
+def test_what_is_lost_above_the_cap_counts_in_bwt_and_forgetting(run: Run) -> None:
     tasks = ("captions", "shapes")
-    for stage, score in enumerate([0.5, 1.8, 1.2]):
-        put(run, "seq-ft", stage, "captions", [score])
-        put(run, "seq-ft", stage, "shapes", [0.5])
+    for stage, score in enumerate([0.5, 1.4, 1.01]):
+        put(run, "seq-ft", stage, "captions", [score], stream=tasks)
+        put(run, "seq-ft", stage, "shapes", [0.5], stream=tasks)
     report = only(collect(run, tasks=tasks))
-    assert report.quantities["bwt"][0] == close(-60)
-    assert report.mean["bwt"] == close(0)
+    assert report.quantities["bwt"][0] == report.mean["bwt"] == report.mean_uncapped["bwt"] == close(-39)
+    assert report.mean["forgetting"] == close(39)
     assert report.mean_of_bounded["bwt"] is None
+    (entry,) = as_json([report])
+    assert (entry["mean"]["last"], entry["mean_uncapped"]["last"]) == close((75, 75.5))
+    for name in ("last", "bwt", "overview", "means"):
+        shown = text_of(for_report([report], name)[-1 if name == "means" else 0])
+        assert "uncapped" in shown and ("75.5" in shown or "-39.0" in shown), shown
 
 
 def test_missing_entries_stay_missing_and_are_null_in_json(run: Run) -> None:
@@ -187,7 +204,8 @@ def test_missing_entries_stay_missing_and_are_null_in_json(run: Run) -> None:
         "metric": "exact_match",
     }
     assert entry["tasks"]["captions"]["last"] == close(150)
-    assert entry["mean"] == {"last": None, "avg": None, "bwt": None, "forgetting": None, "fwt": close(20)}
+    missing = dict.fromkeys(("last", "avg", "bwt", "forgetting", "mfn", "maa"))
+    assert entry["mean"] == missing | {"fwt": close(50), "mft": close(95)}
     assert entry["trainable_parameters"] is None
     assert entry["routing"] == {"shapes": None, "captions": None}
 
@@ -200,7 +218,8 @@ def test_zero_shot_is_the_backbone_at_every_stage(run: Run) -> None:
     assert report.quantities["last"] == report.quantities["avg"] == close((25, 50))
     for name in ("bwt", "forgetting", "fwt"):
         assert report.quantities[name] == close((0, 0))
-    assert report.mean == close({"last": 37.5, "avg": 37.5, "bwt": 0, "forgetting": 0, "fwt": 0})
+    same = dict.fromkeys(("last", "avg", "mft", "mfn"), 37.5)
+    assert report.mean == close(same | {"bwt": 0, "forgetting": 0, "fwt": 0, "maa": (25 + 37.5) / 2})
     assert report.trainable_parameters == 0
 
 
@@ -212,7 +231,8 @@ def test_finetune_has_the_score_of_each_task_alone_and_nothing_else(run: Run) ->
     assert report.method == "finetune"
     assert report.stages == (1, 2)
     assert report.quantities["last"] == close((75, 150))
-    assert report.mean == {"last": close(87.5), "avg": None, "bwt": None, "forgetting": None, "fwt": None}
+    defined = dict.fromkeys(("last", "mft", "mfn"), close(87.5))
+    assert report.mean == dict.fromkeys(("avg", "bwt", "forgetting", "fwt", "maa")) | defined
     for name in set(FORMULAS) - {"last"}:
         assert report.quantities[name] == (None, None)
 
@@ -509,7 +529,8 @@ def test_the_overview_of_five_tasks_fits_100_columns(run: Run) -> None:
         for stage in range(6):
             for index, task in enumerate(tasks):
                 score = 0.1 * index + 0.01 * stage if stage <= index else 0.0
-                put(run, method, stage, task, [score], metric="cider" if task == "captions" else "multiple_choice")
+                metric = "cider" if task == "captions" else "multiple_choice"
+                put(run, method, stage, task, [score], metric=metric, stream=tasks)
     shown = text_of(overview_table(collect(run, tasks=tasks)), width=100)
     assert "…" not in shown
     assert all(task in shown for task in tasks)
@@ -533,9 +554,9 @@ def test_points_have_no_negative_zero() -> None:
 def test_a_report_by_name(run: Run) -> None:
     fill(run, "seq-ft")
     reports = collect(run, tasks=TASKS)
-    assert len(for_report(reports, "overview")) == len(for_report(reports, "matrix")) == 1
+    assert (len(for_report(reports, "overview")), len(for_report(reports, "matrix"))) == (2, 1)
     put(run, "seq-ft", 2, "counting", [1])
-    overview, routing = for_report(collect(run, tasks=TASKS), "overview")
+    overview, _, routing = for_report(collect(run, tasks=TASKS), "overview")
     assert "BWT" in text_of(overview) and "never trained" in text_of(routing)
     assert "Forgetting" in text_of(for_report(reports, "forgetting")[0])
 

@@ -175,7 +175,7 @@ def put(folder: Path, task: str, answers: list[str], references: list[str], deta
         Answer(str(i), "what?", answer, [reference], 0.0, [], [], json.dumps(detail))
         for i, (answer, reference) in enumerate(zip(answers, references, strict=True))
     ]
-    header = Header.of(EVALUATION, backbone="b", settings={"metric": metric, "learned": []})
+    header = Header.of(EVALUATION, backbone="b", settings={"metric": metric, "learned": list(tiny.TASKS)})
     write_evaluation(Run(folder / "dmole-run").evaluation("d-mole@oracle", 2, task), rows, header)
 
 

@@ -308,8 +308,37 @@ def test_a_stage_that_is_done_does_nothing(copy, run):
     ]:
         done = tiny.succeed(*args, cwd=copy, run=run)
         lines = [line for line in done.stderr.splitlines() if not line.startswith("next: ")]
-        assert len(lines) >= 2 and all("is up to date, nothing to do" in line for line in lines), done.stderr
+        assert len(lines) >= 2 and all("up to date, nothing to do" in line for line in lines), done.stderr
     assert state() == before
+
+
+def test_evaluations_say_what_was_learned_and_name_the_images(finished):
+    folder = finished / "dmole-run" / "evaluations"
+    first, second = tiny.TASKS
+    for name, learned in {
+        "d-mole/0": [],
+        "d-mole/1": [first],
+        "d-mole/2": [first, second],
+        "seq-ft/2": [first, second],
+        "finetune/2": [second],
+    }.items():
+        table = pq.read_table(folder / name / f"{second}.parquet")
+        assert json.loads(table.schema.metadata[b"dmole"])["settings"]["learned"] == learned
+        assert table.column("images").to_pylist() == [[f"test-{index}.png"] for index in range(10)]
+
+
+def test_a_reordered_stream_has_no_score_until_it_was_trained(copy, run):
+    config = copy / "dmole.toml"
+    first, second = (f'"tasks/{task}.toml"' for task in tiny.TASKS)
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace(f"{first}, {second}", f"{second}, {first}"), encoding="utf-8")
+    done = run("report", "bwt", "--json", "--method", "d-mole", "--method", "seq-ft", cwd=copy)
+    assert done.returncode == 0 and done.stderr.count("of another stream") == 1
+    for report in json.loads(done.stdout):
+        assert set(report["mean"].values()) == {None} and report["left_out"]
+    for method in ("d-mole", "seq-ft"):
+        done = run("evaluate", "--stage", "1", "--method", method, "--force", cwd=copy)
+        assert done.returncode == 1 and f"was trained after {tiny.TASKS[0]}" in done.stderr
 
 
 def test_the_same_inputs_give_the_same_bytes(finished, tmp_path, run):

@@ -46,6 +46,6 @@ def read_cost(path: Path) -> dict[str, Any]:
     try:
         cost = json.loads(path.read_text(encoding="utf-8"))
         return {"seconds": float(cost["seconds"]), "counts": {k: int(v) for k, v in cost.get("counts", {}).items()}}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         message = f"{path} does not hold the cost of a stage: {error!r}"
         raise DmoleError(message, "delete it; only the report of costs reads it") from error

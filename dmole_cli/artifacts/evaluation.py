@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dmole_cli.artifacts.errors import DamagedArtifact
@@ -25,6 +25,7 @@ class Answer:
         active: active experts, lowest reconstruction loss first.
         losses: reconstruction loss under each router, in the order of the stream.
         details: JSON of what metrics need beyond the references, so that a stored file can be scored again.
+        images: the sample's images, in their order: paths as its record has them, or names of other sources.
     """
 
     sample_id: str
@@ -35,6 +36,7 @@ class Answer:
     active: list[str]
     losses: list[float]
     details: str
+    images: list[str] = field(default_factory=list)
 
 
 def write_evaluation(path: Path, rows: list[Answer], header: Header) -> None:
@@ -52,6 +54,7 @@ def write_evaluation(path: Path, rows: list[Answer], header: Header) -> None:
             ("active", pa.list_(text)),
             ("losses", pa.list_(real)),
             ("details", text),
+            ("images", pa.list_(text)),
         ]
     )
     write_table(path, [asdict(row) for row in rows], schema, header)

@@ -85,7 +85,7 @@ _TEST: Mapping[str, str] = {"split": "test"}
 _TEXTS = "list<item: string>"
 _EVALUATION: Mapping[str, str] = {
     **dict.fromkeys(("sample_id", "question", "prediction", "details"), "string"),
-    **dict.fromkeys(("references", "active"), _TEXTS),
+    **dict.fromkeys(("references", "active", "images"), _TEXTS),
     "score": "double",
     "losses": "list<item: double>",
 }

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.errors import DmoleWarning
+from dmole_cli.reports.wrapping import wrapped
 
 if TYPE_CHECKING:
     from dmole_cli.artifacts.outcome import Outcome
 
+# Between two lines of progress, where stderr is not a terminal.
+SECONDS_BETWEEN_LINES = 2.0
 
-def say(text: str) -> None:
-    """Print a line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+
+def say(text: str, *, command: bool = False) -> None:
+    """Print lines on stderr, wrapped at spaces in a terminal; a `command` is not wrapped, so that it can be copied."""
+    print(text if command else wrapped(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def data(value: Any) -> None:
@@ -31,8 +37,6 @@ def data(value: Any) -> None:
 
 def quiet_libraries() -> None:
     """Suppress warnings that libraries print about themselves."""
-    import os
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # How often a waiting OpenMP thread spins before it sleeps. Without a limit, two jobs on one machine slow each other
@@ -54,47 +58,107 @@ def quiet_libraries() -> None:
 
 
 def tracker(enabled: bool):
-    """A progress bar on stderr; nothing is shown where stderr is not a terminal."""
+    """Progress on stderr: a bar in a terminal, lines elsewhere."""
 
     def track(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
-        if not enabled or not sys.stderr.isatty():
+        if not enabled:
             yield from items
-            return
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            yield from progress.track(items, total=total, description=description)
+        elif sys.stderr.isatty():
+            yield from _bar(items, description, total)
+        else:
+            yield from _lines(items, description, total)
 
     return track
 
 
-def report(outcomes: Sequence[Outcome], *, as_json: bool, following: str) -> None:
-    """Print what was read and written, and the command that usually follows."""
+def _bar(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(items, total=total, description=description)
+
+
+def _lines(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
+    """A line whenever another tenth is done, at most one every `SECONDS_BETWEEN_LINES`, and one at the end."""
+    started = shown_at = time.monotonic()
+    tenth = 0
+    for number, item in enumerate(items, start=1):
+        yield item
+        # Here the caller has finished its work on the item.
+        now = time.monotonic()
+        if number == total or (10 * number // total > tenth and now - shown_at >= SECONDS_BETWEEN_LINES):
+            tenth, shown_at = 10 * number // total, now
+            say(f"{description}: {number} of {total}, {now - started:.0f} s")
+
+
+def report(outcomes: Sequence[Outcome], *, as_json: bool, following: str, verbose: bool = False) -> None:
+    """Print what was read and written, and the command that usually follows.
+
+    Args:
+        outcomes: of the command's stages.
+        as_json: print them as JSON on stdout instead.
+        following: the next command, empty for none.
+        verbose: a line for every file; otherwise several files of a stage and task share a line.
+    """
     if as_json:
         data([outcome.as_dict() for outcome in outcomes])
         return
+    groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
-        facts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in outcome.facts.items())
-        if outcome.written:
-            say(f"{outcome.stage} {outcome.task}: wrote {outcome.path}" + (f"  ({facts})" if facts else ""))
-            if outcome.reads:
-                say(f"  read {', '.join(outcome.reads)}")
-        elif outcome.facts.get("imported"):
-            say(f"{outcome.stage} {outcome.task}: {outcome.path} was imported (--force trains another in its place)")
+        groups.setdefault((outcome.stage, outcome.task), []).append(outcome)
+    for group in groups.values():
+        if len(group) == 1 or verbose:
+            for outcome in group:
+                _report_one(outcome)
         else:
-            say(
-                f"{outcome.stage} {outcome.task}: {outcome.path} is up to date, nothing to do (--force runs the stage again)"
-            )
+            say(_summary(group))
     if following:
-        say(f"next: {following}")
+        say(f"next: {following}", command=True)
+
+
+def _report_one(outcome: Outcome) -> None:
+    facts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in outcome.facts.items())
+    name = f"{outcome.stage} {outcome.task}"
+    if outcome.written:
+        say(f"{name}: wrote {outcome.path}" + (f"  ({facts})" if facts else ""))
+        if outcome.reads:
+            say(f"  read {', '.join(outcome.reads)}")
+    elif outcome.facts.get("imported"):
+        say(f"{name}: {outcome.path} was imported (--force trains another in its place)")
+    else:
+        say(f"{name}: {outcome.path} is up to date, nothing to do (--force runs the stage again)")
+
+
+def _summary(outcomes: Sequence[Outcome]) -> str:
+    """One line for all files of a stage and task: how many were written, their scores in order, and sums of counts."""
+    name, written = f"{outcomes[0].stage} {outcomes[0].task}", [outcome for outcome in outcomes if outcome.written]
+    folder = os.path.commonpath([outcome.path.parent for outcome in outcomes])
+    if not written:
+        return f"{name}: all {len(outcomes)} files in {folder} are up to date, nothing to do (--force runs the stage again)"
+    rest = len(outcomes) - len(written)
+    facts: dict[str, list[Any]] = {}
+    for outcome in written:
+        for key, value in outcome.facts.items():
+            if key not in ("at_stage", "samples"):
+                facts.setdefault(key, []).append(value)
+    figures = ", ".join(f"{key.replace('_', ' ')} {_figures(key, values)}" for key, values in facts.items())
+    current = f", {rest} up to date" if rest else ""
+    return f"{name}: wrote {len(written)} files in {folder}{current} ({figures}; -v shows each)"
+
+
+def _figures(key: str, values: Sequence[Any]) -> str:
+    if key in ("generated", "scored", "reused"):
+        return str(sum(values))
+    return " ".join(map(str, values[:1] if len(set(map(str, values))) == 1 else values))

@@ -18,11 +18,13 @@ import typer
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
+from dmole_cli.cli.completion import of_choices
+from dmole_cli.cli.help_page import BACKBONE, FILES, HOW, OUTPUT, Command
+from dmole_cli.cli.help_page import WHAT as WHAT
 from dmole_cli.cli.subcommands import settings_of
 from dmole_cli.settings.declare import choices_of, option_name, plain_type, shown_default
 from dmole_cli.settings.model import Settings
 
-WHAT, HOW, BACKBONE, FILES, OUTPUT = "What", "How", "Backbone", "Files", "Output"
 PANELS = {"data_root": FILES, "shared": FILES, "seed": HOW, "vision_cache": FILES}
 DEFAULT_RUN = Path("dmole-run")
 MODEL = ("backbone", "dtype", "attention", "quantize", "device", "precision")
@@ -36,8 +38,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Run even if the output is up to date or stale.", rich_help_panel=OUTPUT)
 ]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="A line for every file, not for every task.", rich_help_panel=OUTPUT)
+]
 COMMON = {"run_directory": (RunOption, DEFAULT_RUN), "config": (ConfigOption, None)}
-FLAGS = {"json": (JsonOption, False), "force": (ForceOption, False)}
+FLAGS = {"json": (JsonOption, False), "force": (ForceOption, False), "verbose": (VerboseOption, False)}
 
 
 def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -> Any:
@@ -82,7 +87,8 @@ def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    shell.command(name.rpartition(" ")[2], help=sentence)(typed)
+    page = type("Command", (Command,), {"parameters": parameters})
+    shell.command(name.rpartition(" ")[2], cls=page, help=sentence)(typed)
     return typer.main.get_command(shell)
 
 
@@ -110,6 +116,7 @@ def _parameter(path: str, field: FieldInfo, *, repeated: bool) -> inspect.Parame
         ),
         show_default=False,
         metavar="|".join(choices) or None,
+        autocompletion=of_choices(choices) if choices else None,
         rich_help_panel=panel,
     )
     plain = kind if kind in (bool, int, float) and not _takes_text(field) else str

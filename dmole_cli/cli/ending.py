@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dmole_cli.errors import DmoleError, first_line
+from dmole_cli.reports.wrapping import wrapped
 
 CLEANING_UP = 5.0  # seconds after an interruption in which further ones are ignored
 INTERRUPTED = DmoleError("interrupted; no incomplete file was left", "run the same command again")
@@ -122,7 +123,10 @@ def _of_system(error: OSError) -> DmoleError:
 def fail(error: DmoleError) -> None:
     """Print an error: what, where, what to do next; nothing where stderr cannot be written either."""
     with suppress(OSError, ValueError):
-        print(f"error: {error.message}" + (f"\n  -> {error.hint}" if error.hint else ""), file=sys.stderr, flush=True)
+        print(wrapped(f"error: {error.message}", sys.stderr), file=sys.stderr, flush=True)
+        if hint := f"  -> {error.hint}" if error.hint else "":
+            # A command is not wrapped, so that it can be copied.
+            print(hint if "dmole " in hint else wrapped(hint, sys.stderr), file=sys.stderr, flush=True)
 
 
 def _ignore_signals() -> None:

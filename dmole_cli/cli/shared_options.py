@@ -6,16 +6,31 @@ from typing import Annotated
 
 import typer
 
+from dmole_cli.cli.completion import of_choices, of_shelf, of_tasks
 from dmole_cli.cli.derive import WHAT
 
 TasksOption = Annotated[
     list[str] | None,
-    typer.Option("--task", "-t", help="Task; repeatable. By default all of the stream.", rich_help_panel=WHAT),
+    typer.Option(
+        "--task",
+        "-t",
+        help="Task; repeatable. By default all of the stream.",
+        rich_help_panel=WHAT,
+        autocompletion=of_tasks,
+    ),
 ]
-TaskOption = Annotated[str, typer.Option("--task", "-t", help="Task of the stream.", rich_help_panel=WHAT)]
-MethodOption = Annotated[str, typer.Option("--method", help="Method, a file of methods/.", rich_help_panel=WHAT)]
+TaskOption = Annotated[
+    str, typer.Option("--task", "-t", help="Task of the stream.", rich_help_panel=WHAT, autocompletion=of_tasks)
+]
+METHODS = of_shelf("methods")
+MethodOption = Annotated[
+    str, typer.Option("--method", help="Method, a file of methods/.", rich_help_panel=WHAT, autocompletion=METHODS)
+]
 MethodsOption = Annotated[
-    list[str] | None, typer.Option("--method", help="Method, a file of methods/; repeatable.", rich_help_panel=WHAT)
+    list[str] | None,
+    typer.Option(
+        "--method", help="Method, a file of methods/; repeatable.", rich_help_panel=WHAT, autocompletion=METHODS
+    ),
 ]
 StagesOption = Annotated[
     list[str] | None,
@@ -24,6 +39,7 @@ StagesOption = Annotated[
         help="Number of trained tasks, from 0 (pretrained backbone); `diagonal` for each task after its own training; or `all`. "
         "Repeatable. By default all that exist.",
         rich_help_panel=WHAT,
+        autocompletion=of_choices(("all", "diagonal")),
     ),
 ]
 

@@ -52,6 +52,7 @@ class Workspace:
         run: the run directory.
         force: whether `--force` was typed.
         json: whether `--json` was typed.
+        verbose: whether `-v` was typed.
         typed: options as they were typed, by settings; repeated in the commands that errors propose.
         paths: task -> the path of its card, for tasks that were named by a path.
         differing: settings whose values differ from those of `run.toml`.
@@ -64,6 +65,7 @@ class Workspace:
     run: Run
     force: bool = False
     json: bool = False
+    verbose: bool = False
     typed: Mapping[str, str] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
     recording: bool = False
@@ -130,7 +132,8 @@ class Workspace:
             self.record()
         # Of what was typed, `run.toml` has the rest.
         repeated = [self.typed[name] for name in ("run", "config") if name in self.typed]
-        console.report(outcomes, as_json=self.json, following=" ".join([following, *repeated]) if following else "")
+        following = " ".join([following, *repeated]) if following else ""
+        console.report(outcomes, as_json=self.json, following=following, verbose=self.verbose)
 
     @contextmanager
     def hints(self) -> Iterator[None]:
@@ -193,7 +196,7 @@ def open_workspace(
             )
     tasks = values.get("task") or []
     further = [tasks] if isinstance(tasks, str) else tasks
-    flags = {"force": values.get("force", False), "json": values["json"]}
+    flags = {name: values.get(name, False) for name in ("force", "json", "verbose")}
     flags["recording"] = "force" in values and record is not None
     work = workspace(settings, Run(root or Path(), shared), further=further, typed=typed, **flags)
     if record is not None and (recorded := read_record(record, model)):

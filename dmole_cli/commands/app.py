@@ -46,7 +46,6 @@ app = typer.Typer(
     cls=Commands,
     help="Keep teaching a vision-language model new tasks without forgetting the earlier ones (D-MoLE).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # the other mode reads "[default: 2%]" as markup and leaves it out
     context_settings={"help_option_names": ["-h", "--help"]},

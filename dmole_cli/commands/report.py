@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmole_cli.artifacts.labels import base_method
 from dmole_cli.cli import console
+from dmole_cli.cli.completion import of_choices, of_shelf
 from dmole_cli.cli.derive import WHAT
 from dmole_cli.cli.shared_options import MethodsOption
 from dmole_cli.cli.workspace import Workspace
+from dmole_cli.errors import DmoleError
+
+if TYPE_CHECKING:
+    from dmole_cli.reports.collect import MethodReport
 
 SETTINGS = ("evaluate.split", "shared")
 WRITES = False
-REPORTS = ("overview", "last", "avg", "bwt", "fwt", "forgetting", "matrix", "knowledge", "cost")
+REPORTS = ("overview", "means", "last", "avg", "bwt", "fwt", "forgetting", "matrix", "knowledge", "cost")
 
 
 def run(
     work: Workspace,
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(REPORTS)}.", metavar="REPORT")] = REPORTS[0],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help=f"One of {', '.join(REPORTS)}.",
+            metavar="REPORT",
+            autocompletion=of_choices(REPORTS),
+            show_default=True,
+        ),
+    ] = REPORTS[0],
     method: MethodsOption = None,
     rescored: Annotated[
         list[str] | None,
         typer.Option(
-            help="Metric of `dmole rescore` whose scores replace the original ones; repeatable.", rich_help_panel=WHAT
+            help="Metric of `dmole rescore` whose scores replace the original ones; repeatable.",
+            rich_help_panel=WHAT,
+            autocompletion=of_shelf("metrics"),
         ),
     ] = None,
 ) -> None:
@@ -41,21 +58,83 @@ def require_report(name: str | None) -> None:
         raise typer.BadParameter(f"unknown report {name}: expected one of {', '.join(REPORTS)}")
 
 
-def show_report(work: Workspace, name: str, methods: list[str] | None, *, rescored: Sequence[str] = ()) -> None:
-    """Print a report of stored evaluations."""
-    from dmole_cli.methods.base import load_method
-    from dmole_cli.reports import collect, costs, evaluations, tables
+def show_report(work: Workspace, name: str, methods: Sequence[str] | None, *, rescored: Sequence[str] = ()) -> None:
+    """Print a report of stored evaluations.
+
+    Raises:
+        DmoleError: there is nothing to report.
+    """
+    from dmole_cli.reports import collect, layout, stream, tables
 
     if name == "cost":
-        rows = costs.cost_rows(work.run)
-        console.data(rows) if work.json else tables.show(tables.cost_table(rows))
+        _show_costs(work)
         return
     tasks, split = work.settings.tasks, work.settings.evaluate.split
-    for label in set(methods or ()) - set(evaluations.methods_on_disk(work.run, split)):
-        load_method(evaluations.base_method(label))  # an unknown name is an error, a method without evaluations is not
+    _require_evaluations(work, methods)
     reports = collect.collect(work.run, tasks=tasks, methods=methods, split=split, rescored=rescored)
+    if name == "knowledge":
+        _require_likelihoods(work, reports)
+    if note := stream.explanation([one for report in reports for one in report.left_out], tasks):
+        console.say(note)
     if work.json:
         console.data(collect.as_json(reports))
         return
-    for table in tables.for_report(reports, name):
-        tables.show(table)
+    for grid in tables.for_report(reports, name):
+        layout.show(grid)
+
+
+def _show_costs(work: Workspace) -> None:
+    from dmole_cli.reports import costs, layout, tables
+
+    rows = costs.cost_rows(work.run)
+    if not rows:
+        raise DmoleError(f"no costs in {work.run.root}", f"run a stage first: {_command(work, 'profile')}")
+    console.data(rows) if work.json else layout.show(tables.cost_table(rows))
+
+
+def _require_evaluations(work: Workspace, methods: Sequence[str] | None) -> None:
+    """Refuse a report without any evaluation, and a method that is unknown or has none."""
+    from dmole_cli.methods.base import load_method
+    from dmole_cli.reports.evaluations import methods_on_disk
+
+    split = work.settings.evaluate.split
+    found = methods_on_disk(work.run, split)
+    missing = [label for label in methods or () if label not in found]
+    for label in missing:
+        load_method(base_method(label))  # an unknown name has an error of its own
+    if missing or not found:
+        what = f"no evaluations of {', '.join(missing)}" if missing else "no evaluations"
+        message = f"{what} in {work.run.evaluations(split)}"
+        if found:
+            message += f" (there are those of {', '.join(found)})"
+        raise DmoleError(message, f"run: {_command(work, 'evaluate', *_evaluating(missing))}")
+
+
+def _require_likelihoods(work: Workspace, reports: Sequence[MethodReport]) -> None:
+    """Refuse a report of likelihoods without any of them."""
+    known = (value for report in reports for values in report.knowledge.values() for value in values.values())
+    if all(value is None for value in known) and not any(report.left_out for report in reports):
+        methods = _evaluating([report.method for report in reports])
+        raise DmoleError(
+            f"no likelihoods in {work.run.likelihoods(work.settings.evaluate.split)}",
+            f"run: {_command(work, 'evaluate', '--likelihood', *methods)}",
+        )
+
+
+def _evaluating(labels: Sequence[str]) -> list[str]:
+    """The arguments of `dmole evaluate` for the first of these folders of evaluations, whose routing the others may lack."""
+    if not labels:
+        return []
+    name, *routing = labels[0].split("@")
+    same = dict.fromkeys(base_method(label) for label in labels if label.split("@")[1:] == routing)
+    options = ["--threshold-scale" if text.replace(".", "").isdecimal() else "--routing" for text in routing]
+    pairs = [*(("--method", method) for method in same or [name]), *zip(options, routing, strict=True)]
+    return [word for pair in pairs for word in pair]
+
+
+def _command(work: Workspace, name: str, *words: str) -> str:
+    """A command of the same run directory, configuration and split."""
+    typed = [work.typed[key] for key in ("evaluate.split", "run", "config", "shared") if key in work.typed]
+    if name != "evaluate":
+        typed = [text for text in typed if not text.startswith("--split")]
+    return " ".join(["dmole", name, *map(shlex.quote, words), *typed])

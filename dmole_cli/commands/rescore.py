@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dmole_cli.cli.completion import of_shelf
 from dmole_cli.cli.shared_options import MethodsOption, StagesOption, TasksOption, chosen_stages
 from dmole_cli.cli.workspace import Workspace
 from dmole_cli.data.card import task_name
@@ -15,7 +16,10 @@ SETTINGS = ("evaluate.split", "shared")
 
 def run(
     work: Workspace,
-    metric: Annotated[list[str], typer.Argument(help="Metric, a file of metrics/.", metavar="METRIC")],
+    metric: Annotated[
+        list[str],
+        typer.Argument(help="Metric, a file of metrics/.", metavar="METRIC", autocompletion=of_shelf("metrics")),
+    ],
     stage: StagesOption = None,
     task: TasksOption = None,
     method: MethodsOption = None,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dmole_cli.cli import console
+from dmole_cli.cli.completion import of_tasks
 from dmole_cli.cli.derive import HOW
 from dmole_cli.cli.workspace import Workspace
 from dmole_cli.errors import DmoleError
@@ -18,7 +19,9 @@ WRITES = False
 
 def run(
     work: Workspace,
-    names: Annotated[list[str] | None, typer.Argument(help="Tasks, or task cards (.toml).", metavar="TASK")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Tasks, or task cards (.toml).", metavar="TASK", autocompletion=of_tasks)
+    ] = None,
     open_images: Annotated[
         int, typer.Option(min=0, help="Rows per split whose images are opened, 0 for all.", rich_help_panel=HOW)
     ] = 0,

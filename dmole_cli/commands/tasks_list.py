@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dmole_cli.cli import console
+from dmole_cli.cli.completion import of_tasks
 from dmole_cli.cli.workspace import Workspace
 from dmole_cli.data.card import task_names
 
@@ -16,7 +17,9 @@ USES_RUN = WRITES = False
 
 def run(
     work: Workspace,
-    names: Annotated[list[str] | None, typer.Argument(help="Tasks, or task cards (.toml).", metavar="TASK")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Tasks, or task cards (.toml).", metavar="TASK", autocompletion=of_tasks)
+    ] = None,
 ) -> None:
     """List tasks with title and metric."""
     stream = (*work.settings.tasks, *work.settings.unseen)

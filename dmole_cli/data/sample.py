@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, overload
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# How the source of an image file begins; the rest is its path below the task's folder of images.
+FILE_SOURCE = "file:"
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -37,6 +40,11 @@ class Sample:
     details: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+
+    @property
+    def image_names(self) -> list[str]:
+        """What its images are called: paths of files as the record has them, else their sources; empty without an image."""
+        return [source.removeprefix(FILE_SOURCE) for source in self.sources] if self.images else []
 
 
 class LazySamples(Sequence[Sample]):

@@ -75,11 +75,12 @@ def evaluations(inference: BatchedInference, pending: Pending) -> list[Computed]
     for file, assigned in pending:
         predictions = [found[pair] for pair in enumerate(assigned.active)]
         scores = score_answers(card.metric, predictions, references=references, details=details)
+        columns = (predictions, references, scores.samples, assigned.active, assigned.losses, details)
         rows = [
-            Answer(s.sample_id, s.question, p, r, float(score), list(a), m, json.dumps(d, ensure_ascii=False))
-            for s, p, r, score, a, m, d in zip(
-                samples, predictions, references, scores.samples, assigned.active, assigned.losses, details, strict=True
+            Answer(
+                s.sample_id, s.question, p, r, float(v), list(a), m, json.dumps(d, ensure_ascii=False), s.image_names
             )
+            for s, p, r, v, a, m, d in zip(samples, *columns, strict=True)
         ]
         new = _count_new(assigned, computed)
         figures = {

@@ -266,6 +266,16 @@ class Method:
         """Entries of the score matrix to evaluate: all stages, 0 (the pretrained backbone) included, times all tasks."""
         return [(stage, task) for task in (*tasks, *unseen) for stage in range(len(tasks) + 1)]
 
+    def learned(self, tasks: Sequence[str], stage: int, task: str) -> list[str]:
+        """The tasks that an entry's model has been trained on, in their order: those of the first `stage` steps.
+
+        Every evaluation records them, and a report uses no evaluation of another stream. With the "per-task" protocol it is
+        the entry's own task alone.
+        """
+        if self.protocol == "per-task":
+            return [task] if stage else []
+        return list(tasks[:stage])
+
     def active_experts(self, routing: Routing) -> list[tuple[str, ...]]:
         """Tasks whose experts are active, for each test sample: the last trained task."""
         return [tuple(routing.tasks[-1:]) for _ in routing.losses]

@@ -8,17 +8,17 @@ from typing import Any
 
 from dmole_cli.artifacts.headers import header_of
 from dmole_cli.artifacts.kinds import EXPERT
+from dmole_cli.artifacts.labels import base_method
 from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.tensors import count_elements
 from dmole_cli.methods.base import Entry
 from dmole_cli.metrics.base import load_metric
-from dmole_cli.reports.continual import FORMULAS, Matrix, Value, continual_scores
+from dmole_cli.reports.continual import AVERAGES, FORMULAS, Matrix, Value, continual_scores
 from dmole_cli.reports.evaluations import (
     Evaluated,
     Evaluations,
     Likelihoods,
     agreed_metrics,
-    base_method,
     method_of,
     methods_on_disk,
     read_evaluations,
@@ -26,12 +26,17 @@ from dmole_cli.reports.evaluations import (
     read_rescored,
     require_one_backbone,
 )
+from dmole_cli.reports.stream import LeftOut, of_stream
 
-# Means over tasks cap every score at these points, so that a metric with a higher maximum (CIDEr) cannot outweigh all others.
+# Means of scores cap every score at these points, so that a metric with a higher maximum (CIDEr) cannot outweigh all others.
+# Differences (BWT, forgetting, FWT) are those of the uncapped scores: capped ones would hide what is lost above the cap.
 CEILING = 100.0
+DIFFERENCES = ("bwt", "forgetting", "fwt")
 
 # In the order of the JSON report.
 QUANTITIES = ("last", "avg", "bwt", "forgetting", "fwt")
+MEANS = (*QUANTITIES, *AVERAGES)
+SCORES = tuple(name for name in MEANS if name not in DIFFERENCES)
 
 # Folders of the artifacts that are needed for evaluation.
 STORED = ("experts", "routers")
@@ -53,7 +58,8 @@ class MethodReport:
         stages: those with at least one score, 0 (the pretrained backbone) to T.
         matrix: R[stage][task], T + 1 rows of T entries, None where nothing was evaluated; never capped.
         quantities: name (a key of `FORMULAS`) -> a value per task, computed from `matrix`.
-        mean: name -> mean over tasks, with every entry of the matrix capped at `CEILING` first.
+        mean: name (of `MEANS`) -> mean over tasks, with every score capped at `CEILING`, except in `DIFFERENCES`.
+        mean_uncapped: name -> the same mean of the scores as they are.
         mean_of_bounded: name -> mean over the tasks whose metric cannot exceed `CEILING`.
         routing: task -> share (0..1) of its samples whose active experts include its own at stage T; None where
             the method has no routers or the stage is missing.
@@ -67,6 +73,7 @@ class MethodReport:
             `ranked_first_learnt`, `ranked_first_last` and `ranked_forgetting` in points, None for an open task.
         further: task -> what its metric reports beside the score (`mean_iou`) -> name (a key of `FORMULAS`) -> value in
             points; only tasks whose metric reports something.
+        left_out: files of evaluations and likelihoods of another stream; they are not used.
     """
 
     method: str
@@ -76,6 +83,7 @@ class MethodReport:
     matrix: Matrix
     quantities: Mapping[str, tuple[Value, ...]]
     mean: Mapping[str, Value]
+    mean_uncapped: Mapping[str, Value]
     mean_of_bounded: Mapping[str, Value]
     routing: Mapping[str, Value]
     unseen: Mapping[str, Mapping[str, Value]]
@@ -83,6 +91,12 @@ class MethodReport:
     stored_parameters: int | None
     knowledge: Mapping[str, Mapping[str, Value]]
     further: Mapping[str, Mapping[str, Mapping[str, Value]]]
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether no metric of the stream can exceed `CEILING`, so that the means do not depend on the cap."""
+        return all(_is_bounded(self.metrics.get(task)) for task in self.tasks)
 
 
 def collect(
@@ -95,6 +109,7 @@ def collect(
 ) -> list[MethodReport]:
     """Read `evaluations/<method>/<stage>/<task>.parquet` and `likelihoods/...` into one report per method.
 
+    Only files of the configured stream are used: those whose header says that the first tasks of `tasks` had been learned.
     Stage 0 is the pretrained backbone for every method, so a method without evaluations of it gets those of a zero-shot method.
 
     Args:
@@ -112,17 +127,23 @@ def collect(
     chosen = on_disk if methods is None else list(methods)
     zero_shot = [label for label in on_disk if method_of(label).protocol == "zero-shot"]
     labels = list(dict.fromkeys([*chosen, *zero_shot]))
-    evaluations = {label: read_evaluations(run, label, split) for label in labels}
+    found = {label: read_evaluations(run, label, split) for label in labels}
     for label, entry, evaluated in read_rescored(run, labels, split, rescored):
-        evaluations[label][entry] = evaluated
-    likelihoods = {label: read_likelihoods(run, label, split) for label in labels}
+        found[label][entry] = evaluated
+    evaluations, likelihoods, left_out = {}, {}, {}
+    for label in labels:
+        evaluations[label], others = of_stream(label, found[label], tasks)
+        likelihoods[label], more = of_stream(label, read_likelihoods(run, label, split), tasks)
+        left_out[label] = (*others, *more)
     all_evaluations = [item for found in evaluations.values() for item in found.items()]
     all_likelihoods = [likely for found in likelihoods.values() for likely in found.values()]
     require_one_backbone([*(evaluated for _, evaluated in all_evaluations), *all_likelihoods])
     metrics = agreed_metrics(all_evaluations)
     backbone = {entry: e for label in zero_shot for entry, e in evaluations[label].items() if entry[0] == 0}
     reporting = [_Reporting(run, label, tuple(tasks), metrics) for label in chosen]
-    return [one.report(evaluations[one.label], backbone, likelihoods[one.label]) for one in reporting]
+    return [
+        one.report(evaluations[one.label], backbone, likelihoods[one.label], left_out[one.label]) for one in reporting
+    ]
 
 
 def as_json(reports: Sequence[MethodReport]) -> list[dict[str, Any]]:
@@ -136,8 +157,9 @@ def as_json(reports: Sequence[MethodReport]) -> list[dict[str, Any]]:
                 | {"metric": report.metrics.get(task)}
                 for index, task in enumerate(report.tasks)
             },
-            "mean": {name: report.mean[name] for name in QUANTITIES},
-            "mean_without_cider": {name: report.mean_of_bounded[name] for name in QUANTITIES},
+            "mean": {name: report.mean[name] for name in MEANS},
+            "mean_uncapped": {name: report.mean_uncapped[name] for name in MEANS},
+            "mean_without_cider": {name: report.mean_of_bounded[name] for name in MEANS},
             "trainable_parameters": report.trainable_parameters,
             "stored_parameters": report.stored_parameters,
             "routing": dict(report.routing),
@@ -147,6 +169,10 @@ def as_json(reports: Sequence[MethodReport]) -> list[dict[str, Any]]:
                 task: {name: {key: values[key] for key in QUANTITIES} for name, values in found.items()}
                 for task, found in report.further.items()
             },
+            "left_out": [
+                {"after": one.stage, "task": one.task, "learned": list(one.learned), "path": str(one.path)}
+                for one in report.left_out
+            ],
         }
         for report in reports
     ]
@@ -167,19 +193,22 @@ class _Reporting:
         protocol = method_of(label).protocol
         self.zero_shot, self.per_task = protocol == "zero-shot", protocol == "per-task"
 
-    def report(self, own: Evaluations, backbone: Evaluations, likelihoods: Likelihoods) -> MethodReport:
+    def report(
+        self, own: Evaluations, backbone: Evaluations, likelihoods: Likelihoods, left_out: tuple[LeftOut, ...]
+    ) -> MethodReport:
         """Build the report.
 
         Args:
-            own: the method's evaluations.
+            own: the method's evaluations of the stream.
             backbone: evaluations of the pretrained backbone, stage 0, for a method without its own.
-            likelihoods: the method's likelihoods.
+            likelihoods: the method's likelihoods of the stream.
+            left_out: its files of another stream.
         """
         tasks, last_stage = self.tasks, len(self.tasks)
         # With the "per-task" protocol the backbone is not a stage before the first task.
         known = {**({} if self.per_task else backbone), **own}
         matrix = self._matrix({entry: evaluated.points for entry, evaluated in known.items()})
-        quantities, mean = self._quantities(matrix)
+        quantities, mean = self._quantities(matrix), self._means(matrix)
         bounded = [column for column, task in enumerate(tasks) if _is_bounded(self.metrics.get(task))]
         outside = sorted({task for _, task in own} - set(tasks))
         after = 0 if self.zero_shot else last_stage
@@ -190,14 +219,16 @@ class _Reporting:
             stages=tuple(sorted({stage for stage, task in known if task in tasks and stage <= last_stage})),
             matrix=matrix,
             quantities=quantities,
-            mean=mean,
-            mean_of_bounded=self._quantities(matrix, columns=bounded)[1],
+            mean={name: mean[name] for name in DIFFERENCES} | self._means(_capped(matrix), names=SCORES),
+            mean_uncapped=mean,
+            mean_of_bounded=self._means(matrix, columns=bounded),
             routing={task: e.own_expert if (e := own.get((after, task))) else None for task in tasks},
             unseen={task: _unseen(known.get((0, task)), own.get((after, task))) for task in outside},
             trainable_parameters=self._trainable_parameters(),
             stored_parameters=self._stored_parameters(own),
             knowledge=self._knowledge(likelihoods),
             further=self._further(known),
+            left_out=left_out,
         )
 
     def _matrix(self, values: Mapping[Entry, Value]) -> Matrix:
@@ -206,23 +237,29 @@ class _Reporting:
         sources = [0 for _ in stages] if self.zero_shot else list(stages)
         return [[values.get((stage, task)) for task in self.tasks] for stage in sources]
 
-    def _quantities(
-        self, matrix: Matrix, *, columns: Sequence[int] | None = None
-    ) -> tuple[dict[str, tuple[Value, ...]], dict[str, Value]]:
-        """Quantities per task from the scores as they are, and their means over `columns` from the capped scores.
-
-        The entries are capped, not the quantities: the BWT of two scores above the cap is 0 in the mean, as it must be where
-        both count as the maximum, whereas capping a task's Last alone would put its BWT on another scale than its Last.
-        """
-        if self.per_task:
-            matrix = _only_diagonal(matrix)
-        capped = [[None if value is None else min(value, CEILING) for value in row] for row in matrix]
-        scores, mean = continual_scores(matrix), continual_scores(capped, columns=columns).mean
-        # A task alone has no later stage, in which it could be forgotten, and no earlier one to transfer from.
-        defined = {"last"} if self.per_task else set(FORMULAS)
+    def _quantities(self, matrix: Matrix) -> dict[str, tuple[Value, ...]]:
+        """Quantities per task, from the scores as they are."""
+        scores = continual_scores(_only_diagonal(matrix) if self.per_task else matrix)
         missing: tuple[Value, ...] = (None,) * len(scores.last)
-        by_task = {name: getattr(scores, name) if name in defined else missing for name in FORMULAS}
-        return by_task, {name: mean[name] if name in defined else None for name in FORMULAS}
+        return {name: getattr(scores, name) if name in self._defined else missing for name in FORMULAS}
+
+    def _means(
+        self, matrix: Matrix, *, columns: Sequence[int] | None = None, names: Sequence[str] = MEANS
+    ) -> dict[str, Value]:
+        """Means over the tasks of `columns`, None for all."""
+        scores = continual_scores(_only_diagonal(matrix) if self.per_task else matrix, columns=columns)
+        # Before `_only_diagonal`, which leaves one row: each task's score after its own training is what MFT averages.
+        learnt = continual_scores(matrix, columns=columns).averages["mft"]
+        found = scores.mean | scores.averages | {"mft": learnt}
+        return {name: found[name] if name in self._defined else None for name in names}
+
+    @property
+    def _defined(self) -> frozenset[str]:
+        """The quantities that the method's protocol defines.
+
+        A task alone has no later stage, in which it could be forgotten, and no earlier one to transfer from.
+        """
+        return frozenset({"last", "mft", "mfn"} if self.per_task else MEANS)
 
     def _further(self, known: Evaluations) -> dict[str, dict[str, dict[str, Value]]]:
         """Task -> what its metric reports beside the score -> the same quantities as for the score."""
@@ -231,7 +268,7 @@ class _Reporting:
             here = {entry: evaluated for entry, evaluated in known.items() if entry[1] == task}
             for name in dict.fromkeys(name for evaluated in here.values() for name in evaluated.further):
                 matrix = self._matrix({entry: evaluated.further.get(name) for entry, evaluated in here.items()})
-                quantities, _ = self._quantities(matrix)
+                quantities = self._quantities(matrix)
                 out.setdefault(task, {})[name] = {key: found[column] for key, found in quantities.items()}
         return out
 
@@ -250,7 +287,7 @@ class _Reporting:
     def _trainable_parameters(self) -> int | None:
         if self.zero_shot:
             return 0
-        files = sorted(self.run.expert("task", base_method(self.label)).parent.glob("*.safetensors"))
+        files = [self.run.expert(task, base_method(self.label)) for task in self.tasks]
         return max((header.facts["parameters"] for path in files if (header := header_of(path, EXPERT))), default=None)
 
     def _stored_parameters(self, own: Evaluations) -> int | None:
@@ -267,6 +304,10 @@ class _Reporting:
 
 def _is_bounded(metric: str | None) -> bool:
     return metric is None or load_metric(metric).maximum_points <= CEILING
+
+
+def _capped(matrix: Matrix) -> Matrix:
+    return [[None if value is None else min(value, CEILING) for value in row] for row in matrix]
 
 
 def _only_diagonal(matrix: Matrix) -> Matrix:

@@ -20,6 +20,13 @@ FORMULAS = {
     "forgetting": "forgetting_i = max_{s≥i} R[s,i] - R[T,i]; mean over the first T-1 tasks",
 }
 
+# Averages of the whole stream under the names that multimodal continual instruction tuning uses for them.
+AVERAGES = {
+    "mft": "MFT = (1/T) Σ_i R[i,i], each task right after its own training",
+    "mfn": "MFN = (1/T) Σ_i R[T,i], the mean Last",
+    "maa": "MAA = (1/T) Σ_{s=1..T} (1/s) Σ_{i≤s} R[s,i], unlike AVG only over the tasks seen at stage s",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ContinualScores:
@@ -28,6 +35,7 @@ class ContinualScores:
     Attributes:
         last, avg, bwt, fwt, forgetting: a value per task in the order of the stream, None where an entry is missing.
         mean: each quantity's mean over the tasks that its formula names, None where one of them is missing.
+        averages: those of `AVERAGES`, None where an entry is missing.
     """
 
     last: tuple[Value, ...]
@@ -36,6 +44,7 @@ class ContinualScores:
     fwt: tuple[Value, ...]
     forgetting: tuple[Value, ...]
     mean: dict[str, Value]
+    averages: dict[str, Value]
 
 
 def continual_scores(matrix: Matrix, *, columns: Collection[int] | None = None) -> ContinualScores:
@@ -49,7 +58,8 @@ def continual_scores(matrix: Matrix, *, columns: Collection[int] | None = None) 
     Raises:
         ValueError: the matrix does not have T + 1 rows of T entries, or a column does not exist.
 
-    Source: https://arxiv.org/abs/2506.11672 for Last and AVG, https://arxiv.org/abs/1706.08840 for the transfers.
+    Source: https://arxiv.org/abs/2506.11672 for Last and AVG, https://arxiv.org/abs/1706.08840 for the transfers,
+    https://arxiv.org/abs/2508.07307 (MCITlib) for MFT and MFN, https://arxiv.org/abs/2403.08350 (CoIN) for MAA.
     """
     tasks = len(matrix) - 1
     if tasks < 1 or any(len(row) != tasks for row in matrix):
@@ -68,7 +78,17 @@ def continual_scores(matrix: Matrix, *, columns: Collection[int] | None = None) 
         name: _mean([values[task] for task in counted.get(name, range(tasks)) if task in chosen])
         for name, values in by_task.items()
     }
-    return ContinualScores(**by_task, mean=mean)
+    return ContinualScores(**by_task, mean=mean, averages=_averages(matrix, sorted(chosen)))
+
+
+def _averages(matrix: Matrix, columns: Sequence[int]) -> dict[str, Value]:
+    """The quantities of `AVERAGES` over these tasks; a stage at which none of them has been seen does not count in MAA."""
+    seen = [[row[task] for task in columns if task < stage] for stage, row in enumerate(matrix)]
+    return {
+        "mft": _mean([matrix[task + 1][task] for task in columns]),
+        "mfn": _mean([matrix[-1][task] for task in columns]),
+        "maa": _mean([_mean(values) for values in seen if values]),
+    }
 
 
 # One task's scores over the stages 0 to T, and the stage after which it was learnt -> a quantity.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dmole_cli.artifacts.costs import read_cost
+from dmole_cli.artifacts.listing import list_folder
 from dmole_cli.artifacts.run import Run
 from dmole_cli.reports.evaluations import method_of
 
@@ -22,13 +23,11 @@ def cost_rows(run: Run) -> list[dict[str, Any]]:
     computed. A cost that several runs share was paid once and appears in each of them.
 
     Raises:
-        DmoleError: a file is damaged.
+        DmoleError: a file is damaged, or a folder cannot be read.
     """
     folders = {run.cost(stage, "task").parents[1] for stage in (PROFILING, TRAINING)}
-    stages = sorted(
-        (path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_dir()),
-        key=lambda path: path.name,
-    )
+    found = [path for folder in folders for path in list_folder(folder) if not path.is_file()]
+    stages = sorted(found, key=lambda path: path.name)
     return [row for stage in stages if (row := _cost_row(stage))["tasks"]]
 
 
@@ -51,7 +50,7 @@ def _trains_main_method(stage: str) -> bool:
 
 
 def _cost_row(folder: Path) -> dict[str, Any]:
-    costs = {path.stem: read_cost(path) for path in sorted(folder.glob("*.json"))}
+    costs = {path.stem: read_cost(path) for path in list_folder(folder) if path.suffix == ".json"}
     seconds = {task: cost["seconds"] for task, cost in costs.items()}
     counts = sum((Counter(cost["counts"]) for cost in costs.values()), Counter())
     return {"stage": folder.name, "tasks": seconds, "seconds": sum(seconds.values()), "counts": dict(counts)}

@@ -9,9 +9,13 @@ from pathlib import Path
 from statistics import fmean
 
 from dmole_cli import catalog
-from dmole_cli.artifacts.errors import DamagedArtifact
+from dmole_cli.artifacts.errors import DamagedArtifact, StaleArtifact
 from dmole_cli.artifacts.evaluation import Answer, read_evaluation
+from dmole_cli.artifacts.files import digest_of_file
+from dmole_cli.artifacts.labels import base_method
 from dmole_cli.artifacts.likelihood import read_likelihood
+from dmole_cli.artifacts.listing import list_folder
+from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.run import Run
 from dmole_cli.errors import DmoleError
 from dmole_cli.methods.base import PROTOCOLS, Entry, Method, load_method
@@ -30,7 +34,8 @@ class Evaluated:
         own_expert, no_expert: shares (0..1) of samples whose active experts include their own task's, and of samples without
             an active expert; None without routers.
         backbone: fingerprint.
-        inputs: names of the artifacts that it was made from.
+        inputs: name -> digest of the artifacts that it was made from.
+        learned: the tasks that the model had learned, in order.
         path: the file.
     """
 
@@ -40,7 +45,8 @@ class Evaluated:
     own_expert: Value
     no_expert: Value
     backbone: str
-    inputs: tuple[str, ...]
+    inputs: Mapping[str, str]
+    learned: tuple[str, ...]
     path: Path
 
 
@@ -52,22 +58,19 @@ class Likely:
         log_likelihood: of the references, mean over samples, in nats per token.
         ranked_first: samples whose right answer is the most probable one, in points; None for an open task.
         backbone: fingerprint.
+        learned: the tasks that the model had learned, in order.
         path: the file.
     """
 
     log_likelihood: float
     ranked_first: Value
     backbone: str
+    learned: tuple[str, ...]
     path: Path
 
 
 Evaluations = Mapping[Entry, Evaluated]
 Likelihoods = Mapping[Entry, Likely]
-
-
-def base_method(label: str) -> str:
-    """The name of the method without the routing: `d-mole@oracle` are evaluations of d-mole under another routing."""
-    return label.partition("@")[0]
 
 
 def method_of(label: str) -> Method:
@@ -77,9 +80,8 @@ def method_of(label: str) -> Method:
 
 
 def methods_on_disk(run: Run, split: str = "test") -> list[str]:
-    """List the methods that have an evaluation folder: bounds first, the main method last, the others by name."""
-    folder = run.evaluations(split)
-    found = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    """List the methods that have an evaluation: bounds first, the main method last, the others by name."""
+    found = [path.name for path in list_folder(run.evaluations(split)) if not path.is_file() and files_of(path)]
 
     def position(label: str) -> tuple[bool, int, str]:
         method = method_of(label)
@@ -92,9 +94,9 @@ def read_evaluations(run: Run, label: str, split: str) -> dict[Entry, Evaluated]
     """All evaluations of a method on a split.
 
     Raises:
-        DmoleError: a file is damaged, has no sample or does not name its metric.
+        DmoleError: a file is damaged, has no sample or does not name its metric; a folder cannot be read.
     """
-    return {entry: _evaluated(path) for entry, path in _files(run.evaluations(split) / label)}
+    return {entry: _evaluated(path) for entry, path in files_of(run.evaluations(split) / label)}
 
 
 def read_rescored(
@@ -103,11 +105,12 @@ def read_rescored(
     """(method, (stage, task), evaluation) of everything that was scored again with these metrics.
 
     Raises:
-        DmoleError: nothing was scored again with a metric, or the same evaluation was scored again with two of them.
+        DmoleError: nothing was scored again with a metric, or the same evaluation was scored again with two of them, or has
+            changed since.
     """
     first: dict[tuple[str, Entry], Evaluated] = {}
     for metric in metrics:
-        files = {label: _files(run.rescored(metric).evaluations(split) / label) for label in labels}
+        files = {label: files_of(run.rescored(metric).evaluations(split) / label) for label in labels}
         if not any(files.values()):
             raise DmoleError(
                 f"no evaluation was scored again by {metric} in {run.root}",
@@ -116,11 +119,18 @@ def read_rescored(
         for label, entries in files.items():
             for entry, path in entries:
                 evaluated = _evaluated(path)
+                _require_current(run, run.evaluation(label, *entry, split), evaluated)
                 known = first.setdefault((label, entry), evaluated)
                 if known is not evaluated:
                     message = f"{known.path} and {path} score the same answers"
                     raise DmoleError(message, "pass one --rescored per task")
                 yield label, entry, evaluated
+
+
+def _require_current(run: Run, original: Path, rescored: Evaluated) -> None:
+    """Refuse scores of an evaluation that was made anew since; one that was deleted cannot be checked."""
+    if original.exists() and rescored.inputs.get(run.name_of(original)) != digest_of_file(original):
+        raise StaleArtifact(rescored.path, f"{original} has changed since it was made")
 
 
 def read_likelihoods(run: Run, label: str, split: str) -> dict[Entry, Likely]:
@@ -129,7 +139,7 @@ def read_likelihoods(run: Run, label: str, split: str) -> dict[Entry, Likely]:
     Raises:
         DmoleError: a file is damaged or has no sample.
     """
-    return {entry: _likely(path) for entry, path in _files(run.likelihoods(split) / label)}
+    return {entry: _likely(path) for entry, path in files_of(run.likelihoods(split) / label)}
 
 
 def agreed_metrics(entries: Iterable[tuple[Entry, Evaluated]]) -> dict[str, str]:
@@ -165,11 +175,16 @@ def require_one_backbone(files: Sequence[Evaluated | Likely]) -> None:
             )
 
 
-def _files(folder: Path) -> list[tuple[Entry, Path]]:
+def files_of(folder: Path) -> list[tuple[Entry, Path]]:
     """((stage, task), file) of every file of a method."""
-    stages = [path for path in folder.glob("*") if path.name.isdecimal()]
-    files = [file for stage in sorted(stages) for file in sorted(stage.glob("*.parquet"))]
-    return [((int(file.parent.name), file.stem), file) for file in files]
+    stages = {int(path.name): path for path in list_folder(folder) if _is_number(path.name)}
+    files = {stage: list_folder(path) for stage, path in sorted(stages.items())}
+    return [((stage, file.stem), file) for stage, found in files.items() for file in found if file.suffix == ".parquet"]
+
+
+def _is_number(name: str) -> bool:
+    """Whether a name is a number as dmole writes it, without leading zeros."""
+    return name.isdecimal() and name == str(int(name))
 
 
 def _evaluated(path: Path) -> Evaluated:
@@ -181,8 +196,22 @@ def _evaluated(path: Path) -> Evaluated:
     metric = load_metric(name)
     points = metric.scored([row.score for row in rows], header.facts).points
     own_expert, no_expert = _routed(rows, path.stem)
-    inputs = tuple(header.inputs)
-    return Evaluated(points, _further(metric, rows), name, own_expert, no_expert, header.backbone, inputs, path)
+    inputs, learned = header.inputs, _learned(header, path)
+    return Evaluated(
+        points, _further(metric, rows), name, own_expert, no_expert, header.backbone, inputs, learned, path
+    )
+
+
+def _learned(header: Header, path: Path) -> tuple[str, ...]:
+    """The tasks that the model had learned.
+
+    Raises:
+        DamagedArtifact: the header does not say it.
+    """
+    found = header.settings.get("learned")
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise DamagedArtifact(path, f"{path} does not say which tasks had been learned")
+    return tuple(found)
 
 
 def _further(metric: Metric, rows: Sequence[Answer]) -> dict[str, float]:
@@ -210,4 +239,4 @@ def _likely(path: Path) -> Likely:
         raise DamagedArtifact(path, f"{path} holds no sample")
     ranked = [row.ranked_first for row in rows if row.ranked_first is not None]
     points = 100 * fmean(ranked) if ranked else None
-    return Likely(fmean(row.log_likelihood for row in rows), points, header.backbone, path)
+    return Likely(fmean(row.log_likelihood for row in rows), points, header.backbone, _learned(header, path), path)

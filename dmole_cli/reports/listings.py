@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from dmole_cli.reports.tables import show
+from dmole_cli.reports.layout import Grid, show, show_line
 
 if TYPE_CHECKING:
     from dmole_cli.data.checking import CheckReport
@@ -17,35 +15,35 @@ Row = Mapping[str, Any]
 
 def show_tasks(rows: Sequence[Row]) -> None:
     """Print tasks with their position in the stream, title and metric."""
-    table = Table("stage", "task", "what", "metric")
+    grid = Grid("", ["stage", "task", "what", "metric"], keys=2, left=frozenset({3}), sentences=frozenset({2}))
     for row in rows:
         position = row["stage"] or ("unseen" if row["unseen"] else "–")
-        table.add_row(str(position), row["name"], row["title"], row["metric"])
-    show(table)
+        grid.add_row(str(position), row["name"], row["title"], row["metric"])
+    show(grid)
 
 
 def show_check(report: CheckReport) -> None:
     """Print what a check found, and the samples as the model sees them."""
     counts = ", ".join(f"{count} {split}" for split, count in report.rows.items())
-    print(f"{report.task}: {counts}; {sum(report.opened.values())} images opened")
+    show_line(f"{report.task}: {counts}; {sum(report.opened.values())} images opened")
     for problem in report.problems:
-        print(f"  {problem if problem.serious else f'note: {problem}'}")
+        show_line(f"  {problem if problem.serious else f'note: {problem}'}")
     for look in report.looks:
         if "problem" in look:
-            print(f"  {look['sample_id']}: {look['problem']}")
+            show_line(f"  {look['sample_id']}: {look['problem']}")
             continue
         sizes = ", ".join(f"{size['width']} x {size['height']}" for size in look["images"])
         images = f"images {sizes} in {look['tiles']} tile(s)" if sizes else "no image"
-        print(f"  {look['sample_id']}: {images}, {look['tokens']} tokens, {look['answer_tokens']} of the answer")
+        show_line(f"  {look['sample_id']}: {images}, {look['tokens']} tokens, {look['answer_tokens']} of the answer")
         for line in [*look["prompt"].splitlines(), f"-> {look['answer']}"]:
-            print(f"    | {line}")
+            show_line(f"    | {line}")
 
 
 def show_sites(listing: Row) -> None:
     """Print candidate sites and the modules that are left out."""
     sites = listing["sites"]
     inside = sum(site["parameters"] for site in sites)
-    print(
+    show_line(
         f"{listing['model']}: {listing['parameters']:,} parameters, {len(sites)} sites ({listing['pattern']}) "
         f"with {inside:,} of them"
     )
@@ -53,30 +51,27 @@ def show_sites(listing: Row) -> None:
     show(_left_out_table(listing["left_out"]))
 
 
-def _sites_table(sites: Sequence[Row]) -> Table:
+def _sites_table(sites: Sequence[Row]) -> Grid:
     """Sites that differ in their block only share a row."""
-    table = Table("modality", "blocks", "site", "kind", title="sites", title_justify="left")
-    for name in ("inputs", "outputs", "parameters", "sites"):
-        table.add_column(name, justify="right")
+    headings = ["site", "modality", "blocks", "kind", "inputs", "outputs", "parameters", "sites"]
+    grid = Grid("sites", headings, left=frozenset({1, 3}), sentences=frozenset({2}))
     groups: dict[tuple, list[int]] = {}
     for site in sites:
         path = site["name"].replace(f".{site['block']}.", ".*.", 1)
         shape = (site["in_features"], site["out_features"], site["parameters"])
         groups.setdefault((site["modality"], path, site["kind"], *shape), []).append(site["block"])
     for (modality, path, kind, *numbers), blocks in groups.items():
-        table.add_row(modality, _ranges(blocks), path, kind, *(f"{number:,}" for number in numbers), str(len(blocks)))
-    return table
+        grid.add_row(path, modality, _ranges(blocks), kind, *(f"{number:,}" for number in numbers), str(len(blocks)))
+    return grid
 
 
-def _left_out_table(rows: Sequence[Row]) -> Table:
-    table = Table("modality", "left out", "kind", title="left out", title_justify="left")
-    for name in ("modules", "parameters"):
-        table.add_column(name, justify="right")
-    table.add_column("why")
+def _left_out_table(rows: Sequence[Row]) -> Grid:
+    headings = ["left out", "modality", "kind", "modules", "parameters", "why"]
+    grid = Grid("left out", headings, left=frozenset({1, 2}), sentences=frozenset({5}))
     for row in rows:
         size = f"{row['parameters']:,}" if row["parameters"] else "shared"
-        table.add_row(row["modality"], row["name"], row["kind"], str(row["modules"]), size, row["why"])
-    return table
+        grid.add_row(row["name"], row["modality"], row["kind"], str(row["modules"]), size, row["why"])
+    return grid
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -93,24 +88,21 @@ def _ranges(numbers: Sequence[int]) -> str:
 def show_plan(planned: Row) -> None:
     """Print sites and parameters per budget, and the peak memory of the work."""
     sites = ", ".join(f"{count} {name}" for name, count in planned["sites"].items())
-    print(f"{planned['model']}: {planned['parameters']:,} parameters; sites ({planned['pattern']}): {sites}")
-    budgets = Table("budget", title=f"what a task may add, at rank {planned['rank']}", title_justify="left")
-    for name in ("sites", "parameters", "expert MB"):
-        budgets.add_column(name, justify="right")
+    show_line(f"{planned['model']}: {planned['parameters']:,} parameters; sites ({planned['pattern']}): {sites}")
+    budgets = Grid(f"what a task may add, at rank {planned['rank']}", ["budget", "sites", "parameters", "expert MB"])
     for row in planned["budgets"]:
         bought = (str(row["sites"]), f"{row['parameters']:,}", f"{row['bytes'] / 1e6:,.1f}") if "sites" in row else ()
         budgets.add_row(row["budget"], *(bought or ("", "", "refused")))
     show(budgets)
     for row in planned["budgets"]:
         if "refused" in row:
-            print(row["refused"])
-    memory = Table("task", "work", title="peak memory, MB", title_justify="left")
-    for name in ("batch", "tokens", "checkpointing", "tensors", "weights", "libraries", "process"):
-        memory.add_column(name, justify="right")
+            show_line(row["refused"])
+    figures = ["batch", "tokens", "checkpointing", "tensors", "weights", "libraries", "process"]
+    memory = Grid("peak memory, MB", ["task", "work", *figures], keys=2)
     for row in planned["memory"]:
         sizes = (f"{row[name] / 1e6:,.0f}" for name in ("tensors", "weights", "libraries", "process"))
         recomputed = "yes" if row["checkpointing"] else "no"
         memory.add_row(row["task"], row["work"], str(row["batch_size"]), str(row["tokens"]), recomputed, *sizes)
     show(memory)
     for assumption in planned["assumes"]:
-        print(f"assumes: {assumption}")
+        show_line(f"assumes: {assumption}")

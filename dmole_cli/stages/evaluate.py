@@ -11,6 +11,7 @@ from dmole_cli.artifacts.costs import measured
 from dmole_cli.artifacts.errors import MissingArtifact
 from dmole_cli.artifacts.headers import is_current
 from dmole_cli.artifacts.kinds import D_MOLE, EVALUATION, LIKELIHOOD, Kind
+from dmole_cli.artifacts.labels import labelled, routing_options
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, versions
 from dmole_cli.artifacts.router import RouterFile, read_router
@@ -22,11 +23,12 @@ from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.inference.batched import BatchedInference
 from dmole_cli.inference.entries import Assignment, Computed, EntryFile, Pending, evaluations, likelihoods
+from dmole_cli.methods._stream import require_stream
 from dmole_cli.methods.base import Method, Routing, load_method
 from dmole_cli.progress import Track, quiet
 from dmole_cli.routing.autoencoder import from_tensors
 from dmole_cli.routing.features import routing_features
-from dmole_cli.settings.model import EvaluateSettings, Settings
+from dmole_cli.settings.model import Settings
 
 
 @dataclass(frozen=True)
@@ -181,22 +183,6 @@ def _evaluate_task(
     return outcomes
 
 
-def labelled(method: str, chosen: EvaluateSettings) -> str:
-    """The folder of a method's evaluations: its name, followed by routing options that differ from the defaults."""
-    return "@".join([method, *routing_options(chosen).values()])
-
-
-def routing_options(chosen: EvaluateSettings) -> dict[str, str]:
-    """Routing options that differ from the defaults."""
-    default = EvaluateSettings()
-    found: dict[str, str] = {}
-    if chosen.routing != default.routing:
-        found["routing"] = chosen.routing
-    if chosen.threshold_scale != default.threshold_scale:
-        found["threshold_scale"] = f"{chosen.threshold_scale:g}"
-    return found
-
-
 def _artifacts(parts: _Parts, task: str, after: int) -> dict[str, str]:
     """Digests of the experts and routers that an entry may use, under their names in headers; refuses stale ones."""
     if after == 0:
@@ -209,6 +195,8 @@ def _artifacts(parts: _Parts, task: str, after: int) -> dict[str, str]:
     for path in experts:
         if not path.exists():
             raise MissingArtifact(path, f"method {rules.name} has not been trained on the first {after} task(s)")
+    # Also those that the used ones were trained from.
+    require_stream(rules, parts.settings, run, used if rules.protocol == "per-task" else trained)
     routers = [run.router(name) for name in used if rules.uses_routers]
     fingerprint, data = parts.model.fingerprint, parts.data.current_digest
     return check_inputs(run, [*experts, *routers], fingerprint=fingerprint, data=data)
@@ -216,7 +204,7 @@ def _artifacts(parts: _Parts, task: str, after: int) -> dict[str, str]:
 
 def _header(parts: _Parts, output: Output, task: str, after: int, artifacts: dict[str, str]) -> Header:
     chosen, rules, card = parts.settings.evaluate, parts.rules, parts.data.card(task)
-    learned = list(parts.settings.tasks[:after])
+    learned = rules.learned(parts.settings.tasks, after, task)
     settings = {"method": rules.name, "stage": after, "learned": learned, "precision": parts.model.precision}
     settings |= chosen.for_header() | output.card_settings(card)
     if rules.uses_routers:

@@ -12,11 +12,13 @@ from dmole_cli.artifacts.evaluation import Answer, read_evaluation, write_evalua
 from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.artifacts.headers import is_current
 from dmole_cli.artifacts.kinds import EVALUATION
+from dmole_cli.artifacts.listing import list_folder
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import versions
 from dmole_cli.artifacts.run import Run
 from dmole_cli.errors import DmoleError
 from dmole_cli.metrics.base import load_metric, score_answers
+from dmole_cli.reports.evaluations import files_of
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,10 @@ def rescore(metric: str, wanted: Wanted, *, stream: Sequence[str], run: Run, for
 
 
 def _stored(run: Run, split: str) -> Iterator[Stored]:
-    for path in sorted(run.evaluations(split).glob("*/*/*.parquet")):
-        if path.parent.name.isdecimal():
-            yield Stored(path.parts[-3], int(path.parent.name), path.stem, path)
+    for method in list_folder(run.evaluations(split)):
+        if not method.is_file():
+            for (after, task), path in files_of(method):
+                yield Stored(method.name, after, task, path)
 
 
 def _require_all_named(run: Run, chosen: list[Stored], wanted: Wanted) -> None:

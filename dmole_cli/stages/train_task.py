@@ -30,6 +30,7 @@ from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert, load_expert
 from dmole_cli.experts.routed import RoutedExperts
+from dmole_cli.methods._stream import require_stream
 from dmole_cli.methods.base import LoadedContext, TaskContext, Training, load_method
 from dmole_cli.progress import Track, quiet
 from dmole_cli.settings.model import Settings
@@ -91,6 +92,8 @@ def train_task(
     shares = rules.data_shares(settings.tasks, task, context.options)
     inputs = data.inputs(*((name, "train") for name in shares))
     needed = [*rules.inputs(context), *_previous_artifacts(context)]
+    if rules.protocol == "sequential":
+        require_stream(rules, settings, run, settings.earlier(task))
     recipe = recipe_for(settings.train, data.card(task), context.options)
     header = Header.of(
         EXPERT,

@@ -14,6 +14,7 @@ from dmole_cli.artifacts.costs import read_cost
 from dmole_cli.artifacts.evaluation import Answer, read_evaluation
 from dmole_cli.artifacts.expert import ExpertFile, read_expert
 from dmole_cli.artifacts.kinds import D_MOLE
+from dmole_cli.artifacts.labels import labelled
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.router import RouterFile, read_router
 from dmole_cli.artifacts.run import Run
@@ -152,4 +153,4 @@ class StreamRun:
 
     @property
     def _label(self) -> str:
-        return evaluate.labelled(D_MOLE, self.settings.evaluate)
+        return labelled(D_MOLE, self.settings.evaluate)

@@ -12,11 +12,11 @@ from _comparison import cost_of
 from _plan import Experiment, Record
 
 from dmole_cli.artifacts.run import Run
-from dmole_cli.reports.collect import QUANTITIES, MethodReport, collect
+from dmole_cli.reports.collect import MEANS, QUANTITIES, MethodReport, collect
 from dmole_cli.reports.costs import cost_rows
 
 # Values of the column `task` for means and totals.
-MEAN, MEAN_WITHOUT, ALL = "mean", "mean without CIDEr", "all"
+MEAN, MEAN_UNCAPPED, MEAN_WITHOUT, ALL = "mean", "mean uncapped", "mean without CIDEr", "all"
 # Quantities from likelihoods; see `KNOWLEDGE` of the reports.
 CLOSED = "ranked_first"  # only for tasks whose card lists all possible answers
 LIKELIHOODS = (CLOSED, "log_likelihood")
@@ -72,7 +72,8 @@ def _scores(report: MethodReport) -> dict[tuple[str, str], float | None]:
     values: dict[tuple[str, str], float | None] = {}
     for name in QUANTITIES:
         values |= {(task, name): report.quantities[name][i] for i, task in enumerate(report.tasks)}
-        values[MEAN, name], values[MEAN_WITHOUT, name] = report.mean[name], report.mean_of_bounded[name]
+    means = {MEAN: report.mean, MEAN_UNCAPPED: report.mean_uncapped, MEAN_WITHOUT: report.mean_of_bounded}
+    values |= {(kind, name): found[name] for kind, found in means.items() for name in MEANS}
     for stage, row in enumerate(report.matrix):
         values |= {(task, f"R[{stage}]"): entry for task, entry in zip(report.tasks, row, strict=True)}
     return values

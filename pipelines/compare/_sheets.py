@@ -96,7 +96,7 @@ class Summary:
 
 def main_sheets(summary: Summary, order: str, tasks: Sequence[str]) -> list[Sheet]:
     """The parts of the main table for one order: means, costs, likelihoods, and every quantity per task."""
-    means = {TITLES[name]: (MEAN, name) for name in TITLES}
+    means = {TITLES[name]: (MEAN, name) for name in TITLES} | {"MFT": (MEAN, "mft"), "MAA": (MEAN, "maa")}
     means |= {f"{TITLES[name]} w/o CIDEr": (MEAN_WITHOUT, name) for name in ("last", "avg")}
     costs = {f"{name} s": (ALL, quantity) for name, quantity in SECONDS.items()}
     costs["routed right %"] = (MEAN, "routed_right")

@@ -27,14 +27,16 @@ from dmole_cli.artifacts.files import write_json
 from dmole_cli.artifacts.provenance import versions
 from dmole_cli.errors import DmoleError
 from dmole_cli.reports.collect import KNOWLEDGE
-from dmole_cli.reports.continual import FORMULAS
-from dmole_cli.reports.tables import TITLES, UNITS, points
+from dmole_cli.reports.continual import AVERAGES, FORMULAS
+from dmole_cli.reports.tables import CAPPED, TITLES, UNITS, points
 
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "safetensors", "pyarrow")
 NOTES = [
     *FORMULAS.values(),
+    *AVERAGES.values(),
     "Mean ± sample standard deviation over the seeds; (n=2): only two of the planned seeds have finished; –: no value.",
     UNITS,
+    CAPPED,
     "w/o CIDEr: mean over the tasks that are not scored with CIDEr.",
     "zero-shot is never trained, so its BWT, forgetting and FWT are 0. finetune trains each task alone and joint all tasks at "
     "once, so these quantities are not defined for them; Last of finetune is each task's own score.",
