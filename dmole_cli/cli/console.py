@@ -71,6 +71,9 @@ def tracker(enabled: bool):
 
 def report(outcomes: Sequence[Outcome], *, as_json: bool, following: str) -> None:
     """Print what was read and written, and the command that usually follows."""
+    for outcome in outcomes:
+        for warning in outcome.warnings:
+            say(f"warning: {outcome.stage} {outcome.task}: {warning}")
     if as_json:
         data([outcome.as_dict() for outcome in outcomes])
         return

@@ -254,6 +254,15 @@ class Method:
         """Earlier tasks whose experts are active, frozen, in training, for each sample: none."""
         return [() for _ in context.samples]
 
+    def voted_experts(self, context: LoadedContext, batches: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
+        """Earlier tasks whose experts are active, frozen, for all samples of a training batch, for each batch: none.
+
+        Args:
+            context: of the task that trains.
+            batches: indices of the samples of each step.
+        """
+        return [() for _ in batches]
+
     def penalty(self, context: LoadedContext, training: Training) -> Penalty | None:
         """A function from a `training.loop.Step` to a term that is added to its loss (scalar): None, no such term."""
         return None
