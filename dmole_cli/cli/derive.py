@@ -19,6 +19,7 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from dmole_cli.cli.subcommands import settings_of
+from dmole_cli.cli.unknown_options import Subcommand
 from dmole_cli.settings.declare import choices_of, option_name, plain_type, shown_default
 from dmole_cli.settings.model import Settings
 
@@ -79,7 +80,7 @@ def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    shell.command(name.rpartition(" ")[2], help=sentence)(typed)
+    shell.command(name.rpartition(" ")[2], help=sentence, cls=Subcommand)(typed)
     return typer.main.get_command(shell)
 
 

@@ -40,7 +40,11 @@ def run(
 ) -> None:
     """Evaluate the chosen entries of the score matrix, and report."""
     require_report(report)
-    if report is None or stage or task or likelihood:
+    from dmole_cli.cli.unused import refuse_unused_in_evaluation
+
+    evaluates = bool(report is None or stage or task or likelihood)
+    refuse_unused_in_evaluation(work, method or [D_MOLE], routing, evaluates=evaluates)
+    if evaluates:
         names = _tasks(work, task)
         stages = chosen_stages(stage, len(work.settings.tasks))
         from dmole_cli.stages.evaluate import Selection, evaluate

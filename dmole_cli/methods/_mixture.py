@@ -31,6 +31,7 @@ class RoutedMixture(Method):
         )
     }
     uses_routers = True
+    uses = Method.uses | {"train.transfer", "train.training_vote", "evaluate.routing", "evaluate.threshold_scale"}
 
     def inputs(self, context: TaskContext) -> list[Path]:
         """The earlier experts with their routers, and the task's features: they decide which expert transfers."""
@@ -95,6 +96,7 @@ class AllocatedMixture(RoutedMixture):
     """Experts that routers choose per sample, on the sites that `dmole allocate` chose (section 4.2)."""
 
     uses_allocation = True
+    uses = RoutedMixture.uses - {"allocate.budget"}  # the allocation has one of its own
 
     def placement(self, context: LoadedContext) -> dict[str, int]:
         """The sites of the task's allocation, at its rank."""
@@ -127,7 +129,7 @@ def _transfer_settings(settings: Settings) -> dict[str, Any]:
 
 
 def _earlier_losses(context: LoadedContext) -> tuple[list[list[float]], list[float]]:
-    """Reconstruction errors of the training samples under the routers of the earlier tasks [samples][routers], and their thresholds.
+    """Reconstruction errors of the training samples under the earlier tasks' routers [samples][routers], and the thresholds.
 
     Raises:
         DmoleError: features or a router are missing, or the features are stale.

@@ -37,7 +37,9 @@ from dmole_cli.training.loop import Batch, Losses, Schedule, train_expert
 from dmole_cli.training.order import shuffled_batches
 from dmole_cli.training.samples import Recipe, recipe_for, row_counts, training_samples
 
-FEW_STEPS = 20  # steps below which training warns: the learning rate rises and falls before an expert has learned anything
+FEW_STEPS = (
+    20  # steps below which training warns: the learning rate rises and falls before an expert has learned anything
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def train_task(
     shares = rules.data_shares(settings.tasks, task, context.options)
     inputs = data.inputs(*((name, "train") for name in shares))
     needed = [*rules.inputs(context), *_previous_artifacts(context)]
+    _require_same_shape(context)
     recipe = recipe_for(
         task,
         {name: data.card(name) for name in shares},
@@ -166,6 +169,24 @@ def _previous_artifacts(context: TaskContext) -> list[Path]:
     if previous is None:
         return []
     return [run.expert(previous, rules.name), *([run.memory(previous, rules.name)] if rules.has_memory else [])]
+
+
+def _require_same_shape(context: TaskContext) -> None:
+    """Refuse settings that shape a new expert where an expert of another shape is trained further."""
+    rules, settings = context.method, context.settings
+    previous = rules.previous_task(settings.tasks, context.task)
+    made = header_of(context.run.expert(previous, rules.name), EXPERT) if previous else None
+    if made is None:
+        return
+    before = {**made.settings, **made.settings.get("options", {})}
+    now = {**rules.header_settings(settings), **{name: context.options[name] for name in rules.shaping}}
+    # An imported expert records none of them.
+    changed = [f"{name} {before[name]}, not {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    if changed:
+        raise DmoleError(
+            f"method {rules.name} trains the expert of task {previous} further, which was made with {', '.join(changed)}",
+            f"use the values of the first task, or train the tasks up to {previous} again with the new ones and --force",
+        )
 
 
 def _memory_matches(path: Path, header: Header) -> bool:

@@ -46,7 +46,9 @@ def shuffled_batches(
             out += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
             continue
         sorted_rows = [
-            row for start in range(0, len(order), window) for row in _sorted(order[start : start + window], lengths, sets)
+            row
+            for start in range(0, len(order), window)
+            for row in _sorted(order[start : start + window], lengths, sets)
         ]
         batches = [sorted_rows[start : start + batch_size] for start in range(0, len(order), batch_size)]
         out += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
