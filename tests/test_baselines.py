@@ -38,7 +38,7 @@ from dmole_cli.training.loop import Batch, Schedule, Step, train_expert
 FIRST, SECOND = tiny.TASKS
 THIRD = tiny.UNSEEN
 BUDGET = 3000
-UNIFORM = ("seq-ft", "finetune", "joint", "replay", "ewc-lora", "lwf-lora", "o-lora", "seq-ft-merge", "v4")
+UNIFORM = ("seq-ft", "finetune", "joint", "replay", "ewc-lora", "lwf-lora", "o-lora", "seq-ft-merge", "v4", "v4-routed")
 PLACED = ("d-mole", "v1", "v2", "v3")
 
 
@@ -663,11 +663,11 @@ def test_each_ablation_of_d_mole_leaves_out_its_part(opened, shared, backbone, t
         assert parts["v3"]["vision"]["share"] == pytest.approx(2048 / 3840)
         assert parts["d-mole"]["vision"]["share"] < 0.4, "the gradients of this task are larger in the language model"
     assert found["v3"]["sites"] != found["d-mole"]["sites"]
-    stage = loaded(work, "v4", SECOND)
+    stage = loaded(work, "v4-routed", SECOND)
     assert stage.method.placement(stage) == dict.fromkeys(modality, 3), "all candidate sites, at a lower rank"
 
 
-@pytest.mark.parametrize("method", ["seq-ft", "v4"])
+@pytest.mark.parametrize("method", ["seq-ft", "v4", "v4-routed"])
 def test_allocate_refuses_methods_without_an_allocation(opened, tmp_path, method):
     with pytest.raises(DmoleError, match=f"method {method} uses no allocation") as caught:
         allocate_task(FIRST, method=method, **opened(tmp_path).parts)

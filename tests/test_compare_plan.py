@@ -171,8 +171,8 @@ def test_a_stage_uses_the_arguments_that_the_plan_gives_it(tmp_path):
     for experiment in (*main_experiments(plan, seeds=[0]), *study_experiments(plan)):
         arguments = [word for step in comparison.training_steps(experiment) for word in step.arguments]
         assert {*experiment.allocate, *experiment.train} <= set(arguments)
-    ignored = Experiment("v4-1%", "v4", "A", 0, "tight", allocate=("--budget", "1%"))
-    with pytest.raises(DmoleError, match="v4-1% gives allocate --budget 1%, but v4 has no such stage"):
+    ignored = Experiment("v4-1%", "v4-routed", "A", 0, "tight", allocate=("--budget", "1%"))
+    with pytest.raises(DmoleError, match="v4-1% gives allocate --budget 1%, but v4-routed has no such stage"):
         comparison.training_steps(ignored)
     for method, words in (("zero-shot", {"train": ("--rate",)}), ("seq-ft", {"router": ("--decoder", "linear")})):
         with pytest.raises(DmoleError, match=f"but {method} has no such stage"):
@@ -212,7 +212,7 @@ def test_the_first_row_of_a_study_stays_first_whatever_ran_before():
         group: [e.label for e in record.experiments if e.group == group] for group in ("main", "ablations", "rank")
     }
     assert labels["main"] == ["zero-shot", "v1", "d-mole", "d-mole"], "order B has no v1"
-    assert labels["ablations"] == ["d-mole", "v1", "v2", "v3", "v4"] and labels["rank"][0] == "d-mole"
+    assert labels["ablations"] == ["d-mole", "v1", "v2", "v3", "v4-routed", "v4"] and labels["rank"][0] == "d-mole"
 
 
 def test_a_variant_that_is_added_to_a_study_has_its_position_in_the_plan():

@@ -258,7 +258,7 @@ class Mine(Method):
 
 def test_every_file_of_the_shelf_is_a_method():
     names = catalog.names("methods")
-    assert len(names) >= 15 and {"d-mole", "seq-ft", "v4"} <= set(names)
+    assert len(names) >= 15 and {"d-mole", "seq-ft", "v4", "v4-routed"} <= set(names)
     assert [name for name in names if load_method(name).is_main] == [D_MOLE]
 
 

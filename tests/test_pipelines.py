@@ -1,10 +1,17 @@
-"""The scripts for recipes and routers, on the tiny stream."""
+"""The scripts for recipes and routers, on the tiny stream; the benchmarks' sequences, on made-up files."""
 
+import json
+import os
 import subprocess
+import tomllib
 from pathlib import Path
 
+import benchmarks
 import pytest
 import tiny
+
+from dmole_cli.artifacts.headers import header_of
+from dmole_cli.artifacts.kinds import EXPERT
 
 PIPELINES = Path(__file__).parent.parent / "pipelines"
 
@@ -57,3 +64,45 @@ def test_routers_are_compared_in_every_form_and_at_every_scale(fresh, table_of):
         accepted = {float(text) for text in row[4:-1]}
         assert all(0 <= share <= 100 for share in accepted)
         assert row[2] == "1" or accepted == {0.0 if row[2] == "0" else 100.0}
+
+
+# Nine and eight tasks on made-up files; the recipe is that of the configuration, with a batch size that twelve rows fill twice.
+@pytest.mark.parametrize(("name", "rank"), [("dmole9", 8), ("coin", 128)])
+def test_the_sequence_of_a_benchmark_runs_with_one_line(name, rank, run, tmp_path):
+    benchmarks.write_all(tmp_path / "data")
+    tiny.build_backbone(tmp_path / "backbone")
+    interpreter = tiny.Interpreter(tmp_path, run)
+    dmole = tmp_path / "bin" / "dmole"
+    dmole.parent.mkdir()
+    dmole.write_text(f'#!/bin/sh\nexec {tmp_path}/python -m dmole_cli "$@"\n', encoding="utf-8")
+    dmole.chmod(0o755)
+    path = {"PATH": f"{dmole.parent}:{os.environ['PATH']}"}
+
+    def script(*args: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", str(PIPELINES / name / "run.sh"), *args]
+        return subprocess.run(
+            command, cwd=tmp_path, env=tiny.environment(**path), capture_output=True, text=True, check=False
+        )
+
+    try:
+        done = script(
+            *["--backbone", "backbone", "--data-root", "data", "--device", "cpu", "--batch-size", "6", "--epochs", "1"]
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        refused = script("--backbone", "backbone")
+        assert refused.returncode == 2 and "--data-root is missing" in refused.stderr
+    finally:
+        interpreter.close()
+    config = PIPELINES / name / "dmole.toml"
+    tasks = [task.replace("/", "-") for task in tomllib.loads(config.read_text(encoding="utf-8"))["tasks"]]
+    made = tmp_path / "runs" / name
+    assert all(task in done.stdout for task in tasks), "the report names every task"
+    for task in tasks:
+        document = json.loads((made / "allocations" / f"{task}.json").read_text(encoding="utf-8"))
+        assert (document["budget"], document["rank"], document["alpha"]) == ("sites:50%", rank, 2 * rank)
+        assert document["spent"]["sites"] == 8, "half of the sixteen"
+        settings = header_of(made / "experts" / f"{task}.safetensors", EXPERT).settings
+        assert (settings["dropout"], settings["max_length"], settings["epochs"]) == (0.05, 2048, 1)
+    found = {str(p.relative_to(made / "evaluations/d-mole")) for p in (made / "evaluations/d-mole").rglob("*.parquet")}
+    assert found == {f"{stage}/{task}.parquet" for stage in range(len(tasks) + 1) for task in tasks}

@@ -19,6 +19,7 @@ class Outcome:
         written: False where it was up to date.
         reads: files and data that it was made from.
         facts: a few figures to report, JSON values.
+        warnings: what the user should know about the result, a sentence each.
     """
 
     stage: str
@@ -27,6 +28,7 @@ class Outcome:
     written: bool = False
     reads: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def wrote(self, **facts: Any) -> Self:
         """The outcome after the artifact was written."""
@@ -41,4 +43,5 @@ class Outcome:
             "written": self.written,
             "reads": list(self.reads),
             **self.facts,
+            **({"warnings": list(self.warnings)} if self.warnings else {}),
         }

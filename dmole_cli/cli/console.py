@@ -112,6 +112,9 @@ def report(outcomes: Sequence[Outcome], *, as_json: bool, following: str, verbos
         following: the next command, empty for none.
         verbose: a line for every file; otherwise several files of a stage and task share a line.
     """
+    for outcome in outcomes:
+        for warning in outcome.warnings:
+            say(f"warning: {outcome.stage} {outcome.task}: {warning}")
     if as_json:
         data([outcome.as_dict() for outcome in outcomes])
         return

@@ -22,6 +22,7 @@ from dmole_cli.cli.completion import of_choices
 from dmole_cli.cli.help_page import BACKBONE, FILES, HOW, OUTPUT, Command
 from dmole_cli.cli.help_page import WHAT as WHAT
 from dmole_cli.cli.subcommands import settings_of
+from dmole_cli.cli.unknown_options import Subcommand
 from dmole_cli.settings.declare import choices_of, option_name, plain_type, shown_default
 from dmole_cli.settings.model import Settings
 
@@ -87,7 +88,7 @@ def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    page = type("Command", (Command,), {"parameters": parameters})
+    page = type("Command", (Command, Subcommand), {"parameters": parameters})
     shell.command(name.rpartition(" ")[2], cls=page, help=sentence)(typed)
     return typer.main.get_command(shell)
 

@@ -116,8 +116,12 @@ class Workspace:
         """The settings as `run.toml` states them."""
         return tomllib.loads(self._record)
 
-    def record(self) -> None:
-        """Write `run.toml`, from which later commands take the settings."""
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Write `run.toml`, from which later commands take the settings, if one of these was written."""
+        if self.recording and any(outcome.written for outcome in outcomes):
+            self._write_record()
+
+    def _write_record(self) -> None:
         path = self.run.root / RECORD
         if not path.exists() or path.read_text(encoding="utf-8") != self._record:
             write_text(path, self._record)
@@ -128,8 +132,7 @@ class Workspace:
 
     def report(self, outcomes: Sequence[Outcome], *, following: str = "") -> None:
         """Print what was read and written, and the command that usually follows; what was written makes the run's record."""
-        if self.recording and any(outcome.written for outcome in outcomes):
-            self.record()
+        self.record(outcomes)
         # Of what was typed, `run.toml` has the rest.
         repeated = [self.typed[name] for name in ("run", "config") if name in self.typed]
         following = " ".join([following, *repeated]) if following else ""
@@ -149,7 +152,7 @@ class Workspace:
         finally:
             # A command that was interrupted after its first artifact; of a run that has a record, only success changes it.
             if self.recording and any(self.run.root.glob("*/")) and not (self.run.root / RECORD).exists():
-                self.record()
+                self._write_record()
 
 
 def workspace(settings: Settings, run: Run, *, further: Sequence[str] = (), **values: Any) -> Workspace:

@@ -43,8 +43,11 @@ def run(
         raise typer.BadParameter("--profile needs neither --task nor --method: the file is the profile of one task")
     if form not in (None, "peft"):
         raise typer.BadParameter(f"--format {form}: expected peft")
+    from dmole_cli.cli.unused import refuse_unused_in_allocation
+    from dmole_cli.methods.base import load_method
     from dmole_cli.stages.allocate import allocate_file, allocate_task, as_peft
 
+    refuse_unused_in_allocation(work.typed, work.settings.allocate, load_method(method))
     if profile is not None and out is not None:
         outcomes = [allocate_file(profile, out, work.settings.allocate, force=work.force)]
     else:

@@ -51,7 +51,11 @@ def run(
     # All combinations are validated before the first one is used.
     every = [with_options(work.settings, {**mode, **scale}) for mode in modes for scale in scales]
     labels = _labels(method, every, typed=bool(routing or threshold_scale))
-    if report is None or stage or task or likelihood:
+    from dmole_cli.cli.unused import refuse_unused_in_evaluation
+
+    evaluates = bool(report is None or stage or task or likelihood)
+    refuse_unused_in_evaluation(work, method or [D_MOLE], routing, evaluates=evaluates)
+    if evaluates:
         names = _tasks(work, task)
         stages = chosen_stages(stage, len(work.settings.tasks))
         from dmole_cli.stages.evaluate import Selection, evaluate
@@ -65,6 +69,7 @@ def run(
                 outcomes += evaluate(name, selection, **parts, force=work.force, track=work.track)
         following = "" if report else f"dmole report {'knowledge' if likelihood else 'bwt'}{_where(work)}"
         as_json = work.json and report is None
+        work.record(outcomes)
         console.report(outcomes, as_json=as_json, following=following, verbose=work.verbose)
     if report is not None:
         show_report(work, report, labels)

@@ -6,12 +6,21 @@ from typing import Annotated
 
 import typer
 
+from dmole_cli.artifacts.kinds import D_MOLE
 from dmole_cli.cli import console
 from dmole_cli.cli.derive import HOW, MODEL
 from dmole_cli.cli.shared_options import TasksOption
 from dmole_cli.cli.workspace import Workspace
 
-SETTINGS = ("allocate", "profile.sites", "train.max_length", *MODEL, "data_root", "shared")
+# Without a profile all sites have the same score, and the scale of an expert takes no memory.
+SETTINGS = (
+    *(f"allocate.{name}" for name in ("budget", "rank", "vision_floor", "curriculum", "modalities")),
+    "profile.sites",
+    "train.max_length",
+    *MODEL,
+    "data_root",
+    "shared",
+)
 WRITES = False
 
 
@@ -24,6 +33,10 @@ def run(
     ] = None,
 ) -> None:
     """Plan for the chosen tasks, by default for the first one of the stream."""
+    from dmole_cli.cli.unused import refuse_unused_in_allocation
+    from dmole_cli.methods.base import load_method
+
+    refuse_unused_in_allocation(work.typed, work.settings.allocate, load_method(D_MOLE))
     names = work.chosen(task) if task else work.chosen(task)[:1]
     from dmole_cli.reports.listings import show_plan
     from dmole_cli.stages.plan import plan

@@ -27,6 +27,7 @@ def run(
     ] = None,
 ) -> None:
     """Train the experts of the chosen tasks."""
+    from dmole_cli.cli.unused import refuse_unused_in_training
     from dmole_cli.methods.base import load_method
     from dmole_cli.stages.train_task import train_task
 
@@ -34,5 +35,7 @@ def run(
     names = work.chosen(task, in_stream=True) if task else rules.trained_tasks(work.settings.tasks)
     if not names:
         raise DmoleError(f"method {method} trains nothing", f"evaluate it: dmole evaluate --method {method}")
+    options = [text.partition("=")[0].strip().replace("-", "_") for text in setting or []]
+    refuse_unused_in_training(work, rules, names, options)
     outcomes = [train_task(name, **work.parts, method=method, force=work.force, track=work.track) for name in names]
     work.report(outcomes, following="dmole evaluate --stage all" + ("" if method == D_MOLE else f" --method {method}"))

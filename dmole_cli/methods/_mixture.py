@@ -5,6 +5,7 @@ Paper: arXiv 2506.11672, sections 4.1 to 4.3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ class RoutedMixture(Method):
         )
     }
     uses_routers = True
+    uses = Method.uses | {"train.transfer", "train.training_vote", "evaluate.routing", "evaluate.threshold_scale"}
 
     def inputs(self, context: TaskContext) -> list[Path]:
         """The earlier experts with their routers, and the task's features: they decide which expert transfers."""
@@ -38,8 +40,8 @@ class RoutedMixture(Method):
         return [*features, *routers, *(context.run.expert(task, self.name) for task in context.earlier)]
 
     def header_settings(self, settings: Settings) -> dict[str, Any]:
-        """Those of a uniform placement, and whether an earlier expert may transfer."""
-        return {**super().header_settings(settings), "transfer": settings.train.transfer}
+        """Those of a uniform placement, and those of the transfer expert."""
+        return {**super().header_settings(settings), **_transfer_settings(settings)}
 
     def transfer_experts(self, context: LoadedContext) -> list[tuple[str, ...]]:
         """For each sample the nearest of the earlier tasks whose threshold accepts it (section 4.3, knowledge transfer).
@@ -47,21 +49,28 @@ class RoutedMixture(Method):
         Raises:
             DmoleError: features or a router are missing, or the features are stale.
         """
-        from dmole_cli.routing.autoencoder import from_tensors
         from dmole_cli.routing.rules import top_candidates
 
-        earlier, run = context.earlier, context.run
-        if not earlier or not context.settings.train.transfer:
+        train, earlier = context.settings.train, context.earlier
+        if not earlier or not train.transfer or train.training_vote == "batch":
             return [() for _ in context.samples]
-        path = run.features(context.task)
-        ids, features, _ = read_features(path)
-        if ids != [sample.sample_id for sample in context.samples]:
-            raise StaleArtifact(path, "the task's samples have changed")
-        routers = [read_router(run.router(task)) for task in earlier]
-        columns = [from_tensors(r.tensors, decoder=r.decoder).losses(features).tolist() for r in routers]
-        thresholds = [router.threshold for router in routers]
-        rows = zip(*columns, strict=True)
+        rows, thresholds = _earlier_losses(context)
         return [tuple(earlier[t] for t in top_candidates(row, thresholds, most=1)) for row in rows]
+
+    def voted_experts(self, context: LoadedContext, batches: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
+        """With `training_vote = "batch"`, the earlier task that each batch votes for, as in the reference implementation.
+
+        Raises:
+            DmoleError: features or a router are missing, or the features are stale.
+        """
+        from dmole_cli.routing.rules import training_vote
+
+        train, earlier = context.settings.train, context.earlier
+        if not earlier or not train.transfer or train.training_vote != "batch":
+            return [() for _ in batches]
+        rows, thresholds = _earlier_losses(context)
+        votes = (training_vote([rows[i] for i in batch], thresholds) for batch in batches)
+        return [tuple(earlier[t] for t in voted) for voted in votes]
 
     def penalty(self, context: LoadedContext, training: Training) -> Penalty | None:
         """`orthogonal` x the overlap of row spaces with the earlier experts, at the sites that they share."""
@@ -87,6 +96,7 @@ class AllocatedMixture(RoutedMixture):
     """Experts that routers choose per sample, on the sites that `dmole allocate` chose (section 4.2)."""
 
     uses_allocation = True
+    uses = RoutedMixture.uses - {"allocate.budget"}  # the allocation has one of its own
 
     def placement(self, context: LoadedContext) -> dict[str, int]:
         """The sites of the task's allocation, at its rank."""
@@ -106,5 +116,30 @@ class AllocatedMixture(RoutedMixture):
         return [context.run.allocation(context.task, self.name), *super().inputs(context)]
 
     def header_settings(self, settings: Settings) -> dict[str, Any]:
-        """Whether an earlier expert may transfer; the allocation is an input with settings of its own."""
-        return {"transfer": settings.train.transfer}
+        """Those of the transfer expert; the allocation is an input with settings of its own."""
+        return _transfer_settings(settings)
+
+
+def _transfer_settings(settings: Settings) -> dict[str, Any]:
+    """Whether and how an earlier expert may transfer, for headers."""
+    train = settings.train
+    # Recorded only where it differs from the default: headers of experts made before the setting existed stay equal.
+    vote = {"training_vote": train.training_vote} if train.transfer and train.training_vote != "sample" else {}
+    return {"transfer": train.transfer, **vote}
+
+
+def _earlier_losses(context: LoadedContext) -> tuple[list[list[float]], list[float]]:
+    """Reconstruction errors of the training samples under the earlier tasks' routers [samples][routers], and the thresholds.
+
+    Raises:
+        DmoleError: features or a router are missing, or the features are stale.
+    """
+    from dmole_cli.routing.autoencoder import from_tensors
+
+    path = context.run.features(context.task)
+    ids, features, _ = read_features(path)
+    if ids != [sample.sample_id for sample in context.samples]:
+        raise StaleArtifact(path, "the task's samples have changed")
+    routers = [read_router(context.run.router(task)) for task in context.earlier]
+    columns = [from_tensors(r.tensors, decoder=r.decoder).losses(features).tolist() for r in routers]
+    return [list(row) for row in zip(*columns, strict=True)], [router.threshold for router in routers]

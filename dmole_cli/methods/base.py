@@ -51,6 +51,7 @@ class Option:
         ge: smallest valid value.
         gt: exclusive lower bound, used in place of `ge`.
         le: largest valid value.
+        whole: whether it must be a whole number.
     """
 
     default: float
@@ -58,15 +59,18 @@ class Option:
     ge: float = 0.0
     gt: float | None = None
     le: float = math.inf
+    whole: bool = False
 
     def accepts(self, value: float) -> bool:
-        """Whether a value is finite and within the bounds."""
+        """Whether a value is finite, within the bounds, and whole where it must be."""
         above = value >= self.ge if self.gt is None else value > self.gt
-        return math.isfinite(value) and above and value <= self.le
+        return math.isfinite(value) and above and value <= self.le and not (self.whole and value % 1)
 
     @property
     def bounds(self) -> str:
         """The valid values, in words."""
+        if self.whole:
+            return f"{self.ge:g} or more, as a whole number"
         if self.gt is not None:
             return f"greater than {self.gt:g}" + (f" and at most {self.le:g}" if self.le < math.inf else "")
         return f"{self.ge:g} or more" if self.le == math.inf else f"from {self.ge:g} to {self.le:g}"
@@ -158,6 +162,9 @@ class Method:
         options: the method's own hyper-parameters by name, beside `COMMON_OPTIONS`.
         uses_routers: `active_experts` reads the routers' reconstruction errors.
         uses_allocation: `dmole allocate` places its experts.
+        uses_profile: training itself reads a task's profile.
+        uses: settings that not every method uses and this one does; typed for another method, they are refused.
+        shaping: options that shape a new expert, and cannot change while it is trained further.
         merges: active experts are merged into the backbone's weights instead of computed beside them.
         continues: the previous task's expert is trained further; otherwise every task starts with a new one.
         has_memory: `remember` returns tensors, which are stored for the next task's training.
@@ -170,6 +177,9 @@ class Method:
     options: ClassVar[Mapping[str, Option]] = {}
     uses_routers: ClassVar[bool] = False
     uses_allocation: ClassVar[bool] = False
+    uses_profile: ClassVar[bool] = False
+    uses: ClassVar[frozenset[str]] = frozenset({"allocate.budget"})
+    shaping: ClassVar[tuple[str, ...]] = ()
     merges: ClassVar[bool] = False
     continues: ClassVar[bool] = False
     has_memory: ClassVar[bool] = False
@@ -253,6 +263,15 @@ class Method:
     def transfer_experts(self, context: LoadedContext) -> list[tuple[str, ...]]:
         """Earlier tasks whose experts are active, frozen, in training, for each sample: none."""
         return [() for _ in context.samples]
+
+    def voted_experts(self, context: LoadedContext, batches: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
+        """Earlier tasks whose experts are active, frozen, for all samples of a training batch, for each batch: none.
+
+        Args:
+            context: of the task that trains.
+            batches: indices of the samples of each step.
+        """
+        return [() for _ in batches]
 
     def penalty(self, context: LoadedContext, training: Training) -> Penalty | None:
         """A function from a `training.loop.Step` to a term that is added to its loss (scalar): None, no such term."""

@@ -24,7 +24,7 @@ class EwcLora(Method):
     paper = "https://arxiv.org/abs/1612.00796"
     options = {
         "weight": Option(1000.0, "Weight of the quadratic penalty."),
-        "fisher_samples": Option(256.0, "Number of samples that estimate the Fisher information.", ge=1.0),
+        "fisher_samples": Option(256.0, "Number of samples that estimate the Fisher information.", ge=1.0, whole=True),
     }
     continues = True
     has_memory = True

@@ -21,8 +21,9 @@ class MoeLora(Method):
     """Sequential fine-tuning of a dense mixture."""
 
     paper = "https://arxiv.org/abs/2403.08350"
-    options = {"experts": Option(8.0, "Number of LoRA experts at a site.", ge=1.0)}
+    options = {"experts": Option(8.0, "Number of LoRA experts at a site.", ge=1.0, whole=True)}
     continues = True
+    shaping = ("experts",)
 
     def new_expert(self, context: LoadedContext, generator: torch.Generator) -> Expert:
         """Experts of equal rank at every candidate site, and a gate at zero, which weighs all of them equally.

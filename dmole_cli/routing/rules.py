@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-SECOND_VOTE_SHARE = 0.3  # share of a batch's votes from which the reference implementation activates a second expert
+SECOND_VOTE_SHARE = 0.3  # share of a batch's votes from which the reference implementation activates a further expert
 
 
 def top_candidates(losses: Sequence[float], thresholds: Sequence[float], *, most: int) -> list[int]:
@@ -19,11 +19,38 @@ def top_candidates(losses: Sequence[float], thresholds: Sequence[float], *, most
 
 
 def batch_vote(losses: Sequence[Sequence[float]], thresholds: Sequence[float]) -> list[int]:
-    """Route a whole batch as the reference does: each sample votes for its nearest candidate.
+    """Route a whole batch as the reference implementation does in evaluation: each sample votes for its nearest candidate.
 
     The task with the most votes is active, and the second one if it has at least 30 % of the votes. Samples without
-    a candidate do not vote. A tie is won by the task that was voted for first.
+    a candidate do not vote. Of tasks with equal votes, the one with the lowest number wins.
+
+    Returns:
+        At most two tasks, numbered from 0.
     """
-    votes = [first[0] for row in losses if (first := top_candidates(row, thresholds, most=1))]
-    ranked = Counter(votes).most_common(2)
-    return [t for i, (t, n) in enumerate(ranked) if i == 0 or n >= SECOND_VOTE_SHARE * len(votes)]
+    votes = _votes(losses, thresholds)
+    ranked = _ranked(votes)[:2]
+    return [t for i, t in enumerate(ranked) if i == 0 or votes[t] / votes.total() >= SECOND_VOTE_SHARE]
+
+
+def training_vote(losses: Sequence[Sequence[float]], thresholds: Sequence[float]) -> list[int]:
+    """The transfer expert of a whole training batch, as the reference implementation chooses it.
+
+    Args:
+        losses: of the routers of the earlier tasks alone [samples][earlier tasks].
+        thresholds: of these routers.
+
+    Returns:
+        The earlier task with the most votes, of equal votes the one with the lowest number, if it has at least 30 % of
+        them; else nothing. Numbered from 0.
+    """
+    votes = _votes(losses, thresholds)
+    return [t for t in _ranked(votes)[:1] if votes[t] / votes.total() >= SECOND_VOTE_SHARE]
+
+
+def _votes(losses: Sequence[Sequence[float]], thresholds: Sequence[float]) -> Counter[int]:
+    """Votes per task; a sample without a candidate has none."""
+    return Counter(first[0] for row in losses if (first := top_candidates(row, thresholds, most=1)))
+
+
+def _ranked(votes: Counter[int]) -> list[int]:
+    return sorted(votes, key=lambda t: (-votes[t], t))

@@ -130,6 +130,11 @@ class TrainSettings(Section):
     transfer: bool = setting(
         True, "activate the nearest earlier expert, frozen, for samples that its router accepts", in_header="never"
     )
+    training_vote: Literal["sample", "batch"] = setting(
+        "sample",
+        "who chooses the transfer expert: each training sample, or the whole batch by vote, as in the reference implementation",
+        in_header="never",
+    )
     checkpointing: bool = setting(False, CHECKPOINTING, in_header="never")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ from dmole_cli.progress import Track, quiet
 from dmole_cli.settings.model import Settings
 from dmole_cli.training.loop import Batch, Losses, Schedule, train_expert
 from dmole_cli.training.order import shuffled_batches
-from dmole_cli.training.samples import recipe_for, training_samples
+from dmole_cli.training.samples import Recipe, recipe_for, row_counts, training_samples
 
-Recipe = dict[str, Any]
+FEW_STEPS = (
+    20  # steps below which training warns: the learning rate rises and falls before an expert has learned anything
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,15 @@ def train_task(
     needed = [*rules.inputs(context), *_previous_artifacts(context)]
     if rules.protocol == "sequential":
         require_stream(rules, settings, run, settings.earlier(task))
-    recipe = recipe_for(settings.train, data.card(task), context.options)
+    _require_same_shape(context)
+    recipe = recipe_for(
+        task,
+        {name: data.card(name) for name in shares},
+        chosen=settings.train,
+        options=context.options,
+        rows=row_counts(task, shares, data=data),
+        own_epochs=rules.protocol == "joint",
+    )
     header = Header.of(
         EXPERT,
         backbone=model.fingerprint,
@@ -102,7 +112,7 @@ def train_task(
         settings={
             "method": method,
             "precision": model.precision,
-            **recipe,
+            **recipe.settings,
             **rules.header_settings(settings),
             "options": dict(context.options),
         },
@@ -125,7 +135,17 @@ def train_task(
     expert = trained.expert
     write_expert(path, ExpertFile(expert.sites, expert.scale, header.with_facts(**facts), expert.gates))
     data.image_digests.save()
-    return outcome.wrote(**_summary(trained, facts))
+    return replace(outcome.wrote(**_summary(trained, facts)), warnings=_warnings(trained))
+
+
+def _warnings(trained: Trained) -> tuple[str, ...]:
+    steps = len(trained.losses.answers)
+    if steps >= FEW_STEPS:
+        return ()
+    return (
+        f"the expert was trained in {steps} step{'s' if steps > 1 else ''}; fewer than {FEW_STEPS} rarely suffice: "
+        "raise --epochs, or lower --batch-size",
+    )
 
 
 def _summary(trained: Trained, facts: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +174,24 @@ def _previous_artifacts(context: TaskContext) -> list[Path]:
     return [run.expert(previous, rules.name), *([run.memory(previous, rules.name)] if rules.has_memory else [])]
 
 
+def _require_same_shape(context: TaskContext) -> None:
+    """Refuse settings that shape a new expert where an expert of another shape is trained further."""
+    rules, settings = context.method, context.settings
+    previous = rules.previous_task(settings.tasks, context.task)
+    made = header_of(context.run.expert(previous, rules.name), EXPERT) if previous else None
+    if made is None:
+        return
+    before = {**made.settings, **made.settings.get("options", {})}
+    now = {**rules.header_settings(settings), **{name: context.options[name] for name in rules.shaping}}
+    # An imported expert records none of them.
+    changed = [f"{name} {before[name]}, not {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    if changed:
+        raise DmoleError(
+            f"method {rules.name} trains the expert of task {previous} further, which was made with {', '.join(changed)}",
+            f"use the values of the first task, or train the tasks up to {previous} again with the new ones and --force",
+        )
+
+
 def _memory_matches(path: Path, header: Header) -> bool:
     """Whether the memory exists that was written together with an expert of this header."""
     made = header_of(path, MEMORY)
@@ -170,16 +208,18 @@ def _train(context: LoadedContext, recipe: Recipe, track: Track) -> Trained:
     memory = read_memory(run.memory(previous, rules.name)) if previous and rules.has_memory else {}
     transfer = rules.transfer_experts(context)
     order = _order(context, recipe, transfer)
+    voted = rules.voted_experts(context, order)
     truncated = set[int]()
     limit = settings.train.max_length
     encoded = encoded_batches(backbone, context.samples, order, with_answer=True, max_length=limit)
     batches = track(record_truncated(order, encoded, truncated=truncated), f"train {task} ({rules.name})", len(order))
     with (
-        _attached(context, expert, transfer, dropout=float(recipe["dropout"])) as routed,
+        _attached(context, expert, [*transfer, *voted], dropout=settings.train.dropout) as routed,
         _vision_cache(context, recipe) as cache,
     ):
         # Merged experts are part of the weights and not active beside them.
         active = [() for _ in transfer] if rules.merges else transfer
+        names = ([(task, *active[i], *voted[step]) for i in rows] for step, rows in enumerate(order))
         training = Training(routed, expert, memory)
         saving = activation_checkpointing(backbone) if settings.train.checkpointing else nullcontext()
         # Seeded for this task alone: dropout must not depend on what the process did before.
@@ -189,8 +229,8 @@ def _train(context: LoadedContext, recipe: Recipe, track: Track) -> Trained:
                 backbone,
                 routed,
                 expert,
-                _batches(context, active, order, batches),
-                schedule=Schedule(len(order), recipe["learning_rate"], settings.train),
+                _batches(context, names, order, batches),
+                schedule=Schedule(len(order), recipe.settings["learning_rate"], settings.train),
                 penalty=rules.penalty(context, training),
                 cache=cache,
             )
@@ -206,16 +246,18 @@ def _train(context: LoadedContext, recipe: Recipe, track: Track) -> Trained:
 
 def _order(context: LoadedContext, recipe: Recipe, transfer: Sequence[tuple[str, ...]]) -> list[list[int]]:
     """Sample indices of every step."""
-    repeats, count = int(recipe.get("repeats", 1)), len(context.samples)
+    rows, visits = recipe.entries()
+    lengths = context.backbone.lengths(context.samples, with_answer=True)
     order = shuffled_batches(
-        count * repeats,
-        int(recipe["batch_size"]),
-        epochs=int(recipe["epochs"]),
+        len(rows),
+        recipe.batch_size,
+        epochs=max(visits),
         seed=seed_for(context.settings.seed, context.task, "order"),
-        lengths=context.backbone.lengths(context.samples, with_answer=True) * repeats,
-        transfer=list(transfer) * repeats,
+        lengths=[lengths[row] for row in rows],
+        transfer=[transfer[row] for row in rows],
+        visits=visits,
     )
-    return [[row % count for row in batch] for batch in order]
+    return [[rows[entry] for entry in batch] for batch in order]
 
 
 @contextmanager
@@ -239,8 +281,7 @@ def _attached(
 @contextmanager
 def _vision_cache(context: LoadedContext, recipe: Recipe) -> Iterator[VisionFeatureCache]:
     """The cache of frozen vision features; of size 0 where no sample is visited twice."""
-    visited_again = recipe["epochs"] * int(recipe.get("repeats", 1)) > 1
-    limit = context.settings.vision_cache * 2**20 if visited_again else 0
+    limit = context.settings.vision_cache * 2**20 if recipe.visited_again else 0
     cache = VisionFeatureCache(context.backbone, folder=context.run.root / "cache", limit=limit)
     try:
         yield cache
@@ -250,12 +291,12 @@ def _vision_cache(context: LoadedContext, recipe: Recipe) -> Iterator[VisionFeat
 
 def _batches(
     context: LoadedContext,
-    active: Sequence[tuple[str, ...]],
+    active: Iterable[Sequence[tuple[str, ...]]],
     order: Sequence[Sequence[int]],
     encoded: Iterable[list[Encoded]],
 ) -> Iterator[Batch]:
-    for rows, batch in zip(order, encoded, strict=True):
-        yield Batch([context.samples[i].sample_id for i in rows], [(context.task, *active[i]) for i in rows], batch)
+    for rows, names, batch in zip(order, active, encoded, strict=True):
+        yield Batch([context.samples[i].sample_id for i in rows], names, batch)
 
 
 def _trainable_copy(context: LoadedContext, task: str) -> Expert:

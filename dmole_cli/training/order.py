@@ -17,6 +17,7 @@ def shuffled_batches(
     seed: int,
     lengths: Sequence[int] | None = None,
     transfer: Sequence[tuple[str, ...]] | None = None,
+    visits: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Indices of `epochs` passes, each in its own seeded order, in batches; the last batch of a pass may be smaller.
 
@@ -30,22 +31,33 @@ def shuffled_batches(
         transfer: transfer experts of each sample. Samples with the same ones are neighbours within a window, which
             is longer by the number of different sets: then few batches (those where one set ends and the next
             begins) stack the experts of several sets, and lengths stay as similar as without transfer experts.
+        visits: number of passes in which each sample takes part, at most `epochs`, which is the default. Samples that take
+            part in fewer passes are spread over all of them, so that every pass has about the same mixture.
     """
     sets = [tuple(sorted(names)) for names in transfer] if transfer else [()] * count
     window = WINDOW * batch_size * max(1, len(set(sets)))
     generator = torch.Generator().manual_seed(seed)
     out: list[list[int]] = []
-    for _ in range(epochs):
+    for epoch in range(epochs):
         order = torch.randperm(count, generator=generator).tolist()
+        if visits is not None:
+            order = [row for row in order if _takes_part(row, epoch, visits=visits[row], epochs=epochs)]
         if lengths is None:
-            out += [order[start : start + batch_size] for start in range(0, count, batch_size)]
+            out += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
             continue
         sorted_rows = [
-            row for start in range(0, count, window) for row in _sorted(order[start : start + window], lengths, sets)
+            row
+            for start in range(0, len(order), window)
+            for row in _sorted(order[start : start + window], lengths, sets)
         ]
-        batches = [sorted_rows[start : start + batch_size] for start in range(0, count, batch_size)]
+        batches = [sorted_rows[start : start + batch_size] for start in range(0, len(order), batch_size)]
         out += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
     return out
+
+
+def _takes_part(row: int, epoch: int, *, visits: int, epochs: int) -> bool:
+    """Whether a sample takes part in a pass: in `visits` of `epochs` passes at equal distances, from an offset of its own."""
+    return ((epoch + 1) * visits + row % epochs) // epochs > (epoch * visits + row % epochs) // epochs
 
 
 def _sorted(rows: Sequence[int], lengths: Sequence[int], sets: Sequence[tuple[str, ...]]) -> list[int]:

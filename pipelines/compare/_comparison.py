@@ -169,7 +169,7 @@ class Comparison:
         """
         stages = self.stages_of(experiment)
         steps = [*self.training_steps(experiment), *self.evaluation_steps(experiment)]
-        if stages["allocate"] or stages["router"]:
+        if stages["allocate"] or stages["router"] or self._methods[experiment.method].uses_profile:
             self._copy_from("shared", experiment.shared, ("profiles", "features", "costs/profile"))
             steps = [*self.shared_steps(experiment), *steps]
         if experiment.trained_apart:
