@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import stat
 from contextlib import closing
 from pathlib import Path
 
@@ -35,10 +36,12 @@ class ImageDigests:
     def __getitem__(self, path: Path) -> str:
         """The digest of a file, or `MISSING`."""
         try:
-            stat = path.stat()
-        except OSError:
+            status = path.stat()
+        except (OSError, ValueError):  # ValueError: a null byte in the name
             return MISSING
-        state = f"{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+        if not stat.S_ISREG(status.st_mode):  # a FIFO or a device would block, or never end
+            return MISSING
+        state = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
         key = hashlib.blake2b(state.encode("utf-8", errors="surrogateescape"), digest_size=16).digest()
         digest = self._find(key)
         if digest is None:
