@@ -96,7 +96,7 @@ class Inputs:
         vision = {key: value for key, value in inputs.items() if key not in token_types}
         labels = None
         if with_answer:
-            self.prompts.refuse_image_tokens(sample.answer, f"the answer of sample {sample.sample_id}", hint=HINT)
+            self._check_answer(sample)
             answer = self.answer_tokens(sample.answer)
             labels = torch.cat([torch.full_like(tokens, IGNORED), answer])
             tokens = torch.cat([tokens, answer])
@@ -131,10 +131,13 @@ class Inputs:
         )
         return question
 
-    def image_token_in(self, sample: Sample) -> str | None:
-        """An image token of the backbone in the question or the answer of a sample, None without one."""
-        question = markers.without(sample.question) if sample.images else sample.question
-        return self.prompts.image_token_in(question) or self.prompts.image_token_in(sample.answer)
+    def check_texts(self, sample: Sample) -> None:
+        """Raise the error that `encode` raises for the texts of a sample, if any."""
+        self.question(sample)
+        self._check_answer(sample)
+
+    def _check_answer(self, sample: Sample) -> None:
+        self.prompts.refuse_image_tokens(sample.answer, f"the answer of sample {sample.sample_id}", hint=HINT)
 
     def lengths(self, samples: Sequence[Sample], *, with_answer: bool) -> list[int]:
         """Number of tokens of question, images and, if wanted, answer of each sample, without the template.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from dmole_cli.backbones.families.base import Family
@@ -59,12 +60,8 @@ class Prompts:
             what: its description, for the message.
             hint: what to do.
         """
-        if found := self.image_token_in(text):
+        if found := next((token for token in self._image_tokens if token in text), None):
             raise DmoleError(f"{what} contains '{found}', an image token of the backbone", hint)
-
-    def image_token_in(self, text: str) -> str | None:
-        """The first image token in a text, None without one."""
-        return next((token for token in self._image_tokens if token in text), None)
 
     def _interleaved(self, question: str, *, images: int) -> str:
         if self._in_place is None:
@@ -76,7 +73,7 @@ class Prompts:
 
 def image_tokens(processor: Any) -> list[str]:
     """Special tokens of a processor that stand for images, videos or sounds, or surround them; longer ones first."""
-    added = getattr(processor.tokenizer, "get_added_vocab", dict)()
+    added: Mapping[str, int] = getattr(processor.tokenizer, "get_added_vocab", dict)()
     found = {token for token in added if _IMAGE_TOKEN.search(token)}
     for owner in (processor, processor.tokenizer):
         for name in filter(_IMAGE_ATTRIBUTE.search, dir(owner)):

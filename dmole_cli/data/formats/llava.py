@@ -49,8 +49,8 @@ def recognise(source: Source) -> Guess | None:
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
     """Read a split's records.
 
-    Images are named by `image` or another usual field, or by parts of the turns; `references` (a list of texts) defaults to the answer. The prompt may
-    name any text of the record.
+    Images are named by `image` or another usual field, or by parts of the turns. `references` (a list of texts) defaults to
+    the answer. The prompt may name any text of the record.
 
     Raises:
         DmoleError: the file is missing or unreadable, or a record is invalid; names the file and the record.
