@@ -10,7 +10,7 @@ from dmole_cli.backbones.families.base import Family
 from dmole_cli.data import markers
 from dmole_cli.errors import DmoleError
 
-PLACEHOLDER = "@@question@@"
+PLACEHOLDER, PLACE = "@@question@@", "@@image@@"
 # Names of the tokens that stand for images, videos and sounds, or surround them.
 _IMAGE_TOKEN = re.compile(r"image|img|video|vision|audio|<row_\d|<im_(start|end|patch|col|low)>", re.IGNORECASE)
 _IMAGE_ATTRIBUTE = re.compile(r"(image|img|video|vision|audio|boi|eoi).*_(token|tag)$|^(boi|eoi)_token$")
@@ -68,7 +68,9 @@ class Prompts:
             self._in_place = "" if keeps_order(self.family) else text_of_an_image(self.family)
         if not self._in_place:
             return self.family.prompt(question, images=images)
-        return self.family.prompt(question.replace(markers.IMAGE, self._in_place), images=0)
+        # In two steps, because the template's text of an image may be `<image>`, too.
+        text = self.family.prompt(question.replace(markers.IMAGE, PLACE), images=0)
+        return text.replace(PLACE, self._in_place)
 
 
 def image_tokens(processor: Any) -> list[str]:

@@ -20,7 +20,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 IDENTITY_FIELDS = ("image_id", "img_id")  # of an image whose file the record does not name
 # Fields that name what no backbone reads here.
 OTHER_MEDIA = re.compile(r"(video|audio|speech)s?(_(path|file|url)s?)?")
-NOTHING: tuple[Any, ...] = (None, "", [], {})
+NOTHING: tuple[Any, ...] = (None, "", [])
 HINT = "omit the field in a record without image"
 
 
