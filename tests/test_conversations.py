@@ -182,6 +182,7 @@ def test_markers_and_images_are_counted_in_every_format(tmp_path, kind):
     good = record | {field: "Shape?"}
     refused(card(tmp_path, record, good, kind=kind), "1 image marker(s)")
     refused(card(tmp_path, record | {field: "<image> or <image>?"} | A, good, kind=kind), "2 image marker(s)")
+    refused(card(tmp_path, record | {field: "<image>"} | A, good, kind=kind), "no text besides image markers")
     assert rows(card(tmp_path, record | {field: "Is <image> red?"} | A, kind=kind))[0][0] == "Is <image> red?"
     fields = {"image": (7, "'image' must be"), "img": (False, "'img' must be"), "videos": (["a.mp4"], "'videos'")}
     for name, (wrong, part) in fields.items():

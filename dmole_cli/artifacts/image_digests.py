@@ -45,7 +45,10 @@ class ImageDigests:
         key = hashlib.blake2b(state.encode("utf-8", errors="surrogateescape"), digest_size=16).digest()
         digest = self._find(key)
         if digest is None:
-            digest = bytes.fromhex(digest_of_file(path))
+            try:
+                digest = bytes.fromhex(digest_of_file(path))
+            except OSError:
+                return MISSING
             self._new.execute("INSERT INTO digests VALUES (?, ?)", (key, digest))
         return digest.hex()
 

@@ -147,9 +147,9 @@ def _gray(image: Image.Image) -> Image.Image:
     """A single channel of 16 bits, 32-bit integers or floats as 8 bits, with alpha if one value is transparent."""
     import numpy as np
 
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image).astype(np.float32)
     most = _range(image, values)
-    shown = np.floor(values * (255.0 / most) + 0.5).astype(np.uint8)
+    shown = np.floor(values * np.float32(255.0 / most) + np.float32(0.5)).astype(np.uint8)
     if _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:
         shown = 255 - shown
     out = Image.fromarray(shown)

@@ -133,7 +133,10 @@ def _instruction(prompt: str, row: Row) -> str:
         raise ValueError(f"its answer has an image marker ({markers.IMAGE}), and a model answers with text")
     images = len(row.images)
     question = markers.placed(row.question, images)
-    return markers.placed(fill_prompt(prompt, {**row.named, "question": question}), images)
+    filled = markers.placed(fill_prompt(prompt, {**row.named, "question": question}), images)
+    if question != row.question and not markers.without(filled).strip():
+        raise ValueError("its question has no text besides image markers")
+    return filled
 
 
 def fill_prompt(prompt: str, texts: Mapping[str, str]) -> str:
