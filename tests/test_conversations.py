@@ -64,6 +64,7 @@ SPELLINGS = {
     "of a turn": {
         "messages": [{"role": "user", "content": "Colour?", "images": ["a.png"]}, chat("", "red")["messages"][1]]
     },
+    "qwen-vl": chat("<img>pictures/a.png</img>\nColour?"),
     "ms-swift": {"query": "<image>Colour?", "response": "red", "images": ["a.png"]},
     "alpaca": {"instruction": "<image>", "input": "Colour?", "output": "red", "images": ["a.png"]},
     "cauldron": {"texts": [{"user": "Colour?", "assistant": "red", "source": "x"}], "images": ["a.png"]},
@@ -100,6 +101,8 @@ UNUSABLE = {
     "address field": (chat("Colour?", image_url="https://x.org/a.png"), "https://x.org"),
     "embedded": (chat("Colour?", image="data:image/png;base64,AAAA"), "not the path of a file"),
     "bytes": (chat("Colour?", images=[{"bytes": "AAAA"}]), "contains the bytes of an image"),
+    "path in a text": (chat("<img>b.png</img>Colour?", **A), "other images"),
+    "no path in a text": (chat("<img></img>Colour?", **A), "'<img>' must be"),
     "video part": (chat([{"type": "video", "video": "a.mp4"}, TEXT]), "'video'"),
     "videos": (chat("Colour?", videos=["a.mp4"]), "'videos'"),
     "audio": (chat("Colour?", audio="a.mp3", **A), "'audio'"),

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ ROLES = {
     "system": "system",
 }
 TEXT_PARTS, IMAGE_PARTS = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
+PATH_IN_TEXT = re.compile(r"<img>([^<>]*|<[^<>]*>)</img>")
 # Placeholders of ms-swift and LLaMA-Factory for what is not read here.
 OTHER_MARKERS = ("<video>", "<audio>", "<bbox>", "<ref-object>")
 
@@ -172,10 +174,17 @@ class _Parser:
             self.record.invalid("a turn must be a text of 'human' or of 'gpt'")
         if found := next((marker for marker in OTHER_MARKERS if marker in content), None):
             self.record.invalid(f"its text has '{found}', and only images are placed in a text", "remove the record")
+        content = PATH_IN_TEXT.sub(self._named_in_text, content)
         try:
             return markers.with_plain_markers(content).strip()
         except ValueError as error:
             self.record.invalid(str(error))
+
+    def _named_in_text(self, found: re.Match[str]) -> str:
+        """A marker for `<img>path</img>`, the spelling of the first Qwen-VL."""
+        if not markers.count(found[1]):
+            self.named += names_of(self.record, "<img>", found[1].strip() or 0)
+        return markers.IMAGE
 
     def _part(self, part: Any) -> str:
         """The text of a part, or a marker if it is an image."""
