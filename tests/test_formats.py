@@ -64,7 +64,8 @@ def test_an_array_of_records_reads_the_same(tmp_path):
 def test_several_images_and_none(tmp_path):
     text_only = record(question="Two plus two?", answer="four")
     del text_only["image"]
-    write_lines(tmp_path / "train.jsonl", record(image=["red.png", "red.png"]), text_only)
+    two = record(question="<image><image>\nWhat is it?", image=["red.png", "red.png"])
+    write_lines(tmp_path / "train.jsonl", two, text_only)
     rows = samples(load_card(write_card(tmp_path)), "train")
     assert [len(row.images) for row in rows] == [2, 0]
 
@@ -129,7 +130,10 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
         ({"conversations": record()["conversations"] + record()["conversations"][1:]}, "must alternate"),
         ({"conversations": record()["conversations"] + record()["conversations"][:1]}, "the answer is empty"),
         ({"conversations": ["What?"]}, "a turn must be a text of 'human' or of 'gpt'"),
-        ({"conversations": record()["conversations"] * 2, "references": ["red"]}, "a record of one question"),
+        (
+            {"image": ["red.png"] * 2, "conversations": record()["conversations"] * 2, "references": ["red"]},
+            "a record of one question",
+        ),
         (record(answer="\ud800"), "not Unicode"),
         (record(image=3), "'image' must be"),
         (record(references="red"), "'references' must be"),

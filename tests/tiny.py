@@ -113,7 +113,9 @@ def draw_expert(sites: Any, rank: int, *, scale: float, generator: Any, spread: 
 
 def record(image: str | list[str] | None, question: str, answer: str) -> dict[str, Any]:
     """One LLaVA record."""
-    turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+    images = [image] if isinstance(image, str) else image or []
+    marked = "<image>" * len(images) + "\n" if images else ""
+    turns = [{"from": "human", "value": f"{marked}{question}"}, {"from": "gpt", "value": answer}]
     return {"conversations": turns} | ({"image": image} if image else {})
 
 

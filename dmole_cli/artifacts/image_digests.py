@@ -36,15 +36,18 @@ class ImageDigests:
     def __getitem__(self, path: Path) -> str:
         """The digest of a regular file, or `MISSING`."""
         try:
-            require_regular(path)
-            stat = path.stat()
-        except OSError:
+            require_regular(path)  # a FIFO or a device would block, or never end
+            status = path.stat()
+        except (OSError, ValueError):  # ValueError: a null byte in the name
             return MISSING
-        state = f"{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+        state = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
         key = hashlib.blake2b(state.encode("utf-8", errors="surrogateescape"), digest_size=16).digest()
         digest = self._find(key)
         if digest is None:
-            digest = bytes.fromhex(digest_of_file(path))
+            try:
+                digest = bytes.fromhex(digest_of_file(path))
+            except OSError:
+                return MISSING
             self._new.execute("INSERT INTO digests VALUES (?, ?)", (key, digest + _check(key, digest)))
         return digest.hex()
 

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
 from dmole_cli.backbones.families.base import Family
 from dmole_cli.backbones.image_layouts import PIXELS, concatenate_padded
+from dmole_cli.backbones.prompts import Prompts
+from dmole_cli.data import markers
+from dmole_cli.data.images import shown_size
 from dmole_cli.data.sample import Sample
+from dmole_cli.errors import DmoleError
 
 IGNORED = -100
-PLACEHOLDER = "@@question@@"
+HINT = "change or remove the record"
 CHUNK = 4096  # samples tokenized at once, so that memory does not grow with the split
 DEFAULT_SIZE = (448, 448)  # height and width in pixels, assumed for images without a readable file
 DEFAULT_IMAGE_TOKENS = 256  # tokens per image, assumed where the processor cannot count them
@@ -67,7 +70,7 @@ class Inputs:
 
     def __init__(self, processor: Any, family: Family) -> None:
         self.processor, self.tokenizer, self.family = processor, processor.tokenizer, family
-        self._templates: dict[int, str | None] = {}
+        self.prompts = Prompts(processor, family)
 
     @property
     def pad_token_id(self) -> int:
@@ -79,10 +82,12 @@ class Inputs:
         """Tokens and image tensors of one sample.
 
         Raises:
-            DmoleError: an image cannot be opened.
+            DmoleError: an image cannot be opened, the question has another number of image markers, or a text contains an
+                image token of the backbone.
         """
+        question = self.question(sample)
         images = [opener() for opener in sample.images]
-        text = self.prompt(sample.question, images=len(images))
+        text = self.prompts.render(question, images=len(images))
         inputs = dict(self.family.prepare(text, images))
         shape = inputs["input_ids"].shape
         tokens = inputs.pop("input_ids")[0]
@@ -91,34 +96,48 @@ class Inputs:
         vision = {key: value for key, value in inputs.items() if key not in token_types}
         labels = None
         if with_answer:
+            self._check_answer(sample)
             answer = self.answer_tokens(sample.answer)
             labels = torch.cat([torch.full_like(tokens, IGNORED), answer])
             tokens = torch.cat([tokens, answer])
             own = self.family.answer_token_type
             token_types = {key: torch.cat([v, v.new_full(answer.shape, own)]) for key, v in token_types.items()}
-        instruction = self.tokenizer(sample.question, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+        plain = markers.without(question)
+        instruction = self.tokenizer(plain, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
         return Encoded(tokens, labels, vision, instruction, token_types, len(images))
 
     def answer_tokens(self, answer: str) -> torch.Tensor:
-        """Tokens of an answer and the end-of-sequence token [length, at least 1]."""
+        """Tokens of an answer and the end-of-sequence token [length, at least 1].
+
+        Raises:
+            DmoleError: the answer contains an image token of the backbone.
+        """
+        self.prompts.refuse_image_tokens(answer, f"the possible answer {answer!r}", hint=HINT)
         tokens = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
         return torch.tensor([*tokens, self.tokenizer.eos_token_id])
 
-    def prompt(self, question: str, *, images: int) -> str:
-        """Text of one user turn with this number of images.
+    def question(self, sample: Sample) -> str:
+        """The question of a sample; each `<image>` in it is the place of the next image (see data/markers.py).
 
-        Rendering a chat template costs more than tokenizing its result. It is rendered once per number of images, with a
-        placeholder for the question; templates that modify the question (strip or escape it) are rendered for every sample.
+        Raises:
+            DmoleError: it has another number of image markers than images, or contains an image token of the backbone.
         """
-        if images not in self._templates:
-            rendered = self.family.prompt(PLACEHOLDER, images=images)
-            probe = "Is this  it?\n"
-            literal = self.family.prompt(probe, images=images) == rendered.replace(PLACEHOLDER, probe)
-            self._templates[images] = rendered if literal and rendered.count(PLACEHOLDER) == 1 else None
-        template = self._templates[images]
-        if template is None:
-            return self.family.prompt(question, images=images)
-        return template.replace(PLACEHOLDER, question)
+        try:
+            question = markers.placed(sample.question, len(sample.images))
+        except ValueError as error:
+            raise DmoleError(f"sample {sample.sample_id}: {error}", HINT) from error
+        self.prompts.refuse_image_tokens(
+            markers.without(question), f"the question of sample {sample.sample_id}", hint=HINT
+        )
+        return question
+
+    def check_texts(self, sample: Sample) -> None:
+        """Raise the error that `encode` raises for the texts of a sample, if any."""
+        self.question(sample)
+        self._check_answer(sample)
+
+    def _check_answer(self, sample: Sample) -> None:
+        self.prompts.refuse_image_tokens(sample.answer, f"the answer of sample {sample.sample_id}", hint=HINT)
 
     def lengths(self, samples: Sequence[Sample], *, with_answer: bool) -> list[int]:
         """Number of tokens of question, images and, if wanted, answer of each sample, without the template.
@@ -131,7 +150,7 @@ class Inputs:
         return [length for chunk in chunks for length in self._lengths(chunk, with_answer=with_answer)]
 
     def _lengths(self, samples: Sequence[Sample], *, with_answer: bool) -> list[int]:
-        texts = [f"{sample.question} {sample.answer}" if with_answer else sample.question for sample in samples]
+        texts = [markers.without(sample.question) + (f" {sample.answer}" if with_answer else "") for sample in samples]
         counts = [len(tokens) for tokens in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
         sizes = [image_sizes(sample) for sample in samples]
         tokens = {number: self._image_tokens(sizes, number) for number in {len(row) for row in sizes}}
@@ -149,7 +168,7 @@ class Inputs:
     def instruction_lengths(self, samples: Sequence[Sample]) -> list[int]:
         """Length of each sample's `Encoded.instruction`."""
         chunks = (samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK))
-        texts = ([sample.question for sample in chunk] for chunk in chunks)
+        texts = ([markers.without(sample.question) for sample in chunk] for chunk in chunks)
         tokens = (self.tokenizer(chunk, add_special_tokens=False)["input_ids"] for chunk in texts)
         return [len(row) for chunk in tokens for row in chunk]
 
@@ -196,7 +215,7 @@ def image_sizes(sample: Sample) -> list[tuple[int, int]]:
 
 def _image_size(file: Path) -> tuple[int, int]:
     try:
-        with Image.open(file) as image:
-            return image.height, image.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        width, height = shown_size(file)
+    except DmoleError:
         return DEFAULT_SIZE  # reported when the pixels are needed
+    return height, width

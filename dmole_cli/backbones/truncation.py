@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from dmole_cli.backbones.backbone import Backbone, Encoded
+from dmole_cli.data.markers import with_markers_of
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 
@@ -21,7 +22,7 @@ def encode_truncated(backbone: Backbone, sample: Sample, *, max_length: int) -> 
         DmoleError: template, images and answer alone exceed the limit, or an image cannot be opened.
     """
     encoded = whole = backbone.encode(sample, with_answer=True)
-    question = whole.instruction.tolist()
+    text, question = backbone.inputs.question(sample), whole.instruction.tolist()
     remaining = len(question)
     # A cut within a word may change the tokenization of its rest, so the length is checked again.
     while max_length and len(encoded.tokens) > max_length:
@@ -35,7 +36,8 @@ def encode_truncated(backbone: Backbone, sample: Sample, *, max_length: int) -> 
             )
         # Byte-level tokens can be cut inside a character, which decodes to U+FFFD.
         rest = backbone.tokenizer.decode(question[len(question) - remaining :]).lstrip("\ufffd")
-        encoded = replace(backbone.encode(replace(sample, question=rest), with_answer=True), truncated=True)
+        shortened = replace(sample, question=with_markers_of(text, rest))
+        encoded = replace(backbone.encode(shortened, with_answer=True), truncated=True)
     return encoded
 
 

@@ -31,6 +31,7 @@ def run(
     sample_seed: Annotated[int, typer.Option(help="Seed of the choice of these samples.", rich_help_panel=HOW)] = 0,
 ) -> None:
     """Check the chosen tasks, by default the whole stream with the unseen ones."""
+    from dmole_cli.data.card import task_name
     from dmole_cli.data.loading import check_card
 
     model = None
@@ -38,6 +39,7 @@ def run(
         from dmole_cli.backbones.preview import SamplePreview
 
         model = SamplePreview.of(work.model.name, max_length=work.settings.train.max_length)
+    cards = work.cards(names or [*work.settings.tasks, *work.settings.unseen])
     reports = [
         check_card(
             card,
@@ -49,8 +51,10 @@ def run(
             digests=work.data.image_digests,
             track=work.track,
         )
-        for card in work.cards(names or [*work.settings.tasks, *work.settings.unseen])
+        for card in cards
     ]
+    unseen = {task_name(entry) for entry in work.settings.unseen}
+    reports = [report.of_unseen() if report.task in unseen else report for report in reports]
     if work.run.root.is_dir():
         work.data.image_digests.save()
     if work.json:

@@ -6,7 +6,7 @@ Tokens and tiles are counted by a `Model`, which the caller provides; without on
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,10 +24,13 @@ BLOCK = 256  # rows that are checked at a time
 
 SENTENCES = {
     "split": "the split cannot be loaded",
+    "no_training": "the card names no training data",
+    "test_only": "the card names no training data",
     "record": "a record is invalid",
     "answer": "an answer is empty",
     "annotation": "an id has no annotation",
     "image": "an image cannot be opened",
+    "tokens": "a text contains an image token of the backbone",
     "length": "an answer is longer than generation.max_new_tokens",
     "answers": "a reference is not one of the card's 'answers'",
     "sample_id": "a sample id is not unique",
@@ -37,7 +40,7 @@ SENTENCES = {
     "truncated": "a training sample is longer than the maximum length",
 }
 # Often intended, so they do not fail a check.
-NOTES = frozenset({"no_image", "id", "truncated"})
+NOTES = frozenset({"test_only", "no_image", "id", "truncated"})
 KINDS = {"empty": "answer"}  # kind of an invalid record -> kind of the problem, where they differ
 
 
@@ -51,6 +54,9 @@ class Model(Protocol):
 
     def lengths(self, samples: Sequence[Sample]) -> Sequence[int]:
         """Number of tokens of each training sample."""
+
+    def refused(self, samples: Sequence[Sample]) -> Sequence[str]:
+        """Errors of samples whose texts the model cannot receive."""
 
     def look(self, sample: Sample) -> Mapping[str, Any]:
         """A sample as the model receives it, JSON values."""
@@ -109,6 +115,12 @@ class CheckReport:
     def ok(self) -> bool:
         """Whether the check passes."""
         return not any(problem.serious for problem in self.problems)
+
+    def of_unseen(self) -> CheckReport:
+        """The report for a task that is never trained: it needs no training data."""
+        kinds = {"no_training": "test_only"}
+        problems = [replace(problem, kind=kinds.get(problem.kind, problem.kind)) for problem in self.problems]
+        return replace(self, problems=tuple(sorted(problems, key=lambda problem: not problem.serious)))
 
 
 class Findings:
@@ -224,6 +236,8 @@ class _Split:
             (str(row.details["id"]), f"{row.details['id']} ({row.sample_id})") for row in rows if "id" in row.details
         ]
         self._add("id", self._duplicates("id", own))
+        if self.model:
+            self._add("tokens", self.model.refused(rows))
         self._lengths(rows)
         for index, row in zip(indices, rows, strict=True):
             if self._chosen is None or index in self._chosen:

@@ -85,6 +85,8 @@ def check_card(
     """
     rows: dict[str, Sequence[Sample]] = {}
     findings = Findings()
+    if not card.declares("train"):
+        findings.add("train", "no_training", [f"`train` in [data] of {card.path} is empty"])
     for split in filter(card.declares, SPLITS):
         try:
             rows[split] = samples(card, split, data_root=data_root)

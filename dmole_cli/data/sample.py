@@ -22,7 +22,8 @@ class Sample:
 
     Attributes:
         sample_id: unique within the task's split and the same on every machine.
-        question: the instruction as the model receives it (the card's prompt template is already applied).
+        question: the instruction as the model receives it (the card's prompt template is already applied); `<image>` is the
+            place of the next image (see markers.py), and without markers the images precede the text.
         answer: the training answer.
         references: the answers that the metric compares a prediction with, at least one.
         images: functions that open the sample's images (RGB). Call them when the pixels are needed, not earlier; they raise

@@ -22,6 +22,7 @@ from PIL import Image
 
 from dmole_cli import catalog
 from dmole_cli.backbones.image_layouts import GRIDS, PIXELS, View
+from dmole_cli.data import markers
 from dmole_cli.errors import DmoleError
 
 
@@ -51,8 +52,14 @@ class Family:
             raise TypeError(f"{cls.__name__} defines {', '.join(unknown)}; a family can override: {hooks}")
 
     def prompt(self, question: str, *, images: int) -> str:
-        """Text of a user turn with this number of images, up to where the answer begins: the chat template's."""
-        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
+        """Text of a user turn with this number of images, up to where the answer begins: the chat template's.
+
+        Args:
+            question: `<image>` is the place of the next image; without markers, the images precede the text.
+            images: their number.
+        """
+        parts = markers.parts(question, images=images)
+        content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     def prepare(self, text: str, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:

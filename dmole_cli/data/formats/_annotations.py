@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dmole_cli.data.formats._fields import Record, annotated_answers, letter_of
 from dmole_cli.data.formats._json import members
+from dmole_cli.data.invalid_records import valid_records
 
 ANSWERS_HINT = 'the file is {"annotations": [{"question_id": 7, "answers": [{"answer": "red"}, ...]}]}'
 PROBLEM_HINT = 'the file is {"1": {"question": "...", "choices": ["two", "three"], "answer": 0, "split": "train"}, ...}'
@@ -18,13 +20,17 @@ def answers_by_question(path: Path) -> Iterator[tuple[str, list[str]]]:
 
     The records of all lists in the file are read: `annotations` in VQA, `data` in TextVQA, the file itself in VizWiz.
     """
-    for member in members(path):
-        if isinstance(member.value, dict) and "answers" in member.value:
-            record = Record(path, member.place, member.value, hint=ANSWERS_HINT)
-            if "question_id" not in record.value and isinstance(record.value.get("image"), str):
-                yield Path(record.value["image"]).name, annotated_answers(record)
-            else:
-                yield record.text("question_id"), annotated_answers(record)
+    return valid_records(((member.place, member.value) for member in members(path)), partial(_answers, path))
+
+
+def _answers(path: Path, place: str, value: Any) -> Iterator[tuple[str, list[str]]]:
+    if not isinstance(value, dict) or "answers" not in value:
+        return  # the file may describe itself; a question without answers is counted as such
+    record = Record(path, place, value, hint=ANSWERS_HINT)
+    if "question_id" not in value and isinstance(value.get("image"), str):
+        yield Path(value["image"]).name, annotated_answers(record)
+    else:
+        yield record.text("question_id"), annotated_answers(record)
 
 
 def problem_of(path: Path, key: str, value: Any) -> tuple[Record, list[str], str]:

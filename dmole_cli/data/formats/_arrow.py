@@ -19,7 +19,7 @@ from dmole_cli.errors import DmoleError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 1  # of the Arrow files: increase it when records are parsed differently
+VERSION = 2  # of the Arrow files: increase it when records are parsed differently
 BLOCK = 512  # rows that are read at a time
 COLUMNS, LIST_COLUMNS = (
     ("place", "question", "answer", "references", "images", "details"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NoReturn
 
+from dmole_cli.data.formats._pictures import image_names
 from dmole_cli.data.invalid_records import InvalidRecord, report_or_raise
 
 SHOWN = 3  # records that a message lists
@@ -61,12 +62,8 @@ class Record:
         return found
 
     def images(self, key: str = "image") -> tuple[str, ...]:
-        """Names of image files: a path, a list of paths, or none if the key is absent."""
-        value = self.value.get(key) or []
-        names = [value] if isinstance(value, str) else value
-        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            self.invalid(f"'{key}' must be a path or a list of paths", "omit it in a record without image")
-        return tuple(names)
+        """Names of image files; none if the record names no image (see `_pictures.image_names`)."""
+        return image_names(self, key)
 
     def numbers(self, key: str, count: int) -> list[float]:
         """A list of exactly `count` numbers; a text that contains a JSON list is accepted, too."""

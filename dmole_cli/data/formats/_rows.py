@@ -17,14 +17,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmole_cli.data import markers
 from dmole_cli.data.formats._arrow import ArrowRows, Row, arrow_rows, content_digests
 from dmole_cli.data.formats._fields import Record
 from dmole_cli.data.formats._held_out import held_out_shares, rows_of_split
 from dmole_cli.data.formats._json import records
 from dmole_cli.data.images import open_image
-from dmole_cli.data.invalid_records import valid_records
+from dmole_cli.data.invalid_records import InvalidRecord, report_or_raise, valid_records
 from dmole_cli.data.sample import LazySamples, Sample
-from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,18 +110,33 @@ def _parsed(path: Path, other_files: Mapping[str, Path], *, parse: Callable[[Rec
 
 
 def with_prompts(prompt: str, path: Path | str, read: Callable[[], Iterable[Row]], size: int | None) -> Iterator[Row]:
-    """Yield the first `size` rows (None: all) with the prompt filled in.
+    """Yield the first `size` rows (None: all) with the prompt filled in, and its image markers counted.
 
     Raises:
-        DmoleError: a text contains half of a surrogate pair.
+        InvalidRecord: a text contains half of a surrogate pair, or its image markers are not as many as the images.
     """
     for row in islice(read(), size):
         try:
-            "".join([row.question, row.answer, *row.references, *row.images]).encode()
-        except UnicodeEncodeError as error:
-            message = f"{path}, {row.place}: a text is not Unicode ({error.reason})"
-            raise DmoleError(message, "fix the record") from error
-        yield replace(row, question=fill_prompt(prompt, {**row.named, "question": row.question}))
+            instruction = _instruction(prompt, row)
+        except ValueError as error:
+            report_or_raise(InvalidRecord(f"{path}, {row.place}: {error}", "fix the record"))
+        else:
+            yield replace(row, question=instruction)
+
+
+def _instruction(prompt: str, row: Row) -> str:
+    try:
+        "".join([row.question, row.answer, *row.references, *row.images]).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a text is not Unicode ({error.reason})") from error
+    if markers.count(row.answer):
+        raise ValueError(f"its answer has an image marker ({markers.IMAGE}), and a model answers with text")
+    images = len(row.images)
+    question = markers.placed(row.question, images)
+    filled = markers.placed(fill_prompt(prompt, {**row.named, "question": question}), images)
+    if question != row.question and not markers.without(filled).strip():
+        raise ValueError("its question has no text besides image markers")
+    return filled
 
 
 def fill_prompt(prompt: str, texts: Mapping[str, str]) -> str:

@@ -58,15 +58,16 @@ def _read(path: Path, other_files: Mapping[str, Path], *, per_caption: bool) -> 
 
         def rows(place: str, value: Any) -> Iterator[Row]:
             image = Record(path, place, value, hint=HINT)
-            key, name = image.value.get("id"), image.value.get("file_name", image.value.get("image"))
-            if key is None or not isinstance(name, str):
+            key = _id_of(image, "id")
+            images = image.images("image" if image.value.get("file_name") is None else "file_name")
+            if len(images) != 1:
                 image.invalid("an image needs 'id' and 'file_name'")
             texts = tuple(captions.all(key))
             if not texts:
                 missing.add(key)
             for number, text in enumerate(texts if per_caption else texts[:1]):
                 own = f"{key}#{number}" if per_caption else key
-                yield Row(place, question="", answer=text, references=texts, images=(name,), details={"id": own})
+                yield Row(place, question="", answer=text, references=texts, images=images, details={"id": own})
 
         yield from valid_records(_members(path, "images"), rows)
     missing.raise_if_any()
@@ -75,11 +76,16 @@ def _read(path: Path, other_files: Mapping[str, Path], *, per_caption: bool) -> 
 def _captions(path: Path) -> Iterator[tuple[Any, str]]:
     def pair(place: str, value: Any) -> Iterator[tuple[Any, str]]:
         annotation = Record(path, place, value, hint=HINT)
-        if annotation.value.get("image_id") is None:
-            annotation.invalid("an annotation needs 'image_id'")
-        yield annotation.value["image_id"], annotation.text("caption")
+        yield _id_of(annotation, "image_id"), annotation.text("caption")
 
     return valid_records(_members(path, "annotations"), pair)
+
+
+def _id_of(record: Record, key: str) -> int | str:
+    value = record.value.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+        record.invalid(f"'{key}' must be a number or a text, not {value!r}")
+    return value
 
 
 def _members(path: Path, group: str) -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,6 @@ from dmole_cli.data.sample import Sample
 if TYPE_CHECKING:
     from dmole_cli.data.card import TaskCard
 
-IMAGE_MARKER = "<image>"
 HINT = 'a record is {"question_id": 7, "image": "...", "text": "What colour?", "answer": "red"}'
 
 # `annotations`: a file with the answers of ten annotators, which become the references; `problems`: ScienceQA's
@@ -103,7 +102,7 @@ def _row(record: Record, given: list[str] | None, problem: tuple[Path, Any] | No
         answer = record.text("answer")
     return Row(
         record.place,
-        question=record.text("text").replace(IMAGE_MARKER, "").strip(),
+        question=record.text("text"),
         answer=answer,
         references=tuple(given or [answer]),
         images=record.images(),

