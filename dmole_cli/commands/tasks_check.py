@@ -29,12 +29,14 @@ def run(
 ) -> None:
     """Check the chosen tasks, by default the whole stream with the unseen ones."""
     from dmole_cli.data.loading import check_card
+    from dmole_cli.data.recipes import few_steps, steps_of
 
     model = None
     if "backbone" in work.typed:
         from dmole_cli.backbones.preview import SamplePreview
 
         model = SamplePreview.of(work.model.name, max_length=work.settings.train.max_length)
+    cards = work.cards(names or [*work.settings.tasks, *work.settings.unseen])
     reports = [
         check_card(
             card,
@@ -46,7 +48,7 @@ def run(
             digests=work.data.image_digests,
             track=work.track,
         )
-        for card in work.cards(names or [*work.settings.tasks, *work.settings.unseen])
+        for card in cards
     ]
     if work.run.root.is_dir():
         work.data.image_digests.save()
@@ -59,6 +61,9 @@ def run(
 
         for report in reports:
             show_check(report)
+    for card, report in zip(cards, reports, strict=True):
+        if warning := few_steps(card.name, steps_of(card.recipe, report.rows.get("train", 0))):
+            console.say(warning)
     if failed := [report.task for report in reports if not report.ok]:
         raise DmoleError(
             f"problems in {', '.join(failed)} (listed above)", "fix the data or the card, then check again"

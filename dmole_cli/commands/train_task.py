@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dmole_cli.artifacts.kinds import D_MOLE
+from dmole_cli.cli import console
 from dmole_cli.cli.derive import HOW, MODEL
 from dmole_cli.cli.shared_options import MethodOption, TasksOption
 from dmole_cli.cli.workspace import Workspace
@@ -27,6 +28,7 @@ def run(
     ] = None,
 ) -> None:
     """Train the experts of the chosen tasks."""
+    from dmole_cli.data.recipes import few_steps
     from dmole_cli.methods.base import load_method
     from dmole_cli.stages.train_task import train_task
 
@@ -35,4 +37,7 @@ def run(
     if not names:
         raise DmoleError(f"method {method} trains nothing", f"evaluate it: dmole evaluate --method {method}")
     outcomes = [train_task(name, **work.parts, method=method, force=work.force, track=work.track) for name in names]
+    for outcome in outcomes:
+        if warning := few_steps(outcome.task, outcome.facts.get("steps", 0)):
+            console.say(warning)
     work.report(outcomes, following="dmole evaluate --stage all" + ("" if method == D_MOLE else f" --method {method}"))

@@ -9,7 +9,7 @@ from typing import Self
 
 from dmole_cli.artifacts.image_digests import ImageDigests
 from dmole_cli.artifacts.run import Run
-from dmole_cli.data.card import TaskCard, load_card, task_name
+from dmole_cli.data.card import TaskCard, is_built_in, load_card, task_name, unknown_task
 from dmole_cli.data.digests import data_digest
 from dmole_cli.data.loading import samples
 from dmole_cli.data.sample import Sample
@@ -27,6 +27,7 @@ class Tasks:
 
     def __init__(self, entries: Iterable[str], *, data_root: Path | None, image_digests: ImageDigests) -> None:
         self._entries = {task_name(entry): entry for entry in entries}
+        self._configured = [name for name, entry in self._entries.items() if entry.endswith(".toml")]
         self.data_root, self.image_digests = data_root, image_digests
         # Per instance, and not on the methods: a decorated method would keep every instance alive.
         self.card = lru_cache(maxsize=None)(self._card)
@@ -41,8 +42,15 @@ class Tasks:
         return cls(entries, data_root=root, image_digests=ImageDigests(run.image_digests()))
 
     def _card(self, task: str) -> TaskCard:
-        """The card of a task."""
-        return load_card(self._entries.get(task, task))
+        """The card of a task.
+
+        Raises:
+            DmoleError: there is no such task; the message proposes the nearest names, those of the stream first.
+        """
+        entry = self._entries.get(task, task)
+        if not entry.endswith(".toml") and not is_built_in(entry):
+            raise unknown_task(entry, own=[name for name in self._configured if name != task])
+        return load_card(entry)
 
     def _samples(self, task: str, split: str) -> Sequence[Sample]:
         """A split of a task; images are opened when their pixels are needed."""
