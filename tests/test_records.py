@@ -211,5 +211,5 @@ def test_an_image_of_other_proportions_than_its_frame_is_refused_when_it_is_open
 
 
 def test_an_unknown_form_of_boxes_is_refused(tmp_path):
-    with pytest.raises(DmoleError, match="invalid data.boxes 'inches'"):
+    with pytest.raises(DmoleError, match=r"invalid data\.boxes 'inches'"):
         boxed(tmp_path, BOX, "inches")

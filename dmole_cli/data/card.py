@@ -21,6 +21,7 @@ CARD_FOLDER = Path(__file__).with_name("cards")
 QUESTION = "{question}"
 SPLITS = ("train", "validation", "test")
 SHOWN = 3  # names that a message proposes
+SIMILAR = 0.7  # least similarity of these names to the typed one, of 1
 
 
 class Generation(Section):
@@ -233,7 +234,8 @@ def unknown_task(text: str, own: Sequence[str] = ()) -> DmoleError:
     cards = [f"{path.name}" for path in sorted(Path().glob("*.toml")) if path.stem == text]
     names = list(dict.fromkeys([*own, *task_names()]))
     nearest = {
-        group: get_close_matches(task_name(text).lower(), group, n=SHOWN) for group in (tuple(own), tuple(names))
+        group: get_close_matches(task_name(text).lower(), group, n=SHOWN, cutoff=SIMILAR)
+        for group in (tuple(own), tuple(names))
     }
     near = list(dict.fromkeys([*cards, *(name for found in nearest.values() for name in found)]))
     listed = (

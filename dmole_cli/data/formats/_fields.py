@@ -106,7 +106,7 @@ class Record:
                 value = None
         numbers = value if isinstance(value, list) else []
         if len(numbers) != count or not all(is_finite(number) for number in numbers):
-            self.invalid(f"'{key}' must be {count} finite numbers, not {shown(self.value.get(key))}")
+            self.invalid(f"'{key}' must be {count} numbers, all finite, not {shown(self.value.get(key))}")
         return [float(number) for number in numbers]
 
     def length(self, key: str) -> float:
