@@ -15,7 +15,7 @@ import tiny
 from benchmarks import BENCHMARKS, CAPTION, LETTER, SHORT, TEST, TRAIN
 
 from dmole_cli.data.card import load_card
-from dmole_cli.data.loading import samples
+from dmole_cli.data.loading import check_card, samples
 from dmole_cli.errors import DmoleError
 from dmole_cli.metrics.base import load_metric
 
@@ -85,6 +85,31 @@ def test_a_benchmark_in_its_layout_goes_through_card_format_and_metric(name, roo
     right, wrong = scores(name, test, [row.answer for row in test]), scores(name, test, ["nothing of the kind"] * TEST)
     assert min(right) > 0.99 and max(wrong) < min(right)
     assert max(scores(name, test, [""] * TEST)) < min(right)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_without_its_files_lists_them_and_where_it_is_published(name, tmp_path):
+    card = load_card(name)
+    for root in (None, tmp_path):
+        for split in filter(card.declares, ("train", "test")):
+            with pytest.raises(DmoleError) as caught:
+                samples(card, split, data_root=root)
+            said = caught.value.message
+            assert "dmole_cli" not in said and "(missing)" in said and "--data-root" in caught.value.hint
+            assert card.source.url in caught.value.hint
+            for key in ("train", "test", "annotations", "test_annotations", "problems", "pid_splits"):
+                if name != "scienceqa_problems" or key in ("problems", "pid_splits"):
+                    assert card.data.get(key, "") in said
+    report = check_card(card, data_root=tmp_path)
+    assert not report.ok and len(report.problems) == 1  # once, not for each split
+
+
+def test_a_benchmark_with_its_test_files_alone_can_be_tested(root, tmp_path):
+    shutil.copytree(root / "iconqa", tmp_path / "iconqa")
+    (tmp_path / "iconqa" / "multi_text_choice_train.jsonl").unlink()
+    assert len(samples(load_card("iconqa"), "test", data_root=tmp_path)) == TEST
+    with pytest.raises(DmoleError, match=r"multi_text_choice_train\.jsonl \(missing\)"):
+        samples(load_card("iconqa"), "train", data_root=tmp_path)
 
 
 @pytest.mark.parametrize("name", NINE)

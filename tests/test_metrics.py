@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -224,6 +225,9 @@ def test_gqa_leaves_out_case_and_the_last_period(answer, score):
         ("", ["hello"], 0.0),
         ("", [""], 1.0),
         ("\u00e9t\u00e9", ["ete"], 0.0),
+        ("ab  cd", ["ab ce"], 1 - 1 / 6),  # the length is that of the texts as they are
+        ("ab ce\n", ["ab cd"], 1 - 1 / 6),
+        ("stra\u00dfe", ["strasse"], 1 - 2 / 7),
     ],
 )
 def test_anls(answer, references, score):
@@ -422,6 +426,46 @@ IMAGE = {"box": [100, 50, 300, 150], "width": 1000, "height": 500}
 def test_iou_of_an_answer(answer, iou):
     assert grounding.ious([answer], references=[[]], details=[IMAGE]) == pytest.approx([iou])
     assert one(grounding, answer, **IMAGE) == float(iou >= 0.5)
+
+
+SMALL = {"box": [10, 8, 30, 20], "width": 48, "height": 32}
+DIALECTS = {
+    "Qwen-VL": "<ref>it</ref><box>(208,250),(625,625)</box>",
+    "Qwen2-VL": "<|box_start|>(208,250),(625,625)<|box_end|>",
+    "Qwen2.5-VL": '```json\n[\n\t{"bbox_2d": [10, 8, 30, 20], "label": "it"}\n]\n```',
+    "Qwen3-VL": '{"bbox_2d": [208, 250, 625, 625], "label": "it"}',
+    "InternVL": "<ref>it</ref><box>[[208, 250, 625, 625]]</box>",
+    "PaliGemma": "<loc0256><loc0213><loc0640><loc0640> it",
+    "Florence-2": "it<loc_208><loc_250><loc_625><loc_625>",
+    "Gemma 3": '{"box_2d": [250, 208, 625, 625], "label": "it"}',
+    "MiniCPM-V": "<box>208 250 625 625</box>",
+    "MiniGPT-v2": "{<20><25><62><62>}",
+    "Kosmos-2": "<object><patch_index_0262><patch_index_0628></object>",
+    "GLM-4V": "<|begin_of_box|>[[208,250,625,625]]<|end_of_box|>",
+    "DeepSeek-VL2": "<|ref|>it<|/ref|><|det|>[[208, 250, 625, 625]]<|/det|>",
+    "list": "[208, 250, 625, 625]",
+    "fractions": "[0.208, 0.25, 0.625, 0.625]",
+    "points": "[[0.208, 0.25], [0.625, 0.625]]",
+    "tuple": "(208, 250, 625, 625)",
+    "pixels by name": '{"x1": 10, "y1": 8, "x2": 30, "y2": 20}',
+    "thousandths by name": "{'xmin': 208, 'ymin': 250, 'xmax': 625, 'ymax': 625}",
+    "fractions by name": "left: 0.208, top: 0.25, right: 0.625, bottom: 0.625",
+    "width and height": '{"x": 10, "y": 8, "width": 20, "height": 12}',
+}
+
+
+@pytest.mark.parametrize("answer", DIALECTS.values(), ids=DIALECTS)
+def test_boxes_are_read_in_the_notation_of_each_family(answer):
+    assert one(grounding, f"It is here: {answer}.", **SMALL) == 1.0
+    wrong = {**SMALL, "box": [31, 21, 47, 31]}
+    assert one(grounding, answer, **wrong) == 0.0
+
+
+@pytest.mark.parametrize("answer", ["[1e400, 8, 30, 20]", "[" + "1" * 100_000, "(" * 100_000, "<loc0001>" * 20_000])
+def test_what_is_no_box_takes_little_time(answer):
+    start = time.perf_counter()
+    assert one(grounding, answer, **SMALL) == 0.0
+    assert time.perf_counter() - start < 10
 
 
 def test_numbers_that_sum_to_four_are_thousandths():

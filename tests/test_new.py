@@ -1,6 +1,9 @@
 """`dmole tasks new`: a card for a user's own data, guessed from what the files hold, which the five stages accept unchanged."""
 
 import json
+import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -8,8 +11,11 @@ import pytest
 import tiny
 from PIL import Image
 
-from dmole_cli.data.card import load_card
+from dmole_cli.commands.tasks_new import _listing
+from dmole_cli.data.card import Recipe, load_card
 from dmole_cli.data.loading import check_card, samples
+from dmole_cli.data.new_card import new_card
+from dmole_cli.data.recipes import recipe_of, steps_of
 
 NEW = ("tasks", "new")
 COLOURS = {"red": (220, 30, 30), "green": (30, 190, 60), "blue": (40, 60, 220)}
@@ -139,6 +145,84 @@ def test_one_file_is_divided_by_image_and_always_the_same_way(tmp_path, run):
     content = (tmp_path / "my.toml").read_bytes()
     new(tmp_path, run, "--force")
     assert (tmp_path / "my.toml").read_bytes() == content
+
+
+def made(folder: Path, records: list) -> tuple:
+    """The card of `new_card` for JSON lines, and its rows by split, which `tasks check` finds, too."""
+    lines(folder / "data.jsonl", records)
+    new = new_card(folder / "my.toml", [folder / "data.jsonl"], learning_rate=1e-3, force=True)
+    card = load_card(folder / "my.toml")
+    report = check_card(card)
+    assert report.ok, [str(problem) for problem in report.problems]
+    assert new.rows == report.rows
+    return card, {split: samples(card, split) for split in new.rows}
+
+
+def test_an_image_with_a_label_is_a_question_of_a_word(tmp_path):
+    names = draw(tmp_path)
+    card, splits = made(tmp_path, [{"image": name, "label": colour(n)} for n, name in enumerate(names)])
+    assert card.metric == "exact_match" and card.prompt.startswith("What is shown")
+    assert splits["train"][0].question == card.prompt
+
+
+def test_copies_of_an_image_are_in_the_same_split(tmp_path):
+    names = draw(tmp_path)
+    for n, name in enumerate(names):
+        shutil.copy(tmp_path / name, tmp_path / f"copy{n}.png")
+    records = [tiny.record(name, "Colour?", "red") for name in [*names, *(f"copy{n}.png" for n in range(ROWS))]]
+    _, splits = made(tmp_path, records)
+    assert sum(map(len, splits.values())) == 2 * ROWS and min(map(len, splits.values())) > 1
+
+
+def test_rows_that_share_an_image_are_in_the_same_split(tmp_path):
+    names = draw(tmp_path)
+    pairs = [
+        {**tiny.record(None, "Same?", "no"), "image": [a, b]} for a, b in zip(names[::2], names[1::2], strict=True)
+    ]
+    for record in pairs:
+        record["conversations"][0]["value"] = "<image><image>Same?"
+    _, splits = made(tmp_path, [*pairs, *(tiny.record(name, "Colour?", "red") for name in names)])
+    assert sum(map(len, splits.values())) == ROWS // 2 + ROWS
+
+
+def test_rows_without_image_are_divided_by_their_content(tmp_path):
+    card, splits = made(tmp_path, [tiny.record(None, f"Is {n // 2} even?", "yes") for n in range(48)])
+    asked = {split: {row.question for row in rows} for split, rows in splits.items()}
+    assert sum(map(len, asked.values())) == 24  # both rows of a question are in one split
+    changed = card.updated(prompt="Q: {question}")
+    assert [row.answer for row in samples(changed, "test")] == [row.answer for row in splits["test"]]
+    assert len(samples(changed, "train")) == len(splits["train"])
+
+
+@pytest.mark.parametrize("count", [20, 66, 700])
+def test_a_recipe_makes_enough_steps(count):
+    batch_size, epochs = recipe_of(count)
+    assert 80 <= steps_of(Recipe(batch_size=batch_size, epochs=epochs), count) <= 110
+    assert recipe_of(10_000) == (32, 1)
+
+
+def test_very_few_steps_are_a_warning(tmp_path, run):
+    made(tmp_path, [tiny.record(name, "Colour?", "red") for name in draw(tmp_path)])
+    card = tmp_path / "my.toml"
+    text = re.sub(r"epochs = \d+\nbatch_size = \d+", "epochs = 1\nbatch_size = 32", card.read_text())
+    card.write_text(text, encoding="utf-8")
+    done = tiny.succeed("tasks", "check", "my.toml", cwd=tmp_path, run=run)
+    assert "warning: my is trained in 2 steps" in done.stderr
+
+
+def test_a_proposal_never_overwrites_the_stream(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    card, config = Path("my.toml"), Path("dmole.toml")
+    assert _listing(card, config) == "printf 'tasks = [\"my.toml\"]\\nunseen = []\\n' >> dmole.toml"
+    for name in ("my.toml", "it's 100%.toml"):
+        subprocess.run(["bash", "-c", _listing(Path(name), config)], check=True)
+        assert tomllib.loads(config.read_text()) == {"tasks": [name], "unseen": []}
+        config.unlink()
+    config.write_text('device = "cpu"\ntasks = ["a.toml"]\n[train]\nepochs = 3\n', encoding="utf-8")
+    assert _listing(card, config) == '# add the task to dmole.toml: tasks = ["a.toml", "my.toml"]'
+    assert "has the task already" in _listing(Path("a.toml"), config)
+    config.write_text('device = "cpu"\n', encoding="utf-8")
+    assert _listing(card, config) == '# add this line at the top of dmole.toml: tasks = ["my.toml"]'
 
 
 def test_limits_follow_the_answers(tmp_path, run):

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from dmole_cli.artifacts.image_digests import ImageDigests
 from dmole_cli.data.card import SPLITS, load_card, task_names
 from dmole_cli.data.choices import choices_of
 from dmole_cli.data.loading import check_card, samples
 from dmole_cli.data.synthetic import _emoji_items as emoji_items
 from dmole_cli.data.synthetic import emoji_captions, emoji_scenes, satellite_crops
+from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.metrics import exact_match, grounding, multiple_choice
 from dmole_cli.settings.model import DEFAULT_TASKS, DEFAULT_UNSEEN
@@ -283,6 +285,25 @@ def test_an_unknown_task_lists_the_known_ones():
         load_card("nothing")
     assert "nothing" in caught.value.message
     assert "easyvqa" in caught.value.hint
+
+
+def test_an_unknown_task_proposes_the_users_nearest_names_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = ImageDigests(tmp_path / "never-saved.sqlite")
+    data = Tasks(["cards/parts.toml", "digits", "partss"], data_root=None, image_digests=images)
+    with pytest.raises(DmoleError) as caught:
+        data.card("partss")
+    assert "did you mean parts?" in caught.value.hint and "easyvqa" not in caught.value.hint
+    with pytest.raises(DmoleError) as caught:
+        data.card("emojis")
+    assert "did you mean emoji?" in caught.value.hint
+    with pytest.raises(DmoleError) as caught:
+        data.card("xyz")
+    assert "known tasks: parts, coin-grounding" in caught.value.hint
+    (tmp_path / "mine.toml").write_text("")
+    with pytest.raises(DmoleError, match="unknown task 'mine'") as caught:
+        data.card("mine")
+    assert "did you mean mine.toml" in caught.value.hint
 
 
 def test_a_missing_card_file_is_named(tmp_path):

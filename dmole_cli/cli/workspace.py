@@ -109,7 +109,9 @@ class Workspace:
     def cards(self, entries: Sequence[str]) -> list[TaskCard]:
         """Cards of tasks or paths; a path is read from there even where a task of the stream has the same name."""
         stream = (*self.settings.tasks, *self.settings.unseen)
-        return [self.data.card(entry) if entry in stream else load_card(entry) for entry in entries]
+        return [
+            load_card(e) if e.endswith(".toml") and e not in stream else self.data.card(task_name(e)) for e in entries
+        ]
 
     @property
     def table(self) -> dict[str, Any]:

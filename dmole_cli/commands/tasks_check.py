@@ -33,6 +33,7 @@ def run(
     """Check the chosen tasks, by default the whole stream with the unseen ones."""
     from dmole_cli.data.card import task_name
     from dmole_cli.data.loading import check_card
+    from dmole_cli.data.recipes import few_steps, steps_of
 
     model = None
     if "backbone" in work.typed:
@@ -66,6 +67,9 @@ def run(
 
         for report in reports:
             show_check(report)
+    for card, report in zip(cards, reports, strict=True):
+        if warning := few_steps(card.name, steps_of(card.recipe, report.rows.get("train", 0))):
+            console.say(warning)
     if failed := [report.task for report in reports if not report.ok]:
         raise DmoleError(
             f"problems in {', '.join(failed)} (listed above)", "fix the data or the card, then check again"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +14,7 @@ import typer
 from dmole_cli.cli import console
 from dmole_cli.cli.derive import FILES
 from dmole_cli.cli.workspace import Workspace
-from dmole_cli.settings.reading import DEFAULT_FILE
+from dmole_cli.settings.reading import DEFAULT_FILE, read_settings
 
 SETTINGS = ("backbone",)
 USES_RUN = False
@@ -34,12 +37,16 @@ def run(
 ) -> None:
     """Write a task card for new data."""
     from dmole_cli.data.new_card import new_card
+    from dmole_cli.data.recipes import few_steps
 
-    option, count_tokens = "", None
+    option, count_tokens = (
+        "".join(f" {work.typed[name]}" for name in ("backbone", "config") if name in work.typed),
+        None,
+    )
+    config = Path(shlex.split(work.typed["config"])[1]) if "config" in work.typed else DEFAULT_FILE
     if "backbone" in work.typed:
         from dmole_cli.backbones.preview import SamplePreview
 
-        option = f" {work.typed['backbone']}"
         count_tokens = SamplePreview.of(work.model.name).answer_lengths
     embedded = work.settings.backbone == "embedded"
     made = new_card(
@@ -51,8 +58,10 @@ def run(
         force=work.force,
     )
     stages = ("profile", "allocate", "train-router", "train-task", "evaluate")
-    following = [f"dmole tasks check {shlex.quote(str(card))}{option}", _listing(card)]
+    following = [f"dmole tasks check {shlex.quote(str(card))}{option}", _listing(card, config)]
     following += [f"dmole {stage}{option}" for stage in stages]
+    if warning := few_steps(card.stem, made.steps):
+        console.say(warning)
     if work.json:
         guessed = {key: {"guess": guess, "why": why} for key, (guess, why) in made.said.items()}
         console.data({"card": str(card), "rows": made.rows, "guessed": guessed, "next": following})
@@ -63,8 +72,21 @@ def run(
     console.say("\n".join(["next:", *(f"  {line}" for line in following)]))
 
 
-def _listing(path: Path) -> str:
-    """How the card is added to the stream."""
-    if DEFAULT_FILE.exists():
-        return f'# add "{path}" to the tasks of {DEFAULT_FILE}'
-    return f"printf 'tasks = [\"{path}\"]\\nunseen = []\\n' > {DEFAULT_FILE}"
+def _listing(card: Path, config: Path) -> str:
+    """How the card is added to the stream; nothing in the configuration is overwritten."""
+    if not config.exists():
+        if re.fullmatch(r"[\w./-]+", str(card)):
+            return f"printf 'tasks = [{_quoted(card)}]\\nunseen = []\\n' >> {shlex.quote(str(config))}"
+        lines = [f"tasks = [{_quoted(card)}]", "unseen = []"]
+        return f"printf '%s\\n' {shlex.join(lines)} >> {shlex.quote(str(config))}"
+    stream = list(read_settings(config).tasks)
+    if str(card) in stream:
+        return f"# {config} has the task already"
+    if "tasks" not in tomllib.loads(config.read_text(encoding="utf-8")):
+        return f"# add this line at the top of {config}: tasks = [{_quoted(card)}]"
+    return f"# add the task to {config}: tasks = [{', '.join(map(_quoted, [*stream, card]))}]"
+
+
+def _quoted(name: object) -> str:
+    """A text as TOML."""
+    return json.dumps(str(name), ensure_ascii=False)

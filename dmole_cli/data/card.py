@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from dmole_cli.settings.reading import listed, validated
 CARD_FOLDER = Path(__file__).with_name("cards")
 QUESTION = "{question}"
 MAX_LIKE = 20  # cards that a card is based on, one on the other
+SHOWN = 3  # names that a message proposes
+SIMILAR = 0.7  # least similarity of these names to the typed one, of 1
 
 
 class Generation(Section):
@@ -265,14 +268,40 @@ def _laid_over(below: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
+def unknown_task(text: str, own: Sequence[str] = ()) -> DmoleError:
+    """The error for a name that no task has; it proposes the nearest names, or lists all.
+
+    Args:
+        text: the name.
+        own: the user's tasks, listed before the built-in ones.
+    """
+    cards = [f"{path.name}" for path in sorted(Path().glob("*.toml")) if path.stem == text]
+    names = list(dict.fromkeys([*own, *task_names()]))
+    nearest = {
+        group: get_close_matches(task_name(text).lower(), group, n=SHOWN, cutoff=SIMILAR)
+        for group in (tuple(own), tuple(names))
+    }
+    near = list(dict.fromkeys([*cards, *(name for found in nearest.values() for name in found)]))
+    listed = (
+        f"did you mean {' or '.join(near)}? `dmole tasks` lists all tasks"
+        if near
+        else f"known tasks: {', '.join(names)}"
+    )
+    return DmoleError(f"unknown task '{text}'", f"{listed}; or give the path of a task card (.toml)")
+
+
+def is_built_in(name: str) -> bool:
+    """Whether a name is that of a built-in task."""
+    return task_name(name) in _built_in()
+
+
 def _card_path(text: str) -> Path:
     cards = _built_in()
     if not text.endswith(".toml") and task_name(text) in cards:
         return cards[task_name(text)]
     path = Path(text)
     if path.suffix != ".toml":
-        known = ", ".join(sorted(cards))
-        raise DmoleError(f"unknown task '{text}'", f"known tasks: {known}; or give the path of a task card (.toml)")
+        raise unknown_task(text)
     try:
         found = path.is_file()
     except OSError as error:

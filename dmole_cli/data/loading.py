@@ -9,6 +9,7 @@ from pathlib import Path
 from dmole_cli.artifacts.image_digests import ImageDigests
 from dmole_cli.data.card import QUESTION, SPLITS, TaskCard
 from dmole_cli.data.checking import CheckReport, Findings, Model, check_rows, previews
+from dmole_cli.data.expected_files import check_files
 from dmole_cli.data.formats.base import load_format
 from dmole_cli.data.invalid_records import skipping_invalid
 from dmole_cli.data.sample import Sample
@@ -50,6 +51,7 @@ def samples(card: TaskCard, split: str, *, data_root: Path | None = None) -> Seq
 
 
 def _rows(card: TaskCard, split: str, data_root: Path | None) -> Sequence[Sample]:
+    check_files(card, split, data_root)
     read = card.read_as(split)
     reader = load_format(read.format)
     rows = reader.load(read, split, data_root=data_root)
@@ -84,7 +86,7 @@ def check_card(
         track: shows progress.
     """
     rows: dict[str, Sequence[Sample]] = {}
-    findings = Findings()
+    findings, said = Findings(), set[str]()
     if not card.declares("train"):
         findings.add("train", "no_training", [f"`train` in [data] of {card.path} is empty"])
     for split in filter(card.declares, SPLITS):
@@ -94,7 +96,8 @@ def check_card(
             valid = _valid_rows(card, split, data_root, findings)
             if valid:
                 rows[split] = valid
-            elif valid is None:
+            elif valid is None and error.message not in said:
+                said.add(error.message)  # one error may concern all splits
                 findings.add(split, "split", [error.message])
     report = check_rows(card, rows, findings=findings, images=images, model=model, digests=digests, track=track)
     return replace(report, looks=tuple(previews(card, rows, model, count=looks, seed=seed)) if model else ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import Any
 
 from dmole_cli.artifacts.files import write_text
 from dmole_cli.data.card import SPLITS, TaskCard, load_card
-from dmole_cli.data.formats._recognition import SHORT_PROMPT
+from dmole_cli.data.formats._recognition import CAPTION_PROMPT, NAMING_PROMPT, SHORT_PROMPT
 from dmole_cli.data.formats.base import PEEKED, Guess
 from dmole_cli.data.guessing import guess_format
+from dmole_cli.data.invalid_records import InvalidRecord
 from dmole_cli.data.loading import EmptySplit, samples
+from dmole_cli.data.recipes import LEAST_STEPS, recipe_of, steps_of
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 
@@ -35,11 +37,13 @@ class NewCard:
         path: the card.
         rows: number of rows per split.
         said: key of the card -> (guess, reason).
+        steps: training steps that its recipe makes.
     """
 
     path: Path
     rows: Mapping[str, int]
     said: Mapping[str, tuple[str, str]]
+    steps: int
 
 
 def new_card(
@@ -73,6 +77,18 @@ def new_card(
     answers = _measure((row for rows in splits.values() for row in rows), count_tokens)
     prompt, metric, reason = _prompt_and_metric(guess, splits["train"], answers)
     limit = _round_up(answers.longest + 2)  # the end of the text, and some room
+    batch_size, epochs = recipe_of(len(splits["train"]))
+    final = replace(
+        draft,
+        prompt=prompt,
+        metric=metric,
+        limit=limit,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        epochs=epochs,
+    )
+    card = final.load()  # a card that cannot be read is not written
+    steps = steps_of(card.recipe, len(splits["train"]))
     counted = "tokens of the backbone" if count_tokens else "estimated from words and letters; --backbone counts tokens"
     said = {
         "format": (name, guess.why),
@@ -81,15 +97,17 @@ def new_card(
         "prompt": (prompt, reason),
         "metric": (metric, reason),
         "max_new_tokens": (str(limit), f"the longest answer has about {answers.longest} tokens ({counted})"),
+        "recipe": (
+            f"{epochs} epoch{'s' if epochs > 1 else ''} in batches of {batch_size}",
+            f"{steps} training steps; at least {LEAST_STEPS} are planned",
+        ),
         "learning_rate": (
             f"{learning_rate:g}",
             "6e-3, as the built-in tasks, with the embedded backbone; else 1e-4, as D-MoLE",
         ),
     }
-    final = replace(draft, prompt=prompt, metric=metric, limit=limit, learning_rate=learning_rate)
-    final.load()  # a card that cannot be read is not written
     write_text(path, final.text())
-    return NewCard(path, {split: len(rows) for split, rows in splits.items()}, said)
+    return NewCard(path, {split: len(rows) for split, rows in splits.items()}, said, steps)
 
 
 def _check_arguments(path: Path, sources: Sequence[Path], *, force: bool) -> None:
@@ -120,6 +138,8 @@ class _Draft:
     metric: str = "exact_match"
     limit: int = 16
     learning_rate: float = 1e-4
+    batch_size: int = 32
+    epochs: int = 1
     data: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -153,8 +173,8 @@ class _Draft:
             f"max_new_tokens = {self.limit}",
             "",
             "[recipe]",
-            "epochs = 1",
-            "batch_size = 32",
+            f"epochs = {self.epochs}",
+            f"batch_size = {self.batch_size}",
             f"learning_rate = {self.learning_rate!r}",
         ]
         return "\n".join(lines) + "\n"
@@ -179,6 +199,10 @@ def _toml(value: Any) -> str:
 
 def _find_images(draft: _Draft, images: Path | None, source: Path) -> str:
     """Set the folder of the images in the draft, if there is one; returns how it was found."""
+    around = [source.parent, *sorted(p for p in source.parent.iterdir() if p.is_dir()), source.parent.resolve().parent]
+    candidates = [images] if images else [draft.path.parent, *around]
+    if "folder" in draft.guess.data:
+        return _find_folder(draft, candidates, source)
     if "images" in draft.guess.data:
         columns = draft.data["images"]
         return f"columns {columns}" if columns else "the data contain no images"
@@ -187,8 +211,6 @@ def _find_images(draft: _Draft, images: Path | None, source: Path) -> str:
     if not names:
         del draft.data["images"]
         return f"the first {min(PEEKED, len(rows))} rows have no image"
-    around = [source.parent, *sorted(p for p in source.parent.iterdir() if p.is_dir()), source.parent.resolve().parent]
-    candidates = [images] if images else [draft.path.parent, *around]
     for folder in candidates:
         if all((folder / name).is_file() for name in names):
             draft.data["images"] = draft.relative(folder)
@@ -197,6 +219,25 @@ def _find_images(draft: _Draft, images: Path | None, source: Path) -> str:
     raise DmoleError(
         f"the image {missing} of {source} is not in {images or f'{source.parent}, in a folder in it, or above it'}",
         "give the folder that the images' names start at with --images",
+    )
+
+
+def _find_folder(draft: _Draft, candidates: Sequence[Path], source: Path) -> str:
+    """Set the folder at which the paths in a table's columns start; returns how it was found."""
+    problem: DmoleError | None = None
+    for folder in candidates:
+        draft.data["folder"] = draft.relative(folder)
+        try:
+            draft.rows("train")
+        except InvalidRecord as error:
+            if error.kind != "image":
+                raise
+            problem = problem or error
+        else:
+            return f"columns {draft.data['images']}, whose files are in {folder}"
+    raise DmoleError(
+        problem.message if problem else f"the images of {source} are not found",
+        "give the folder that the images' paths start at with --images",
     )
 
 
@@ -213,11 +254,20 @@ def _divide(draft: _Draft, sources: Sequence[Path]) -> tuple[dict[str, Sequence[
         except EmptySplit:
             continue
         parts = " and ".join(missing)
-        return rows, f"{parts}: {100 * share:.0f} % of the training images each, by a hash of their names"
+        return (
+            rows,
+            f"{parts}: {100 * share:.0f} % of the training data each, by a hash of the content of their images or texts",
+        )
+    total = len(_undivided(draft, keys.values()))
     raise DmoleError(
-        f"{sources[0]} has too few images to hold some out for {' and '.join(missing)}",
+        f"{sources[0]} has too few images or texts that differ to hold some out for {' and '.join(missing)} ({total} rows)",
         "give the other splits files of their own: --from train.jsonl --from validation.jsonl --from test.jsonl",
     )
+
+
+def _undivided(draft: _Draft, keys: Iterable[str]) -> Sequence[Sample]:
+    draft.data.update(dict.fromkeys(keys, 0.0))
+    return draft.rows("train")
 
 
 # ------------------------------------------------------------------------------------------------ the answers
@@ -267,6 +317,8 @@ def _prompt_and_metric(guess: Guess, rows: Sequence[Sample], answers: _Answers) 
         reason = f"{100 * answers.short / answers.rows:.0f} % of the answers have at most {SHORT} words"
     if guess.prompt:
         return guess.prompt, metric, reason
+    if not guess.has_question:  # the prompt is the whole instruction
+        return NAMING_PROMPT if metric == "exact_match" else CAPTION_PROMPT, metric, reason
     instructed = all("answer" in row.question.lower() for row in islice(rows, PEEKED))
     return SHORT_PROMPT if short and not instructed else "{question}", metric, reason
 

@@ -11,7 +11,7 @@ from typing import Self
 from dmole_cli.artifacts.image_digests import ImageDigests
 from dmole_cli.artifacts.provenance import DATA_PREFIX
 from dmole_cli.artifacts.run import Run
-from dmole_cli.data.card import TaskCard, load_card, same_card, task_name
+from dmole_cli.data.card import TaskCard, is_built_in, load_card, same_card, task_name, unknown_task
 from dmole_cli.data.digests import data_digest
 from dmole_cli.data.loading import samples
 from dmole_cli.data.sample import Sample
@@ -36,6 +36,7 @@ class Tasks:
         self._entries: dict[str, str] = {}
         for entry in entries:
             self._add(task_name(entry), entry)
+        self._configured = [name for name, entry in self._entries.items() if entry.endswith(".toml")]
         self.data_root, self.image_digests = data_root, image_digests
         # Per instance, and not on the methods: a decorated method would keep every instance alive.
         self.card = lru_cache(maxsize=None)(self._card)
@@ -72,8 +73,15 @@ class Tasks:
         self._entries.setdefault(name, entry)
 
     def _card(self, task: str) -> TaskCard:
-        """The card of a task."""
-        return load_card(self._entries.get(task, task))
+        """The card of a task.
+
+        Raises:
+            DmoleError: there is no such task; the message proposes the nearest names, those of the stream first.
+        """
+        entry = self._entries.get(task, task)
+        if not entry.endswith(".toml") and not is_built_in(entry):
+            raise unknown_task(entry, own=[name for name in self._configured if name != task])
+        return load_card(entry)
 
     def _samples(self, task: str, split: str) -> Sequence[Sample]:
         """A split of a task; images are opened when their pixels are needed."""

@@ -14,14 +14,16 @@ def score(
 ) -> list[float]:
     """Score every answer 0.0, or between 0.5 and 1.0, the best over its references; `details` is unused.
 
-    One minus the edit distance over the length of the longer text, if that is 0.5 or more; case and whitespace around and
-    between words are normalised. An empty answer scores 0 unless a reference is empty.
+    One minus the edit distance over the length of the longer text, if that is 0.5 or more. The distance is that of the texts
+    in lower case, without whitespace around them and with single spaces between words; the length is that of the texts as
+    they are. An empty answer scores 0 unless a reference is empty.
 
-    Source: Biten et al., Scene text visual question answering, https://arxiv.org/abs/1905.13648, and the scoring of the
-    Robust Reading Competition, where exactly 0.5 still counts (in the paper's formula it does not).
+    Source: Biten et al., Scene text visual question answering, https://arxiv.org/abs/1905.13648, and the scoring program of the
+    Robust Reading Competition, where exactly 0.5 still counts (in the paper's formula it does not) and the length includes
+    repeated whitespace.
     """
     return [
-        max((_similarity(_fold(prediction), _fold(reference)) for reference in accepted), default=0.0)
+        max((_similarity(prediction, reference) for reference in accepted), default=0.0)
         for prediction, accepted in zip(predictions, references, strict=True)
     ]
 
@@ -31,10 +33,10 @@ def _fold(text: str) -> str:
 
 
 def _similarity(first: str, second: str) -> float:
-    longer = max(len(first), len(second))
+    longer = max(len(first.upper()), len(second.upper()))  # in upper case, as the program: "ß" has two letters
     if longer == 0:
         return 1.0
-    similarity = 1.0 - edit_distance(first, second) / longer
+    similarity = 1.0 - edit_distance(_fold(first), _fold(second)) / longer
     return similarity if similarity >= THRESHOLD else 0.0
 
 

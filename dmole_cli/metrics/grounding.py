@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dmole_cli.metrics._box_dialects import first_box
 from dmole_cli.metrics._boxes import Box, iou
 
 NEEDS_DETAILS = ("box", "width", "height")
 
 THRESHOLD = 0.5
-_NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
-BRACKETED_BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
-# Fractions of the image sum to less than this (a box over the whole image to 2); larger numbers are thousandths.
-LEAST_SUM_OF_THOUSANDTHS = 4.0
 
 
 def score(
@@ -29,7 +25,7 @@ def score(
         references: unused.
         details: per sample `box` (left, top, right, bottom in pixels), `width` and `height` of the image in pixels.
 
-    Source: the RefCOCO and SK-VG scoring of the method's public evaluation code.
+    Source: the RefCOCO and SK-VG scoring of the method's public evaluation code, which reads lists only.
     """
     return [float(overlap >= THRESHOLD) for overlap in ious(predictions, references=references, details=details)]
 
@@ -42,17 +38,13 @@ def ious(
 
 
 def read_box(answer: str, *, width: float, height: float) -> Box | None:
-    """Return the first `[x1, y1, x2, y2]` or `[[x1, y1, x2, y2]]` of an answer in pixels, or None.
+    """Return the first box of an answer in pixels, or None.
 
-    Four numbers that sum to 4 or more are thousandths of the image's width and height, else fractions of them.
-    Other text in brackets is ignored.
+    Of `[x1, y1, x2, y2]` and `[[x1, y1, x2, y2]]`, four numbers that sum to 4 or more are thousandths of the image's width and
+    height, else fractions of them. `_box_dialects` lists the other notations. Other text in brackets is ignored.
     """
-    found = BRACKETED_BOX.search(answer)
-    if found is None:
-        return None
-    left, top, right, bottom = (float(number) for number in found.groups())
-    unit = 1000.0 if left + top + right + bottom >= LEAST_SUM_OF_THOUSANDTHS else 1.0
-    return left / unit * width, top / unit * height, right / unit * width, bottom / unit * height
+    box = first_box(answer, width=width, height=height)
+    return None if box is None else (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
 
 
 def _iou_of_answer(prediction: str, detail: Mapping[str, Any]) -> float:

@@ -25,6 +25,7 @@ from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.truncation import record_truncated
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
+from dmole_cli.data.recipes import FEW_STEPS
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
@@ -37,10 +38,6 @@ from dmole_cli.settings.model import Settings
 from dmole_cli.training.loop import Batch, Losses, Schedule, train_expert
 from dmole_cli.training.order import shuffled_batches
 from dmole_cli.training.samples import Recipe, recipe_for, row_counts, training_samples
-
-FEW_STEPS = (
-    20  # steps below which training warns: the learning rate rises and falls before an expert has learned anything
-)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 VERSION = 2  # of the Arrow files: increase it when records are parsed differently
 BLOCK = 512  # rows that are read at a time
 COLUMNS, LIST_COLUMNS = (
-    ("place", "question", "answer", "references", "images", "details"),
+    ("place", "question", "answer", "references", "images", "details", "identity"),
     ("references", "images"),
 )
 IN_MEMORY = 4 << 20  # bytes of annotations up to which nothing is cached: parsing them again is as fast
@@ -40,6 +40,7 @@ class Row:
         images: names of image files.
         details: what the metric needs beyond the references, JSON values.
         named: texts that a prompt may name besides `{question}`.
+        identity: digest of the content of a record without image; `_rows.with_prompts` computes it.
     """
 
     place: str
@@ -49,6 +50,7 @@ class Row:
     images: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     named: Mapping[str, str] = field(default_factory=dict)
+    identity: str = ""
 
 
 class ArrowRows:
@@ -188,5 +190,5 @@ def _write(sink: Any, rows: Iterable[Row]) -> None:
 def _values(row: Row) -> dict[str, Any]:
     # ASCII escapes, because an option may contain half of a surrogate pair, which UTF-8 cannot encode.
     details = json.dumps(row.details, default=str)
-    texts = (row.place, row.question, row.answer, list(row.references), list(row.images), details)
+    texts = (row.place, row.question, row.answer, list(row.references), list(row.images), details, row.identity)
     return dict(zip(COLUMNS, texts, strict=True))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from dmole_cli.data.formats._pictures import image_names
 from dmole_cli.data.invalid_records import InvalidRecord, report_or_raise
 
 SHOWN = 3  # records that a message lists
+LONGEST = 120  # characters of a value that a message shows
+# Fields that name images in other tools' records. A record that has one of them in place of the card's field is invalid, so
+# that no image is left out without a word.
 MAX_OPTIONS = len(ascii_uppercase)  # each option of a question has a letter
 
 
@@ -37,22 +41,35 @@ class Record:
         raise InvalidRecord(f"{self.path}, {self.place}: {what}", hint or self.hint, kind=kind)
 
     def text(self, key: str) -> str:
-        """A text that is not empty, stripped; a number is converted to its digits."""
-        value = self.value.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            value = str(value)
-        if not isinstance(value, str):
-            self.invalid(f"'{key}' must be a text, not {value!r}")
+        """A text that is not empty, stripped; a finite number is converted to its digits."""
+        value = as_text(self.value.get(key))
+        if value is None and is_missing(self.value.get(key)):
+            self.invalid(f"'{key}' has no value", kind="empty")
+        if value is None:
+            self.invalid(f"'{key}' must be a text, not {shown(self.value.get(key))}")
         if not value.strip():
             self.invalid(f"'{key}' is empty", kind="empty")
         return value.strip()
 
     def texts(self, key: str) -> list[str]:
-        """A list of at least one text; numbers are converted to their digits."""
+        """A list of at least one text; finite numbers are converted to their digits."""
         value = self.value.get(key)
-        if not isinstance(value, list) or not value or not all(isinstance(item, (str, int, float)) for item in value):
-            self.invalid(f"'{key}' must be a list of texts")
-        return [item if isinstance(item, str) else str(item) for item in value]
+        texts = [as_text(item) for item in value] if isinstance(value, list) else []
+        found = [text for text in texts if text is not None]
+        if not texts or len(found) < len(texts):
+            self.invalid(f"'{key}' must be a list of texts, not {shown(value)}")
+        return found
+
+    def answers(self, key: str) -> list[str]:
+        """The correct answers, stripped: a text, or a list of texts; none of them is empty."""
+        if not isinstance(self.value.get(key), list):
+            return [self.text(key)]
+        if not self.value[key]:
+            self.invalid(f"'{key}' is empty", kind="empty")
+        found = [text.strip() for text in self.texts(key)]
+        if not all(found):
+            self.invalid(f"'{key}' contains an empty text", kind="empty")
+        return found
 
     def options(self, key: str) -> list[str]:
         """The options of a question: at least two texts, and at most one per letter."""
@@ -66,28 +83,57 @@ class Record:
         return image_names(self, key)
 
     def numbers(self, key: str, count: int) -> list[float]:
-        """A list of exactly `count` numbers; a text that contains a JSON list is accepted, too."""
+        """A list of exactly `count` finite numbers; a text that contains a JSON list is accepted, too."""
         value = self.value.get(key)
         if isinstance(value, str):
             try:
                 value = json.loads(value)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 value = None
         numbers = value if isinstance(value, list) else []
-        if len(numbers) != count or not all(type(number) in (int, float) for number in numbers):
-            self.invalid(f"'{key}' must be {count} numbers, not {self.value.get(key)!r}")
+        if len(numbers) != count or not all(is_finite(number) for number in numbers):
+            self.invalid(f"'{key}' must be {count} numbers, all finite, not {shown(self.value.get(key))}")
         return [float(number) for number in numbers]
 
     def length(self, key: str) -> float:
-        """A positive number."""
+        """A positive finite number."""
         value = self.value.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            self.invalid(f"'{key}' must be a positive number, not {value!r}")
+        if not is_finite(value) or not value > 0:
+            self.invalid(f"'{key}' must be a positive number, not {shown(value)}")
         return value
 
     def named_texts(self) -> dict[str, str]:
         """All fields that are texts; a prompt may refer to them by name."""
         return {key: value for key, value in self.value.items() if isinstance(value, str)}
+
+
+def is_finite(value: Any) -> TypeGuard[int | float]:
+    """Whether a value is a number, and one that a float can hold; a truth value is none."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return False
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for nothing: null, or NaN, which tables contain in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def as_text(value: Any) -> str | None:
+    """A text as it is, a finite number as its digits, else None."""
+    if isinstance(value, str):
+        return value
+    return str(value) if is_finite(value) else None
+
+
+def shown(value: Any) -> str:
+    """A value for a message, at most `LONGEST` characters of it."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = f"a very large {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def identity(record: Record, key: str = "question_id") -> dict[str, Any]:
@@ -101,15 +147,8 @@ def lettered(choices: Sequence[str]) -> str:
 
 
 def letter_of(answer: Any, choices: Sequence[str]) -> str | None:
-    """The letter of the correct option, given as an index from 0, a letter or the option's text; None if invalid."""
-    letters = ascii_uppercase[: len(choices)]
-    if isinstance(answer, bool):
-        return None
-    if isinstance(answer, int):
-        return letters[answer] if 0 <= answer < len(letters) else None
-    if isinstance(answer, str) and len(answer) == 1 and answer in letters:
-        return answer
-    return letters[list(choices).index(answer)] if answer in choices else None
+    """The letter of the option with an index, counted from 0; None if no option has it."""
+    return ascii_uppercase[answer] if type(answer) is int and 0 <= answer < len(choices) else None
 
 
 def annotated_answers(record: Record) -> list[str]:
@@ -119,12 +158,14 @@ def annotated_answers(record: Record) -> list[str]:
         value = [item.get("answer") for item in value]
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
         record.invalid("'answers' must be a list of texts, or of objects with 'answer'")
+    if not any(text.strip() for text in value):
+        record.invalid("'answers' are empty", kind="empty")
     return value
 
 
 def most_frequent(answers: Iterable[str]) -> str:
-    """The most frequent answer; of equally frequent ones the first."""
-    return Counter(answers).most_common(1)[0][0]
+    """The most frequent answer that is not empty; of equally frequent ones the first."""
+    return Counter(answer for answer in answers if answer.strip()).most_common(1)[0][0]
 
 
 class MissingAnnotations:

@@ -11,13 +11,15 @@ from dmole_cli.errors import DmoleError
 # Usual names of a record's fields, in the order of preference.
 IMAGE = ("image", "image_path", "img", "picture", "file_name", "filename", "path")
 QUESTION = ("question", "query", "instruction", "prompt", "input", "text")
-ANSWER = ("answer", "response", "output", "target", "label", "caption")
+ANSWER = ("answer", "response", "output", "target", "label", "caption", "captions")
+CAPTION = ("caption", "captions", "description", "sentence")  # of fields that are answers without a question
 CHOICES = ("choices", "options")
 BOX = ("bbox", "box")
 EXPRESSION = ("sent", "sentence", "expression", "ref", "phrase", "description", *QUESTION)
 
 SHORT_PROMPT = "{question} Answer the question using a single word or phrase."
 LETTER_PROMPT = "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
+NAMING_PROMPT = "What is shown in the image? Answer the question using a single word or phrase."
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
 BOX_PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{question}</ref>"
 

@@ -7,6 +7,7 @@ annotations nor the samples are ever held as a list of Python objects.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from array import array
@@ -19,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from dmole_cli.data import markers
 from dmole_cli.data.formats._arrow import ArrowRows, Row, arrow_rows, content_digests
-from dmole_cli.data.formats._fields import Record
+from dmole_cli.data.formats._fields import Record, is_finite
 from dmole_cli.data.formats._held_out import held_out_shares, rows_of_split
 from dmole_cli.data.formats._json import records
 from dmole_cli.data.images import open_image
 from dmole_cli.data.invalid_records import InvalidRecord, report_or_raise, valid_records
 from dmole_cli.data.sample import LazySamples, Sample
+from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,6 +46,9 @@ FILE_OPTIONS: Mapping[str, Any] = {
     "held_out": 0.0,
     "held_out_test": 0.0,
 }
+
+# Pixels by which a side of an image may differ from that of a box's frame after both were scaled to one size.
+ROUNDED = 1.5
 
 # Functions that open the images, the images' identities, and their files.
 Images = tuple[tuple[Callable[[], "Image"], ...], tuple[str, ...], tuple[Path, ...]]
@@ -82,11 +87,10 @@ def load_rows(
         key=[card.format, card.prompt, dict(options), None if divided else size, part, split == "train"],
         content=content_digests([path, *others.values()]),
     )
-    chosen = rows_of_split(rows, shares, size, split=split) if divided else None
     folder = options["test_images"] if part == "test" and options["test_images"] else ""
-    return FileRows(
-        rows, split, annotations=path, images=root / (folder or options["images"]), subfolder=folder, chosen=chosen
-    )
+    images = root / (folder or options["images"])
+    chosen = rows_of_split(rows, shares, size, split=split, images=images) if divided else None
+    return FileRows(rows, split, annotations=path, images=images, subfolder=folder, chosen=chosen)
 
 
 def load_records(
@@ -115,13 +119,16 @@ def with_prompts(prompt: str, path: Path | str, read: Callable[[], Iterable[Row]
     Raises:
         InvalidRecord: a text contains half of a surrogate pair, or its image markers are not as many as the images.
     """
+    place, identity = None, ""
     for row in islice(read(), size):
+        if row.place != place:  # further rows of a record belong together with its first
+            place, identity = row.place, "" if row.images else content_identity(row)
         try:
             instruction = _instruction(prompt, row)
         except ValueError as error:
             report_or_raise(InvalidRecord(f"{path}, {row.place}: {error}", "fix the record"))
         else:
-            yield replace(row, question=instruction)
+            yield replace(row, question=instruction, identity=identity)
 
 
 def _instruction(prompt: str, row: Row) -> str:
@@ -137,6 +144,14 @@ def _instruction(prompt: str, row: Row) -> str:
     if question != row.question and not markers.without(filled).strip():
         raise ValueError("its question has no text besides image markers")
     return filled
+
+
+def content_identity(row: Row) -> str:
+    """Digest of what a record asks: question and options; of its other texts if it has neither. The prompt is no part of it."""
+    options = row.details.get("options")
+    asked = [row.question, *map(str, options)] if isinstance(options, list) else [row.question]
+    content = json.dumps(asked if any(asked) else sorted(row.named.items()))
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def fill_prompt(prompt: str, texts: Mapping[str, str]) -> str:
@@ -177,13 +192,17 @@ class FileRows(LazySamples):
         number = index if self.chosen is None else self.chosen[index]
         row = self.rows[number]
         images, sources, files = self.images_of(number, row)
+        details = json.loads(row["details"])
+        if len(images) == 1 and "box" in details and all(is_finite(details.get(key)) for key in ("width", "height")):
+            place = f"{self.annotations}, {row['place']}"
+            images = (partial(_open_in_frame, images[0], details["width"], details["height"], place),)
         return Sample(
             sample_id=f"{self.split}-{index:05d}",
             question=row["question"],
             answer=row["answer"],
             references=tuple(row["references"]),
             images=images,
-            details=json.loads(row["details"]),
+            details=details,
             sources=sources,
             files=files,
         )
@@ -194,3 +213,21 @@ class FileRows(LazySamples):
         names = [Path(self.subfolder, name).as_posix() if self.subfolder else name for name in row["images"]]
         place = f"{self.annotations}, {row['place']}"
         return tuple(partial(open_image, path, row=place) for path in paths), tuple(f"file:{n}" for n in names), paths
+
+
+def _open_in_frame(opener: Callable[[], Image], width: Any, height: Any, place: str) -> Image:
+    """Open an image whose box is given in a frame, which must have the image's proportions, or be the square around it.
+
+    Raises:
+        DmoleError: it has other proportions, so that the box would be at another place of the image.
+    """
+    image = opener()
+    wide, high = image.size
+    tolerance = ROUNDED * max(width, height, wide, high)
+    is_square = width == height == max(wide, high)
+    if not is_square and abs(width * high - height * wide) > tolerance:
+        raise DmoleError(
+            f"{place}: the image has {image.width} x {image.height} pixels, but its box is in {width:g} x {height:g}",
+            "correct 'width' and 'height' of the record",
+        )
+    return image

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dmole_cli.data.card import TaskCard
 
 PEEKED = 100  # records that a format is recognised from
-TABLES = (".parquet", ".arrow", ".csv")  # files that are not read as JSON
+TABLES = (".parquet", ".arrow", ".csv", ".tsv")  # files that are not read as JSON
 
 
 class Format(Protocol):
@@ -118,6 +118,7 @@ class Guess:
         source_option: the option that names the source if one source contains all splits; empty if `train`, `validation`
             and `test` each name a file.
         problem: raised if the guess is chosen: the source is of this format, but incomplete or unreadable.
+        has_question: whether records have a question; if not, the prompt is the whole instruction.
     """
 
     certainty: int
@@ -127,6 +128,7 @@ class Guess:
     metric: str = ""
     source_option: str = ""
     problem: DmoleError | None = None
+    has_question: bool = True
 
 
 def load_format(name: str) -> Format:

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.data.formats._arrow import Row
-from dmole_cli.data.formats._boxes import UNITS, box_answer, framed
+from dmole_cli.data.formats._boxes import (
+    CORNERS,
+    UNITS,
+    Declared,
+    box_answer,
+    box_of,
+    declaration_of,
+    declared,
+    is_readable,
+)
 from dmole_cli.data.formats._fields import Record, identity
 from dmole_cli.data.formats._recognition import BOX, BOX_PROMPT, EXPRESSION, IMAGE, first_of, mapped, no_format
 from dmole_cli.data.formats._rows import FILE_OPTIONS, load_records
@@ -21,8 +30,9 @@ if TYPE_CHECKING:
 
 HINT = 'a record is {"image": "a.jpg", "sent": "the man ...", "bbox": [x1, y1, x2, y2], "width": 640, "height": 480}'
 
-# `boxes`: the unit of a record's box: `pixels`, `fractions` of the image, or `padded`, fractions of the image padded to a
-# square. The others are names of a record's fields.
+# `boxes`: the unit of a record's box: `pixels`, `fractions` (or `normalised`) or `thousandths` of the image, or `padded`,
+# fractions of the image padded to a square; and what its numbers are, where they are not left, top, right, bottom: `xywh`,
+# `cxcywh`, `yxyx`, alone or after a unit. The others are names of a record's fields.
 OPTIONS: Mapping[str, Any] = {
     **FILE_OPTIONS,
     "boxes": "pixels",
@@ -43,43 +53,41 @@ def recognise(source: Source) -> Guess | None:
     if not expression or not {"width", "height"} <= source.fields:
         needed = "records with a box need a description (as 'sent'), 'width' and 'height'"
         return Guess(7, problem=no_format(source.path, f"{needed}; they have {', '.join(sorted(source.fields))}"))
-    # A value that is not a number is reported by `load`, with its record.
-    values = [value for record in source.records for value in _as_list(record[box])]
-    fractions = all(isinstance(value, int | float) and 0 <= value <= 1 for value in values)
+    sides = ((record[box], record["width"], record["height"]) for record in source.records)
+    form = declaration_of(sides)
+    if not form:
+        what = f"no usual form fits the boxes in '{box}' of its first {len(source.records)} records"
+        return Guess(7, problem=no_format(source.path, f"{what}: pixels, fractions, thousandths or xywh"))
     image = first_of(IMAGE, source.optional_fields) or "image"
     data = mapped({"image": image, "question": expression, "box": box}, OPTIONS)
-    data |= {"boxes": "fractions"} if fractions else {}
-    why = f"its records have '{expression}' and '{box}' in {'fractions' if fractions else 'pixels'}"
+    data |= {"boxes": form} if form != OPTIONS["boxes"] else {}
+    why = f"its records have '{expression}' and '{box}' in {'pixels (xywh)' if form == 'xywh' else form}"
     return Guess(7, why, data, prompt=BOX_PROMPT, metric="grounding")
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
     """Read a split's records (a JSON array or JSON lines); the prompt may name any text of the record, e.g. `{knowledge}`.
 
-    The training answer is the box in thousandths, `[[x1, y1, x2, y2]]`, or in fractions if the record's box is.
+    The training answer is the box in thousandths, `[[x1, y1, x2, y2]]`, or in fractions if the record's box is. Boxes must lie
+    inside of the image.
 
     Raises:
         DmoleError: the file is missing or unreadable, or a record is invalid; names the file and the record.
     """
-    if card.data["boxes"] not in UNITS:
-        raise DmoleError(
-            f"{card.path}: invalid data.boxes '{card.data['boxes']}'", f"choose one of: {', '.join(UNITS)}"
-        )
-    return load_records(card, split, data_root=data_root, parse=partial(_row, keys=card.data), hint=HINT)
+    form = declared(card.data["boxes"])
+    if form is None:
+        hint = f"choose one of {', '.join(UNITS)}, or one of {', '.join(CORNERS)}, or one of each"
+        raise DmoleError(f"{card.path}: invalid data.boxes '{card.data['boxes']}'", hint)
+    parse = partial(_row, keys=card.data, form=form)
+    return load_records(card, split, data_root=data_root, parse=parse, hint=HINT)
 
 
-def _row(record: Record, *, keys: Mapping[str, str]) -> Row:
-    unit = keys["boxes"]
+def _row(record: Record, *, keys: Mapping[str, str], form: Declared) -> Row:
     width, height = record.length(keys["width"]), record.length(keys["height"])
-    details = framed(record.numbers(keys["box"], 4), unit=unit, width=width, height=height)
-    left, top, right, bottom = details["box"]
-    if not (left < right and top < bottom):
-        record.invalid(f"the box {details['box']} is empty: left, top, right, bottom are expected")
-    answer = box_answer(details, unit=unit)
+    details = box_of(record, keys["box"], form, width=width, height=height)
+    answer = box_answer(details, unit=form.unit)
+    if not is_readable(answer, details):
+        record.invalid(f"the box {details['box']} is too small to be written as {answer}", "remove the record")
     return Row(
         record.place,
         question=record.text(keys["question"]),

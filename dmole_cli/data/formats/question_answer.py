@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from dmole_cli.data.formats._arrow import Row
 from dmole_cli.data.formats._fields import Record, identity
-from dmole_cli.data.formats._recognition import ANSWER, CAPTION_PROMPT, IMAGE, QUESTION, first_of, mapped
+from dmole_cli.data.formats._recognition import (
+    ANSWER,
+    CAPTION,
+    CAPTION_PROMPT,
+    IMAGE,
+    QUESTION,
+    first_of,
+    mapped,
+    no_format,
+)
 from dmole_cli.data.formats._rows import FILE_OPTIONS, load_records
 from dmole_cli.data.formats.base import Guess, Source
 from dmole_cli.data.sample import Sample
@@ -25,7 +34,7 @@ FILLS_PROMPT = True
 
 
 def recognise(source: Source) -> Guess | None:
-    """Records with an answer; without a question the answers are taken for captions."""
+    """Records with an answer; without a question they are captions, or names of what an image shows."""
     question, answer = first_of(QUESTION, source.fields), first_of(ANSWER, source.fields)
     if not answer:
         return None
@@ -33,7 +42,11 @@ def recognise(source: Source) -> Guess | None:
     data = mapped({"image": image, "answer": answer, "question": question}, OPTIONS)
     if question:
         return Guess(1, f"its records have '{question}' and '{answer}'", data)
-    return Guess(1, f"its records have '{answer}' and no question", data, prompt=CAPTION_PROMPT, metric="cider")
+    why = f"its records have '{answer}' and no question"
+    if not first_of(IMAGE, source.optional_fields):
+        return Guess(1, problem=no_format(source.path, f"{why} and no image"))
+    prompt, metric = (CAPTION_PROMPT, "cider") if answer in CAPTION else ("", "")
+    return Guess(1, why, data, prompt=prompt, metric=metric, has_question=False)
 
 
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Sample]:
@@ -46,8 +59,7 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
 
 
 def _row(record: Record, *, keys: Mapping[str, str]) -> Row:
-    several = isinstance(record.value.get(keys["answer"]), list)
-    answers = record.texts(keys["answer"]) if several else [record.text(keys["answer"])]
+    answers = record.answers(keys["answer"])
     return Row(
         record.place,
         question=record.text(keys["question"]) if keys["question"] else "",
