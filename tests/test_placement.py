@@ -1,5 +1,6 @@
 import math
 import random
+import re
 
 import pytest
 
@@ -121,7 +122,8 @@ def test_without_curriculum_the_shares_are_the_capacities():
     sites = [site("v0", 100, parameters=10)] + [site(f"l{n}", 1, parameters=30) for n in range(3)]
     placement = place(sites, "params:50", curriculum=False)
     assert placement.modalities["vision"].share == 0.1
-    assert placement.modalities["vision"].budget == 5
+    # Vision's part of 5 holds no expert; what is left of language's 45 does.
+    assert (placement.chosen, placement.modalities["vision"].budget) == (("v0", "l0"), 10)
     assert place(sites, "sites:50%", curriculum=False).modalities["vision"].share == 0.25
 
 
@@ -157,12 +159,9 @@ def test_a_score_that_is_none_names_its_site(score):
         ([site("l0", 1, parameters=0)], "sites:100%", {}, "l0 has 0"),
         ([SiteScore("x", "audio", 1, 1.0)], "sites:100%", {}, "audio"),
         ([site("l0", 1)], "sites:100%", {"vision_floor": 1.5}, "150%"),
-        ([site("l0", 1), site("l1", 1)], "params:21", {}, "have 20"),
-        ([site("v0", 1), site("v1", 1), site("l0", 1)], "sites:100%", {"modalities": ("vision",)}, "2 can host"),
         ([site(f"l{n}", 1) for n in range(10)], "sites:1%", {}, "less than one"),
         ([site("l0", 1)], "params:9", {}, "9 parameters"),
         ([site("l0", 1)], "0.001%", {}, "0 parameters"),
-        ([site("v0", 1), site("l0", 1)], "params:12", {}, "6 parameters for vision and 6 parameters for language"),
     ],
 )
 def test_what_cannot_be_placed_is_refused(sites, budget, options, said):
@@ -172,19 +171,60 @@ def test_what_cannot_be_placed_is_refused(sites, budget, options, said):
     assert caught.value.hint
 
 
-def test_the_hint_of_a_budget_too_large_is_one_that_works():
-    sites = [site("v0", 1), site("v1", 1), site("l0", 1)]
+@pytest.mark.parametrize(
+    ("sites", "budget", "parameters"),
+    [
+        ([site(f"l{n}", 1) for n in range(7)], "sites:0.1%", 1000),
+        ([site(f"l{n}", 1) for n in range(1000)], "sites:0.01%", 1000),
+        ([site("v0", 1, parameters=30), site("l0", 1, parameters=20)], "params:19", 1000),
+        ([site("v0", 1, parameters=30), site("l0", 1, parameters=20)], "1%", 1000),
+        ([site("l0", 1, parameters=16384)], "0.0001%", 2_205_000_123),
+        ([site("l0", 1, parameters=7)], "50%", 9),
+    ],
+)
+def test_a_budget_below_the_cheapest_site_names_the_smallest_that_works(sites, budget, parameters):
     with pytest.raises(DmoleError) as caught:
-        place(sites, "sites:100%", modalities=("vision",))
-    assert place(sites, caught.value.hint.split()[1], modalities=("vision",)).chosen == ("v0", "v1")
-    with pytest.raises(DmoleError) as caught:
-        place(sites, "params:31")
-    assert place(sites, caught.value.hint.split()[1]).sites == 3
+        allocate(sites, budget=parse_budget(budget), backbone_parameters=parameters, rank=8)
+    named = re.findall(r"(?:sites:|params:)?[\d.]+%?(?= or)", caught.value.hint)
+    assert named
+    for least in named:
+        placement = allocate(sites, budget=parse_budget(least), backbone_parameters=parameters, rank=8)
+        assert placement.sites == 1, "and no larger one is named"
 
 
 def test_a_budget_of_nothing_is_refused():
-    with pytest.raises(DmoleError, match="no expert"):
+    with pytest.raises(DmoleError, match="smallest expert"):
         allocate([site("l0", 1)], budget=Budget("parameters", 0, "params:0"), backbone_parameters=10, rank=1)
+
+
+# --- a budget is a cap ---
+
+
+@pytest.mark.parametrize(
+    ("budget", "options", "chosen", "used"),
+    [
+        ("params:31", {}, ("v0", "v1", "l0"), (31, 30, 30)),
+        ("100%", {}, ("v0", "v1", "l0"), (1000, 30, 30)),
+        ("params:1B", {"curriculum": False}, ("v0", "v1", "l0"), (10**9, 30, 30)),
+        ("params:31", {"vision_floor": 1.0}, ("v0", "v1", "l0"), (31, 30, 30)),
+        ("sites:100%", {"modalities": ("vision",)}, ("v0", "v1"), (3, 2, 2)),
+        ("sites:100%", {"modalities": ("language",)}, ("l0",), (3, 1, 1)),
+    ],
+)
+def test_a_budget_above_what_all_sites_need_gives_all_of_them_experts(budget, options, chosen, used):
+    placement = place([site("v0", 1), site("v1", 0), site("l0", 3)], budget, **options)
+    assert placement.chosen == chosen
+    assert (placement.budget, placement.capacity, placement.spent) == used
+    assert sum(part.budget for part in placement.modalities.values()) == placement.capacity
+
+
+def test_what_both_modalities_leave_goes_to_the_best_remaining_site():
+    sites = [site(name, score, parameters=100) for name, score in (("v0", 3), ("v1", 1), ("l0", 2), ("l1", 2))]
+    placement = place(sites, "params:300")
+    assert (placement.chosen, placement.spent) == (("v0", "l0", "l1"), 300)
+    assert {name: part.budget for name, part in placement.modalities.items()} == {"vision": 100, "language": 200}
+    assert place(sites, "params:150").chosen == ("v0",), "a half for each modality holds no expert"
+    assert place(sites, "params:399").spent == 300
 
 
 # --- properties over random cases ---
@@ -204,7 +244,7 @@ def placed_or_none(sites, budget, **options):
     try:
         return allocate(sites, budget=budget, backbone_parameters=1000, rank=1, **options)
     except DmoleError as error:
-        assert "no expert" in error.message or "less than one" in error.message
+        assert "the smallest expert" in error.message or "less than one" in error.message
         return None
 
 
@@ -213,26 +253,27 @@ def test_properties_of_a_parameter_budget(seed):
     generator = random.Random(seed)
     sites = random_sites(generator)
     options = {"vision_floor": generator.choice([0.0, 0.25, 0.6]), "curriculum": generator.random() < 0.7}
-    whole = sum(item.parameters for item in sites)
-    spent = 0
+    whole, smallest = sum(item.parameters for item in sites), min(item.parameters for item in sites)
     for total in sorted([*generator.sample(range(1, whole + 1), k=min(whole, 8)), whole]):
         budget = Budget("parameters", total, str(total))
         placement = placed_or_none(sites, budget, **options)
         assert placement == placed_or_none(sites, budget, **options)
         if placement is None:
-            assert spent == 0
+            assert total < smallest
             continue
         chosen = [item for item in sites if item.name in placement.chosen]
         assert [item.name for item in chosen] == list(placement.chosen)
-        assert sum(item.parameters for item in chosen) == placement.parameters <= total
-        assert placement.parameters >= spent
-        spent = placement.parameters
-        # Nothing of the budget is lost in the split, and what was passed over did not fit.
+        assert sum(item.parameters for item in chosen) == placement.parameters == placement.spent <= total
+        # Nothing of the budget is lost in the split, and what was passed over does not fit into what is left of all of it.
         assert sum(part.budget for part in placement.modalities.values()) == total
-        for name, part in placement.modalities.items():
-            passed_over = [s.parameters for s in sites if s.modality == name and s.name not in placement.chosen]
-            assert all(cost > part.budget - part.parameters for cost in passed_over)
-    assert spent == whole
+        assert all(part.parameters <= part.budget for part in placement.modalities.values())
+        assert all(s.parameters > total - placement.spent for s in sites if s.name not in placement.chosen)
+        # A site of the same modality with a higher score was passed over only if it costs more than what was left for it.
+        for passed in (s for s in sites if s.name not in placement.chosen):
+            worse = [s for s in chosen if s.modality == passed.modality and s.score < passed.score]
+            assert not worse or passed.parameters > max(s.parameters for s in worse)
+    placement = placed_or_none(sites, Budget("parameters", whole + 1, "more"), **options)
+    assert placement.spent == placement.capacity == whole, "a budget is a cap"
 
 
 @pytest.mark.parametrize("seed", range(300))

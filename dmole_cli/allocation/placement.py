@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from typing import Literal
 
 from dmole_cli.errors import DmoleError
@@ -38,7 +38,7 @@ class ModalityPlacement:
 
     Attributes:
         share: its share of the difficulty, from 0 to 1, before the vision floor and before what the other modality left over.
-        budget: its part of the budget, in the placement's unit, after both.
+        budget: its part of the budget, in the placement's unit, after both; at most the cost of experts on all of its sites.
         sites: number of its sites that got an expert.
         parameters: of these experts.
         cutoff: the lowest score that got an expert, None if none did.
@@ -59,6 +59,7 @@ class Placement:
         chosen: names of the sites, in forward order.
         unit: unit of the budget, `sites` or `parameters`.
         budget: maximum number of these.
+        capacity: cost, in this unit, of experts on all sites that may get one.
         sites: number of sites that got an expert.
         parameters: of all experts.
         rank: rank at which parameters were counted.
@@ -68,10 +69,16 @@ class Placement:
     chosen: tuple[str, ...]
     unit: Literal["sites", "parameters"]
     budget: int
+    capacity: int
     sites: int
     parameters: int
     rank: int
     modalities: Mapping[str, ModalityPlacement]
+
+    @property
+    def spent(self) -> int:
+        """What the experts use of the budget, in its unit."""
+        return self.sites if self.unit == "sites" else self.parameters
 
 
 def allocate(
@@ -88,7 +95,8 @@ def allocate(
 
     With B the budget in its unit, vision gets max(int(floor * B), int(share * B + 0.5)) and language the rest; what a modality
     cannot use goes to the other one. Within its part, each modality takes its sites in the order of their scores as long as they
-    fit; equal scores in forward order. The budget is never exceeded.
+    fit; equal scores in forward order. What both leave of B goes to the remaining sites of both in the same order, so that no
+    site is left that B could hold. The budget is a cap: it is never exceeded, and all sites get experts where it holds them all.
 
     Args:
         sites: all candidate sites in forward order.
@@ -102,30 +110,33 @@ def allocate(
         modalities: those that may get experts.
 
     Raises:
-        DmoleError: a score is negative or not finite, there are no sites, or the budget is smaller than the smallest expert or
-            larger than all sites can take.
+        DmoleError: a score is negative or not finite, there are no sites, or the budget is smaller than the smallest expert.
 
-    Source: https://arxiv.org/abs/2506.11672, with the rounding and the floor of its public implementation.
+    Source: https://arxiv.org/abs/2506.11672, with the rounding and the floor of its public implementation; the rules for what the
+    modalities leave over are ours.
     """
     _check(sites, vision_floor=vision_floor, modalities=modalities)
     candidates = {name: [site for site in sites if site.modality == name] for name in MODALITIES if name in modalities}
     in_sites = budget.form == "sites"
     capacities = {name: sum(_cost(site, in_sites=in_sites) for site in members) for name, members in candidates.items()}
     total = budget_total(budget, sites=len(sites), backbone_parameters=backbone_parameters)
-    if total > sum(capacities.values()):
-        raise _too_large(budget, total=total, capacity=sum(capacities.values()), sites=len(sites), rank=rank)
+    smallest = min(_cost(site, in_sites=in_sites) for members in candidates.values() for site in members)
+    if total < smallest:
+        raise _too_small(
+            budget, total=total, smallest=smallest, sites=len(sites), backbone_parameters=backbone_parameters, rank=rank
+        )
+    usable = min(total, sum(capacities.values()))
     shares = _shares(candidates, capacities=capacities, curriculum=curriculum)
-    parts = _split(total, shares=shares, capacities=capacities, vision_floor=vision_floor if curriculum else 0.0)
+    parts = _split(usable, shares=shares, capacities=capacities, vision_floor=vision_floor if curriculum else 0.0)
     chosen = {name: _take(members, budget=parts[name], in_sites=in_sites) for name, members in candidates.items()}
-    if not any(chosen.values()):
-        smallest = min(site.parameters for members in candidates.values() for site in members)
-        raise _too_small(budget, parts=parts, smallest=smallest, sites=len(sites), rank=rank)
+    _fill(chosen, parts, candidates=candidates, in_sites=in_sites)
     placed = {name: _placed(members, share=shares[name], budget=parts[name]) for name, members in chosen.items()}
     names = {site.name for members in chosen.values() for site in members}
     return Placement(
         chosen=tuple(site.name for site in sites if site.name in names),
         unit="sites" if in_sites else "parameters",
         budget=total,
+        capacity=sum(capacities.values()),
         sites=len(names),
         parameters=sum(part.parameters for part in placed.values()),
         rank=rank,
@@ -201,26 +212,24 @@ def _problems(site: SiteScore) -> list[str]:
     return problems
 
 
-def _too_large(budget: Budget, *, total: int, capacity: int, sites: int, rank: int) -> DmoleError:
+def _too_small(
+    budget: Budget, *, total: int, smallest: int, sites: int, backbone_parameters: int, rank: int
+) -> DmoleError:
     if budget.form == "sites":
-        most = f"sites:{math.floor(1000 * capacity / sites) / 10}%"
-        return DmoleError(f"the budget {budget.text} is {total} sites, but {capacity} can host experts", f"use {most}")
-    return DmoleError(
-        f"the budget {budget.text} is {total} parameters, but experts of rank {rank} on all sites have {capacity}",
-        f"use params:{capacity} or less, or raise the rank",
-    )
+        least = f"sites:{_percent_of(0.5, sites)}"
+        return DmoleError(f"the budget {budget.text} of {sites} sites is less than one", f"use {least} or more")
+    least = f"params:{smallest}"
+    if budget.form == "backbone" and smallest <= backbone_parameters:
+        least = f"{_percent_of(smallest, backbone_parameters)} or params:{smallest}"
+    message = f"the budget {budget.text} is {total} parameters, and the smallest expert of rank {rank} has {smallest}"
+    return DmoleError(message, f"use {least} or more, or a lower rank")
 
 
-def _too_small(budget: Budget, *, parts: Mapping[str, int], smallest: int, sites: int, rank: int) -> DmoleError:
-    if budget.form == "sites":
-        return DmoleError(
-            f"the budget {budget.text} of {sites} sites is less than one", f"use sites:{100 / sites:.1f}% or more"
-        )
-    split = " and ".join(f"{part} parameters for {name}" for name, part in parts.items())
-    return DmoleError(
-        f"the budget {budget.text} leaves {split}, which holds no expert of rank {rank}",
-        f"the smallest expert has {smallest} parameters: raise the budget or lower the rank",
-    )
+def _percent_of(part: float, whole: int) -> str:
+    """The smallest percentage of two significant digits that is at least part / whole."""
+    exact = Decimal(100) * Decimal(part) / Decimal(whole)
+    step = Decimal(1).scaleb(exact.adjusted() - 1)
+    return f"{(exact / step).to_integral_value(ROUND_CEILING) * step:f}%"
 
 
 def _cost(site: SiteScore, *, in_sites: bool) -> int:
@@ -257,3 +266,26 @@ def _take(sites: Sequence[SiteScore], *, budget: int, in_sites: bool) -> list[Si
             taken.append(site)
             budget -= cost
     return taken
+
+
+def _fill(
+    chosen: dict[str, list[SiteScore]],
+    parts: dict[str, int],
+    *,
+    candidates: Mapping[str, Sequence[SiteScore]],
+    in_sites: bool,
+) -> None:
+    """Give what the modalities left of their parts to the remaining sites; adds to `chosen`, and moves it between `parts`."""
+    left = {
+        name: parts[name] - sum(_cost(site, in_sites=in_sites) for site in members) for name, members in chosen.items()
+    }
+    taken = {site.name for members in chosen.values() for site in members}
+    rest = [site for members in candidates.values() for site in members if site.name not in taken]
+    for site in _take(rest, budget=sum(left.values()), in_sites=in_sites):
+        own, cost = site.modality, _cost(site, in_sites=in_sites)
+        chosen[own].append(site)
+        for other in left:
+            moved = min(left[other], max(0, cost - left[own])) if other != own else 0
+            parts[other], parts[own] = parts[other] - moved, parts[own] + moved
+            left[other], left[own] = left[other] - moved, left[own] + moved
+        left[own] -= cost

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.kinds import PROFILE
-from dmole_cli.artifacts.provenance import Header, require_facts
+from dmole_cli.artifacts.provenance import HEADER_KEY, Header, require_facts
 from dmole_cli.artifacts.tables import read_table, write_table
+from dmole_cli.errors import first_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MODALITIES = ("vision", "language")
+MOST_SITES = 1_000_000  # rows of a file that are read; no backbone has as many linear modules
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,11 @@ class SiteProfile:
     batches: int
     samples: int
 
+    @property
+    def reached(self) -> bool:
+        """Whether any batch had a gradient at the site."""
+        return self.score > 0 or self.norm_mean > 0
+
 
 def write_profile(path: Path, rows: list[SiteProfile], header: Header) -> None:
     """Write the rows in the order given; further fields of a subclass become columns at the end."""
@@ -53,8 +69,88 @@ def write_profile(path: Path, rows: list[SiteProfile], header: Header) -> None:
 
 
 def read_profile(path: Path) -> tuple[list[SiteProfile], Header]:
-    """Read (rows, header); columns beyond those of `SiteProfile` are not read."""
+    """Read (rows, header); columns beyond those of `SiteProfile` are not read.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or of another kind.
+    """
     table, header = read_table(path, PROFILE)
     require_facts(header, ("backbone_parameters",), path=path)
-    columns = table.select([field.name for field in fields(SiteProfile)])
-    return [SiteProfile(**row) for row in columns.to_pylist()], header
+    count = header.facts["backbone_parameters"]
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise DamagedArtifact(path, f"{path} is damaged: its header says that the backbone has {count!r} parameters")
+    return _rows(table, path), header
+
+
+def read_profile_file(path: Path) -> tuple[list[SiteProfile], Header | None]:
+    """Read (rows, header) of a file that may have been written by another tool: without a header of dmole, the header is None.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, lacks a column, or holds an invalid value.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        return read_profile(path)
+    if not path.is_file():
+        raise DamagedArtifact(path, f"{path} is not a regular file")
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            if HEADER_KEY.encode() in (file.schema_arrow.metadata or {}):
+                return read_profile(path)
+            if file.metadata.num_rows > MOST_SITES:
+                raise DamagedArtifact(path, f"{path} is not a valid profile: it has {file.metadata.num_rows} rows")
+            table = file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedArtifact(path, f"{path} cannot be read as parquet: {first_line(error)}") from error
+    return _rows(table, path), None
+
+
+def _rows(table: pa.Table, path: Path) -> list[SiteProfile]:
+    """The rows of a table, after a check of columns, types and values."""
+    names = [field.name for field in fields(SiteProfile)]
+    counts = Counter(table.column_names)
+    problems = [f"there is no column '{name}'" for name in names if not counts[name]]
+    problems += [f"there are {counts[name]} columns '{name}'" for name in names if counts[name] > 1]
+    if not problems:
+        problems = [problem for field in fields(SiteProfile) for problem in _wrong_column(table[field.name], field)]
+    if not problems:
+        rows = [SiteProfile(**row) for row in table.select(names).to_pylist()]
+        problems = _wrong_values(rows)
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise DamagedArtifact(path, f"{path} is not a valid profile: {'; '.join(problems[:3])}{more}")
+    return rows
+
+
+def _wrong_column(column: pa.ChunkedArray, field: Any) -> list[str]:
+    import pyarrow as pa
+
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    fits = {
+        "str": texts,
+        "int": pa.types.is_integer(kind),
+        "float": pa.types.is_floating(kind) or pa.types.is_integer(kind),
+    }
+    words = {"str": "text", "int": "whole numbers", "float": "numbers"}[str(field.type)]
+    if not fits[str(field.type)]:
+        return [f"column '{field.name}' has values of type {column.type}, not {words}"]
+    return [f"column '{field.name}' has {column.null_count} empty value(s)"] if column.null_count else []
+
+
+def _wrong_values(rows: list[SiteProfile]) -> list[str]:
+    if not rows:
+        return ["it has no rows"]
+    problems = [f"{site} is listed {n} times" for site, n in Counter(row.site for row in rows).items() if n > 1]
+    for row in rows:
+        if not row.site:
+            problems.append("a site has no name")
+        if row.modality not in MODALITIES:
+            problems.append(f"the modality of {row.site} is {row.modality!r}, not {' or '.join(MODALITIES)}")
+        for name, value in asdict(row).items():
+            least = 1 if name in ("in_features", "out_features") else 0
+            if not isinstance(value, str) and not (math.isfinite(value) and value >= least):
+                problems.append(f"{name} of {row.site} is {value}")
+    return problems

@@ -7,7 +7,7 @@ no layer name is hard-coded, so the search covers any model, and every module th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -159,17 +159,19 @@ def _matches(pattern: str, name: str, in_attention: bool) -> bool:
         raise DmoleError(f"--sites '{pattern}' is not a regular expression: {error}", hint) from error
 
 
-def left_out(model: Any, pattern: str) -> list[LeftOut]:
+def left_out(model: Any, pattern: str, unreached: Mapping[str, str] | None = None) -> list[LeftOut]:
     """Modules with parameters that are no sites, with the reason; together with the sites they make up the whole model.
 
     Args:
         model: as for `find_sites`.
         pattern: as for `find_sites`.
+        unreached: sites that are no candidates because no loss reaches them, with the reason.
 
     Raises:
         DmoleError: as for `find_sites`.
     """
-    sites = {site.name for site in find_sites(model, pattern)}
+    unreached = unreached or {}
+    sites = {site.name for site in find_sites(model, pattern) if site.name not in unreached}
     explain = _Explanation(model, pattern)
     counted = {id(p) for name in sites for p in model.get_submodule(name).parameters(recurse=False)}
     found: dict[tuple[str, str, str], LeftOut] = {}
@@ -178,7 +180,7 @@ def left_out(model: Any, pattern: str) -> list[LeftOut]:
         if name in sites or not own:
             continue
         modality = explain.modality(name)
-        why = explain.reason(name, module, modality)
+        why = unreached.get(name) or explain.reason(name, module, modality)
         size = sum(p.numel() for p in own if id(p) not in counted)
         counted |= {id(p) for p in own}
         path, kind = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name), type(module).__name__

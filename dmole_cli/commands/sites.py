@@ -14,12 +14,14 @@ USES_RUN = WRITES = False
 def run(work: Workspace) -> None:
     """List the candidate sites, from the backbone's configuration alone."""
     from dmole_cli.backbones.meta_model import meta_model
+    from dmole_cli.backbones.reach import find_candidates, unreached_sites
     from dmole_cli.backbones.sites import find_sites, left_out
     from dmole_cli.reports.listings import show_sites
 
     pattern = work.settings.profile.sites
     model = meta_model(work.model.name)
-    found, rest = find_sites(model, pattern), left_out(model, pattern)
+    found = find_candidates(model, pattern)
+    rest = left_out(model, pattern, unreached_sites(model, find_sites(model, pattern)))
     listing = {
         "model": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),

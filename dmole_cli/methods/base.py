@@ -21,6 +21,7 @@ from dmole_cli.artifacts.errors import StaleArtifact
 from dmole_cli.artifacts.run import Run
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
+from dmole_cli.methods._same_budget import require_same_budget
 from dmole_cli.settings.budget import parse_budget
 
 if TYPE_CHECKING:
@@ -301,15 +302,24 @@ class Method:
 
 
 def candidate_sites(context: LoadedContext) -> tuple[list[Site], int]:
-    """The candidate sites of the backbone, and the number of parameters that the budget allows on all of them."""
-    from dmole_cli.backbones.sites import find_sites
+    """The candidate sites of the backbone, and the number of parameters that the budget allows on all of them.
+
+    Raises:
+        DmoleError: D-MoLE's allocation of the task has other candidate sites, another scale, or at the same budget another number
+            of parameters.
+    """
+    from dmole_cli.backbones.reach import find_candidates
 
     settings = context.settings.allocate
-    sites, budget = find_sites(context.backbone.model, context.settings.profile.sites), parse_budget(settings.budget)
+    sites = find_candidates(context.backbone.model, context.settings.profile.sites)
+    budget = parse_budget(settings.budget)
     if budget.form == "sites":
         # Half of the sites at the full rank cost as much, on average, as all sites at half of it.
-        return sites, int(budget.amount * sum(site.expert_parameters(settings.rank) for site in sites))
-    return sites, budget_total(budget, sites=len(sites), backbone_parameters=context.backbone.parameters)
+        parameters = int(budget.amount * sum(site.expert_parameters(settings.rank) for site in sites))
+    else:
+        parameters = budget_total(budget, sites=len(sites), backbone_parameters=context.backbone.parameters)
+    require_same_budget(context, sites, parameters)
+    return sites, parameters
 
 
 def load_method(name: str) -> Method:

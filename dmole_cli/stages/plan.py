@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dmole_cli.allocation.placement import MODALITIES, SiteScore, allocate
+from dmole_cli.allocation.placement import MODALITIES, Placement, SiteScore, allocate
 from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.backbone import Backbone, Encoded
@@ -19,6 +19,7 @@ from dmole_cli.backbones.files import resolve
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.processors import load_processor
+from dmole_cli.backbones.reach import find_candidates
 from dmole_cli.backbones.sites import Site, find_sites
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError, first_line
@@ -69,7 +70,7 @@ def plan(tasks: Sequence[str], *, settings: Settings, data: Tasks, model: LazyMo
         DmoleError: the backbone has no configuration or no processor, or a task's data cannot be read.
     """
     empty = meta_model(model.name, attention=settings.attention)
-    sites = find_sites(empty, settings.profile.sites)
+    sites = find_candidates(empty, settings.profile.sites)
     inputs = _Inputs(settings, data, model, run, sites, sum(p.numel() for p in empty.parameters()))
     budgets = dict.fromkeys((settings.allocate.budget, *BUDGETS))
     return {
@@ -85,18 +86,23 @@ def plan(tasks: Sequence[str], *, settings: Settings, data: Tasks, model: LazyMo
 
 
 def _budget(inputs: _Inputs, text: str) -> dict[str, Any]:
-    """Sites, parameters and bytes of a budget where all sites have the same sensitivity, or why it is refused."""
+    """Sites, parameters and bytes of a budget where all sites have the same sensitivity, or why it is refused.
+
+    `unused` is what experts on all sites leave of a larger budget, in its unit.
+    """
     try:
-        names, spent = _placed(inputs, text)
+        placed = _placed(inputs, text)
     except DmoleError as error:
         return {"budget": text, "refused": error.message}
-    return {"budget": text, "sites": len(names), "parameters": spent, "bytes": BYTES_PER_PARAMETER * spent}
+    found = {"sites": placed.sites, "parameters": placed.parameters, "bytes": BYTES_PER_PARAMETER * placed.parameters}
+    rest = {"unused": placed.budget - placed.spent} if placed.budget > placed.capacity else {}
+    return {"budget": text, **found, **rest}
 
 
-def _placed(inputs: _Inputs, budget: str) -> tuple[tuple[str, ...], int]:
-    """The sites that get an expert where all have the same sensitivity, and the expert's parameters."""
+def _placed(inputs: _Inputs, budget: str) -> Placement:
+    """The placement where all sites have the same sensitivity."""
     chosen = inputs.settings.allocate
-    placed = allocate(
+    return allocate(
         [SiteScore(s.name, s.modality, s.expert_parameters(chosen.rank), 1.0) for s in inputs.sites],
         budget=parse_budget(budget),
         backbone_parameters=inputs.parameters,
@@ -105,7 +111,6 @@ def _placed(inputs: _Inputs, budget: str) -> tuple[tuple[str, ...], int]:
         curriculum=chosen.curriculum,
         modalities=chosen.modalities,
     )
-    return placed.chosen, placed.parameters
 
 
 def _memory(inputs: _Inputs, tasks: Sequence[str], empty: Any) -> list[dict[str, Any]]:
@@ -131,7 +136,8 @@ def _memory(inputs: _Inputs, tasks: Sequence[str], empty: Any) -> list[dict[str,
         lengths = backbone.inputs.lengths(samples, with_answer=True)
         for work, size in _batch_sizes(inputs, task, len(samples)).items():
             batch = longest_batch(backbone, samples, lengths, size, max_length=settings.train.max_length)
-            steps: Callable[..., object] = partial(measure_sensitivity, backbone, list(inputs.sites), [batch, batch])
+            measured = find_sites(fake, inputs.settings.profile.sites)
+            steps: Callable[..., object] = partial(measure_sensitivity, backbone, measured, [batch, batch])
             if work == "train-task":
                 steps = partial(_train, inputs, task, backbone, batch)
             rows = estimate_memory(backbone, batch, steps, libraries=libraries)
@@ -181,6 +187,6 @@ def _hosts(inputs: _Inputs, task: str) -> Sequence[str]:
         if made.backbone == inputs.model.fingerprint and int(document["rank"]) == chosen.rank:
             return [name for name in document["sites"] if name in {site.name for site in inputs.sites}]
     try:
-        return _placed(inputs, chosen.budget)[0]
+        return _placed(inputs, chosen.budget).chosen
     except DmoleError:  # reported beside the budget; the plan is made for the largest expert
         return [site.name for site in inputs.sites if site.modality in chosen.modalities]
