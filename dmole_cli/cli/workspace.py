@@ -135,10 +135,12 @@ class Workspace:
     def report(self, outcomes: Sequence[Outcome], *, following: str = "") -> None:
         """Print what was read and written, and the command that usually follows; what was written makes the run's record."""
         self.record(outcomes)
-        # Of what was typed, `run.toml` has the rest.
-        repeated = [self.typed[name] for name in ("run", "config") if name in self.typed]
-        following = " ".join([following, *repeated]) if following else ""
+        following = self.repeating(following) if following else ""
         console.report(outcomes, as_json=self.json, following=following, verbose=self.verbose)
+
+    def repeating(self, command: str) -> str:
+        """A proposed command with the options of this one that it needs; of the others, `run.toml` has the values."""
+        return " ".join([command, *(self.typed[name] for name in ("run", "config") if name in self.typed)])
 
     @contextmanager
     def hints(self) -> Iterator[None]:

@@ -119,7 +119,7 @@ def _report(work: Workspace, outcomes: Sequence[Outcome], *, following: str) -> 
     for outcome in outcomes:
         for line in _lines(outcome):
             console.say(f"  {outcome.task}: {line}")
-    console.say(f"next: {following}")
+    console.say(f"next: {work.repeating(following)}", command=True)
 
 
 def _lines(outcome: Outcome) -> list[str]:
