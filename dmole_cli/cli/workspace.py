@@ -120,7 +120,11 @@ class Workspace:
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """Write `run.toml`, from which later commands take the settings, if one of these was written."""
-        if self.recording and any(outcome.written for outcome in outcomes):
+        folders = [self.run.root, *([self.run.shared] if self.run.shared else [])]
+        inside = [
+            any(outcome.path.is_relative_to(folder) for folder in folders) for outcome in outcomes if outcome.written
+        ]
+        if self.recording and any(inside):
             self._write_record()
 
     def _write_record(self) -> None:

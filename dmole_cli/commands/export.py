@@ -34,4 +34,5 @@ def run(
     [name] = work.chosen([task], in_stream=True)
     from dmole_cli.stages.export import export
 
-    work.report([export(name, folder, form=form, method=method, force=work.force, **work.parts)])
+    parts = {"data": work.data, "model": work.model, "run": work.run}
+    work.report([export(name, folder, form=form, method=method, force=work.force, **parts)])

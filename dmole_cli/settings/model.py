@@ -198,7 +198,7 @@ class Settings(Section):
     allocate: AllocateSettings = AllocateSettings()
     router: RouterSettings = RouterSettings()
     train: TrainSettings = TrainSettings()
-    evaluate: EvaluateSettings = setting(EvaluateSettings(), recorded=False)
+    evaluate: EvaluateSettings = setting(EvaluateSettings(), "settings of one evaluation", recorded=False)
 
     @model_validator(mode="before")
     @classmethod

@@ -23,7 +23,6 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.peft_format import write_adapter
 from dmole_cli.experts.routed import RoutedExperts
-from dmole_cli.settings.model import Settings
 
 FORMATS = ("peft", "merged")
 
@@ -33,7 +32,6 @@ def export(
     folder: Path,
     *,
     form: str,
-    settings: Settings,
     data: Tasks,
     model: LazyModel,
     run: Run,
@@ -46,7 +44,6 @@ def export(
         task: of the stream.
         folder: where to; made if it does not exist, and written into only if it is empty or an earlier export.
         form: `peft`, or `merged`: the whole model in float32 with its processor, the expert merged into its weights.
-        settings: the stream.
         data: the tasks.
         model: the backbone.
         run: the run directory.
@@ -58,7 +55,6 @@ def export(
     """
     if form not in FORMATS:
         raise DmoleError(f"unknown --format '{form}'", f"choose one of: {', '.join(FORMATS)}")
-    settings.position(task)
     path = run.expert(task, method)
     digests = check_inputs(run, [path], fingerprint=model.fingerprint, data=data.current_digest)
     file = read_expert(path)
