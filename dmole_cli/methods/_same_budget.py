@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.artifacts.allocation import read_allocation
+from dmole_cli.artifacts.headers import header_of
 from dmole_cli.artifacts.kinds import D_MOLE, PROFILE
-from dmole_cli.artifacts.tables import table_header
 from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def require_same_budget(context: LoadedContext, sites: Sequence[Site], parameter
     if header.backbone != context.backbone.fingerprint:
         return  # another run's; the stages that read it refuse it
     wanted, chosen = _profiled_sites(context), context.settings.allocate
-    scale = float(document["alpha"]) / int(document["rank"])
+    rank, alpha = int(document["rank"]), float(document["alpha"])
+    scale = alpha / rank
     changes = {
         "sites": (wanted, context.settings.profile.sites),
         "alpha / rank": (f"{scale:g}", f"{chosen.alpha / chosen.rank:g}"),
@@ -43,7 +44,6 @@ def require_same_budget(context: LoadedContext, sites: Sequence[Site], parameter
     if not found and (foreign := set(document["sites"]) - {site.name for site in sites}):
         found.append(f"experts at {sorted(foreign)[0]}, which is no candidate here")
     if found:
-        rank, alpha = int(document["rank"]), float(document["alpha"])
         hint = f"in the configuration, set rank = {rank} and alpha = {alpha:g} in [allocate]"
         hint += f", and sites = '{wanted}' in [profile]" if wanted else ""
         raise _different(context, "; ".join(found), f"{hint}; or use a run directory of its own")
@@ -51,13 +51,17 @@ def require_same_budget(context: LoadedContext, sites: Sequence[Site], parameter
     spent = int(document["spent"]["parameters"])
     if document["budget"] == chosen.budget and abs(parameters // per_rank * per_rank - spent) > per_rank:
         uniform = f"{spent} parameters at the budget {chosen.budget}, here {parameters // per_rank * per_rank}"
-        raise _different(context, uniform, f"train it with --budget params:{spent}, or allocate again")
+        hint = f"train it with --budget params:{spent}"
+        if len(document["sites"]) == len(sites):  # the budget holds more than experts of this rank on all sites
+            higher = parameters // per_rank
+            hint += f", or allocate at a higher rank: --rank {higher} --alpha {scale * higher:.10g} --force"
+        raise _different(context, uniform, hint)
 
 
 def _profiled_sites(context: LoadedContext) -> str:
     """The setting `sites` of the task's profile; empty where there is none."""
-    path = context.run.profile(context.task)
-    return str(table_header(path, PROFILE).settings.get("sites", "")) if path.exists() else ""
+    made = header_of(context.run.profile(context.task), PROFILE)
+    return str(made.settings.get("sites", "")) if made else ""
 
 
 def _different(context: LoadedContext, difference: str, hint: str) -> DmoleError:

@@ -227,7 +227,7 @@ def _rest(profiled: Profiled, chosen: AllocateSettings, placed: Placement) -> di
         return {}
     ways = []
     if placed.unit == "parameters" and (rank := placed.budget * placed.rank // placed.capacity) > placed.rank:
-        ways.append(f"--rank {rank} --alpha {chosen.alpha / chosen.rank * rank:.10g} (the same alpha / rank)")
+        ways.append(f"--rank {rank} --alpha {chosen.alpha / chosen.rank * rank:.10g} --force (the same alpha / rank)")
     if profiled.header is None or profiled.header.settings.get("sites") != "linear":
         ways.append("a profile of more sites (dmole profile --sites linear)")
     return {"unused": placed.budget - placed.spent, **({"to_use_the_rest": " or ".join(ways)} if ways else {})}
