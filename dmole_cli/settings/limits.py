@@ -36,7 +36,7 @@ def bounded(*, seconds: float, memory: int = 0) -> Iterator[None]:
         raise TooMuchWork(f"no result within {seconds:g} seconds")
 
     previous = signal.signal(signal.SIGPROF, expired)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    outer, _ = signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         with _address_space(memory):
             yield
@@ -45,6 +45,7 @@ def bounded(*, seconds: float, memory: int = 0) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, previous)
+        signal.setitimer(signal.ITIMER_PROF, outer)  # of a limit around this one
 
 
 @contextmanager

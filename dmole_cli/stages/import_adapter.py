@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.sites import Site, find_sites
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.peft_format import Adapter, read_adapter
+from dmole_cli.experts.peft_format import Adapter, read_adapter, require_ranks
+from dmole_cli.experts.peft_names import Applied, applied_by_peft
 from dmole_cli.methods.base import load_method
 from dmole_cli.settings.model import Settings
 
@@ -66,7 +68,7 @@ def import_adapter(
     outcome = Outcome("import", task, path, reads=(str(folder), f"backbone {model.name} (configuration)"))
     if is_current(path, EXPERT, header, force=force):
         return outcome
-    sites, scale = hosted(adapter, find_sites(meta_model(model.name), "linear"), folder=folder)
+    sites, scale = hosted(adapter, find_sites(meta_model(model.name), "linear"), folder=folder, backbone=model.name)
     expert = ExpertFile(sites, scale, header)
     write_expert(path, expert)
     return outcome.wrote(sites=len(sites), parameters=expert.parameters)
@@ -89,19 +91,53 @@ def require_one_expert_per_task(method: str, tasks: Sequence[str], task: str) ->
         raise DmoleError(f"method {method} has no expert of task {task}", f"tasks at which it trains: {there}")
 
 
-def hosted(adapter: Adapter, sites: Sequence[Site], *, folder: Path) -> tuple[dict[str, Pair], float]:
+def hosted(adapter: Adapter, sites: Sequence[Site], *, folder: Path, backbone: str) -> tuple[dict[str, Pair], float]:
     """The adapter's matrices at the backbone's sites in float32, and the scale that they share.
 
-    Where modules have different scales, the difference is multiplied into B.
+    Where modules have different scales, the difference is multiplied into B. Names that are no sites are read as PEFT reads
+    them, which knows those of earlier versions of transformers.
 
     Args:
         adapter: as read.
         sites: every linear module of the backbone's blocks.
-        folder: of the adapter, for messages.
+        folder: of the adapter.
+        backbone: its name.
 
     Raises:
-        DmoleError: a module does not exist, is adapted twice, or has another shape; the message names the first ones.
+        DmoleError: PEFT would not apply all of the adapter, a module is adapted twice, or has another shape; the message names
+            the first ones.
     """
+    found, problems = _matched(adapter, sites)
+    if problems or adapter.unpaired:
+        applied = applied_by_peft(folder, adapter.tensors, meta_model(backbone))
+        if applied.left_out:
+            problems = [f"{name} is not a pair of lora_A and lora_B" for name in adapter.unpaired] + problems
+            raise _unfitting(folder, problems, applied)
+        # PEFT has compared the ranks.
+        pairs = {path: (adapter.tensors[a], adapter.tensors[b]) for path, (a, b) in applied.modules.items()}
+        adapter = replace(adapter, modules=pairs, scales=dict(applied.scales))
+        found, problems = _matched(adapter, sites)
+        if problems:
+            raise _unfitting(folder, problems)
+    else:
+        require_ranks(adapter, folder)
+    scale = _shared(adapter.scales)
+    order = {site.name: number for number, site in enumerate(sites)}
+    matrices = {}
+    for path in sorted(found, key=lambda path: order[found[path]]):
+        a, b = adapter.modules[path]
+        factor = adapter.scales[path] / scale
+        b = b if factor == 1 else b * factor
+        if not bool(b.isfinite().all()):
+            raise _unfitting(
+                folder, [f"{path} has a scale of {adapter.scales[path]:g}, with which its values are not finite"]
+            )
+        matrices[found[path]] = a, b
+    return matrices, scale
+
+
+def _matched(adapter: Adapter, sites: Sequence[Site]) -> tuple[dict[str, str], list[str]]:
+    """Path in the adapter -> site, and what does not fit, in words."""
     by_name = {site.name: site for site in sites}
     found: dict[str, str] = {}
     problems = []
@@ -119,20 +155,22 @@ def hosted(adapter: Adapter, sites: Sequence[Site], *, folder: Path) -> tuple[di
                 f"the backbone's module {site.in_features} to {site.out_features}"
             )
         found[path] = names[0] if len(names) == 1 else ""
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise DmoleError(
-            f"{folder} does not fit the backbone: {'; '.join(problems[:3])}{more}",
-            "list the linear modules: dmole sites --sites linear; or pass the --backbone that the adapter was trained on",
-        )
-    scale = _shared(adapter.scales)
-    order = {site.name: number for number, site in enumerate(sites)}
-    matrices = {}
-    for path in sorted(found, key=lambda path: order[found[path]]):
-        a, b = (matrix.float() for matrix in adapter.modules[path])
-        factor = adapter.scales[path] / scale
-        matrices[found[path]] = a, b if factor == 1 else b * factor
-    return matrices, scale
+    return found, problems
+
+
+def _unfitting(folder: Path, problems: Sequence[str], applied: Applied | None = None) -> DmoleError:
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    message = f"{folder} does not fit the backbone: {'; '.join(problems[:3])}{more}"
+    if applied is not None and applied.problem:
+        message += f"; PEFT cannot load it either: {applied.problem}"
+    elif applied is not None:
+        expected = " and ".join(applied.expected) or "no module, by its target_modules"
+        left_out = f"{len(applied.left_out)} tensor(s) such as {applied.left_out[0]}"
+        message += f"; PEFT would leave out {left_out}, and expects {expected}"
+    return DmoleError(
+        message,
+        "list the linear modules: dmole sites --sites linear; or pass the --backbone that the adapter was trained on",
+    )
 
 
 def _shared(scales: Mapping[str, float]) -> float:
