@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dmole_cli.artifacts.evaluation import Answer, write_evaluation
 from dmole_cli.artifacts.expert import ExpertFile, write_expert
-from dmole_cli.artifacts.files import write_json
+from dmole_cli.artifacts.files import digest_of_file, write_json
 from dmole_cli.artifacts.kinds import D_MOLE, EVALUATION, EXPERT, LIKELIHOOD, ROUTER
 from dmole_cli.artifacts.likelihood import Likelihood, write_likelihood
 from dmole_cli.artifacts.memory import write_memory
@@ -90,7 +90,7 @@ def put(
         for index, score in enumerate(scores)
     ]
     settings = {"metric": metric or METRICS[task], "learned": learned(method, stage, task, stream)}
-    read = dict.fromkeys(inputs, "digest")
+    read = {name: digest_of_file(run.path_of(name)) if run.path_of(name).is_file() else "digest" for name in inputs}
     header = Header.of(EVALUATION, backbone=backbone, settings=settings, inputs=read)
     write_evaluation(run.evaluation(method, stage, task), rows, header)
 
@@ -445,12 +445,12 @@ def test_stored_parameters_are_those_of_the_files_that_the_last_stage_reads(run:
 
 def test_stored_parameters_of_routed_experts_and_of_another_routing(run: Run) -> None:
     read = [f"{folder}/{task}.safetensors" for folder in ("experts", "routers") for task in TASKS]
-    for name in (D_MOLE, f"{D_MOLE}@oracle"):
-        for task in TASKS:
-            put(run, name, 2, task, [1], inputs=read)
     for task in TASKS:
         put_expert(run, D_MOLE, task, width=4)
         write_tensors(run.router(task), {"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, Header.of(ROUTER))
+    for name in (D_MOLE, f"{D_MOLE}@oracle"):
+        for task in TASKS:
+            put(run, name, 2, task, [1], inputs=read)
     reports = collect(run, tasks=TASKS)
     assert [report.stored_parameters for report in reports] == [2 * (2 * 4 + 3 * 2) + 2 * 15] * 2
     assert [report.trainable_parameters for report in reports] == [2 * 4 + 3 * 2] * 2
@@ -595,3 +595,12 @@ def test_costs_are_totalled_per_stage(run: Run) -> None:
     run.cost("profile", "shapes").write_text("[]")
     with pytest.raises(DmoleError, match=r"shapes\.json does not hold"):
         cost_rows(run)
+
+
+def test_an_evaluation_whose_expert_has_changed_is_stale(run: Run) -> None:
+    put_expert(run, D_MOLE, "shapes", width=4)
+    put(run, D_MOLE, 1, "shapes", [1], inputs=["experts/shapes.safetensors"])
+    assert only(collect(run, tasks=TASKS)).matrix[1][0] == 100
+    put_expert(run, D_MOLE, "shapes", width=5)
+    with pytest.raises(StaleArtifact, match=r"shapes\.safetensors has changed since it was made"):
+        collect(run, tasks=TASKS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dmole_cli.artifacts.errors import MissingArtifact, OtherBackbone, StaleArtifact
@@ -51,6 +51,23 @@ def require_backbone(path: Path, header: Header, fingerprint: str) -> None:
             f"{path} was made with another backbone ({_short(header.backbone)}; the configured one is {_short(fingerprint)})",
             imported=is_imported(header),
         )
+
+
+def require_current(run: Run, path: Path, inputs: Mapping[str, str]) -> None:
+    """Refuse an artifact if another artifact that it was made from has changed since; task data are not read.
+
+    Args:
+        run: the run directory.
+        path: the artifact.
+        inputs: of its header.
+
+    Raises:
+        StaleArtifact: names the first changed file. One that was deleted cannot be checked.
+    """
+    for name, digest in sorted(inputs.items()):
+        source = run.path_of(name)
+        if not name.startswith(DATA_PREFIX) and source.is_file() and digest_of_file(source) != digest:
+            raise StaleArtifact(path, f"{source} has changed since it was made")
 
 
 def _check(run: Run, path: Path, fingerprint: str | None, data: DataDigests, checked: set[Path]) -> None:

@@ -10,6 +10,7 @@ from dmole_cli.artifacts.headers import header_of
 from dmole_cli.artifacts.kinds import EXPERT
 from dmole_cli.artifacts.labels import base_method
 from dmole_cli.artifacts.run import Run
+from dmole_cli.artifacts.staleness import require_current
 from dmole_cli.artifacts.tensors import count_elements
 from dmole_cli.methods.base import Entry
 from dmole_cli.metrics.base import load_metric
@@ -121,7 +122,8 @@ def collect(
 
     Raises:
         DmoleError: nothing, or the same evaluation twice, was scored again with these metrics; a file is damaged or names no
-            metric; a task was scored with two metrics; or the files are of two backbones.
+            metric; an expert or router that a file was made with has changed; a task was scored with two metrics; or the files
+            are of two backbones.
     """
     on_disk = methods_on_disk(run, split)
     chosen = on_disk if methods is None else list(methods)
@@ -137,6 +139,8 @@ def collect(
         left_out[label] = (*others, *more)
     all_evaluations = [item for found in evaluations.values() for item in found.items()]
     all_likelihoods = [likely for found in likelihoods.values() for likely in found.values()]
+    for file in (*(evaluated for _, evaluated in all_evaluations), *all_likelihoods):
+        require_current(run, file.path, file.inputs)
     require_one_backbone([*(evaluated for _, evaluated in all_evaluations), *all_likelihoods])
     metrics = agreed_metrics(all_evaluations)
     backbone = {entry: e for label in zero_shot for entry, e in evaluations[label].items() if entry[0] == 0}

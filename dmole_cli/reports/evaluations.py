@@ -9,9 +9,8 @@ from pathlib import Path
 from statistics import fmean
 
 from dmole_cli import catalog
-from dmole_cli.artifacts.errors import DamagedArtifact, StaleArtifact
+from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.evaluation import Answer, read_evaluation
-from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.artifacts.labels import base_method
 from dmole_cli.artifacts.likelihood import read_likelihood
 from dmole_cli.artifacts.listing import list_folder
@@ -58,6 +57,7 @@ class Likely:
         log_likelihood: of the references, mean over samples, in nats per token.
         ranked_first: samples whose right answer is the most probable one, in points; None for an open task.
         backbone: fingerprint.
+        inputs: name -> digest of the artifacts that it was made from.
         learned: the tasks that the model had learned, in order.
         path: the file.
     """
@@ -65,6 +65,7 @@ class Likely:
     log_likelihood: float
     ranked_first: Value
     backbone: str
+    inputs: Mapping[str, str]
     learned: tuple[str, ...]
     path: Path
 
@@ -105,8 +106,7 @@ def read_rescored(
     """(method, (stage, task), evaluation) of everything that was scored again with these metrics.
 
     Raises:
-        DmoleError: nothing was scored again with a metric, or the same evaluation was scored again with two of them, or has
-            changed since.
+        DmoleError: nothing was scored again with a metric, or the same evaluation was scored again with two of them.
     """
     first: dict[tuple[str, Entry], Evaluated] = {}
     for metric in metrics:
@@ -119,18 +119,11 @@ def read_rescored(
         for label, entries in files.items():
             for entry, path in entries:
                 evaluated = _evaluated(path)
-                _require_current(run, run.evaluation(label, *entry, split), evaluated)
                 known = first.setdefault((label, entry), evaluated)
                 if known is not evaluated:
                     message = f"{known.path} and {path} score the same answers"
                     raise DmoleError(message, "pass one --rescored per task")
                 yield label, entry, evaluated
-
-
-def _require_current(run: Run, original: Path, rescored: Evaluated) -> None:
-    """Refuse scores of an evaluation that was made anew since; one that was deleted cannot be checked."""
-    if original.exists() and rescored.inputs.get(run.name_of(original)) != digest_of_file(original):
-        raise StaleArtifact(rescored.path, f"{original} has changed since it was made")
 
 
 def read_likelihoods(run: Run, label: str, split: str) -> dict[Entry, Likely]:
@@ -239,4 +232,6 @@ def _likely(path: Path) -> Likely:
         raise DamagedArtifact(path, f"{path} holds no sample")
     ranked = [row.ranked_first for row in rows if row.ranked_first is not None]
     points = 100 * fmean(ranked) if ranked else None
-    return Likely(fmean(row.log_likelihood for row in rows), points, header.backbone, _learned(header, path), path)
+    return Likely(
+        fmean(row.log_likelihood for row in rows), points, header.backbone, header.inputs, _learned(header, path), path
+    )
