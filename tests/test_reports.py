@@ -12,6 +12,7 @@ import tiny
 import torch
 from rich.console import Console
 
+from dmole_cli.artifacts.errors import StaleArtifact
 from dmole_cli.artifacts.evaluation import Answer, write_evaluation
 from dmole_cli.artifacts.expert import ExpertFile, write_expert
 from dmole_cli.artifacts.files import digest_of_file, write_json
