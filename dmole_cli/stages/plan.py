@@ -37,7 +37,7 @@ BYTES_PER_PARAMETER = 4  # experts are float32, in training and on disk
 ASSUMPTIONS = (
     "batches are the longest samples of the task's training split, at most --max-length, padded to the longest of them",
     "experts sit at the sites of the task's allocation; without one, at the first sites that the budget holds, which keeps "
-    "the most activations; at all sites where the budget is refused",
+    "the most activations; at all sites where the budget holds no expert",
     "no transfer expert and no penalty; a worker process that prepares batches has its own memory",
     f"process = libraries as loaded here + weights + tensors + {FRAGMENTATION} x tensors without checkpointing, for heap "
     "fragmentation on a CPU; on a GPU: weights + tensors",
