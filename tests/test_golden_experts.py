@@ -8,7 +8,7 @@ from torch import nn
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.routing.autoencoder import from_tensors, normalise
-from dmole_cli.routing.rules import batch_vote, top_candidates
+from dmole_cli.routing.rules import batch_vote, top_candidates, training_vote
 
 VECTORS = golden_vectors("reference_vectors")
 
@@ -34,8 +34,8 @@ def test_golden_training_vote(case):
     """The reference adds the earlier task with the most votes to the one in training."""
     last = len(case["thresholds"])
     earlier = [row[: last - 1] for row in case["losses"]]
-    voted = batch_vote(earlier, case["thresholds"][: last - 1])
-    assert [last, *[t + 1 for t in voted][:1]] == case["training_vote_for_last_task"]
+    voted = training_vote(earlier, case["thresholds"][: last - 1])
+    assert [last, *[t + 1 for t in voted]] == case["training_vote_for_last_task"]
 
 
 @pytest.mark.parametrize("case", VECTORS["expert_layer"], ids=range(len(VECTORS["expert_layer"])))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dmole_cli.methods.base import Method
     from dmole_cli.settings.model import AllocateSettings
 
-# Settings that some methods do not use (`Method.uses`) -> why not.
+# Settings that some methods do not use -> why not.
 REASONS = {
     "allocate.budget": "has the budget of its allocation",
     "train.transfer": "has no transfer experts",
@@ -41,12 +41,20 @@ def refuse_unused(typed: Mapping[str, str], rules: Method) -> None:
     from dmole_cli.methods.base import load_method
 
     for path, reason in REASONS.items():
-        if path in typed and path not in rules.uses:
-            users = [name for name in catalog.names("methods") if path in load_method(name).uses]
+        if path in typed and not _uses(rules, path):
+            users = [name for name in catalog.names("methods") if _uses(load_method(name), path)]
             raise DmoleError(
                 f"{typed[path]} has no effect: method {rules.name} {reason}",
                 f"leave it out; methods that use it: {', '.join(users)}",
             )
+
+
+def _uses(rules: Method, path: str) -> bool:
+    """Whether a method uses one of the settings of `REASONS`."""
+    if path.startswith("evaluate."):
+        return rules.uses_routers
+    # An allocation has a budget of its own.
+    return not rules.uses_allocation if path == "allocate.budget" else path in rules.uses
 
 
 def refuse_unused_in_training(work: Workspace, rules: Method, tasks: Sequence[str], options: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ class RoutedMixture(Method):
         )
     }
     uses_routers = True
-    uses = Method.uses | {"train.transfer", "train.training_vote", "evaluate.routing", "evaluate.threshold_scale"}
+    uses = frozenset({"train.transfer", "train.training_vote"})
 
     def inputs(self, context: TaskContext) -> list[Path]:
         """The earlier experts with their routers, and the task's features: they decide which expert transfers."""
@@ -96,7 +96,6 @@ class AllocatedMixture(RoutedMixture):
     """Experts that routers choose per sample, on the sites that `dmole allocate` chose (section 4.2)."""
 
     uses_allocation = True
-    uses = RoutedMixture.uses - {"allocate.budget"}  # the allocation has one of its own
 
     def placement(self, context: LoadedContext) -> dict[str, int]:
         """The sites of the task's allocation, at its rank."""

@@ -129,7 +129,7 @@ class Method:
         uses_routers: `active_experts` reads the routers' reconstruction errors.
         uses_allocation: `dmole allocate` places its experts.
         uses_profile: training itself reads a task's profile.
-        uses: settings that not every method uses and this one does; typed for another method, they are refused.
+        uses: settings of `[train]` that not every method uses and this one does; typed for another method, they are refused.
         shaping: options that shape a new expert, and cannot change while it is trained further.
         merges: active experts are merged into the backbone's weights instead of computed beside them.
         continues: the previous task's expert is trained further; otherwise every task starts with a new one.
@@ -144,7 +144,7 @@ class Method:
     uses_routers: ClassVar[bool] = False
     uses_allocation: ClassVar[bool] = False
     uses_profile: ClassVar[bool] = False
-    uses: ClassVar[frozenset[str]] = frozenset({"allocate.budget"})
+    uses: ClassVar[frozenset[str]] = frozenset()
     shaping: ClassVar[tuple[str, ...]] = ()
     merges: ClassVar[bool] = False
     continues: ClassVar[bool] = False

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dmole_cli.backbones.backbone import Backbone, Encoded, pad
 from dmole_cli.experts.expert import Expert
 from dmole_cli.routing.autoencoder import Autoencoder
-from dmole_cli.routing.rules import batch_vote
+from dmole_cli.routing.rules import training_vote
 
 DROPOUT = 0.05  # the reference's default
 
@@ -74,7 +74,7 @@ def voted(
     text = backbone.language(input_ids=tokens, use_cache=False).last_hidden_state.amax(dim=1)
     features = F.normalize(torch.cat([image, text], dim=-1), dim=-1)
     losses = torch.stack([router.losses(features) for router in routers.values()], dim=1)
-    return [list(routers)[t] for t in batch_vote(losses.tolist(), thresholds)[:1]]
+    return [list(routers)[t] for t in training_vote(losses.tolist(), thresholds)]
 
 
 def require_gradients(module: nn.Module, args: tuple, output):
