@@ -169,6 +169,11 @@ def test_a_method_without_evaluations_is_an_error(run: Run) -> None:
         with pytest.raises(DmoleError, match="there are those of seq-ft") as refused:
             report.show_report(work, "last", ["seq-ft", label])
         assert refused.value.hint == f"run: dmole evaluate {options} --run R"
+    with pytest.raises(DmoleError, match="unknown metric 'nope'"):
+        report.show_report(work, "last", None, rescored=["nope"])
+    with pytest.raises(DmoleError, match="scored again by gqa") as refused:
+        report.show_report(work, "last", None, rescored=["gqa"])
+    assert refused.value.hint == "run: dmole rescore gqa --run R"
     with pytest.raises(DmoleError, match="no likelihoods") as refused:
         report.show_report(work, "knowledge", None)
     assert refused.value.hint == "run: dmole evaluate --likelihood --method seq-ft --run R"

@@ -70,7 +70,9 @@ def show_report(work: Workspace, name: str, methods: Sequence[str] | None, *, re
         _show_costs(work)
         return
     tasks, split = work.settings.tasks, work.settings.evaluate.split
+    methods = list(dict.fromkeys(methods)) if methods else None
     _require_evaluations(work, methods)
+    _require_rescored(work, rescored)
     reports = collect.collect(work.run, tasks=tasks, methods=methods, split=split, rescored=rescored)
     if name == "knowledge":
         _require_likelihoods(work, reports)
@@ -110,6 +112,18 @@ def _require_evaluations(work: Workspace, methods: Sequence[str] | None) -> None
         raise DmoleError(message, f"run: {_command(work, 'evaluate', *_evaluating(missing))}")
 
 
+def _require_rescored(work: Workspace, metrics: Sequence[str]) -> None:
+    """Refuse a metric that is unknown, or by which nothing was scored again."""
+    from dmole_cli.metrics.base import load_metric
+    from dmole_cli.reports.evaluations import methods_on_disk
+
+    for metric in metrics:
+        load_metric(metric)
+        if not methods_on_disk(work.run.rescored(metric), work.settings.evaluate.split):
+            message = f"no evaluation was scored again by {metric} in {work.run.root}"
+            raise DmoleError(message, f"run: {_command(work, 'rescore', metric)}")
+
+
 def _require_likelihoods(work: Workspace, reports: Sequence[MethodReport]) -> None:
     """Refuse a report of likelihoods without any of them."""
     known = (value for report in reports for values in report.knowledge.values() for value in values.values())
@@ -135,6 +149,6 @@ def _evaluating(labels: Sequence[str]) -> list[str]:
 def _command(work: Workspace, name: str, *words: str) -> str:
     """A command of the same run directory, configuration and split."""
     typed = [work.typed[key] for key in ("evaluate.split", "run", "config", "shared") if key in work.typed]
-    if name != "evaluate":
+    if name == "profile":
         typed = [text for text in typed if not text.startswith("--split")]
     return " ".join(["dmole", name, *map(shlex.quote, words), *typed])
