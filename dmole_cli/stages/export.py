@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dmole_cli.artifacts.expert import ExpertFile, read_expert
@@ -25,6 +28,7 @@ from dmole_cli.experts.peft_format import write_adapter
 from dmole_cli.experts.routed import RoutedExperts
 
 FORMATS = ("peft", "merged")
+SUFFIX = ".export.tmp"  # of temporary folders
 
 
 def export(
@@ -86,24 +90,78 @@ def export(
 
 
 def _require_ours(folder: Path) -> None:
-    if folder.is_file():
+    if folder.exists() and not folder.is_dir():
         raise DmoleError(f"{folder} is a file", "pass a folder; it is made when needed")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / EXPORT.path).is_file():
         raise DmoleError(f"{folder} holds other files", "pass a folder that is empty or does not exist")
 
 
 def _write_folder(folder: Path, write: Callable[[Path], None], header: Header) -> None:
-    """Fill a folder from a temporary one beside it, file by file, and write the provenance last."""
+    """Fill a folder from a temporary one beside it.
+
+    A new folder appears complete, by a rename. In the folder of an earlier export file after file is replaced, the provenance
+    last: until then it states the earlier export, and the same command continues after an interruption.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-            write(Path(temporary))
-            (folder / EXPORT.path).unlink(missing_ok=True)
-            for file in sorted(Path(temporary).iterdir()):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary_beside(folder) as temporary:
+            write(temporary)
+            if not folder.exists() or not any(folder.iterdir()):
+                write_export_header(temporary / EXPORT.path, header)
+                temporary.rename(folder.resolve())
+                return
+            for file in sorted(temporary.iterdir()):
                 file.replace(folder / file.name)
     except OSError as error:
         raise unwritable(folder, error) from error
     write_export_header(folder / EXPORT.path, header)
+
+
+@contextmanager
+def _temporary_beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder, locked while it is in use; those of processes that were killed are deleted."""
+    prefix = f".{folder.name}."
+    for left_over in folder.parent.glob(f"{glob.escape(prefix)}*{SUFFIX}"):
+        if (lock := _locked(left_over)) is not None:
+            shutil.rmtree(left_over, ignore_errors=True)
+            os.close(lock)
+    temporary, lock = None, None
+    while lock is None:  # another process may delete the folder before it is locked
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=SUFFIX, dir=folder.parent))
+        lock = _locked(temporary)
+    assert temporary is not None
+    temporary.chmod(0o777 & ~_umask())
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """An open file that locks a folder; None where another process holds the lock, or the folder is gone."""
+    import fcntl
+
+    try:
+        opened = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(opened)
+        return None
+    if folder.exists():
+        return opened
+    os.close(opened)
+    return None
+
+
+def _umask() -> int:
+    """The mask of permissions, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _write_merged(model: LazyModel, file: ExpertFile, into: Path) -> None:
