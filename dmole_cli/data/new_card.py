@@ -71,6 +71,11 @@ def new_card(
     """
     _check_arguments(path, sources, force=force)
     name, guess = guess_format(sources[0])
+    if guess.source_option and len(sources) > 1:
+        hint = (
+            "put the files into a folder under the names of their splits (train.parquet, test.parquet): --from FOLDER"
+        )
+        raise DmoleError(f"{sources[0]} is a data set of its own, and further files are not read", hint)
     draft = _Draft(path, name, guess, sources)
     where = _find_images(draft, images, sources[0])
     splits, division = _divide(draft, sources)
@@ -78,15 +83,8 @@ def new_card(
     prompt, metric, reason = _prompt_and_metric(guess, splits["train"], answers)
     limit = _round_up(answers.longest + 2)  # the end of the text, and some room
     batch_size, epochs = recipe_of(len(splits["train"]))
-    final = replace(
-        draft,
-        prompt=prompt,
-        metric=metric,
-        limit=limit,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        epochs=epochs,
-    )
+    changes = {"batch_size": batch_size, "epochs": epochs, "learning_rate": learning_rate}
+    final = replace(draft, prompt=prompt, metric=metric, limit=limit, **changes)
     card = final.load()  # a card that cannot be read is not written
     steps = steps_of(card.recipe, len(splits["train"]))
     counted = "tokens of the backbone" if count_tokens else "estimated from words and letters; --backbone counts tokens"
