@@ -469,7 +469,15 @@ def test_what_is_no_box_takes_little_time(answer):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"box": None}, {"box": [1, 2, 3]}, {"box": [1, 2, float("nan"), 4]}, {"width": 0}, {"height": "32"}]
+    "wrong",
+    [
+        {"box": None},
+        {"box": [1, 2, 3]},
+        {"box": [1, 2, float("nan"), 4]},
+        {"box": [1, 2, 10**400, 4]},
+        {"width": 0},
+        {"height": "32"},
+    ],
 )
 def test_a_right_box_that_is_none_is_refused(wrong):
     with pytest.raises(DmoleError, match="four finite numbers"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from dmole_cli.metrics._boxes import Box, iou
 NEEDS_DETAILS = ("box", "width", "height")
 
 THRESHOLD = 0.5
+LARGEST = 1e9  # pixels; a number above it, or one that is not finite, is no coordinate
 
 
 def score(
@@ -54,8 +54,8 @@ def read_box(answer: str, *, width: float, height: float) -> Box | None:
 
 def _iou_of_answer(prediction: str, detail: Mapping[str, Any]) -> float:
     right, width, height = (detail[name] for name in NEEDS_DETAILS)
-    numbers = [*right, width, height] if isinstance(right, (list, tuple)) and len(right) == 4 else [None]
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers) or min(width, height) <= 0:
+    numbers: list[Any] = [*right, width, height] if isinstance(right, (list, tuple)) and len(right) == 4 else [None]
+    if not all(type(number) in (int, float) and abs(number) < LARGEST for number in numbers) or min(width, height) <= 0:
         raise DmoleError(
             f"the right box {right!r} in {width!r} x {height!r} is no box of four finite numbers",
             "correct 'box', 'width' and 'height' of the sample in the task's annotation file",
