@@ -468,6 +468,22 @@ def test_what_is_no_box_takes_little_time(answer):
     assert time.perf_counter() - start < 10
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"box": None},
+        {"box": [1, 2, 3]},
+        {"box": [1, 2, float("nan"), 4]},
+        {"box": [1, 2, 10**400, 4]},
+        {"width": 0},
+        {"height": "32"},
+    ],
+)
+def test_a_right_box_that_is_none_is_refused(wrong):
+    with pytest.raises(DmoleError, match="four finite numbers"):
+        one(grounding, "[208, 250, 625, 625]", **{**SMALL, **wrong})
+
+
 def test_numbers_that_sum_to_four_are_thousandths():
     assert grounding.read_box("[1, 1, 1, 1]", width=1000, height=500) == (1.0, 0.5, 1.0, 0.5)
     assert grounding.read_box("[1, 1, 1, 0.9]", width=1000, height=500) == (1000.0, 500.0, 1000.0, 450.0)

@@ -211,3 +211,5 @@ def test_plain_tables_with_images_become_cards(tmp_path):
     assert (card.data["images"], card.data["folder"], card.metric) == ("image", "pics", "exact_match")
     with pytest.raises(DmoleError, match=r"missing image 0\.png"):
         new_card(tmp_path / "new.toml", [source], images=tmp_path, learning_rate=1e-3, force=True)
+    with pytest.raises(DmoleError, match="further files are not read"):
+        new_card(tmp_path / "new.toml", [source, source], learning_rate=1e-3, force=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dmole_cli.errors import DmoleError
 from dmole_cli.metrics._box_dialects import first_box
 from dmole_cli.metrics._boxes import Box, iou
 
 NEEDS_DETAILS = ("box", "width", "height")
 
 THRESHOLD = 0.5
+LARGEST = 1e9  # pixels; a number above it, or one that is not finite, is no coordinate
 
 
 def score(
@@ -24,6 +26,9 @@ def score(
         predictions: the generated answers.
         references: unused.
         details: per sample `box` (left, top, right, bottom in pixels), `width` and `height` of the image in pixels.
+
+    Raises:
+        DmoleError: a right box has not four finite numbers.
 
     Source: the RefCOCO and SK-VG scoring of the method's public evaluation code, which reads lists only.
     """
@@ -48,8 +53,15 @@ def read_box(answer: str, *, width: float, height: float) -> Box | None:
 
 
 def _iou_of_answer(prediction: str, detail: Mapping[str, Any]) -> float:
-    box = read_box(prediction, width=detail["width"], height=detail["height"])
-    return 0.0 if box is None else iou(box, detail["box"])
+    right, width, height = (detail[name] for name in NEEDS_DETAILS)
+    numbers: list[Any] = [*right, width, height] if isinstance(right, (list, tuple)) and len(right) == 4 else [None]
+    if not all(type(number) in (int, float) and abs(number) < LARGEST for number in numbers) or min(width, height) <= 0:
+        raise DmoleError(
+            f"the right box {right!r} in {width!r} x {height!r} is no box of four finite numbers",
+            "correct 'box', 'width' and 'height' of the sample in the task's annotation file",
+        )
+    box = read_box(prediction, width=width, height=height)
+    return 0.0 if box is None else iou(box, right)
 
 
 FURTHER = {"mean_iou": ious}
