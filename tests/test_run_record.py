@@ -96,3 +96,19 @@ def test_changes_are_named_by_setting():
         "seed": "1 -> default",
         "tasks": '["a"] -> ["b", "a"]',
     }
+
+
+def test_every_proposed_command_repeats_the_run_directory(copy, run):
+    (copy / "dmole-run").rename(copy / "my run")
+    for command in (
+        ("allocate", "--method", "seq-ft", "--task", FIRST),
+        ("train-task", "--method", "zero-shot"),
+        ("rescore", "anls", "--task", "nothing-like-it", "--split", "validation"),
+        ("report", "last", "--rescored", "anls"),
+    ):
+        refused = run(*command, "--run", "my run", cwd=copy)
+        assert refused.returncode == 1
+        hint = refused.stderr.partition("  -> ")[2]
+        assert "dmole " not in hint or "--run 'my run'" in hint, refused.stderr
+    done = tiny.succeed("profile", "--run", "my run", cwd=copy, run=run)
+    assert "next: dmole allocate --budget 4% --run 'my run'" in done.stderr

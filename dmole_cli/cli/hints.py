@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -28,6 +29,11 @@ from dmole_cli.artifacts.run import Run
 from dmole_cli.cli.subcommands import module_of, settings_of
 from dmole_cli.settings.model import Settings
 
+# Commands on a run directory, without --help.
+_ON_A_RUN = re.compile(
+    r"dmole (profile|allocate|train-router|train-task|evaluate|rescore|report|export|import)\b(?! --help)"
+)
+
 
 def hint_for(error: ArtifactError, run: Run, typed: Mapping[str, str], settings: type[Settings]) -> str:
     """What to type after this error.
@@ -53,6 +59,19 @@ def hint_for(error: ArtifactError, run: Run, typed: Mapping[str, str], settings:
     if isinstance(error, OtherBackbone):
         return f"pass the backbone of this run, or another --run for this backbone, or run: {command} --force"
     return f"run: {command} --force"
+
+
+def completed(hint: str, typed: Mapping[str, str]) -> str:
+    """A hint whose commands on a run directory repeat `--run` and `--config` as they were typed.
+
+    Args:
+        hint: of an error that no artifact has caused; it may hold no command.
+        typed: as for `hint_for`.
+    """
+    options = " ".join(typed[name] for name in ("run", "config") if name in typed)
+    if not options or "--run" in hint or "--config" in hint:
+        return hint
+    return _ON_A_RUN.sub(lambda match: f"{match[0]} {options}", hint)
 
 
 def _delete(cache: Path) -> str:

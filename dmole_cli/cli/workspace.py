@@ -13,11 +13,12 @@ from typing import Any, TypedDict
 
 from dmole_cli.artifacts.errors import ArtifactError, OtherBackbone, StaleArtifact
 from dmole_cli.artifacts.files import write_text
+from dmole_cli.artifacts.kinds import KINDS
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.cli import console
-from dmole_cli.cli.hints import hint_for
+from dmole_cli.cli.hints import completed, hint_for
 from dmole_cli.data.card import TaskCard, load_card, task_name
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError, DmoleWarning
@@ -157,9 +158,12 @@ class Workspace:
             if options and isinstance(error, StaleArtifact | OtherBackbone):
                 hint = f"leave out {' '.join(options)} to use it, or {hint}"
             raise DmoleError(error.message, hint) from error
+        except DmoleError as error:
+            raise DmoleError(error.message, completed(error.hint, self.typed)) from error
         finally:
             # A command that was interrupted after its first artifact; of a run that has a record, only success changes it.
-            if self.recording and any(self.run.root.glob("*/")) and not (self.run.root / RECORD).exists():
+            begun = any((self.run.root / kind.folder).is_dir() for kind in KINDS)
+            if self.recording and begun and not (self.run.root / RECORD).exists():
                 self._write_record()
 
 
