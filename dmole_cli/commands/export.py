@@ -34,5 +34,7 @@ def run(
     [name] = work.chosen([task], in_stream=True)
     from dmole_cli.stages.export import export
 
-    parts = {"data": work.data, "model": work.model, "run": work.run}
-    work.report([export(name, folder, form=form, method=method, force=work.force, **parts)])
+    outcome = export(
+        name, folder, form=form, data=work.data, model=work.model, run=work.run, method=method, force=work.force
+    )
+    work.report([outcome])

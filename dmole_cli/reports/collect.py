@@ -139,9 +139,10 @@ def collect(
         left_out[label] = (*others, *more)
     all_evaluations = [item for found in evaluations.values() for item in found.items()]
     all_likelihoods = [likely for found in likelihoods.values() for likely in found.values()]
-    for file in (*(evaluated for _, evaluated in all_evaluations), *all_likelihoods):
+    files: list[Evaluated | Likely] = [*(evaluated for _, evaluated in all_evaluations), *all_likelihoods]
+    for file in files:
         require_current(run, file.path, file.inputs)
-    require_one_backbone([*(evaluated for _, evaluated in all_evaluations), *all_likelihoods])
+    require_one_backbone(files)
     metrics = agreed_metrics(all_evaluations)
     backbone = {entry: e for label in zero_shot for entry, e in evaluations[label].items() if entry[0] == 0}
     reporting = [_Reporting(run, label, tuple(tasks), metrics) for label in chosen]
