@@ -96,7 +96,7 @@ def test_a_benchmark_without_its_files_lists_them_and_where_it_is_published(name
                 samples(card, split, data_root=root)
             said = caught.value.message
             assert "dmole_cli" not in said and "(missing)" in said and "--data-root" in caught.value.hint
-            assert card.source.url in caught.value.hint
+            assert card.source.url in said and card.source.url in caught.value.hint
             for key in ("train", "test", "annotations", "test_annotations", "problems", "pid_splits"):
                 if name != "scienceqa_problems" or key in ("problems", "pid_splits"):
                     assert card.data.get(key, "") in said

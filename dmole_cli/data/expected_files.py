@@ -41,9 +41,10 @@ def check_files(card: TaskCard, split: str, root: Path | None) -> None:
     where = f"below {base}" if root else "without --data-root"
     expected = [f"{name}{'' if (base / name).exists() else ' (missing)'}{note}" for name, note in _expected(card)]
     raise DmoleError(
-        f"task {card.name}: files of its benchmark are missing {where}; expected are{listed(expected)}",
-        f"the benchmark is published at {card.source.url}; put its files into this layout (docs/benchmarks.md) and pass "
-        "their folder: --data-root FOLDER",
+        f"task {card.name}: files of its benchmark, published at {card.source.url}, are missing {where}; expected are"
+        f"{listed(expected)}",
+        f"get the files from {card.source.url}, put them into this layout (docs/benchmarks.md) and pass their folder: "
+        "--data-root FOLDER",
     )
 
 

@@ -224,8 +224,8 @@ def _open_in_frame(opener: Callable[[], Image], width: Any, height: Any, place: 
     image = opener()
     wide, high = image.size
     tolerance = ROUNDED * max(width, height, wide, high)
-    is_square = width == height == max(wide, high)
-    if not is_square and abs(width * high - height * wide) > tolerance:
+    # A square frame may be that of an image padded to a square, at any scale.
+    if width != height and abs(width * high - height * wide) > tolerance:
         raise DmoleError(
             f"{place}: the image has {image.width} x {image.height} pixels, but its box is in {width:g} x {height:g}",
             "correct 'width' and 'height' of the record",
