@@ -229,7 +229,7 @@ def test_a_variant_that_is_added_to_a_study_has_its_position_in_the_plan():
     assert [(e.seed, e.label) for e in record.experiments] == [(s, label) for s in (0, 1) for label in "abc"]
 
 
-def test_the_figures_of_readme_and_docs_are_those_of_the_committed_tables():
+def test_the_figures_of_the_docs_are_those_of_the_committed_tables():
     with (COMPARE / "results" / "table.csv").open(encoding="utf-8", newline="") as file:
         table = {(r["order"], r["method"], r["task"], r["quantity"]): r for r in csv.DictReader(file)}
 
@@ -247,20 +247,6 @@ def test_the_figures_of_readme_and_docs_are_those_of_the_committed_tables():
         line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
         return [plain(each) for each in line.strip("| ").split(" | ")[1:]]
 
-    tasks = [*read_settings(CONFIG).tasks, "mean"]
-    names = {
-        "zero-shot": "zero-shot",
-        "sequential fine-tuning": "seq-ft",
-        "LwF, best rival in Last": "lwf-lora",
-        "mixture of LoRAs, best rival in AVG": "moe-lora",
-        "**D-MoLE**": "d-mole",
-        "finetune": "finetune",
-        "joint": "joint",
-    }
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, method in names.items():
-        last = [score("A", method, task, "last") for task in tasks]
-        assert written(readme, name) == [*last, *(score("A", method, "mean", quantity) for quantity in ("avg", "bwt"))]
     docs = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
     columns = [("A", "last"), ("A", "avg"), ("A", "bwt"), ("B", "last"), ("B", "avg")]
     names = {"d-mole": "**d-mole**", "d-mole-1.25": "d-mole, thresholds × 1.25"}

@@ -72,7 +72,8 @@ def _described(parameter: inspect.Parameter) -> tuple[str, str, str]:
         given = (declared.default, *(declared.param_decls or ()))
         flags = [flag for flag in given if isinstance(flag, str) and flag.startswith("-")]
         flags = flags or [f"--{parameter.name.replace('_', '-')}"]
-        name = ", ".join(sorted(map(_with_negative, flags), key=len))
+        # A negative name stands below the positive one.
+        name = ", ".join(sorted(flags, key=len)).replace("/", "\n")
         if "|" in metavar:
             parts.append(f"One of {metavar.replace('|', ', ')}.")
             metavar = "NAME"
@@ -85,12 +86,6 @@ def _described(parameter: inspect.Parameter) -> tuple[str, str, str]:
     # The default stands last, also where the text already has it.
     text, marker, rest = parts[0].partition(" [default: ")
     return panel, name, " ".join(filter(None, [text, *parts[1:], f"{marker}{rest}".strip()]))
-
-
-def _with_negative(flag: str) -> str:
-    """`--[no-]transfer` for `--transfer/--no-transfer`."""
-    positive, _, negative = flag.partition("/")
-    return f"--[no-]{positive[2:]}" if negative else positive
 
 
 def _plain(text: str) -> str:
