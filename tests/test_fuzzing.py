@@ -87,9 +87,9 @@ def attempt(kind: str, action: Callable[[], Any]) -> Any:
 # --- artifacts ---
 
 
-def artifacts_of(run: Path) -> list[tuple[Kind, Path]]:
-    identify = Run(run).identify
-    files = [path for path in sorted(run.rglob("*")) if path.is_file() and "costs" not in path.parts]
+def artifacts_of(root: Path) -> list[tuple[Kind, Path]]:
+    identify = Run(root).identify
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and "costs" not in path.parts]
     found = [(identify(path), path) for path in files]
     return [(kind[0], path) for kind, path in found if kind is not None]
 
@@ -115,16 +115,16 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.fixture(scope="module")
-def run(finished, tmp_path_factory) -> Path:
+def run_directory(finished, tmp_path_factory) -> Path:
     """The run directory of the finished stream."""
     return shutil.copytree(finished / "dmole-run", tmp_path_factory.mktemp("fuzz") / "dmole-run")
 
 
 @cases("artifacts")
 @given(data=st.data())
-def test_artifacts(run, data):
+def test_artifacts(run_directory, data):
     """One file per kind, damaged: refused, or read exactly as before."""
-    by_kind = {kind.name: (kind, path) for kind, path in artifacts_of(run)}
+    by_kind = {kind.name: (kind, path) for kind, path in artifacts_of(run_directory)}
     kind, path = by_kind[data.draw(st.sampled_from(sorted(by_kind)))]
     content, read = path.read_bytes(), reader_of(kind)
     expected = read(path)
@@ -138,9 +138,9 @@ def test_artifacts(run, data):
 
 @cases("sealed artifacts")
 @given(data=st.data())
-def test_sealed_artifacts(run, data):
+def test_sealed_artifacts(run_directory, data):
     """Tensors and headers that do not fit, under a digest that does: refused, or finite numbers."""
-    found = [(kind, path) for kind, path in artifacts_of(run) if kind.container == "tensors"]
+    found = [(kind, path) for kind, path in artifacts_of(run_directory) if kind.container == "tensors"]
     by_kind = {kind.name: (kind, path) for kind, path in found}
     kind, path = by_kind[data.draw(st.sampled_from(sorted(by_kind)))]
     content = path.read_bytes()

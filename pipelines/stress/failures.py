@@ -8,6 +8,7 @@ same command must succeed afterwards with the bytes of an undisturbed run.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import resource
@@ -16,12 +17,12 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pipelines.stress._commands import STAGES, after, contents, finish, left_over, load_libraries, reference, run, start
 
-NOBODY = 65534
+READ_ONLY = "read-only folder"
 
 
 def limited(size: int) -> Callable[[], None]:
@@ -29,12 +30,25 @@ def limited(size: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def read_only() -> None:
-    """As a user who may not write: the folder belongs to another one."""
-    os.environ["HOME"] = "/nonexistent"
-    os.setgroups([])
-    os.setgid(NOBODY)
-    os.setuid(NOBODY)
+def without_rights() -> None:
+    """Give up the right to write where a file's permissions do not allow it, which the superuser has."""
+    if os.geteuid() != 0:
+        return
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # the third version of the kernel's structure; this process
+    ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)())
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Without the permission to write in a folder and those below it."""
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for path in folders:
+        path.chmod(0o555)
+    try:
+        yield
+    finally:
+        for path in folders:
+            path.chmod(0o755)
 
 
 def stdout_to(path: str) -> Callable[[], None]:
@@ -89,12 +103,11 @@ def temporary_in(folder: Path) -> Callable[[], None]:
 def failures(full: Path | None) -> dict[str, tuple[Callable[[], None], bool]]:
     """Failure -> what brings it about in a new process, and whether the command prints JSON."""
     found: dict[str, tuple[Callable[[], None], bool]] = {
-        **{f"files of at most {size} bytes": (limited(size), False) for size in (0, 100, 3000, 20000)},
+        **{f"files of at most {size} bytes": (limited(size), False) for size in (500, 3000, 20000)},
         "full stdout": (stdout_to("/dev/full"), True),
         "closed stdout": (closed_stdout, True),
     }
-    if os.geteuid() == 0:
-        found["read-only folder"] = (read_only, False)
+    found[READ_ONLY] = (without_rights, False)
     if full is not None:
         found["full temporary folder"] = (temporary_in(full), False)
     return found
@@ -114,7 +127,9 @@ def main() -> None:
             expected = after(before, stage)
             for name, (prepare, prints) in failures(full).items():
                 work = shutil.copytree(before[stage], Path(folder, "work-failing"))
-                ended = finish(start([*STAGES[stage], *(["--json"] if prints else [])], work, prepare=prepare), work)
+                args = [*STAGES[stage], *(["--json"] if prints else [])]
+                with read_only(work) if name == READ_ONLY else nullcontext():
+                    ended = finish(start(args, work, prepare=prepare), work)
                 counts[f"{name}: {'well' if ended.code == 0 else 'one error' if ended.one_error else 'strange'}"] += 1
                 if ended.code != 0 and not ended.one_error:
                     problems.append(f"{stage}, {name}: ended with {ended.code}: {ended.err[-400:]}")
