@@ -122,9 +122,7 @@ def allocate(
     total = budget_total(budget, sites=len(sites), backbone_parameters=backbone_parameters)
     smallest = min(_cost(site, in_sites=in_sites) for members in candidates.values() for site in members)
     if total < smallest:
-        raise _too_small(
-            budget, total=total, smallest=smallest, sites=len(sites), backbone_parameters=backbone_parameters, rank=rank
-        )
+        raise _too_small(budget, total, smallest, sites=len(sites), parameters=backbone_parameters, rank=rank)
     usable = min(total, sum(capacities.values()))
     shares = _shares(candidates, capacities=capacities, curriculum=curriculum)
     parts = _split(usable, shares=shares, capacities=capacities, vision_floor=vision_floor if curriculum else 0.0)
@@ -212,15 +210,13 @@ def _problems(site: SiteScore) -> list[str]:
     return problems
 
 
-def _too_small(
-    budget: Budget, *, total: int, smallest: int, sites: int, backbone_parameters: int, rank: int
-) -> DmoleError:
+def _too_small(budget: Budget, total: int, smallest: int, *, sites: int, parameters: int, rank: int) -> DmoleError:
     if budget.form == "sites":
         least = f"sites:{_percent_of(0.5, sites)}"
         return DmoleError(f"the budget {budget.text} of {sites} sites is less than one", f"use {least} or more")
     least = f"params:{smallest}"
-    if budget.form == "backbone" and smallest <= backbone_parameters:
-        least = f"{_percent_of(smallest, backbone_parameters)} or params:{smallest}"
+    if budget.form == "backbone" and smallest <= parameters:
+        least = f"{_percent_of(smallest, parameters)} or params:{smallest}"
     message = f"the budget {budget.text} is {total} parameters, and the smallest expert of rank {rank} has {smallest}"
     return DmoleError(message, f"use {least} or more, or a lower rank")
 

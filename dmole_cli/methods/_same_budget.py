@@ -3,68 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from dmole_cli.allocation.placement import budget_total
 from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.artifacts.headers import header_of
 from dmole_cli.artifacts.kinds import D_MOLE, PROFILE
 from dmole_cli.errors import DmoleError
+from dmole_cli.settings.budget import parse_budget
 
 if TYPE_CHECKING:
+    from dmole_cli.backbones.backbone import Backbone
     from dmole_cli.backbones.sites import Site
-    from dmole_cli.methods.base import LoadedContext
+    from dmole_cli.settings.model import Settings
 
 
-def require_same_budget(context: LoadedContext, sites: Sequence[Site], parameters: int) -> None:
-    """Refuse a uniform placement that differs from D-MoLE's allocation of the same task, where there is one.
+def uniform_budget(
+    backbone: Backbone, settings: Settings, *, method: str, allocation: Path, profile: Path
+) -> tuple[list[Site], int]:
+    """The candidate sites of the backbone, and the number of parameters that the budget allows on all of them.
 
     Args:
-        context: the task that trains.
-        sites: the candidate sites of the placement.
-        parameters: what its experts may have at most.
+        backbone: the frozen model.
+        settings: budget, rank, scale and candidate sites.
+        method: the method whose experts are placed on all candidate sites.
+        allocation: D-MoLE's allocation of the task; where there is one, the placement must agree with it.
+        profile: the task's profile.
 
     Raises:
-        DmoleError: names the difference in candidate sites or scale; or in parameters, where the budget is the same one and they
-            differ by more than a rank on all sites.
+        DmoleError: names the difference from the allocation in candidate sites or scale; or in parameters, where the budget is
+            the same and they differ by more than a rank on all sites.
     """
-    path = context.run.allocation(context.task)
-    if not path.exists():
-        return
-    document, header = read_allocation(path)
-    if header.backbone != context.backbone.fingerprint:
-        return  # another run's; the stages that read it refuse it
-    wanted, chosen = _profiled_sites(context), context.settings.allocate
-    rank, alpha = int(document["rank"]), float(document["alpha"])
-    scale = alpha / rank
-    changes = {
-        "sites": (wanted, context.settings.profile.sites),
-        "alpha / rank": (f"{scale:g}", f"{chosen.alpha / chosen.rank:g}"),
-    }
-    found = [f"{name} {theirs}, here {mine}" for name, (theirs, mine) in changes.items() if theirs not in ("", mine)]
-    if not found and (foreign := set(document["sites"]) - {site.name for site in sites}):
-        found.append(f"experts at {sorted(foreign)[0]}, which is no candidate here")
+    from dmole_cli.backbones.reach import find_candidates
+
+    sites, budget = find_candidates(backbone.model, settings.profile.sites), parse_budget(settings.allocate.budget)
+    if budget.form == "sites":
+        # Half of the sites at the full rank cost as much, on average, as all sites at half of it.
+        parameters = int(budget.amount * sum(site.expert_parameters(settings.allocate.rank) for site in sites))
+    else:
+        parameters = budget_total(budget, sites=len(sites), backbone_parameters=backbone.parameters)
+    # An allocation of another backbone is not compared: the stages that read it refuse it.
+    if allocation.exists() and read_allocation(allocation)[1].backbone == backbone.fingerprint:
+        try:
+            _require_same(settings, sites, parameters, allocation=allocation, profile=profile)
+        except DmoleError as error:
+            message = f"method {method} would not have the budget of {D_MOLE}: {error.message}"
+            raise DmoleError(message, error.hint) from error
+    return sites, parameters
+
+
+def _require_same(
+    settings: Settings, sites: Sequence[Site], parameters: int, *, allocation: Path, profile: Path
+) -> None:
+    document, _ = read_allocation(allocation)
+    chosen, rank, alpha = settings.allocate, int(document["rank"]), float(document["alpha"])
+    profiled = header_of(profile, PROFILE)
+    wanted = str(profiled.settings.get("sites", "")) if profiled else ""
+    found = []
+    if wanted not in ("", settings.profile.sites):
+        found.append(f"sites {wanted}, here {settings.profile.sites}")
+    elif foreign := set(document["sites"]) - {site.name for site in sites}:
+        found.append(f"an expert at {min(foreign)}, which is no candidate here")
+    if (theirs := f"{alpha / rank:g}") != (mine := f"{chosen.alpha / chosen.rank:g}"):
+        found.append(f"alpha / rank {theirs}, here {mine}")
     if found:
         hint = f"in the configuration, set rank = {rank} and alpha = {alpha:g} in [allocate]"
         hint += f", and sites = '{wanted}' in [profile]" if wanted else ""
-        raise _different(context, "; ".join(found), f"{hint}; or use a run directory of its own")
+        raise DmoleError(f"{allocation} has {'; '.join(found)}", f"{hint}; or use a run directory of its own")
     per_rank = sum(site.in_features + site.out_features for site in sites)
-    spent = int(document["spent"]["parameters"])
-    if document["budget"] == chosen.budget and abs(parameters // per_rank * per_rank - spent) > per_rank:
-        uniform = f"{spent} parameters at the budget {chosen.budget}, here {parameters // per_rank * per_rank}"
+    spent, uniform = int(document["spent"]["parameters"]), parameters // per_rank * per_rank
+    if document["budget"] == chosen.budget and abs(uniform - spent) > per_rank:
         hint = f"train it with --budget params:{spent}"
         if len(document["sites"]) == len(sites):  # the budget holds more than experts of this rank on all sites
             higher = parameters // per_rank
-            hint += f", or allocate at a higher rank: --rank {higher} --alpha {scale * higher:.10g} --force"
-        raise _different(context, uniform, hint)
-
-
-def _profiled_sites(context: LoadedContext) -> str:
-    """The setting `sites` of the task's profile; empty where there is none."""
-    made = header_of(context.run.profile(context.task), PROFILE)
-    return str(made.settings.get("sites", "")) if made else ""
-
-
-def _different(context: LoadedContext, difference: str, hint: str) -> DmoleError:
-    made: Any = context.run.allocation(context.task)
-    message = f"method {context.method.name} would not have the budget of {D_MOLE}: {made} has {difference}"
-    return DmoleError(message, hint)
+            hint += f", or allocate at a higher rank: --rank {higher} --alpha {alpha / rank * higher:.10g} --force"
+        raise DmoleError(f"{allocation} has {spent} parameters at the budget {chosen.budget}, here {uniform}", hint)

@@ -15,13 +15,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dmole_cli import catalog
-from dmole_cli.allocation.placement import budget_total, spread_rank
+from dmole_cli.allocation.placement import spread_rank
 from dmole_cli.artifacts.errors import StaleArtifact
 from dmole_cli.artifacts.run import Run
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
+<<<<<<< HEAD
 from dmole_cli.methods._option import Option as Option
 from dmole_cli.methods._same_budget import require_same_budget
+=======
+from dmole_cli.methods._same_budget import uniform_budget
+>>>>>>> i14-alloc
 from dmole_cli.settings.budget import parse_budget
 
 if TYPE_CHECKING:
@@ -273,18 +277,14 @@ def candidate_sites(context: LoadedContext) -> tuple[list[Site], int]:
         DmoleError: D-MoLE's allocation of the task has other candidate sites, another scale, or at the same budget another number
             of parameters.
     """
-    from dmole_cli.backbones.reach import find_candidates
-
-    settings = context.settings.allocate
-    sites = find_candidates(context.backbone.model, context.settings.profile.sites)
-    budget = parse_budget(settings.budget)
-    if budget.form == "sites":
-        # Half of the sites at the full rank cost as much, on average, as all sites at half of it.
-        parameters = int(budget.amount * sum(site.expert_parameters(settings.rank) for site in sites))
-    else:
-        parameters = budget_total(budget, sites=len(sites), backbone_parameters=context.backbone.parameters)
-    require_same_budget(context, sites, parameters)
-    return sites, parameters
+    run, task = context.run, context.task
+    return uniform_budget(
+        context.backbone,
+        context.settings,
+        method=context.method.name,
+        allocation=run.allocation(task),
+        profile=run.profile(task),
+    )
 
 
 def load_method(name: str) -> Method:

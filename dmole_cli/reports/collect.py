@@ -19,6 +19,7 @@ from dmole_cli.reports.evaluations import (
     Evaluated,
     Evaluations,
     Likelihoods,
+    Likely,
     agreed_metrics,
     method_of,
     methods_on_disk,
