@@ -94,6 +94,12 @@ def artifacts_of(root: Path) -> list[tuple[Kind, Path]]:
     return [(kind[0], path) for kind, path in found if kind is not None]
 
 
+def put(path: Path, content: bytes) -> None:
+    """Replace a file; not in place, because tensors that were read from it are views of the old one."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
 def reader_of(kind: Kind) -> Callable[[Path], Any]:
     import importlib
 
@@ -129,11 +135,13 @@ def test_artifacts(run_directory, data):
     content, read = path.read_bytes(), reader_of(kind)
     expected = read(path)
     try:
-        path.write_bytes(data.draw(damaged_bytes(content)))
+        put(path, data.draw(damaged_bytes(content)))
         found = attempt("artifacts", lambda: read(path))
     finally:
-        path.write_bytes(content)
-    assert found is None or same(found, expected), f"{path} was changed without a word"
+        put(path, content)
+    # A damaged cache may be read as an empty one, which is filled again.
+    empty = not kind.command and not found
+    assert found is None or empty or same(found, expected), f"{path} was changed without a word"
 
 
 @cases("sealed artifacts")
@@ -154,12 +162,13 @@ def test_sealed_artifacts(run_directory, data):
             header = replace(header, **facts)
         with bounded(seconds=SECONDS):
             try:
+                path.unlink()
                 write_tensors(path, tensors, header)
-            except (TypeError, ValueError):  # no writer makes such a header
+            except (TypeError, ValueError, DmoleError):  # no writer makes such a file
                 return
         result = attempt("sealed artifacts", lambda: reader_of(kind)(path))
     finally:
-        path.write_bytes(content)
+        put(path, content)
     for tensor in tensors_in(result):
         assert bool(tensor.isfinite().all()), f"{path} has values that are not finite"
 
