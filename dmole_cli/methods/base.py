@@ -20,12 +20,8 @@ from dmole_cli.artifacts.errors import StaleArtifact
 from dmole_cli.artifacts.run import Run
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-<<<<<<< HEAD
 from dmole_cli.methods._option import Option as Option
-from dmole_cli.methods._same_budget import require_same_budget
-=======
 from dmole_cli.methods._same_budget import uniform_budget
->>>>>>> i14-alloc
 from dmole_cli.settings.budget import parse_budget
 
 if TYPE_CHECKING:
