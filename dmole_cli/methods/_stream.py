@@ -8,11 +8,10 @@ from dmole_cli.artifacts.errors import StaleArtifact
 from dmole_cli.artifacts.expert import is_imported
 from dmole_cli.artifacts.headers import header_of
 from dmole_cli.artifacts.kinds import EXPERT, FEATURES, MEMORY
+from dmole_cli.artifacts.provenance import DATA_PREFIX
 from dmole_cli.artifacts.run import Run
 from dmole_cli.methods.base import Method, TaskContext
 from dmole_cli.settings.model import Settings
-
-DATA = "data:"
 
 
 def require_stream(rules: Method, settings: Settings, run: Run, tasks: Iterable[str]) -> None:
@@ -45,14 +44,14 @@ def _inputs(rules: Method, settings: Settings, run: Run, task: str) -> list[str]
     shares = rules.data_shares(settings.tasks, task, context.options)
     previous = rules.previous_task(settings.tasks, task)
     experts = [run.expert(previous, rules.name)] if previous is not None else []
-    return [*(f"{DATA}{name}/train" for name in shares), *map(run.name_of, [*rules.inputs(context), *experts])]
+    return [*(f"{DATA_PREFIX}{name}/train" for name in shares), *map(run.name_of, [*rules.inputs(context), *experts])]
 
 
 def _tasks_of(run: Run, names: Iterable[str]) -> set[str]:
     """The tasks whose data, experts or memories have these names."""
-    found = {name.removeprefix(DATA).rpartition("/")[0] for name in names if name.startswith(DATA)}
+    found = {name.removeprefix(DATA_PREFIX).rpartition("/")[0] for name in names if name.startswith(DATA_PREFIX)}
     for name in names:
-        kind = None if name.startswith(DATA) else run.identify(run.path_of(name))
+        kind = None if name.startswith(DATA_PREFIX) else run.identify(run.path_of(name))
         if kind is not None and kind[0] in (EXPERT, MEMORY, FEATURES):
             found.add(kind[1]["task"])
     return found
