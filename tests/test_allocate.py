@@ -26,6 +26,7 @@ from dmole_cli.backbones.reach import find_candidates, unreached_sites
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.commands.app import app
 from dmole_cli.data.sample import Sample
+from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.methods.base import LoadedContext, candidate_sites, load_method
 from dmole_cli.profiling.sensitivity import measure_sensitivity
@@ -72,7 +73,9 @@ def opened(tmp_path, embedded, model):
 
     def place(method: str = "d-mole", **chosen):
         settings = Settings(allocate=AllocateSettings(**chosen))
-        outcome = allocate_task(TASK, settings=settings, model=model, run=Run(tmp_path), method=method, force=True)
+        run = Run(tmp_path)
+        parts = {"settings": settings, "data": Tasks.of(settings, run), "model": model, "run": run}
+        outcome = allocate_task(TASK, **parts, method=method, force=True)
         return outcome.as_dict(), json.loads(outcome.path.read_text(encoding="utf-8"))
 
     place.write = write

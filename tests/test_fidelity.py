@@ -173,7 +173,7 @@ def test_a_batch_chooses_its_transfer_expert_by_vote(opened, shared, batches, tm
             own.profile(task).write_bytes(work.run.profile(task).read_bytes())
         work = opened(tmp_path / vote, training_vote=vote)
         for task in tiny.TASKS:
-            allocate_task(task, **work.parts_without_data)
+            allocate_task(task, **work.parts)
             batches.clear()
             stage.train_task(task, **work.parts)
         made[vote] = expert_of(work, "d-mole", SECOND)
