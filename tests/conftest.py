@@ -1,11 +1,15 @@
 import importlib
 import json
+import os
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 import tiny
+
+# pytest-xdist sets it in its processes; output in a pipe would be wrapped.
+os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture(scope="session")

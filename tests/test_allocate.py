@@ -449,7 +449,7 @@ def test_a_profile_that_is_no_table_is_one_error(tmp_path):
 @pytest.mark.parametrize(
     "written",
     [
-        *("2", "-2", "0.02", "true", "nan", "inf", "-inf", "1e999", "0xFFFFFFFFFFFFFFFFFFFFFFFF", '["2%"]', "{a=1}"),
+        *("2", "-2", "0.02", "true", "nan", "inf", "-inf", "1e999", '["2%"]', "{a=1}"),
         *("1979-05-27", '""', '"2"', '"-2%"', '"200%"', '"sites:0%"', '"nan"', '"1e999%"', '"params:2%"', '"params:0"'),
         *('"params:99999999999999999999"', f'"params:{"9" * 5000}"', '"\u0662%"'),
     ],
