@@ -148,7 +148,7 @@ def exaone4_5(folder: Path) -> Path:
     tokens = tokenizer(*CHAT_MARKS, *QWEN_MARKS, end="<|im_end|>")
     config = {
         "model_type": "exaone4_5",
-        "text_config": {"model_type": "exaone4", **text_sizes(tokens), "sliding_window": None},
+        "text_config": {"model_type": "exaone4", **text_sizes(tokens), "sliding_window": None, "sliding_window_pattern": None, "layer_types": ["full_attention"] * 2},
         "vision_config": {**TOWER, "window_size": 24, "fullatt_block_indexes": [1], "num_key_value_heads": 2},
         **ids(tokens, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>"),
     }
