@@ -46,6 +46,13 @@ def ids(tokens: Any, **names: str) -> dict[str, int]:
     return {key: tokens.convert_tokens_to_ids(token) for key, token in names.items()}
 
 
+def _strengthen(model: Any) -> None:
+    """Draw matrices anew that are initialised too small, or not at all, for a result to depend on the image."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not 0.05 < parameter.std() < 2:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
 def write(
     folder: Path,
     config: Mapping[str, Any],
@@ -63,7 +70,7 @@ def write(
         tokens: the tokenizer.
         processor: contents of `processor_config.json`; `processor_class` among them.
         template: the chat template, for families that have one.
-        prepare: changes the model before it is written, such as parameters that are initialised to zero.
+        prepare: changes the model before it is written, such as gates that are initialised to zero.
 
     Returns:
         The folder.
@@ -74,6 +81,7 @@ def write(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(settings)
+        _strengthen(model)
         if prepare is not None:
             prepare(model)
     model.save_pretrained(folder)

@@ -158,15 +158,7 @@ def llama4(folder: Path) -> Path:
         "{% endfor %}<|eot|>{% endfor %}{% if add_generation_prompt %}<|header_start|>assistant<|header_end|>\n\n{% endif %}"
     )
 
-    def fill(model: Any) -> None:
-        """Parameters that the class leaves uninitialised or at zero."""
-        import torch
-
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and ("experts" in name or "embedding" in name):
-                torch.nn.init.normal_(parameter, std=0.1)
-
-    return write(folder, config, tokens, processor, template=template, prepare=fill)
+    return write(folder, config, tokens, processor, template=template)
 
 
 def qianfan_ocr(folder: Path) -> Path:
