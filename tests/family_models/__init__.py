@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from family_models import more, packed, rows, tiled
+from family_models import more, older, packed, rows, tiled
 
 
 def _public(*modules: ModuleType) -> dict[str, Callable[[Path], Path]]:
@@ -19,4 +19,4 @@ def _public(*modules: ModuleType) -> dict[str, Callable[[Path], Path]]:
     }
 
 
-MODELS = _public(more, packed, rows, tiled)
+MODELS = _public(more, older, packed, rows, tiled)

@@ -54,7 +54,12 @@ def aria(folder: Path, *, split: bool = False) -> Path:
         "projector_patch_to_query_dict": {49: 8},
         **ids(tokens, image_token_index="<|img|>"),
     }
-    image = {"image_processor_type": "AriaImageProcessor", "max_image_size": 980, "min_image_size": 16, "split_image": split}
+    image = {
+        "image_processor_type": "AriaImageProcessor",
+        "max_image_size": 980,
+        "min_image_size": 16,
+        "split_image": split,
+    }
     processor = {"processor_class": "AriaProcessor", "image_processor": image, "size_conversion": {980: 8}}
     return write(folder, config, tokens, processor, template=chat("<fim_prefix><|img|><fim_suffix>"))
 
@@ -91,11 +96,26 @@ def mllama(folder: Path) -> Path:
 
 def molmo2(folder: Path) -> Path:
     """Molmo 2: overlapping crops, pooled through `image_token_pooling`, indices into all patches of the sample."""
-    marks = ("<im_patch>", "<im_col>", "<im_start>", "<low_res_im_start>", "<im_end>", "<frame_start>", "<frame_end>", "<im_low>")
+    marks = (
+        "<im_patch>",
+        "<im_col>",
+        "<im_start>",
+        "<low_res_im_start>",
+        "<im_end>",
+        "<frame_start>",
+        "<frame_end>",
+        "<im_low>",
+    )
     tokens = tokenizer(*CHAT_MARKS, *marks, "<|video|>", end="<|im_end|>", image_token="<|image|>")
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
     vision = vision_sizes() | heads | {"image_size": [SIDE, SIDE], "num_hidden_layers": 3}
-    adapter = {"vision_feature_layer": [-1, 0], "hidden_size": WIDTH, **heads, "intermediate_size": INNER, "text_hidden_size": WIDTH}
+    adapter = {
+        "vision_feature_layer": [-1, 0],
+        "hidden_size": WIDTH,
+        **heads,
+        "intermediate_size": INNER,
+        "text_hidden_size": WIDTH,
+    }
     text = text_sizes(tokens) | {"head_dim": 8, "additional_vocab_size": 8, "vocab_size": len(tokens)}
     config = {
         "model_type": "molmo2",
@@ -156,8 +176,18 @@ def _pan() -> dict[str, Any]:
 def t5gemma2(folder: Path) -> Path:
     """T5Gemma 2: an encoder-decoder; images enter the text encoder."""
     tokens = _gemma_tokens()
-    marks = ids(tokens, boi_token_index="<start_of_image>", eoi_token_index="<end_of_image>", image_token_index="<image_soft_token>")
-    layers = {"head_dim": 8, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 8}
+    marks = ids(
+        tokens,
+        boi_token_index="<start_of_image>",
+        eoi_token_index="<end_of_image>",
+        image_token_index="<image_soft_token>",
+    )
+    layers = {
+        "head_dim": 8,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": 8,
+    }
     text = text_sizes(tokens) | layers
     encoder = {
         "text_config": {"model_type": "t5gemma2_text", **text},
@@ -212,12 +242,21 @@ def fast_vlm(folder: Path) -> Path:
     config = {
         "model_type": "fast_vlm",
         "text_config": {"model_type": "qwen2", **text_sizes(tokens)},
-        "vision_config": {"model_type": "timm_wrapper", "architecture": "fastvit_mci3", "num_classes": 2, "hidden_size": 3072},
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "fastvit_mci3",
+            "num_classes": 2,
+            "hidden_size": 3072,
+        },
         **ids(tokens, image_token_id="<image>"),
     }
     processor = {
         "processor_class": "LlavaProcessor",
-        "image_processor": {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}},
+        "image_processor": {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": 64},
+            "crop_size": {"height": 64, "width": 64},
+        },
         "patch_size": 64,
         "vision_feature_select_strategy": "full",
     }
@@ -229,7 +268,14 @@ def perception_lm(folder: Path) -> Path:
     tokens = tokenizer(
         *LLAMA_MARKS, end="<|eot_id|>", start="<|begin_of_text|>", image_token="<|image|>", video_token="<|video|>"
     )
-    sizes = {"img_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH], "embed_dim": WIDTH, "depth": 2, "num_heads": 2, "global_pool": ""}
+    sizes = {
+        "img_size": [SIDE, SIDE],
+        "patch_size": [PATCH, PATCH],
+        "embed_dim": WIDTH,
+        "depth": 2,
+        "num_heads": 2,
+        "global_pool": "",
+    }
     shape = {"use_post_transformer_norm": False, "init_values": 0.1, "ref_feat_shape": [4, 4], "mlp_ratio": 2.0}
     config = {
         "model_type": "perception_lm",

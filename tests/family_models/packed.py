@@ -42,10 +42,16 @@ def _processor(name: str, image: str, video: str, **more: Any) -> dict[str, Any]
     }
 
 
-def _qwen(folder: Path, model_type: str, processor: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]) -> Path:
+def _qwen(
+    folder: Path, model_type: str, processor: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]
+) -> Path:
     tokens = tokenizer(*CHAT_MARKS, *QWEN_MARKS, end="<|im_end|>")
     marks = dict(
-        zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"), QWEN_MARKS, strict=True)
+        zip(
+            ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"),
+            QWEN_MARKS,
+            strict=True,
+        )
     )
     config = {
         "model_type": model_type,
@@ -148,7 +154,13 @@ def exaone4_5(folder: Path) -> Path:
     tokens = tokenizer(*CHAT_MARKS, *QWEN_MARKS, end="<|im_end|>")
     config = {
         "model_type": "exaone4_5",
-        "text_config": {"model_type": "exaone4", **text_sizes(tokens), "sliding_window": None, "sliding_window_pattern": None, "layer_types": ["full_attention"] * 2},
+        "text_config": {
+            "model_type": "exaone4",
+            **text_sizes(tokens),
+            "sliding_window": None,
+            "sliding_window_pattern": None,
+            "layer_types": ["full_attention"] * 2,
+        },
         "vision_config": {**TOWER, "window_size": 24, "fullatt_block_indexes": [1], "num_key_value_heads": 2},
         **ids(tokens, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>"),
     }
@@ -180,7 +192,9 @@ def paddleocr_vl(folder: Path) -> Path:
 
 def video_llama_3(folder: Path) -> Path:
     """VideoLLaMA 3: the tower also needs `image_merge_sizes`."""
-    tokens = tokenizer(*CHAT_MARKS, "<image>", "<video>", end="<|im_end|>", image_token="<image>", video_token="<video>")
+    tokens = tokenizer(
+        *CHAT_MARKS, "<image>", "<video>", end="<|im_end|>", image_token="<image>", video_token="<video>"
+    )
     config = {
         "model_type": "video_llama_3",
         "text_config": {"model_type": "qwen2", **text_sizes(tokens)},

@@ -7,7 +7,6 @@ from typing import Any
 
 from family_models.parts import (
     CHAT_MARKS,
-    HALF,
     INNER,
     PATCH,
     SIDE,
@@ -94,7 +93,12 @@ def gemma4(folder: Path) -> Path:
         "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"], "initializer_range": 0.05,
         "rope_parameters": {"sliding_attention": rope, "full_attention": rope}, "use_bidirectional_attention": "vision",
     }  # fmt: skip
-    vision = vision_sizes() | {"num_key_value_heads": 2, "head_dim": 16, "pooling_kernel_size": 2, "position_embedding_size": 64}
+    vision = vision_sizes() | {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "pooling_kernel_size": 2,
+        "position_embedding_size": 64,
+    }
     config = {
         "model_type": "gemma4",
         "text_config": {"model_type": "gemma4_text", **text_sizes(tokens), **text},
@@ -142,7 +146,9 @@ def vipllava(folder: Path) -> Path:
     return write(folder, config, tokens, processor, template=chat("<image>\n", WORDS))
 
 
-def _next(folder: Path, model_type: str, name: str, tokens: Any, *, template: str, video: str = "", **config: Any) -> Path:
+def _next(
+    folder: Path, model_type: str, name: str, tokens: Any, *, template: str, video: str = "", **config: Any
+) -> Path:
     settings = {
         "model_type": model_type,
         "text_config": _llama(tokens),
@@ -155,7 +161,11 @@ def _next(folder: Path, model_type: str, name: str, tokens: Any, *, template: st
     }
     processor = {
         "processor_class": name,
-        "image_processor": {"image_processor_type": "LlavaNextImageProcessor", **CROPPED, "image_grid_pinpoints": GRIDS},
+        "image_processor": {
+            "image_processor_type": "LlavaNextImageProcessor",
+            **CROPPED,
+            "image_grid_pinpoints": GRIDS,
+        },
         "patch_size": PATCH,
         "vision_feature_select_strategy": settings["vision_feature_select_strategy"],
         "num_additional_image_tokens": 1,

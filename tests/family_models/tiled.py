@@ -13,7 +13,6 @@ from family_models.parts import (
     SIDE,
     SQUARE,
     WIDTH,
-    WORDS,
     chat,
     ids,
     text_sizes,
@@ -31,7 +30,12 @@ COHERE_MARKS = ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|USER_TOKE
 
 
 def _cohere(tokens: Any) -> dict[str, Any]:
-    return {"model_type": "cohere2", **text_sizes(tokens), "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+    return {
+        "model_type": "cohere2",
+        **text_sizes(tokens),
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
 
 
 def aya_vision(folder: Path) -> Path:
@@ -61,7 +65,11 @@ def cohere2_vision(folder: Path) -> Path:
     """Command A Vision: the tiles of an image, then its thumbnail, each followed by a line break."""
     named = {"boi_token": "<|START_OF_IMG|>", "eoi_token": "<|END_OF_IMG|>", "image_token": "<|IMG_PATCH|>"}
     tokens = tokenizer(
-        *COHERE_MARKS, end="<|END_OF_TURN_TOKEN|>", start="<BOS_TOKEN>", img_line_break_token="<|IMG_LINE_BREAK|>", **named
+        *COHERE_MARKS,
+        end="<|END_OF_TURN_TOKEN|>",
+        start="<BOS_TOKEN>",
+        img_line_break_token="<|IMG_LINE_BREAK|>",
+        **named,
     )
     config = {
         "model_type": "cohere2_vision",
@@ -89,7 +97,11 @@ def lfm2_vl(folder: Path) -> Path:
     tokens = tokenizer(*CHAT_MARKS, *grid, end="<|im_end|>", start="<|startoftext|>", **named)
     tower = vision_sizes() | {"num_patches": 16}
     tower.pop("image_size")
-    text = text_sizes(tokens) | {"layer_types": ["conv", "full_attention"], "block_ff_dim": INNER, "block_multiple_of": 8}
+    text = text_sizes(tokens) | {
+        "layer_types": ["conv", "full_attention"],
+        "block_ff_dim": INNER,
+        "block_multiple_of": 8,
+    }
     config = {
         "model_type": "lfm2_vl",
         "text_config": {"model_type": "lfm2", **text},
@@ -145,7 +157,9 @@ def llama4(folder: Path) -> Path:
         "model_type": "llama4",
         "text_config": text_sizes(tokens) | text | {"no_rope_layers": [1, 0], "attention_chunk_size": 64},
         "vision_config": vision_sizes() | tower | {"intermediate_size": 4 * WIDTH, "pixel_shuffle_ratio": 0.5},
-        **ids(tokens, image_token_index="<|patch|>", boi_token_index="<|image_start|>", eoi_token_index="<|image_end|>"),
+        **ids(
+            tokens, image_token_index="<|patch|>", boi_token_index="<|image_start|>", eoi_token_index="<|image_end|>"
+        ),
     }
     processor = {
         "processor_class": "Llama4Processor",
