@@ -5,7 +5,7 @@ The layouts themselves are described in `families/base.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -33,3 +33,20 @@ def runs_of(tokens: torch.Tensor, token: int) -> list[tuple[int, int]]:
     values, lengths = torch.unique_consecutive(tokens, return_counts=True)
     starts, own = lengths.cumsum(0) - lengths, values == token
     return list(zip(starts[own].tolist(), lengths[own].tolist(), strict=True))
+
+
+def images_of(vision: Mapping[str, torch.Tensor], images: int, *, pixels: str = PIXELS) -> list[View]:
+    """The image tensors of a sample, separated by image; tensors that do not belong to single images are left out.
+
+    Args:
+        vision: tensors with one element per image, or packed patches with `image_grid_thw`.
+        images: number of images.
+        pixels: name of the pixels.
+    """
+    parts = {name: list(tensor) for name, tensor in vision.items() if len(tensor) == images and name != pixels}
+    if GRIDS in vision:
+        parts[pixels] = list(vision[pixels].split(vision[GRIDS].prod(dim=1).tolist()))
+    else:
+        parts[pixels] = list(vision[pixels])
+    names = [pixels, *(name for name in parts if name != pixels)]
+    return [{name: parts[name][image] for name in names} for image in range(images)]

@@ -5,7 +5,7 @@ Samples are encoded one by one, because the number of vision rows per sample mus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
 from dmole_cli.backbones.families.base import Family
-from dmole_cli.backbones.image_layouts import PIXELS, concatenate_padded
 from dmole_cli.data.sample import Sample
+from dmole_cli.errors import DmoleError
 
 IGNORED = -100
 PLACEHOLDER = "@@question@@"
@@ -79,7 +79,7 @@ class Inputs:
         """Tokens and image tensors of one sample.
 
         Raises:
-            DmoleError: an image cannot be opened.
+            DmoleError: an image cannot be opened, or the processor returns its pixels under an unknown name.
         """
         images = [opener() for opener in sample.images]
         text = self.prompt(sample.question, images=len(images))
@@ -88,7 +88,9 @@ class Inputs:
         tokens = inputs.pop("input_ids")[0]
         inputs.pop("attention_mask", None)
         token_types = {key: value[0] for key, value in inputs.items() if value.shape == shape}
-        vision = {key: value for key, value in inputs.items() if key not in token_types}
+        vision = {key: _full_precision(value) for key, value in inputs.items() if key not in token_types}
+        if images and self.family.pixels not in vision:
+            raise self._unknown_pixels(vision)
         labels = None
         if with_answer:
             answer = self.answer_tokens(sample.answer)
@@ -98,6 +100,14 @@ class Inputs:
             token_types = {key: torch.cat([v, v.new_full(answer.shape, own)]) for key, v in token_types.items()}
         instruction = self.tokenizer(sample.question, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
         return Encoded(tokens, labels, vision, instruction, token_types, len(images))
+
+    def _unknown_pixels(self, vision: Mapping[str, torch.Tensor]) -> DmoleError:
+        names = ", ".join(sorted(vision)) or "no tensor"
+        return DmoleError(
+            f"{type(self.processor).__name__} returns images as {names} and not as {self.family.pixels}: the model cannot be a "
+            "backbone, because it is unknown how the rows of its vision encoder follow from them",
+            "pass another --backbone, or add a file for the family to dmole_cli/backbones/families/ (docs/backbones.md)",
+        )
 
     def answer_tokens(self, answer: str) -> torch.Tensor:
         """Tokens of an answer and the end-of-sequence token [length, at least 1]."""
@@ -174,17 +184,19 @@ class Inputs:
             inputs[key] = pad(own, 0, left=left)
         if all(s.labels is not None for s in samples):
             inputs["labels"] = pad([s.labels for s in samples if s.labels is not None], IGNORED, left=left)
-        for key in sorted({k for s in samples for k in s.vision}):
-            inputs[key] = concatenate_padded([s.vision[key] for s in samples if key in s.vision])
-        counts = [self.family.vision_rows(s.vision) if PIXELS in s.vision else 0 for s in samples]
-        rows = torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts))
-        return inputs, {"vision": rows}
+        inputs |= self.family.join(samples, length=inputs["input_ids"].shape[1], left=left)
+        return inputs, {"vision": self.family.row_owners(samples)}
 
 
 def pad(rows: Sequence[torch.Tensor], value: int, *, left: bool) -> torch.Tensor:
     """Stack one-dimensional tensors [length_i] to [rows, longest]."""
     side = "left" if left else "right"
     return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+
+
+def _full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """Floating-point values in float32, whatever the processor chose; they take the weights' type on the device."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def image_sizes(sample: Sample) -> list[tuple[int, int]]:

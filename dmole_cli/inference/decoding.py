@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from dmole_cli.backbones.backbone import Backbone
 
 Leave = Callable[[torch.Tensor], None]
-BATCH_FIRST = ("attention_mask", "token_type_ids", "mm_token_type_ids")
+BATCH_FIRST = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 
 
 def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callable[..., torch.Tensor]:
@@ -77,13 +77,26 @@ def select_rows(name: str, value: Any, rows: torch.Tensor, before: int) -> Any:
         before: number of rows of the whole batch.
     """
     if name == "past_key_values":
-        value.batch_select_indices(rows)
+        _select_cached(value, rows)
     elif name in BATCH_FIRST and value is not None:
         return value[rows]
     elif name == "position_ids" and value is not None and value.shape[-2] == before:
         # [rows, tokens], or [axes, rows, tokens] with multimodal rotary positions
         return value.index_select(-2, rows)
     return value
+
+
+def _select_cached(cache: Any, rows: torch.Tensor) -> None:
+    """Select rows of a cache in place.
+
+    Layers of linear attention have no `batch_select_indices`, or one that leaves their recurrent state as it is; beam search's
+    method selects all of their states.
+    """
+    for layer in cache.layers:
+        if hasattr(layer, "recurrent_states") or not hasattr(layer, "batch_select_indices"):
+            layer.reorder_cache(rows)
+        else:
+            layer.batch_select_indices(rows)
 
 
 @torch.no_grad()

@@ -1,28 +1,36 @@
 """The contract of a model family: `families/<model_type>.py`, named after the `model_type` of transformers.
 
-A family's file defines
+The file's name is the model type with underscores for other characters. It defines
 
-- `tiny(folder, *, seed=0)`: write a tiny random model with the family's real processor, which the tests run on;
+- `tiny(folder, *, seed=0)`: write a tiny random model with the family's real processor, which tests/test_families.py runs on;
+  files without it are tested by tests/test_family_support.py;
 - one subclass of `Family` that overrides what the generic methods get wrong for this family; no subclass if they are right.
 
-A processor returns the images of one sample in one of three layouts, which the generic methods tell apart by the tensors:
+A processor returns the images of one sample in one of these layouts, which the generic methods tell apart by the tensors:
 
-- `pixel_values` [rows, channels, height, width]: one row per image or tile;
-- `pixel_values` [images, crops, channels, height, width]: the whole image first, then its crops, padded with crops of zeros;
-- `pixel_values` [patches, values] with `image_grid_thw` [images, 3]: the patches of all images, packed.
+- `pixel_values` [images, ...]: one row per image;
+- `pixel_values` [patches, ...] with `image_grid_thw` [images, 3]: the patches of all images, packed.
+
+Where an image becomes several rows, such as tiles or crops, the family's file says which of them shows the whole image.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
 from dmole_cli import catalog
-from dmole_cli.backbones.image_layouts import GRIDS, PIXELS, View
+from dmole_cli.backbones.image_layouts import GRIDS, PIXELS, View, concatenate_padded, images_of
 from dmole_cli.errors import DmoleError
+
+if TYPE_CHECKING:
+    from dmole_cli.backbones.inputs import Encoded
+
+WHOLE_HINT = "add a file for the family to dmole_cli/backbones/families/ with whole_images (docs/backbones.md)"
 
 
 class Family:
@@ -31,9 +39,13 @@ class Family:
     Attributes:
         processor: the backbone's processor.
         answer_token_type: value of the answer's tokens in token-wise inputs such as `token_type_ids`.
+        pixels: name of the tensor that the vision encoder's rows are counted by.
+        more_vision: module paths of vision encoders beside the one that the model names.
     """
 
     answer_token_type: int = 0
+    pixels: str = PIXELS
+    more_vision: tuple[str, ...] = ()
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
@@ -51,7 +63,12 @@ class Family:
             raise TypeError(f"{cls.__name__} defines {', '.join(unknown)}; a family can override: {hooks}")
 
     def prompt(self, question: str, *, images: int) -> str:
-        """Text of a user turn with this number of images, up to where the answer begins: the chat template's."""
+        """Text of a user turn with this number of images, up to where the answer begins.
+
+        The chat template's; the question alone for processors without one, which place the image tokens by themselves.
+        """
+        if getattr(self.processor, "chat_template", None) is None and not has_template(self.processor.tokenizer):
+            return question
         content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
@@ -68,8 +85,24 @@ class Family:
 
     def vision_rows(self, vision: Mapping[str, torch.Tensor]) -> int:
         """Number of rows of the vision encoder's batch for the image tensors of a sample; padding crops are no rows."""
-        pixels = vision[PIXELS]
+        pixels = vision[self.pixels]
         return int(pixels.flatten(2).any(dim=2).sum()) if pixels.dim() == 5 else len(pixels)
+
+    def join(self, samples: Sequence[Encoded], *, length: int, left: bool) -> dict[str, torch.Tensor]:
+        """Image tensors of a batch: those of its samples, concatenated.
+
+        Args:
+            samples: of the batch; some may have no images.
+            length: number of tokens of the longest sample, to which the others are padded.
+            left: whether they are padded on the left.
+        """
+        names = sorted({name for sample in samples for name in sample.vision})
+        return {name: concatenate_padded([s.vision[name] for s in samples if name in s.vision]) for name in names}
+
+    def row_owners(self, samples: Sequence[Encoded]) -> torch.Tensor:
+        """Sample index of each row of the vision encoder's batch [rows], ascending."""
+        counts = [self.vision_rows(s.vision) if self.pixels in s.vision else 0 for s in samples]
+        return torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts))
 
     def whole_images(self, vision: Mapping[str, torch.Tensor], tokens: torch.Tensor, *, images: int) -> list[View]:
         """Inputs of the vision encoder for each image as a whole, without its tiles.
@@ -82,20 +115,22 @@ class Family:
         Raises:
             DmoleError: the layout does not tell which rows are whole images.
         """
-        pixels = vision[PIXELS]
-        if GRIDS in vision:
-            grids = vision[GRIDS]
-            patches = pixels.split(grids.prod(dim=1).tolist())
-            return [{PIXELS: own, GRIDS: grid} for own, grid in zip(patches, grids, strict=True)]
-        if len(pixels) != images:
-            raise DmoleError(
-                f"{images} image(s) become {len(pixels)} tiles, and it is unknown which tile shows an image as a whole",
-                "add a file for the family to dmole_cli/backbones/families/ with whole_images (docs/backbones.md)",
-            )
-        return [{PIXELS: own[0] if pixels.dim() == 5 else own} for own in pixels]
+        pixels = vision[self.pixels]
+        if pixels.dim() == 5 and pixels.shape[0] * pixels.shape[1] == images:
+            vision = {name: own.flatten(0, 1) for name, own in vision.items() if own.shape[:2] == pixels.shape[:2]}
+            pixels = vision[self.pixels]
+        if GRIDS in vision or (len(pixels) == images and pixels.dim() < 5):
+            return images_of(vision, images, pixels=self.pixels)
+        what = f"{len(pixels)} tiles" if pixels.dim() < 5 else f"{len(pixels)} × {pixels.shape[1]} crops or tiles"
+        raise DmoleError(
+            f"{images} image(s) become {what}, and it is unknown which of them shows an image as a whole", WHOLE_HINT
+        )
 
     def vision_states(self, tower: Any, views: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Last hidden state of the vision encoder [images, tokens, width] for stacked whole images."""
+        """Last hidden state of the vision encoder [images, tokens, width] for stacked whole images.
+
+        Used where the vision encoder takes pixels, and grids of packed patches, alone; see vision_states.py for the others.
+        """
         pixels = views[PIXELS]
         if GRIDS not in views:
             return tower(pixel_values=pixels).last_hidden_state
@@ -107,15 +142,21 @@ class Family:
         return tower(input_ids=tokens, use_cache=False).last_hidden_state
 
 
+def has_template(tokenizer: Any) -> bool:
+    """Whether a tokenizer has a chat template."""
+    return getattr(tokenizer, "chat_template", None) is not None
+
+
 def families() -> list[str]:
-    """Model types that have a file here, sorted."""
-    return catalog.names("families")
+    """Names of the files here that write a tiny model, sorted."""
+    return [name for name in catalog.names("families") if hasattr(catalog.load("families", name), "tiny")]
 
 
 def family_class(model_type: str) -> type[Family]:
     """The subclass of `Family` for a model type; `Family` itself where no file overrides anything."""
-    if model_type not in families():
+    name = re.sub(r"[^0-9a-z]", "_", model_type)
+    if name not in catalog.names("families"):
         return Family
-    module = catalog.load("families", model_type)
+    module = catalog.load("families", name)
     own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Family)]
     return next((value for value in own if value.__module__ == module.__name__), Family)
