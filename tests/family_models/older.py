@@ -55,7 +55,7 @@ def blip(folder: Path) -> Path:
 
 def blip_2(folder: Path) -> Path:
     """BLIP-2: a querying transformer between a vision encoder and OPT; image tokens before the start token."""
-    tokens = tokenizer(end="</s>", start="<s>", image_token="<image>")
+    tokens = tokenizer("<image>", end="</s>", start="<s>")
     config = {
         "model_type": "blip-2",
         "text_config": _opt(tokens),
@@ -70,7 +70,7 @@ def blip_2(folder: Path) -> Path:
 
 def instructblip(folder: Path) -> Path:
     """InstructBLIP: the querying transformer reads the instruction, too, through a tokenizer of its own."""
-    tokens = tokenizer(end="</s>", start="<s>", image_token="<image>")
+    tokens = tokenizer("<image>", end="</s>", start="<s>")
     config = {
         "model_type": "instructblip",
         "text_config": _opt(tokens),
@@ -97,14 +97,9 @@ def kosmos_2(folder: Path) -> Path:
             "pad_token_id": tokens.pad_token_id, "bos_token_id": tokens.bos_token_id, "eos_token_id": tokens.eos_token_id,
         },
         "vision_config": vision_sizes(),
-        "latent_query_num": 4,
+        "latent_query_num": 64,  # the processor's default
     }  # fmt: skip
-    processor = {
-        "processor_class": "Kosmos2Processor",
-        "image_processor": CLIP_IMAGES,
-        "num_patch_index_tokens": 4,
-        "num_image_tokens": 4,
-    }
+    processor = {"processor_class": "Kosmos2Processor", "image_processor": CLIP_IMAGES, "num_patch_index_tokens": 4}
     return write(folder, config, tokens, processor)
 
 

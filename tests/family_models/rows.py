@@ -118,7 +118,8 @@ def gemma4(folder: Path) -> Path:
         "image_seq_length": 70,
     }
     template = (
-        "{{ bos_token }}{% for message in messages %}<|turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
+        "{{ bos_token }}{% for message in messages %}<|turn>"
+        "{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
         "{% for part in message['content'] %}{% if part['type'] == 'image' %}<|image|>{% else %}{{ part['text'] | trim }}"
         "{% endif %}{% endfor %}<turn|>\n{% endfor %}{% if add_generation_prompt %}<|turn>model\n{% endif %}"
     )

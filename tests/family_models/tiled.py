@@ -228,16 +228,20 @@ def idefics2_split(folder: Path) -> Path:
 
 
 def got_ocr2(folder: Path) -> Path:
-    """GOT-OCR 2: a vision encoder with windows and convolutions, and a fixed prompt without a chat template."""
+    """GOT-OCR 2: attention in windows in the vision encoder, and a fixed prompt without a chat template.
+
+    The processor counts 256 tokens for an image: 64 × 64 patches, of which convolutions merge 4 × 4.
+    """
     tokens = tokenizer(*CHAT_MARKS, "<img>", "</img>", "<imgpad>", end="<|im_end|>")
-    vision = vision_sizes() | {"output_channels": 16, "window_size": 2, "global_attn_indexes": [1], "mlp_dim": INNER}
+    vision = vision_sizes(patch=2) | {"image_size": 128, "output_channels": 8, "mlp_dim": 16, "global_attn_indexes": []}
+    vision |= {"hidden_size": 16, "num_attention_heads": 1, "num_hidden_layers": 1}
     config = {
         "model_type": "got_ocr2",
         "text_config": {"model_type": "qwen2", **text_sizes(tokens)},
-        "vision_config": vision | {"image_size": 48},
-        "image_seq_length": 4,
+        "vision_config": vision,
+        "image_seq_length": 256,
         **ids(tokens, image_token_index="<imgpad>"),
     }
-    image = {"image_processor_type": "GotOcr2ImageProcessor", "size": {"height": 48, "width": 48}, **HALF}
-    processor = {"processor_class": "GotOcr2Processor", "image_processor": image, "num_image_tokens": 4}
+    image = {"image_processor_type": "GotOcr2ImageProcessor", "size": {"height": 128, "width": 128}, **HALF}
+    processor = {"processor_class": "GotOcr2Processor", "image_processor": image}
     return write(folder, config, tokens, processor)

@@ -30,6 +30,7 @@ from dmole_cli.errors import DmoleError
 if TYPE_CHECKING:
     from dmole_cli.backbones.inputs import Encoded
 
+REFUSED_HINT = "pass another --backbone; docs/backbones.md lists the model types that can be one"
 WHOLE_HINT = "add a file for the family to dmole_cli/backbones/families/ with whole_images (docs/backbones.md)"
 
 
@@ -41,11 +42,13 @@ class Family:
         answer_token_type: value of the answer's tokens in token-wise inputs such as `token_type_ids`.
         pixels: name of the tensor that the vision encoder's rows are counted by.
         more_vision: module paths of vision encoders beside the one that the model names.
+        refused: why models of this family cannot be backbones; empty if they can.
     """
 
     answer_token_type: int = 0
     pixels: str = PIXELS
     more_vision: tuple[str, ...] = ()
+    refused: str = ""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
@@ -153,10 +156,17 @@ def families() -> list[str]:
 
 
 def family_class(model_type: str) -> type[Family]:
-    """The subclass of `Family` for a model type; `Family` itself where no file overrides anything."""
+    """The subclass of `Family` for a model type; `Family` itself where no file overrides anything.
+
+    Raises:
+        DmoleError: the family's file says why its models cannot be backbones.
+    """
     name = re.sub(r"[^0-9a-z]", "_", model_type)
     if name not in catalog.names("families"):
         return Family
     module = catalog.load("families", name)
     own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Family)]
-    return next((value for value in own if value.__module__ == module.__name__), Family)
+    found = next((value for value in own if value.__module__ == module.__name__), Family)
+    if found.refused:
+        raise DmoleError(f"a model of the type {model_type} cannot be a backbone: {found.refused}", REFUSED_HINT)
+    return found
