@@ -21,7 +21,7 @@ from dmole_cli.backbones.image_layouts import GRIDS, View
 from dmole_cli.backbones.inputs import IGNORED, Encoded, Inputs, pad
 from dmole_cli.backbones.pooling import BATCH_SIZE, max_pooled
 from dmole_cli.backbones.sites import block_stacks, modality_of, tower_names
-from dmole_cli.backbones.vision_states import feature_arguments, image_states, takes_images_alone
+from dmole_cli.backbones.vision_states import encoding_model, feature_arguments, image_states, takes_images_alone
 from dmole_cli.data.sample import Sample
 
 __all__ = ["IGNORED", "Backbone", "Encoded", "pad"]
@@ -55,6 +55,7 @@ class Backbone:
         self.model.eval().requires_grad_(False)
         self.tokenizer = processor.tokenizer
         self.family = family_class(model.config.model_type)(processor)
+        self.family.adapt(model)
         self.inputs = Inputs(processor, self.family)
         self.counts: Counter[str] = Counter()
         towers = tower_names(model)
@@ -196,17 +197,22 @@ class Backbone:
         if self.family.pixels not in sample.vision:
             return []
         views = self.family.whole_images(sample.vision, sample.tokens, images=sample.images)
-        known = {self.family.pixels, GRIDS, *feature_arguments(self.model)}
+        if self._own_vision_states:
+            return views
+        known = {self.family.pixels, GRIDS, *feature_arguments(encoding_model(self.model), self.vision)}
         return [{name: tensor for name, tensor in view.items() if name in known} for view in views]
 
+    @property
+    def _own_vision_states(self) -> bool:
+        return type(self.family).vision_states is not Family.vision_states
+
     def _one_at_a_time(self, views: Mapping[str, torch.Tensor]) -> bool:
-        own = type(self.family).vision_states is not Family.vision_states
-        return not own and not takes_images_alone(self.vision, set(views))
+        return not self._own_vision_states and not takes_images_alone(self.vision, set(views))
 
     def _vision_states(self, views: Mapping[str, torch.Tensor]) -> torch.Tensor:
         views = {name: rows.to(self.dtype) if rows.is_floating_point() else rows for name, rows in views.items()}
         if self._one_at_a_time(views):
-            return image_states(self.model, self.vision, views)
+            return image_states(encoding_model(self.model), self.vision, views)
         return self.family.vision_states(self.vision, views)
 
     def _language_states(self, views: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -59,7 +59,8 @@ def without_video(full: type[ProcessorMixin]) -> type[ProcessorMixin]:
         accepted = cls.__init__.__code__.co_varnames[: cls.__init__.__code__.co_argcount][1:]
         _, known = cls.validate_init_kwargs(processor_config=settings, valid_kwargs=accepted)
         # By keyword: the parts may stand anywhere among the constructor's arguments.
-        return cls(**dict(zip(get_attributes(cls), args, strict=True)), **known)
+        parts = {VIDEO: None, **dict(zip(get_attributes(cls), args, strict=True))}
+        return cls(**parts, **known)
 
     def initialised(self: Any, *args: Any, **kwargs: Any) -> None:
         """`ProcessorMixin.__init__`; positional parts are in the order of all attributes, the video processor among them."""

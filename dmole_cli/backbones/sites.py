@@ -74,14 +74,14 @@ def tower_names(model: Any) -> dict[str, str]:
         DmoleError: the model does not name its towers, or one of them is not a tower of its own.
     """
     kind = type(model).__name__
-    if getattr(model.config, "is_encoder_decoder", False):
+    if any(getattr(part, "is_encoder_decoder", False) for part in (model.config, model.config.get_text_config())):
         raise DmoleError(
             f"{kind} is an encoder-decoder model: its answers do not continue the prompt",
             "a backbone is an image-text-to-text model whose language model is a decoder alone",
         )
     names = {id(module): name for name, module in model.named_modules()}
     try:
-        towers = {"vision": model.get_encoder("image"), "language": model.get_decoder()}
+        towers = {"vision": model.get_encoder("image"), "language": _without_head(model.get_decoder())}
     except (AttributeError, TypeError, ValueError) as error:
         message = f"{kind} does not name a vision encoder and a decoder: {error}"
         raise DmoleError(message, BACKBONE_HINT) from error
@@ -90,6 +90,8 @@ def tower_names(model: Any) -> dict[str, str]:
     ]
     if missing:
         raise DmoleError(f"no {' and no '.join(missing)} tower found in {kind}", BACKBONE_HINT)
+    if model.get_output_embeddings() is None:
+        raise DmoleError(f"{kind} does not name its output head", BACKBONE_HINT)
     found = {modality: names[id(module)] for modality, module in towers.items()}
     if _within(found["language"], found["vision"]):
         raise DmoleError(
@@ -97,6 +99,13 @@ def tower_names(model: Any) -> dict[str, str]:
             BACKBONE_HINT,
         )
     return found
+
+
+def _without_head(decoder: Any) -> Any:
+    """The decoder inside a decoder with an output head, which some models name as their decoder."""
+    while decoder is not None and decoder.get_output_embeddings() is not None and decoder.get_decoder() is not decoder:
+        decoder = decoder.get_decoder()
+    return decoder
 
 
 def block_stacks(model: Any) -> dict[str, list[str]]:

@@ -16,10 +16,19 @@ from dmole_cli.backbones.image_layouts import GRIDS, PIXELS
 from dmole_cli.errors import DmoleError
 
 
-def feature_arguments(model: Any) -> set[str]:
-    """Names of the tensors that the model's `get_image_features` takes; empty if it has none."""
+def encoding_model(model: Any) -> Any:
+    """The module that encodes images: inside the model with the output head, whose own method may hide arguments."""
+    inner = getattr(model, "model", None)
+    return inner if hasattr(inner, "get_image_features") else model
+
+
+def feature_arguments(model: Any, tower: Any = None) -> set[str]:
+    """Names of the tensors that the model's `get_image_features` takes, and passes to its vision encoder; empty without it."""
     method = getattr(model, "get_image_features", None)
-    return set() if method is None else set(inspect.signature(method).parameters) - {"kwargs"}
+    if method is None:
+        return set()
+    own = [method] if tower is None else [method, tower.forward]
+    return {name for function in own for name in inspect.signature(function).parameters} - {"kwargs"}
 
 
 def takes_images_alone(tower: Any, names: set[str]) -> bool:
@@ -29,7 +38,7 @@ def takes_images_alone(tower: Any, names: set[str]) -> bool:
     parameters = list(inspect.signature(tower.forward).parameters.values())
     required = {p.name for p in parameters[1:] if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     if GRIDS in names:
-        return required <= {"grid_thw"} and "grid_thw" in {p.name for p in parameters}
+        return required == {"grid_thw"}
     return not required and parameters[0].name == PIXELS
 
 

@@ -45,7 +45,7 @@ def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callabl
                 input_ids, next_sequence_length=None if first else 1, is_first_iteration=first, **kwargs
             )
             outputs = model(**inputs, return_dict=True)
-            kwargs = model._update_model_kwargs_for_generation(outputs, kwargs)
+            kwargs = model._update_model_kwargs_for_generation(outputs, kwargs, is_encoder_decoder=False)
             scores = logits_processor(input_ids, outputs.logits[:, -1].float())
             input_ids = torch.cat([input_ids, scores.argmax(dim=-1, keepdim=True)], dim=1)
             done = stopping_criteria(input_ids, None)

@@ -65,6 +65,9 @@ class Family:
             hooks = ", ".join(name for name in vars(Family) if not name.startswith("_"))
             raise TypeError(f"{cls.__name__} defines {', '.join(unknown)}; a family can override: {hooks}")
 
+    def adapt(self, model: Any) -> None:
+        """Add hooks to a model that would otherwise compute a sample differently beside other samples; most need none."""
+
     def prompt(self, question: str, *, images: int) -> str:
         """Text of a user turn with this number of images, up to where the answer begins.
 
@@ -77,10 +80,14 @@ class Family:
 
     def prepare(self, text: str, images: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
         """Model inputs of one sample, `input_ids` [1, length] among them; a start token is added unless the text has it."""
+        return self._processed(text, images, return_tensors="pt")
+
+    def _processed(self, text: str, images: Sequence[Image.Image], *, return_tensors: str | None) -> Any:
+        """What the processor returns for one sample."""
         start = self.processor.tokenizer.bos_token
         arguments = {"images": [list(images)]} if images else {}
         special = start is not None and not text.startswith(start)
-        return self.processor(text=[text], return_tensors="pt", add_special_tokens=special, **arguments)
+        return self.processor(text=[text], return_tensors=return_tensors, add_special_tokens=special, **arguments)
 
     def image_tokens(self, sizes: Sequence[tuple[int, int]], *, images: int) -> Sequence[int]:
         """Number of tokens of images of these sizes (height, width), in samples with `images` images; no file is opened."""
@@ -136,7 +143,8 @@ class Family:
         """
         pixels = views[PIXELS]
         if GRIDS not in views:
-            return tower(pixel_values=pixels).last_hidden_state
+            states = tower(pixel_values=pixels).last_hidden_state
+            return states.flatten(1, -2)  # some encoders keep height and width apart
         states = tower(pixels.flatten(0, 1), grid_thw=views[GRIDS]).last_hidden_state
         return states.unflatten(0, (len(pixels), -1))
 
