@@ -82,7 +82,7 @@ def tower_names(model: Any) -> dict[str, str]:
     names = {id(module): name for name, module in model.named_modules()}
     try:
         towers = {"vision": model.get_encoder("image"), "language": _without_head(model.get_decoder())}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
         message = f"{kind} does not name a vision encoder and a decoder: {error}"
         raise DmoleError(message, BACKBONE_HINT) from error
     missing = [
@@ -102,10 +102,10 @@ def tower_names(model: Any) -> dict[str, str]:
 
 
 def _without_head(decoder: Any) -> Any:
-    """The decoder inside a decoder with an output head, which some models name as their decoder."""
-    while decoder is not None and decoder.get_output_embeddings() is not None and decoder.get_decoder() is not decoder:
-        decoder = decoder.get_decoder()
-    return decoder
+    """The part of a decoder that holds its blocks, where the model names a decoder with its output head."""
+    if not isinstance(decoder, nn.Module) or decoder.get_output_embeddings() is None:
+        return decoder
+    return decoder.get_submodule(block_stack(decoder).rpartition(".")[0])
 
 
 def block_stacks(model: Any) -> dict[str, list[str]]:

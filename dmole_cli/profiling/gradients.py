@@ -178,7 +178,8 @@ class _ObserveBackward(torch.autograd.Function):
     def forward(ctx, output: torch.Tensor, x: torch.Tensor, observer: Observer):
         ctx.save_for_backward(x)
         ctx.observer = observer
-        return output.view_as(output)
+        # Some models change the outputs for flattened tokens in place, which a view would not allow.
+        return output.clone() if output.dim() == 2 else output.view_as(output)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,9 +25,12 @@ class Mllama(Family):
     """
 
     def adapt(self, model: Any) -> None:
-        """Beside samples with images, let those without skip the cross-attention blocks, as they do alone."""
+        """Let samples attend to no more images in a batch than they do alone."""
+        vision = model.config.vision_config
+        tokens = vision.max_num_tiles * ((vision.image_size // vision.patch_size) ** 2 + 1)
         for block in model.get_decoder().layers:
             if hasattr(block, "cross_attn"):
+                block.register_forward_pre_hook(partial(_hide_padding, tokens), with_kwargs=True)
                 block.register_forward_hook(_skip_without_images, with_kwargs=True)
 
     def vision_rows(self, vision: Mapping[str, torch.Tensor]) -> int:
@@ -70,7 +74,26 @@ class Mllama(Family):
         return states.masked_fill(missing[:, :, None, None], float("-inf")).flatten(1, 2)
 
 
+def _hide_padding(tokens: int, block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    """Hide the images that pad a sample from its tokens before the first image, which the model lets attend to all images.
+
+    Args:
+        tokens: vision tokens of an image.
+        block: a cross-attention block.
+        args: its arguments.
+        kwargs: its keyword arguments.
+    """
+    mask, attends = kwargs["cross_attention_mask"], kwargs["full_text_row_masked_out_mask"]
+    if mask is None or attends is None or mask.shape[-1] == tokens:
+        return None
+    seen = (mask == 0) & (attends != 0)  # [samples, 1, tokens, images · vision tokens]
+    own = seen.unflatten(3, (-1, tokens)).any(dim=4).any(dim=2)[:, :, None].repeat_interleave(tokens, dim=3)
+    hidden = torch.zeros_like(mask).masked_fill(~own, torch.finfo(mask.dtype).min)
+    return args, {**kwargs, "cross_attention_mask": mask.where(attends != 0, hidden)}
+
+
 def _skip_without_images(block: Any, args: tuple, kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """Let samples without images skip the block, as they do where no sample of the batch has images."""
     attends = kwargs["full_text_row_masked_out_mask"]  # [samples, 1, tokens, 1], 1 where a token attends to any tile
     if attends is None:
         return output
