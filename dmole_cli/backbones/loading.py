@@ -56,6 +56,8 @@ def load_backbone(
     import torch
     from transformers.utils import logging
 
+    from dmole_cli.backbones.families.base import check_type
+
     # Denormal numbers are many times slower on a CPU and do not matter to a model.
     torch.set_flush_denormal(True)
     # By default, CUDA rounds the inputs of float32 convolutions to TF32 (ten bits), which changes patch embeddings.
@@ -65,6 +67,7 @@ def load_backbone(
     fingerprint = fingerprint_of(name) + str(loading)
     path = resolve(name)
     _require_quantizer(loading)
+    check_type(path)
     try:
         from transformers import AutoModelForImageTextToText
 
@@ -91,12 +94,14 @@ def load_inputs(name: str) -> tuple[Inputs, Any]:
     Raises:
         DmoleError: as for `load_backbone`.
     """
+    from dmole_cli.backbones.families.base import check_type, family_class
+
     local_folder(name)
     path = resolve(name)
+    check_type(path)
     try:
         from transformers import AutoConfig
 
-        from dmole_cli.backbones.families.base import family_class
         from dmole_cli.backbones.inputs import Inputs
         from dmole_cli.backbones.processors import load_processor
 

@@ -178,3 +178,18 @@ def family_class(model_type: str) -> type[Family]:
     if found.refused:
         raise DmoleError(f"a model of the type {model_type} cannot be a backbone: {found.refused}", REFUSED_HINT)
     return found
+
+
+def check_type(path: str) -> None:
+    """Check that models of the type of a folder or hub id can be backbones, before any part of the model is loaded.
+
+    Raises:
+        DmoleError: the family's file says why they cannot.
+    """
+    try:
+        from transformers import PreTrainedConfig
+
+        settings, _ = PreTrainedConfig.get_config_dict(path)
+    except Exception:  # reported where the model is loaded
+        return
+    family_class(str(settings.get("model_type", "")))
