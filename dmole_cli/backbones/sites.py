@@ -282,6 +282,7 @@ class _Explanation:
         self.linears = {site.name for site, _ in _block_linears(model)}
         self.head = model.get_output_embeddings()
         self.projectors = _projectors(model, self.towers, self.stacks)
+        self.others = _other_encoders(model, [tower for _, tower in self._every_tower])
 
     def modality(self, name: str) -> str:
         """The tower of a module path; empty between the towers."""
@@ -303,7 +304,21 @@ class _Explanation:
             return (
                 "not a module that computes a product alone" if isinstance(module, nn.Linear) else "not a linear module"
             )
-        return f"outside the {modality} blocks" if modality else "the projector between the towers"
+        if modality:
+            return f"outside the {modality} blocks"
+        other = next((part for part in self.others if _within(name, part)), None)
+        return f"a part of {other}, which is neither tower" if other else "the projector between the towers"
+
+
+def _other_encoders(model: nn.Module, towers: list[str]) -> list[str]:
+    """Modules outside of the towers that have transformer blocks of their own, such as a video encoder."""
+    found = []
+    for stack in _stacks_of(model):
+        parts = stack.split(".")
+        paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
+        if not any(_within(stack, tower) for tower in towers):
+            found.append(next(path for path in paths if not any(_within(tower, path) for tower in towers)))
+    return found
 
 
 def _projectors(model: Any, towers: dict[str, str], stacks: dict[str, list[str]]) -> list[str]:

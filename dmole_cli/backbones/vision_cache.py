@@ -12,6 +12,7 @@ import inspect
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from dmole_cli.artifacts.files import unwritable
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.vision_states import feature_arguments
+
+# The parts of an output without more than pooled features, such as features for single blocks of the language model.
+ALL_OF_IT = {part.name for part in fields(BaseModelOutputWithPooling)}
 
 
 class VisionFeatureCache:
@@ -83,7 +87,7 @@ class VisionFeatureCache:
         pooled = output.pooler_output
         self._stacked = isinstance(pooled, torch.Tensor)
         parts = [pooled] if self._stacked else pooled
-        plain = type(output) is BaseModelOutputWithPooling and isinstance(parts, list | tuple)
+        plain = set(output) <= ALL_OF_IT and isinstance(parts, list | tuple)
         if not plain or not all(isinstance(part, torch.Tensor) for part in parts):
             return None
         backbone.counts["vision_rows"] += backbone.family.vision_rows(sample.vision)
