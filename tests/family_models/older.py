@@ -115,7 +115,7 @@ def kosmos_2_5(folder: Path) -> Path:
         },
         "vision_config": {
             "hidden_size": WIDTH, "patch_embed_hidden_size": PATCH * PATCH * 3, "intermediate_size": INNER, "head_dim": 16,
-            "num_hidden_layers": 2, "num_attention_heads": 2, "max_num_patches": 64,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "max_num_patches": 4096,
         },
         "latent_query_num": 4,
     }  # fmt: skip

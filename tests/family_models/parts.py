@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from dmole_cli.backbones.families import _tiny
 
@@ -76,15 +77,21 @@ def write(
         The folder.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     settings = AutoConfig.for_model(**config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(settings)
-        _strengthen(model)
-        if prepare is not None:
-            prepare(model)
-    model.save_pretrained(folder)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = AutoModelForImageTextToText.from_config(settings)
+            _strengthen(model)
+            if prepare is not None:
+                prepare(model)
+        model.save_pretrained(folder)
+    except ImportError:  # without timm: the configuration, and a file that is there in place of the weights
+        settings.architectures = [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[settings.model_type]]
+        settings.save_pretrained(folder)
+        save_file({"none": torch.zeros(1)}, folder / "model.safetensors", {"format": "pt"})
     tokens.save_pretrained(folder)
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
     if template is not None:
