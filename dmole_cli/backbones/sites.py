@@ -103,7 +103,7 @@ def tower_names(model: Any) -> dict[str, str]:
 
 def _without_head(decoder: Any) -> Any:
     """The part of a decoder that holds its blocks, where the model names a decoder with its output head."""
-    if not isinstance(decoder, nn.Module) or decoder.get_output_embeddings() is None:
+    if decoder is None or decoder.get_output_embeddings() is None:
         return decoder
     return decoder.get_submodule(block_stack(decoder).rpartition(".")[0])
 
