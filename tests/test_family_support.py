@@ -176,9 +176,10 @@ def test_a_step_of_training_and_its_adapter_in_peft(name, backbone, answered, tm
     pairs = {site: (a.requires_grad_(), b.requires_grad_()) for site, (a, b) in drawn.sites.items()}
     expert = Expert(pairs, drawn.scale, trainable=True)
     before = [parameter.detach().clone() for parameter in expert.parameters()]
-    inputs, rows = backbone.collate(answered, left=False)
-    del inputs["labels"]
     sets = [["it"]] * len(answered)
+    # One sample: in a batch, some models let samples see each other's images, which dmole prevents.
+    inputs, rows = backbone.collate(answered[:1], left=False)
+    del inputs["labels"]
     routed = RoutedExperts(backbone.model, backbone.modality_of)
     routed.add("it", expert)
     try:
@@ -186,7 +187,7 @@ def test_a_step_of_training_and_its_adapter_in_peft(name, backbone, answered, tm
         train_expert(backbone, routed, expert, [batch], schedule=Schedule(1, 0.01, TrainSettings()))
         moved = sum(not torch.equal(old, new) for old, new in zip(before, expert.parameters(), strict=True))
         assert moved >= 0.75 * len(before), "the gradient reaches most sites"
-        with torch.no_grad(), routed.route(sets, rows=rows):
+        with torch.no_grad(), routed.route(sets[:1], rows=rows):
             expected = backbone.model(**inputs).logits
     finally:
         routed.close()
@@ -195,8 +196,7 @@ def test_a_step_of_training_and_its_adapter_in_peft(name, backbone, answered, tm
     plain = AutoModelForImageTextToText.from_pretrained(folder_of(name), dtype=torch.float32)
     with torch.no_grad():
         logits = PeftModel.from_pretrained(plain, tmp_path).eval()(**inputs).logits
-    kept = inputs["attention_mask"].bool()
-    torch.testing.assert_close(logits[kept], expected[kept], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
 
 
 # --- types that are refused, or need a package ---

@@ -156,11 +156,15 @@ def _loading_error(name: str, error: Exception, loading: Loading) -> DmoleError:
             f"the torchvision installed here was not built for torch {torch.__version__}: no model can be loaded",
             "pip uninstall torchvision (images do not need it), or install the version that matches this torch",
         )
-    if any(isinstance(link, ImportError) for link in chain) and "torchvision" in text.lower():
+    absent = any(isinstance(link, ImportError) for link in chain)
+    # A missing image processor is not always an ImportError.
+    if "torchvision" in text.lower() and (absent or find_spec("torchvision") is None):
         return DmoleError(
             f"backbone '{name}' needs torchvision to prepare its images",
             "pip install torchvision, in the version that matches your torch",
         )
+    if absent and "timm" in text and find_spec("timm") is None:
+        return DmoleError(f"backbone '{name}' needs timm for its vision encoder", "pip install timm")
     if loading.quantize != "none":
         return DmoleError(
             f"backbone '{name}' cannot be loaded in {loading.quantize}: {first_line(error)}",

@@ -29,14 +29,14 @@ MODELS = _public(more, older, packed, rows, tiled)
 VARIANTS = {"llava_pixtral": "llava", "idefics2_split": "idefics2"}  # further models of a type
 # Packages without which a model or its processor cannot be made.
 NEEDS = {
-    **dict.fromkeys(("cohere2_vision", "lfm2_vl", "llama4", "molmo2"), ("torchvision",)),
+    **dict.fromkeys(("cohere2_vision", "lfm2_vl", "llama4", "llava_pixtral", "mistral3", "molmo2"), ("torchvision",)),
     "perception_lm": ("torchvision", "timm"),
 }
 # What the error says about a model that cannot be a backbone.
 NO_TOWER = "no vision tower found in {}"
 ENCODER_DECODER = "{} is an encoder-decoder model"
 REFUSED = {
-    "blip": "no output head",
+    "blip": "does not name its output head",
     "chameleon": NO_TOWER.format("ChameleonForConditionalGeneration"),
     "emu3": NO_TOWER.format("Emu3ForConditionalGeneration"),
     "fast_vlm": "convolutional",
