@@ -98,6 +98,13 @@ def test_the_first_crop_is_no_whole_image_without_a_familys_word(backbone):
     assert [torch.equal(view["pixel_values"], own) for view, own in zip(views, pair[0], strict=True)] == [True, True]
 
 
+def test_numbers_that_may_count_within_a_batch_are_not_joined_without_a_familys_word(own):
+    row = own.encode(sample("Colour?", PICTURE), with_answer=True)
+    row.vision["image_token_pooling"] = torch.tensor([[0, 1], [2, -1]])
+    with pytest.raises(DmoleError, match=r"image_token_pooling .* unknown how those of several samples are joined"):
+        own.collate([row], left=False)
+
+
 def test_tensors_of_single_images_stay_with_their_image():
     grids = torch.tensor([[1, 2, 2], [1, 4, 2]])
     vision = {"pixel_values": torch.arange(12.0)[:, None], "image_grid_thw": grids, "merge": torch.tensor([1, 2])}

@@ -23,6 +23,7 @@ from dmole_cli.backbones.pooling import BATCH_SIZE, max_pooled
 from dmole_cli.backbones.sites import block_stacks, modality_of, tower_names
 from dmole_cli.backbones.vision_states import encoding_model, feature_arguments, image_states, takes_images_alone
 from dmole_cli.data.sample import Sample
+from dmole_cli.errors import DmoleError, first_line
 
 __all__ = ["IGNORED", "Backbone", "Encoded", "pad"]
 
@@ -162,6 +163,8 @@ class Backbone:
         try:
             with self.autocast():
                 outputs = self.model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
+        except (TypeError, ValueError) as error:
+            raise self._incapable("compute a loss", error) from error
         finally:
             hook.remove()
         return outputs.logits, targets
@@ -223,9 +226,20 @@ class Backbone:
         """Width of the vision encoder's states; configurations name it differently, so an image is encoded."""
         image = Image.new("RGB", (64, 64), (90, 120, 150))
         sample = Sample("image", "?", "", (), (lambda: image,))
-        view = self._whole_images(self.encode(sample, with_answer=False))[0]
-        with torch.no_grad():
-            return self._vision_states({name: tensor[None].to(self.device) for name, tensor in view.items()}).shape[-1]
+        try:
+            view = self._whole_images(self.encode(sample, with_answer=False))[0]
+            with torch.no_grad():
+                return self._vision_states({name: tensor[None].to(self.device) for name, tensor in view.items()}).shape[
+                    -1
+                ]
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise self._incapable("encode an image", error) from error
+
+    def _incapable(self, what: str, error: Exception) -> DmoleError:
+        return DmoleError(
+            f"backbone '{self.name}' ({type(self.model).__name__}) cannot {what}: {first_line(error)}",
+            "pass another --backbone, or add a file for its family (docs/backbones.md)",
+        )
 
     def feature_layout(self) -> list[dict[str, Any]]:
         """Parts of a routing feature in order, with their widths."""

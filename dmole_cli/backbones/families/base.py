@@ -31,6 +31,18 @@ if TYPE_CHECKING:
     from dmole_cli.backbones.inputs import Encoded
 
 REFUSED_HINT = "pass another --backbone; docs/backbones.md lists the model types that can be one"
+# Tensors of whole numbers that mean the same in a batch as in a sample: sizes, positions within an image, masks.
+CONCATENATED = {
+    GRIDS,
+    "batch_num_images",
+    "image_merge_sizes",
+    "image_position_ids",
+    "image_sizes",
+    "num_crops",
+    "pixel_attention_mask",
+    "pixel_mask",
+    "spatial_shapes",
+}
 WHOLE_HINT = "add a file for the family to dmole_cli/backbones/families/ with whole_images (docs/backbones.md)"
 
 
@@ -105,8 +117,19 @@ class Family:
             samples: of the batch; some may have no images.
             length: number of tokens of the longest sample, to which the others are padded.
             left: whether they are padded on the left.
+
+        Raises:
+            DmoleError: the model type has no file here, and it is unknown whether a tensor's numbers count within a batch.
         """
         names = sorted({name for sample in samples for name in sample.vision})
+        if type(self) is Family:
+            whole = {n for s in samples for n, tensor in s.vision.items() if not tensor.is_floating_point()}
+            if unknown := sorted(whole - CONCATENATED):
+                raise DmoleError(
+                    f"{type(self.processor).__name__} returns {', '.join(unknown)} with its images, and it is unknown how those "
+                    "of several samples are joined",
+                    "add a file for the family to dmole_cli/backbones/families/ with join (docs/backbones.md)",
+                )
         return {name: concatenate_padded([s.vision[name] for s in samples if name in s.vision]) for name in names}
 
     def row_owners(self, samples: Sequence[Encoded]) -> torch.Tensor:
