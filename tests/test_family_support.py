@@ -252,18 +252,18 @@ def test_five_stages_from_the_command_line(name, run, tmp_path):
 
 
 def write_stream(folder, backbone, *, texts):
-    """A task of six samples with images of other sizes, one without an image, and a configuration."""
+    """A task of ten samples with images of other sizes, one without an image, and a configuration."""
     (folder / "pictures").mkdir()
-    for number in range(8):
-        draw(24 + 20 * (number % 3), 64 - 9 * number, seed=number).save(folder / f"pictures/{number}.png")
-    rows = [tiny.record(f"{number}.png", f"What is it, {number}?", "ab"[number % 2]) for number in range(8)]
+    for number in range(12):
+        draw(24 + 20 * (number % 3), 80 - 5 * number, seed=number).save(folder / f"pictures/{number}.png")
+    rows = [tiny.record(f"{number}.png", f"What is it, {number}?", "ab"[number % 2]) for number in range(12)]
     if texts:
         rows[3] = {"conversations": [{"from": "human", "value": "Say a."}, {"from": "gpt", "value": "a"}]}
-    for split, part in (("train", rows[:6]), ("validation", rows[6:7]), ("test", rows[6:])):
+    for split, part in (("train", rows[:10]), ("validation", rows[10:11]), ("test", rows[10:])):
         tiny.write_records(folder / f"{split}.jsonl", part)
     (folder / "shapes.toml").write_text(
         'title = "Shapes"\nformat = "llava"\nprompt = "{question}"\nmetric = "exact_match"\n'
-        "[generation]\nmax_new_tokens = 2\n[recipe]\nepochs = 1\nbatch_size = 3\nlearning_rate = 0.01\n"
+        "[generation]\nmax_new_tokens = 2\n[recipe]\nepochs = 1\nbatch_size = 5\nlearning_rate = 0.01\n"
         '[data]\ntrain = "train.jsonl"\nvalidation = "validation.jsonl"\ntest = "test.jsonl"\nimages = "pictures"\n',
         encoding="utf-8",
     )
