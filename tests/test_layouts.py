@@ -99,6 +99,7 @@ def test_the_first_crop_is_no_whole_image_without_a_familys_word(backbone):
 
 
 def test_numbers_that_may_count_within_a_batch_are_not_joined_without_a_familys_word(own):
+    own.inputs.family = Family(own.processor)
     row = own.encode(sample("Colour?", PICTURE), with_answer=True)
     row.vision["image_token_pooling"] = torch.tensor([[0, 1], [2, -1]])
     with pytest.raises(DmoleError, match=r"image_token_pooling .* unknown how those of several samples are joined"):

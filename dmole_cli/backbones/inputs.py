@@ -5,8 +5,7 @@ Samples are encoded one by one, because the number of vision rows per sample mus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
+from dmole_cli.backbones.encoded import Encoded
 from dmole_cli.backbones.families.base import Family
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
@@ -23,38 +23,6 @@ PLACEHOLDER = "@@question@@"
 CHUNK = 4096  # samples tokenized at once, so that memory does not grow with the split
 DEFAULT_SIZE = (448, 448)  # height and width in pixels, assumed for images without a readable file
 DEFAULT_IMAGE_TOKENS = 256  # tokens per image, assumed where the processor cannot count them
-
-
-@dataclass
-class Encoded:
-    """One encoded sample.
-
-    Attributes:
-        tokens: prompt tokens, followed by the answer's for training [length].
-        labels: the tokens, with `IGNORED` everywhere but in the answer [length]; None without an answer.
-        vision: the processor's image tensors; their dimensions depend on the family (see families/base.py).
-        instruction: tokens of the question alone, without template and images [length].
-        token_types: the processor's other token-wise inputs, such as `token_type_ids` [length].
-        images: number of images.
-        truncated: whether the question was truncated (see truncation.py).
-    """
-
-    tokens: torch.Tensor
-    labels: torch.Tensor | None
-    vision: dict[str, torch.Tensor]
-    instruction: torch.Tensor
-    token_types: dict[str, torch.Tensor] = field(default_factory=dict)
-    images: int = 0
-    truncated: bool = False
-
-    def mapped(self, convert: Callable[[Any], Any]) -> Encoded:
-        """A copy with every tensor converted."""
-        labels = None if self.labels is None else convert(self.labels)
-        vision, token_types = ({k: convert(v) for k, v in part.items()} for part in (self.vision, self.token_types))
-        tokens, instruction = convert(self.tokens), convert(self.instruction)
-        return replace(
-            self, tokens=tokens, labels=labels, vision=vision, instruction=instruction, token_types=token_types
-        )
 
 
 class Inputs:

@@ -18,17 +18,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 
 from dmole_cli import catalog
+from dmole_cli.backbones.encoded import Encoded
 from dmole_cli.backbones.image_layouts import GRIDS, PIXELS, View, concatenate_padded, images_of
 from dmole_cli.errors import DmoleError
-
-if TYPE_CHECKING:
-    from dmole_cli.backbones.inputs import Encoded
 
 REFUSED_HINT = "pass another --backbone; docs/backbones.md lists the model types that can be one"
 # Tensors of whole numbers that mean the same in a batch as in a sample: sizes, positions within an image, masks.

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
+from dmole_cli.backbones.encoded import Encoded
 from dmole_cli.backbones.families.base import Family
 from dmole_cli.backbones.image_layouts import PIXELS, View, runs_of
-
-if TYPE_CHECKING:
-    from dmole_cli.backbones.inputs import Encoded
 
 GRIDS = "target_sizes"  # patches per column and row of each slice
 

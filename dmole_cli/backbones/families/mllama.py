@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from dmole_cli.backbones.encoded import Encoded
 from dmole_cli.backbones.families.base import Family
 from dmole_cli.backbones.image_layouts import PIXELS, View, concatenate_padded
-
-if TYPE_CHECKING:
-    from dmole_cli.backbones.inputs import Encoded
 
 CROSS, RATIO, TILES = "cross_attention_mask", "aspect_ratio_ids", "aspect_ratio_mask"
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from PIL.Image import Image
 
+from dmole_cli.backbones.encoded import Encoded
 from dmole_cli.backbones.families.base import Family
 from dmole_cli.backbones.image_layouts import PIXELS, View
-
-if TYPE_CHECKING:
-    from dmole_cli.backbones.inputs import Encoded
 
 TILES = "image_tiles"  # number of tiles of each image; it is no input of the model
 
