@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dmole_cli.backbones.image_layouts import PIXELS, View, runs_of
+from dmole_cli.errors import DmoleError
 
 
 def global_images(
@@ -42,6 +43,14 @@ def whole_tiles(vision: Mapping[str, torch.Tensor], tiles: list[int], *, which: 
         vision: tensors with one row per tile.
         tiles: number of tiles of each image.
         which: its index among the image's tiles: 0 for the first, -1 for the last.
+
+    Raises:
+        DmoleError: the prompt has image tokens of another number of tiles.
     """
+    if sum(tiles) != len(vision[PIXELS]):
+        raise DmoleError(
+            f"the prompt has image tokens of {sum(tiles)} tiles, but the processor returns {len(vision[PIXELS])}",
+            "pass a --backbone with the processor settings that it was published with",
+        )
     parts = {name: tensor.split(tiles) for name, tensor in vision.items() if len(tensor) == sum(tiles)}
     return [{name: own[image][which] for name, own in parts.items()} for image in range(len(tiles))]
