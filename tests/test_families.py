@@ -82,7 +82,7 @@ def test_a_misspelt_method_is_refused():
 
 
 def test_a_family_without_a_file_uses_the_generic_methods():
-    assert family_class("lfm2_vl") is Family
+    assert family_class("qwen2_vl") is Family
 
 
 # --- losses ---

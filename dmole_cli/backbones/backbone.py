@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
-from dmole_cli.backbones.families.base import family_class
-from dmole_cli.backbones.image_layouts import PIXELS, View
+from dmole_cli.backbones.families.base import Family, family_class
+from dmole_cli.backbones.image_layouts import GRIDS, View
 from dmole_cli.backbones.inputs import IGNORED, Encoded, Inputs, pad
-from dmole_cli.backbones.pooling import max_pooled
-from dmole_cli.backbones.sites import tower_names
+from dmole_cli.backbones.pooling import BATCH_SIZE, max_pooled
+from dmole_cli.backbones.sites import block_stacks, modality_of, tower_names
+from dmole_cli.backbones.vision_states import encoding_model, feature_arguments, image_states, takes_images_alone
 from dmole_cli.data.sample import Sample
+from dmole_cli.errors import DmoleError, first_line
 
 __all__ = ["IGNORED", "Backbone", "Encoded", "pad"]
 
@@ -52,11 +56,13 @@ class Backbone:
         self.model.eval().requires_grad_(False)
         self.tokenizer = processor.tokenizer
         self.family = family_class(model.config.model_type)(processor)
+        self.family.adapt(model)
         self.inputs = Inputs(processor, self.family)
         self.counts: Counter[str] = Counter()
-        self._towers = tower_names(model)
-        self.vision: Any = model.get_submodule(self._towers["vision"])
-        self.language: Any = model.get_submodule(self._towers["language"])
+        towers = tower_names(model)
+        self.vision: Any = model.get_submodule(towers["vision"])
+        self.language: Any = model.get_submodule(towers["language"])
+        self._vision_stacks = block_stacks(model)["vision"]
 
     @property
     def parameters(self) -> int:
@@ -99,7 +105,7 @@ class Backbone:
 
     def modality_of(self, site: str) -> str:
         """The tower of a module path, `vision` or `language`."""
-        return "vision" if site.startswith(self._towers["vision"] + ".") else "language"
+        return modality_of(site, self._vision_stacks)
 
     # ------------------------------------------------------------------------------------------------ inputs
 
@@ -126,10 +132,10 @@ class Backbone:
         if "labels" in inputs:
             self.counts["training_tokens"] += inputs["labels"].numel()
             self.counts["training_tokens_needed"] += sum(len(s.tokens) for s in samples)
-        moved = {key: value if key == "labels" else self._to_device(value) for key, value in inputs.items()}
-        return moved, {tower: self._to_device(index) for tower, index in rows.items()}
+        moved = {key: value if key == "labels" else self.to_device(value) for key, value in inputs.items()}
+        return moved, {tower: self.to_device(index) for tower, index in rows.items()}
 
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+    def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """Move a CPU tensor to the device without synchronising; floating-point values take the weights' type."""
         dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
         return tensor.to(self.device, dtype, non_blocking=self.device.type == "cuda")
@@ -142,12 +148,12 @@ class Backbone:
         Only those positions pass through the output head: the same values as among all logits, with less memory.
         """
         labels = inputs["labels"]
-        if PIXELS in inputs:
+        if self.family.pixels in inputs:
             self.counts["vision_rows"] += self.family.vision_rows(inputs)
         answers = labels[:, 1:]
         rows, columns = (answers != IGNORED).nonzero(as_tuple=True)
-        targets = self._to_device(answers[rows, columns])
-        positions = self._to_device(rows * labels.shape[1] + columns)
+        targets = self.to_device(answers[rows, columns])
+        positions = self.to_device(rows * labels.shape[1] + columns)
 
         def select(head: torch.nn.Module, hidden: tuple[torch.Tensor]) -> torch.Tensor:
             return hidden[0].flatten(0, 1).index_select(0, positions)
@@ -157,6 +163,8 @@ class Backbone:
         try:
             with self.autocast():
                 outputs = self.model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
+        except (TypeError, ValueError) as error:
+            raise self._incapable("compute a loss", error) from error
         finally:
             hook.remove()
         return outputs.logits, targets
@@ -179,30 +187,66 @@ class Backbone:
         shapes = [(len(samples), part["width"]) for part in self.feature_layout()]
         images = [(i, view) for i, s in enumerate(samples) for view in self._whole_images(s)]
         instructions = [(i, {"input_ids": s.instruction}) for i, s in enumerate(samples)]
+        alone = any(self._one_at_a_time(view) for _, view in images)
         parts = [
-            max_pooled(images, self._vision_states, shapes[0], device=self.device),
+            max_pooled(
+                images, self._vision_states, shapes[0], device=self.device, batch_size=1 if alone else BATCH_SIZE
+            ),
             max_pooled(instructions, self._language_states, shapes[1], device=self.device),
         ]
         return F.normalize(torch.cat(parts, dim=-1), dim=-1)
 
     def _whole_images(self, sample: Encoded) -> list[View]:
-        if PIXELS not in sample.vision:
+        if self.family.pixels not in sample.vision:
             return []
-        return self.family.whole_images(sample.vision, sample.tokens, images=sample.images)
+        views = self.family.whole_images(sample.vision, sample.tokens, images=sample.images)
+        if self._own_vision_states:
+            return views
+        known = {self.family.pixels, GRIDS, *feature_arguments(encoding_model(self.model), self.vision)}
+        return [{name: tensor for name, tensor in view.items() if name in known} for view in views]
+
+    @property
+    def _own_vision_states(self) -> bool:
+        return type(self.family).vision_states is not Family.vision_states
+
+    def _one_at_a_time(self, views: Mapping[str, torch.Tensor]) -> bool:
+        return not self._own_vision_states and not takes_images_alone(self.vision, set(views))
 
     def _vision_states(self, views: Mapping[str, torch.Tensor]) -> torch.Tensor:
         views = {name: rows.to(self.dtype) if rows.is_floating_point() else rows for name, rows in views.items()}
+        if self._one_at_a_time(views):
+            return image_states(encoding_model(self.model), self.vision, views)
         return self.family.vision_states(self.vision, views)
 
     def _language_states(self, views: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.family.language_states(self.language, views["input_ids"])
 
+    @cached_property
+    def _vision_width(self) -> int:
+        """Width of the vision encoder's states; configurations name it differently, so an image is encoded."""
+        image = Image.new("RGB", (64, 64), (90, 120, 150))
+        sample = Sample("image", "?", "", (), (lambda: image,))
+        try:
+            view = self._whole_images(self.encode(sample, with_answer=False))[0]
+            with torch.no_grad():
+                return self._vision_states({name: tensor[None].to(self.device) for name, tensor in view.items()}).shape[
+                    -1
+                ]
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise self._incapable("encode an image", error) from error
+
+    def _incapable(self, what: str, error: Exception) -> DmoleError:
+        return DmoleError(
+            f"backbone '{self.name}' ({type(self.model).__name__}) cannot {what}: {first_line(error)}",
+            "pass another --backbone, or add a file for its family (docs/backbones.md)",
+        )
+
     def feature_layout(self) -> list[dict[str, Any]]:
         """Parts of a routing feature in order, with their widths."""
         return [
-            {"part": "vision encoder, last hidden state, max over tokens", "width": self.vision.config.hidden_size},
+            {"part": "vision encoder, last hidden state, max over tokens", "width": self._vision_width},
             {
                 "part": "language model, last hidden state, max over instruction tokens",
-                "width": self.language.config.hidden_size,
+                "width": self.language.config.get_text_config().hidden_size,
             },
         ]

@@ -6,9 +6,11 @@ import signal
 from collections.abc import Iterator, Sequence
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from dmole_cli.backbones.backbone import Backbone, Encoded
+from dmole_cli.backbones.inputs import Inputs
 from dmole_cli.backbones.truncation import encode_truncated
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError, first_line
@@ -35,16 +37,37 @@ class _Samples(Dataset):
         except DmoleError as error:
             return error
         except Exception as error:  # processors raise anything on an image or a text that they do not support
-            message = f"sample {self.samples[index].sample_id} cannot be prepared for the backbone: {first_line(error)}"
-            return DmoleError(message, "fix or remove this row")
+            return self._unprepared(self.samples[index], error)
         if len(self.cache) < MAX_CACHED:
             self.cache[index] = encoded
         return encoded
+
+    def _unprepared(self, sample: Sample, error: Exception) -> DmoleError:
+        """The error for a sample that the processor refuses, or for a processor that refuses every sample like it."""
+        number = len(sample.images)
+        if not prepares(self.backbone.inputs, images=number):
+            what = f"{number} images" if number > 1 else "an image" if number else "no image"
+            return DmoleError(
+                f"backbone '{self.backbone.name}' cannot prepare any sample with {what}: {first_line(error)}",
+                "pass a --backbone whose processor takes such samples with its chat template",
+            )
+        message = f"sample {sample.sample_id} cannot be prepared for the backbone: {first_line(error)}"
+        return DmoleError(message, "fix or remove this row")
 
     def _encode(self, sample: Sample) -> Encoded:
         if self.with_answer:
             return encode_truncated(self.backbone, sample, max_length=self.max_length)
         return self.backbone.encode(sample, with_answer=False)
+
+
+def prepares(inputs: Inputs, *, images: int) -> bool:
+    """Whether a short question about this number of plain images can be encoded."""
+    plain = Image.new("RGB", (64, 48), (90, 120, 150))
+    try:
+        inputs.encode(Sample("probe", "What is it?", "", (), (lambda: plain,) * images), with_answer=False)
+    except Exception:
+        return False
+    return True
 
 
 def _to_arrays(rows: list[Encoded | DmoleError]) -> list[Encoded | DmoleError]:

@@ -9,7 +9,7 @@ from functools import partial
 from torch.utils.checkpoint import checkpoint
 
 from dmole_cli.backbones.backbone import Backbone
-from dmole_cli.backbones.sites import block_stack
+from dmole_cli.backbones.sites import blocks_of
 
 
 @contextmanager
@@ -21,8 +21,7 @@ def activation_checkpointing(backbone: Backbone) -> Iterator[None]:
     needs it. The last block of the language model is not checkpointed: the backward pass starts with it, so that
     recomputing it would take time and save no memory.
     """
-    towers = (backbone.vision, backbone.language)
-    vision, language = (list(tower.get_submodule(block_stack(tower)).children()) for tower in towers)
+    vision, language = (blocks_of(backbone.model, modality) for modality in ("vision", "language"))
     blocks = [*vision, *language[:-1]]
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -5,16 +5,15 @@ Samples are encoded one by one, because the number of vision rows per sample mus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from dmole_cli.backbones.encoded import Encoded
 from dmole_cli.backbones.families.base import Family
-from dmole_cli.backbones.image_layouts import PIXELS, concatenate_padded
 from dmole_cli.backbones.prompts import Prompts
 from dmole_cli.data import markers
 from dmole_cli.data.images import shown_size
@@ -26,38 +25,6 @@ HINT = "change or remove the record"
 CHUNK = 4096  # samples tokenized at once, so that memory does not grow with the split
 DEFAULT_SIZE = (448, 448)  # height and width in pixels, assumed for images without a readable file
 DEFAULT_IMAGE_TOKENS = 256  # tokens per image, assumed where the processor cannot count them
-
-
-@dataclass
-class Encoded:
-    """One encoded sample.
-
-    Attributes:
-        tokens: prompt tokens, followed by the answer's for training [length].
-        labels: the tokens, with `IGNORED` everywhere but in the answer [length]; None without an answer.
-        vision: the processor's image tensors; their dimensions depend on the family (see families/base.py).
-        instruction: tokens of the question alone, without template and images [length].
-        token_types: the processor's other token-wise inputs, such as `token_type_ids` [length].
-        images: number of images.
-        truncated: whether the question was truncated (see truncation.py).
-    """
-
-    tokens: torch.Tensor
-    labels: torch.Tensor | None
-    vision: dict[str, torch.Tensor]
-    instruction: torch.Tensor
-    token_types: dict[str, torch.Tensor] = field(default_factory=dict)
-    images: int = 0
-    truncated: bool = False
-
-    def mapped(self, convert: Callable[[Any], Any]) -> Encoded:
-        """A copy with every tensor converted."""
-        labels = None if self.labels is None else convert(self.labels)
-        vision, token_types = ({k: convert(v) for k, v in part.items()} for part in (self.vision, self.token_types))
-        tokens, instruction = convert(self.tokens), convert(self.instruction)
-        return replace(
-            self, tokens=tokens, labels=labels, vision=vision, instruction=instruction, token_types=token_types
-        )
 
 
 class Inputs:
@@ -82,8 +49,8 @@ class Inputs:
         """Tokens and image tensors of one sample.
 
         Raises:
-            DmoleError: an image cannot be opened, the question has another number of image markers, or a text contains an
-                image token of the backbone.
+            DmoleError: an image cannot be opened, the question has another number of image markers, a text contains an image
+                token of the backbone, or the processor returns its pixels under an unknown name.
         """
         question = self.question(sample)
         images = [opener() for opener in sample.images]
@@ -93,7 +60,9 @@ class Inputs:
         tokens = inputs.pop("input_ids")[0]
         inputs.pop("attention_mask", None)
         token_types = {key: value[0] for key, value in inputs.items() if value.shape == shape}
-        vision = {key: value for key, value in inputs.items() if key not in token_types}
+        vision = {key: _full_precision(value) for key, value in inputs.items() if key not in token_types}
+        if images and self.family.pixels not in vision:
+            raise self._unknown_pixels(vision)
         labels = None
         if with_answer:
             self._check_answer(sample)
@@ -105,6 +74,14 @@ class Inputs:
         plain = markers.without(question)
         instruction = self.tokenizer(plain, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
         return Encoded(tokens, labels, vision, instruction, token_types, len(images))
+
+    def _unknown_pixels(self, vision: Mapping[str, torch.Tensor]) -> DmoleError:
+        names = ", ".join(sorted(vision)) or "no tensor"
+        return DmoleError(
+            f"{type(self.processor).__name__} returns images as {names} and not as {self.family.pixels}: the model cannot be a "
+            "backbone, because it is unknown how the rows of its vision encoder follow from them",
+            "pass another --backbone, or add a file for the family to dmole_cli/backbones/families/ (docs/backbones.md)",
+        )
 
     def answer_tokens(self, answer: str) -> torch.Tensor:
         """Tokens of an answer and the end-of-sequence token [length, at least 1].
@@ -193,17 +170,19 @@ class Inputs:
             inputs[key] = pad(own, 0, left=left)
         if all(s.labels is not None for s in samples):
             inputs["labels"] = pad([s.labels for s in samples if s.labels is not None], IGNORED, left=left)
-        for key in sorted({k for s in samples for k in s.vision}):
-            inputs[key] = concatenate_padded([s.vision[key] for s in samples if key in s.vision])
-        counts = [self.family.vision_rows(s.vision) if PIXELS in s.vision else 0 for s in samples]
-        rows = torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts))
-        return inputs, {"vision": rows}
+        inputs |= self.family.join(samples, length=inputs["input_ids"].shape[1], left=left)
+        return inputs, {"vision": self.family.row_owners(samples)}
 
 
 def pad(rows: Sequence[torch.Tensor], value: int, *, left: bool) -> torch.Tensor:
     """Stack one-dimensional tensors [length_i] to [rows, longest]."""
     side = "left" if left else "right"
     return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+
+
+def _full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """Floating-point values in float32, whatever the processor chose; they take the weights' type on the device."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def image_sizes(sample: Sample) -> list[tuple[int, int]]:

@@ -63,6 +63,8 @@ def load_backbone(
     import torch
     from transformers.utils import logging
 
+    from dmole_cli.backbones.families.base import check_type
+
     # Denormal numbers are many times slower on a CPU and do not matter to a model.
     torch.set_flush_denormal(True)
     # By default, CUDA rounds the inputs of float32 convolutions to TF32 (ten bits), which changes patch embeddings.
@@ -73,6 +75,7 @@ def load_backbone(
     path = resolve(name)
     require_safe_weights(name)
     _require_quantizer(loading)
+    check_type(path)
     try:
         from transformers import AutoModelForImageTextToText
 
@@ -108,12 +111,14 @@ def load_inputs(name: str) -> tuple[Inputs, Any]:
     Raises:
         DmoleError: as for `load_backbone`.
     """
+    from dmole_cli.backbones.families.base import check_type, family_class
+
     local_folder(name)
     path = resolve(name)
+    check_type(path)
     try:
         from transformers import AutoConfig
 
-        from dmole_cli.backbones.families.base import family_class
         from dmole_cli.backbones.inputs import Inputs
         from dmole_cli.backbones.processors import load_processor
 
@@ -191,11 +196,15 @@ def _loading_error(name: str, error: Exception, loading: Loading) -> DmoleError:
             f"the torchvision installed here was not built for torch {torch.__version__}: no model can be loaded",
             "pip uninstall torchvision (images do not need it), or install the version that matches this torch",
         )
-    if any(isinstance(link, ImportError) for link in chain) and "torchvision" in text.lower():
+    absent = any(isinstance(link, ImportError) for link in chain)
+    # A missing image processor is not always an ImportError.
+    if "torchvision" in text.lower() and (absent or find_spec("torchvision") is None):
         return DmoleError(
             f"backbone '{name}' needs torchvision to prepare its images",
             "pip install torchvision, in the version that matches your torch",
         )
+    if absent and "timm" in text and find_spec("timm") is None:
+        return DmoleError(f"backbone '{name}' needs timm for its vision encoder", "pip install timm")
     if loading.quantize != "none":
         return DmoleError(
             f"backbone '{name}' cannot be loaded in {loading.quantize}: {first_line(error)}",

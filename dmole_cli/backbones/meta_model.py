@@ -25,11 +25,14 @@ def meta_model(name: str, *, attention: str = "auto") -> Any:
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.utils import logging
 
+    from dmole_cli.backbones.families.base import check_type
+
     logging.set_verbosity_error()
     local_folder(name)
     path = resolve(name)
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise DmoleError(f"backbone '{name}' holds no config.json", HINT)
+    check_type(path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         with torch.device("meta"):

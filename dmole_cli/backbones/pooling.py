@@ -20,6 +20,7 @@ def max_pooled(
     shape: tuple[int, int],
     *,
     device: torch.device,
+    batch_size: int = BATCH_SIZE,
 ) -> torch.Tensor:
     """Maximum over all tokens of a tower's states per sample [samples, width] (`shape`), on the CPU; zeros without items.
 
@@ -28,10 +29,11 @@ def max_pooled(
         tower: maps stacked inputs to states [items, tokens, width].
         shape: shape of the result.
         device: device of the tower.
+        batch_size: items per forward pass, always exactly this number.
     """
     owners: list[int] = []
     pooled = [torch.empty(0, shape[1], device=device)]
-    for indices, views in _fixed_batches(items):
+    for indices, views in _fixed_batches(items, batch_size):
         states = tower({name: rows.to(device) for name, rows in views.items()})[: len(indices)]
         owners += indices
         pooled.append(states.float().amax(dim=1))
@@ -39,8 +41,8 @@ def max_pooled(
     return torch.zeros(shape).scatter_reduce(0, targets, torch.cat(pooled).cpu(), "amax", include_self=False)
 
 
-def _fixed_batches(items: Sequence[tuple[int, View]]) -> Iterator[tuple[list[int], View]]:
-    """Batches of items with equal shapes, always of BATCH_SIZE: (indices, name -> rows [BATCH_SIZE, ...]).
+def _fixed_batches(items: Sequence[tuple[int, View]], size: int) -> Iterator[tuple[list[int], View]]:
+    """Batches of items with equal shapes, always of one size: (indices, name -> rows [size, ...]).
 
     Padding, and even the number of rows, change the order in which a matrix product is summed, and with it the last bits.
     Without padding and with a fixed number of rows, an item's result does not depend on the others. Incomplete batches are
@@ -50,7 +52,7 @@ def _fixed_batches(items: Sequence[tuple[int, View]]) -> Iterator[tuple[list[int
     for index, view in items:
         by_shape.setdefault(tuple((name, tensor.shape) for name, tensor in view.items()), []).append((index, view))
     for group in by_shape.values():
-        for start in range(0, len(group), BATCH_SIZE):
-            indices, views = zip(*group[start : start + BATCH_SIZE], strict=True)
-            filled = [*views, *views[:1] * (BATCH_SIZE - len(views))]
+        for start in range(0, len(group), size):
+            indices, views = zip(*group[start : start + size], strict=True)
+            filled = [*views, *views[:1] * (size - len(views))]
             yield list(indices), {name: torch.stack([view[name] for view in filled]) for name in views[0]}

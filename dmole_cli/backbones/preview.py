@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dmole_cli.backbones.image_layouts import GRIDS, PIXELS
+from dmole_cli.backbones.image_layouts import GRIDS
 from dmole_cli.backbones.inputs import IGNORED, Inputs
 from dmole_cli.backbones.loading import load_inputs
 from dmole_cli.data.sample import Sample
@@ -86,7 +86,7 @@ class SamplePreview:
         assert encoded.labels is not None
         answer = encoded.labels != IGNORED
         tiles = 0
-        if PIXELS in encoded.vision:
+        if self.inputs.family.pixels in encoded.vision:
             # With packed patches, every image counts as one.
             packed = encoded.vision.get(GRIDS)
             tiles = self.inputs.family.vision_rows(encoded.vision) if packed is None else len(packed)

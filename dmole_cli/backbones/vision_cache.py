@@ -12,6 +12,7 @@ import inspect
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dmole_cli.artifacts.files import unwritable
 from dmole_cli.backbones.backbone import Backbone, Encoded
-from dmole_cli.backbones.image_layouts import PIXELS
+from dmole_cli.backbones.vision_states import feature_arguments
+
+# The parts of an output without more than pooled features, such as features for single blocks of the language model.
+ALL_OF_IT = {part.name for part in fields(BaseModelOutputWithPooling)}
 
 
 class VisionFeatureCache:
@@ -35,9 +39,11 @@ class VisionFeatureCache:
 
     def __init__(self, backbone: Backbone, *, folder: Path, limit: int) -> None:
         self.backbone, self.folder, self.limit = backbone, folder, limit
-        model = backbone.model.model
-        self.supported = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
-        self._arguments = set(inspect.signature(model.get_image_features).parameters) if self.supported else set()
+        model = getattr(backbone.model, "model", None)
+        known = model is not None and "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        self._arguments = feature_arguments(model) if known else set()
+        # The features must be all that the model takes from its images, which their first computation tells.
+        self.supported = bool(self._arguments)
         self._stacked = True  # features are one tensor for all images, or a list with one per image, by family
         self._file: Any = None
         self._size = 0
@@ -51,14 +57,23 @@ class VisionFeatureCache:
             inputs: result of `Backbone.collate`.
             encoded: samples of the batch, in order.
         """
-        if not self.supported or not self.limit or not any(PIXELS in sample.vision for sample in encoded):
+        pixels = self.backbone.family.pixels
+        with_images = [sample for sample in encoded if pixels in sample.vision]
+        if not self.supported or not self.limit or not with_images:
             return inputs
-        features = [part for sample in encoded if PIXELS in sample.vision for part in self._features(sample)]
+        features: list[torch.Tensor] = []
+        for sample in with_images:
+            own = self._features(sample)
+            if own is None:
+                self.supported = False
+                return inputs
+            features += own
         pooled: Any = torch.cat(features) if self._stacked else features
         rest = {key: value for key, value in inputs.items() if not key.startswith("pixel_")}
         return {**rest, "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=pooled)}}
 
-    def _features(self, sample: Encoded) -> list[torch.Tensor]:
+    def _features(self, sample: Encoded) -> list[torch.Tensor] | None:
+        """The projected features of a sample's images; None where the model takes more from its images than these."""
         digest = hashlib.sha256()
         for name in sorted(sample.vision):
             digest.update(name.encode() + sample.vision[name].contiguous().numpy().tobytes())
@@ -66,13 +81,18 @@ class VisionFeatureCache:
         if key in self._entries:
             return [self._read(*entry) for entry in self._entries[key]]
         backbone = self.backbone
-        backbone.counts["vision_rows"] += backbone.family.vision_rows(sample.vision)
-        vision = {name: value.to(backbone.device) for name, value in sample.vision.items() if name in self._arguments}
+        vision = {name: backbone.to_device(value) for name, value in sample.vision.items() if name in self._arguments}
         with backbone.autocast():
-            pooled = backbone.model.model.get_image_features(**vision, return_dict=True).pooler_output
+            output = backbone.model.model.get_image_features(**vision, return_dict=True)
+        pooled = output.pooler_output
         self._stacked = isinstance(pooled, torch.Tensor)
+        parts = [pooled] if self._stacked else pooled
+        plain = set(output) <= ALL_OF_IT and isinstance(parts, list | tuple)
+        if not plain or not all(isinstance(part, torch.Tensor) for part in parts):
+            return None
+        backbone.counts["vision_rows"] += backbone.family.vision_rows(sample.vision)
         # In the type of the token embeddings, as `_read` returns them, also under autocast.
-        features = [part.to(backbone.dtype) for part in ([pooled] if self._stacked else pooled)]
+        features = [part.to(backbone.dtype) for part in parts]
         self._write(key, features)
         return features
 

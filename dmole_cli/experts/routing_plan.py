@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dmole_cli.errors import DmoleError
+from dmole_cli.backbones.image_layouts import spread
 from dmole_cli.experts.expert import Expert
 
 
@@ -29,21 +29,15 @@ class RowScales:
     per_sample: bool
 
     def like(self, x: torch.Tensor) -> torch.Tensor:
-        """[rows, 1 ..., ranks] with as many dimensions as x [rows, ..., features].
+        """The scales of x [rows, ..., features], with as many dimensions as x (see `spread` for its layouts).
 
         Raises:
             DmoleError: x has another number of rows.
         """
-        rows, _, ranks = self.values.shape
-        if rows != len(x):
-            message = f"a site received {len(x)} rows, but the batch has {rows}: the rows of its images are unknown"
-            raise DmoleError(
-                message,
-                "add a file for the family to dmole_cli/backbones/families/ with vision_rows (docs/backbones.md)",
-            )
-        if x.dim() == 3:
+        if len(self.values) == len(x) and x.dim() == 3:
             return self.values
-        return self.values.view(rows, *([1] * (x.dim() - 2)), ranks)
+        values, packed = spread(self.values[:, 0], x, per_sample=self.per_sample)
+        return values[None] if packed else values.view(len(x), *([1] * (x.dim() - 2)), values.shape[-1])
 
 
 @dataclass

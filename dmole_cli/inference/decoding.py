@@ -17,7 +17,7 @@ from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.errors import DmoleError
 
 Leave = Callable[[torch.Tensor], None]
-BATCH_FIRST = ("attention_mask", "token_type_ids", "mm_token_type_ids")
+BATCH_FIRST = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 
 
 def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callable[..., torch.Tensor]:
@@ -47,7 +47,7 @@ def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callabl
                 input_ids, next_sequence_length=None if first else 1, is_first_iteration=first, **kwargs
             )
             outputs = model(**inputs, return_dict=True)
-            kwargs = model._update_model_kwargs_for_generation(outputs, kwargs)
+            kwargs = model._update_model_kwargs_for_generation(outputs, kwargs, is_encoder_decoder=False)
             scores = logits_processor(input_ids, outputs.logits[:, -1].float())
             undefined |= scores.isnan().any()
             input_ids = torch.cat([input_ids, scores.argmax(dim=-1, keepdim=True)], dim=1)
@@ -90,13 +90,26 @@ def select_rows(name: str, value: Any, rows: torch.Tensor, before: int) -> Any:
         before: number of rows of the whole batch.
     """
     if name == "past_key_values":
-        value.batch_select_indices(rows)
+        _select_cached(value, rows)
     elif name in BATCH_FIRST and value is not None:
         return value[rows]
     elif name == "position_ids" and value is not None and value.shape[-2] == before:
         # [rows, tokens], or [axes, rows, tokens] with multimodal rotary positions
         return value.index_select(-2, rows)
     return value
+
+
+def _select_cached(cache: Any, rows: torch.Tensor) -> None:
+    """Select rows of a cache in place.
+
+    Layers of linear attention have no `batch_select_indices`, or one that leaves their recurrent state as it is; beam search's
+    method selects all of their states.
+    """
+    for layer in cache.layers:
+        if hasattr(layer, "recurrent_states") or not hasattr(layer, "batch_select_indices"):
+            layer.reorder_cache(rows)
+        else:
+            layer.batch_select_indices(rows)
 
 
 @torch.no_grad()

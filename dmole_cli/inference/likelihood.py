@@ -57,7 +57,9 @@ def scoring(answers: Sequence[Sequence[torch.Tensor]], *, rows: int, narrow: Nar
             if tokens.shape[1] > 1:
                 fed = tokens[:, :-1].clamp(min=0)
                 # Attention is causal: padding behind an answer does not change its logits and needs no mask.
-                more = model._update_model_kwargs_for_generation(outputs, dict(kwargs), num_new_tokens=fed.shape[1])
+                more = model._update_model_kwargs_for_generation(
+                    outputs, dict(kwargs), is_encoder_decoder=False, num_new_tokens=fed.shape[1]
+                )
                 cache = _copied_rows(more.pop("past_key_values"), prompts)
                 more = {name: select_rows(name, value, prompts, len(input_ids)) for name, value in more.items()}
                 with nullcontext() if narrow is None else narrow(prompts):

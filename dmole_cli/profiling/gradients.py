@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dmole_cli.backbones.backbone import IGNORED, Backbone
+from dmole_cli.backbones.image_layouts import spread
 
 Observer = Callable[[torch.Tensor, torch.Tensor], None]
 
@@ -110,7 +111,8 @@ class SampleNorms:
         self._backbone = backbone
         self.norms: dict[str, list[float]] = {name: [] for name in names}
         self._batch_norms: dict[str, torch.Tensor] = {}
-        self._rows: dict[str, list[int]] = {}
+        self._owners: dict[str, torch.Tensor] = {}
+        self._samples = 0
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -131,7 +133,8 @@ class SampleNorms:
             rows: modality -> sample index of each row of that tower, ascending, where rows are not samples.
         """
         answers = (labels[:, 1:] != IGNORED).sum(dim=1)
-        self._rows = {m: torch.bincount(index, minlength=len(labels)).tolist() for m, index in rows.items()}
+        self._samples = len(labels)
+        self._owners = {modality: index.cpu() for modality, index in rows.items()}
         self._batch_norms.clear()
         yield
         own_loss = answers.sum() / answers / self._backbone.loss_scale
@@ -142,13 +145,18 @@ class SampleNorms:
             # Modules that the loss does not depend on, or a vision encoder without images, have no gradient.
             norms += found.get(name, [0.0] * len(labels))
 
+    def _by_sample(self, x: torch.Tensor, modality: str) -> tuple[torch.Tensor, ...]:
+        """The rows of each sample in a module's input, or in the gradient of its output."""
+        owners = self._owners.get(modality, torch.arange(self._samples))
+        own, packed = spread(owners, x, per_sample=modality not in self._owners)
+        return (x[0] if packed else x).split(torch.bincount(own, minlength=self._samples).tolist())
+
     def _hook(self, name: str) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:
         modality = self._backbone.modality_of(name)
 
         def add_norms(module: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> None:
-            rows = self._rows.get(modality, 1)
             norms = []
-            for own_x, own_grad in zip(x.split(rows), grad.split(rows), strict=True):
+            for own_x, own_grad in zip(self._by_sample(x, modality), self._by_sample(grad, modality), strict=True):
                 flat = own_grad.flatten(0, -2).float()  # [tokens, out]
                 norm = (flat.t() @ own_x.flatten(0, -2).float()).norm()
                 norms.append(norm if getattr(module, "bias", None) is None else norm + flat.sum(dim=0).norm())
@@ -170,7 +178,8 @@ class _ObserveBackward(torch.autograd.Function):
     def forward(ctx, output: torch.Tensor, x: torch.Tensor, observer: Observer):
         ctx.save_for_backward(x)
         ctx.observer = observer
-        return output.view_as(output)
+        # Some models change the outputs for flattened tokens in place, which a view would not allow.
+        return output.clone() if output.dim() == 2 else output.view_as(output)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):

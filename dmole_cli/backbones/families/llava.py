@@ -1,14 +1,23 @@
-"""LLaVA: an image is one row of the vision encoder; its last layer but one feeds the language model."""
+"""LLaVA: an image is one row of the vision encoder, or its patches are packed by a Pixtral encoder.
+
+Of other encoders, the last layer but one feeds the language model.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from dmole_cli.backbones.families._pixtral import PackedImages
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }} {% endif %}"
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
+
+
+class Llava(PackedImages):
+    """Pixtral's processor returns the sizes of images, the processors for other encoders do not."""
 
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dmole_cli.backbones.families.base import Family
+from dmole_cli.backbones.families._crops import WholeImageFirst
 
 
-class LlavaOnevision(Family):
+class LlavaOnevision(WholeImageFirst):
     """Only the image of a sample with a single image is cropped."""
 
     def image_tokens(self, sizes: Sequence[tuple[int, int]], *, images: int) -> Sequence[int]:

@@ -1,0 +1,11 @@
+"""FastVLM: refused; its vision encoder is convolutional."""
+
+from __future__ import annotations
+
+from dmole_cli.backbones.families.base import Family
+
+
+class FastVlm(Family):
+    """Not a backbone."""
+
+    refused = "its vision encoder is convolutional, without transformer blocks in which experts could be placed"
