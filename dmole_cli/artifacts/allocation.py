@@ -25,7 +25,7 @@ class _Document(BaseModel):
     budget: str
     rank: int = Field(ge=1)
     alpha: FiniteFloat = Field(gt=0)
-    spent: dict[str, FiniteFloat]
+    spent: dict[str, FiniteFloat | None]  # None: a share of a backbone of unknown size
     modalities: dict[str, dict[str, Any]]
     sites: list[str]
 
