@@ -205,14 +205,19 @@ RAW_TOML = ("[" * 20_000, "9" * 5000, "0x" + "f" * 400, "{a.b.c = 1}", "[[1], {}
 @st.composite
 def damaged_toml(draw: Any, text: str) -> bytes:
     """TOML with a line whose value is another one, is missing or repeated; or damaged bytes."""
-    if draw(st.integers(0, 3)) == 0:
+    if draw(st.sampled_from(["lines", "lines", "lines", "bytes"])) == "bytes":
         return draw(damaged_bytes(text.encode()))
     lines = text.splitlines()
     for _ in range(draw(st.integers(1, 2))):
         number = draw(st.integers(0, len(lines) - 1))
         key, equals, _ = lines[number].partition(" = ")
-        kind = draw(st.sampled_from(["value", "value", "value", "raw", "key", "remove", "repeat"]))
-        if kind == "value" and equals:
+        kind = draw(st.sampled_from(["fitting", "fitting", "value", "value", "raw", "key", "remove", "repeat"]))
+        if kind == "fitting" and equals:  # often of the right type
+            text_like = lines[number].endswith('"')
+            lines[number] = (
+                f"{key} = {json.dumps(draw(st.text('ab /.', max_size=4))) if text_like else draw(st.integers(0, 9))}"
+            )
+        elif kind == "value" and equals:
             lines[number] = f"{key} = {toml_value(draw(leaves))}"
         elif kind == "raw" and equals:
             raw = draw(

@@ -89,7 +89,7 @@ def test_the_check_counts_what_a_run_refuses(tmp_path):
     bad = [GOOD | {"image": "a\0b.png"}, GOOD | {"image": "x" * 300 + ".png"}]
     lines = [json.dumps(row) for row in (GOOD, *bad)] + ['{"x": "\\udc00"}', DEEP, f'{{"x": {DIGITS}}}']
     (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(DmoleError, match="line 4: a text has half"):
+    with pytest.raises(DmoleError, match="line 4: a text is not Unicode"):
         samples(load_card(card), "train")
     counted = []
     with skipping_invalid(lambda kind, count, first: counted.append((kind, count))):

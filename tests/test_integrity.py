@@ -1,6 +1,7 @@
 """Damaged, foreign and stale artifacts are noticed by whoever reads them, and every command that an error proposes works."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -164,6 +165,20 @@ def test_json_of_any_form_is_one_error(tmp_path, text):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(DamagedArtifact):
         read_allocation(path)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_pipe_or_a_folder_is_no_artifact(copy, name):
+    path = copy / "dmole-run" / name
+    read = FUNCTIONS[name.partition("/")[0]]
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DamagedArtifact, match="not a regular file"):
+        read(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DamagedArtifact, match="not a regular file"):
+        read(path)
 
 
 def test_files_of_another_place_are_foreign(copy):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
 
-from dmole_cli.artifacts.errors import DamagedArtifact, MissingArtifact
+from dmole_cli.artifacts.errors import DamagedArtifact, require_file
 from dmole_cli.artifacts.files import digest_of, write_json
 from dmole_cli.artifacts.kinds import ALLOCATION
 from dmole_cli.artifacts.provenance import Header, parse_header, validated, verify_content
@@ -62,8 +62,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: the file is missing or unreadable, or holds anything else.
     """
-    if not path.exists():
-        raise MissingArtifact(path)
+    require_file(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -20,6 +20,17 @@ class ArtifactError(DmoleError):
         self.path, self.imported = path, imported
 
 
+def require_file(path: Path) -> None:
+    """Check that an artifact is there and can be opened without waiting.
+
+    Raises:
+        MissingArtifact: it does not exist.
+        DamagedArtifact: it is a folder, a pipe or a device.
+    """
+    if not path.is_file():
+        raise DamagedArtifact(path, f"{path} is not a regular file") if path.exists() else MissingArtifact(path)
+
+
 class MissingArtifact(ArtifactError):
     """The file does not exist."""
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.artifacts.errors import ArtifactError, DamagedArtifact, MissingArtifact
+from dmole_cli.artifacts.errors import ArtifactError, DamagedArtifact, MissingArtifact, require_file
 from dmole_cli.artifacts.files import FileState, replacing, state_of
 from dmole_cli.artifacts.kinds import Kind
 from dmole_cli.artifacts.provenance import HEADER_KEY, Header, parse_header, verify_content
@@ -81,8 +81,7 @@ def table_header(path: Path, kind: Kind) -> Header:
     Raises:
         ArtifactError: as for `read_table`.
     """
-    if not path.exists():
-        raise MissingArtifact(path)
+    require_file(path)
     return _verified_header(path, kind, state_of(path))
 
 
@@ -141,8 +140,7 @@ def _require_columns(schema: pa.Schema, path: Path, kind: Kind) -> None:
 def _readable(path: Path) -> Iterator[None]:
     import pyarrow as pa
 
-    if not path.exists():
-        raise MissingArtifact(path)
+    require_file(path)
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dmole_cli.artifacts.errors import DamagedArtifact, MissingArtifact
+from dmole_cli.artifacts.errors import DamagedArtifact, require_file
 from dmole_cli.artifacts.files import FileState, digest_of, replacing, state_of
 from dmole_cli.artifacts.kinds import Kind
 from dmole_cli.artifacts.provenance import HEADER_KEY, Header, parse_header, verify_content
@@ -67,8 +67,7 @@ def tensors_header(path: Path, kind: Kind) -> Header:
     Raises:
         ArtifactError: as for `read_tensors`.
     """
-    if not path.exists():
-        raise MissingArtifact(path)
+    require_file(path)
     return _verified_header(path, kind, state_of(path))
 
 
@@ -104,8 +103,7 @@ def count_elements(path: Path) -> int:
 def _opened(path: Path, framework: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
-    if not path.exists():
-        raise MissingArtifact(path)
+    require_file(path)
     try:
         with safe_open(path, framework) as file:
             yield file

@@ -142,7 +142,7 @@ def task_names() -> list[str]:
 
 def _built_in() -> dict[str, Path]:
     cards = CARD_FOLDER.rglob("*.toml")
-    return {task_name(path.relative_to(CARD_FOLDER).with_suffix("").as_posix()): path for path in cards}
+    return {_listed_name(path.relative_to(CARD_FOLDER).with_suffix("").as_posix()): path for path in cards}
 
 
 def task_name(entry: str) -> str:
@@ -153,12 +153,17 @@ def task_name(entry: str) -> str:
     Raises:
         DmoleError: it is not a plain name.
     """
-    name = _own_name(Path(entry)) if entry.endswith(".toml") else entry.replace("/", "-")
+    name = _own_name(Path(entry)) if entry.endswith(".toml") else _listed_name(entry)
     if problem := name_problem(name):
         raise DmoleError(
             f"the task {entry[-100:]!r} has no valid name: it {problem}", "rename the card, or set its key `name`"
         )
     return name
+
+
+def _listed_name(entry: str) -> str:
+    """The name under which a built-in card is listed."""
+    return entry.replace("/", "-")
 
 
 def _own_name(path: Path) -> str:
@@ -178,7 +183,7 @@ def same_card(one: str, other: str) -> bool:
     """
     if one == other or not other.endswith(".toml"):
         return True
-    path = Path(one) if one.endswith(".toml") else _built_in().get(one.replace("/", "-"))
+    path = Path(one) if one.endswith(".toml") else _built_in().get(_listed_name(one))
     return path is not None and path.resolve() == Path(other).resolve()
 
 
@@ -297,8 +302,8 @@ def is_built_in(name: str) -> bool:
 
 def _card_path(text: str) -> Path:
     cards = _built_in()
-    if not text.endswith(".toml") and task_name(text) in cards:
-        return cards[task_name(text)]
+    if not text.endswith(".toml") and _listed_name(text) in cards:
+        return cards[_listed_name(text)]
     path = Path(text)
     if path.suffix != ".toml":
         raise unknown_task(text)

@@ -86,7 +86,7 @@ def _encodable(path: Path, place: str, value: Any, text: str) -> bool:
     if not (SURROGATE.search(text) and has_surrogates(value)):
         return True
     message = (
-        f"{path}, {ascii(place)[1:-1]}: a text has half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+        f"{path}, {ascii(place)[1:-1]}: a text is not Unicode: it has half of a surrogate pair (\\ud800 to \\udfff)"
     )
     report_or_raise(InvalidRecord(message, "fix or remove the record"))
     return False
