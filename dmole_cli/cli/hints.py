@@ -29,9 +29,9 @@ from dmole_cli.artifacts.run import Run
 from dmole_cli.cli.subcommands import module_of, settings_of
 from dmole_cli.settings.model import Settings
 
-# Commands on a run directory, without --help.
+# Commands on a run directory with their options, without --help.
 _ON_A_RUN = re.compile(
-    r"dmole (profile|allocate|train-router|train-task|evaluate|rescore|report|export|import)\b(?! --help)"
+    r"dmole (profile|allocate|train-router|train-task|evaluate|rescore|report|export|import)\b(?! --help)[^`;,]*"
 )
 
 
@@ -71,7 +71,7 @@ def completed(hint: str, typed: Mapping[str, str]) -> str:
     options = " ".join(typed[name] for name in ("run", "config") if name in typed)
     if not options or "--run" in hint or "--config" in hint:
         return hint
-    return _ON_A_RUN.sub(lambda match: f"{match[0]} {options}", hint)
+    return _ON_A_RUN.sub(lambda match: f"{match[0].rstrip()} {options}", hint)
 
 
 def _delete(cache: Path) -> str:
