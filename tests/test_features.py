@@ -11,9 +11,11 @@ import pytest
 import tiny
 import torch
 
+from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.run import Run
+from dmole_cli.artifacts.tables import digest_of_table
 from dmole_cli.cli.workspace import workspace
-from dmole_cli.errors import DmoleError
+from dmole_cli.errors import DmoleWarning
 from dmole_cli.routing.features import routing_features
 from dmole_cli.settings.model import Settings
 from dmole_cli.settings.reading import read_settings
@@ -74,7 +76,8 @@ def rewrite(path: Path, **header) -> None:
     """Change the header of a feature file."""
     table = pq.read_table(path)
     old = json.loads(table.schema.metadata[b"dmole"])
-    pq.write_table(table.replace_schema_metadata({"dmole": json.dumps({**old, **header})}), path)
+    sealed = Header(**{**old, **header}).sealed(path, digest_of_table(table))
+    pq.write_table(table.replace_schema_metadata({"dmole": sealed.to_json()}), path)
 
 
 def flipped(content: bytes, place: int) -> bytes:
@@ -214,8 +217,9 @@ def test_damaged_and_foreign_files_are_passed_over_for_others_and_named_to_their
     whole = path.read_bytes()
     for damaged in (b"PAR1 and nothing else", flipped(whole, len(whole) // 4)):
         path.write_bytes(damaged)
-        with pytest.raises(DmoleError, match=rf"{SECOND}\.test\.parquet cannot be read as parquet"):
+        with pytest.warns(DmoleWarning, match=rf"{SECOND}\.test\.parquet cannot be read as parquet.* computed again"):
             routing_features(SECOND, "test", data=session.data, backbone=session.model.load(), run=session.run)
+        assert path.read_bytes() == whole
 
 
 def test_a_damaged_byte_never_becomes_a_feature(fresh):

@@ -73,7 +73,7 @@ def cached_features(
             same = all(header.versions.get(name) == current[name] for name in libraries)
             if not same or not pc.any(pc.is_in(keys, left)).as_py():
                 continue
-            table, _ = read_table(path, FEATURES)
+            table, _ = read_table(path, FEATURES, anywhere=True)
             table = table.filter(pc.is_in(table["key"], left))
             found.update(zip(table["key"].to_pylist(), _values(table, width), strict=True))
         except (

@@ -90,13 +90,14 @@ class Header:
 _HEADERS = TypeAdapter(Header)
 
 
-def parse_header(raw: Any, *, path: Path, kind: Kind) -> Header:
+def parse_header(raw: Any, *, path: Path, kind: Kind, anywhere: bool = False) -> Header:
     """Check the header that was found in a file, and build it.
 
     Args:
         raw: the JSON text, the parsed JSON value, or None where the file has none.
         path: the file.
         kind: what it must be.
+        anywhere: whether the file may lie at the path of another one.
 
     Raises:
         WrongKind: the file has no header, or the header of another kind.
@@ -124,7 +125,8 @@ def parse_header(raw: Any, *, path: Path, kind: Kind) -> Header:
         raise DamagedArtifact(path, f"{path} is damaged: its header is invalid: {_first(error)}") from error
     if not _is_finite(header.facts):
         raise DamagedArtifact(path, f"{path} is damaged: its header holds a number that is not finite")
-    _require_identity(header, path)
+    if not anywhere:
+        _require_identity(header, path)
     return header
 
 

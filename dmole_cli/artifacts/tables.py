@@ -32,8 +32,13 @@ def write_table(path: Path, rows: list[dict[str, Any]] | pa.Table, schema: pa.Sc
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
-def read_table(path: Path, kind: Kind) -> tuple[pa.Table, Header]:
+def read_table(path: Path, kind: Kind, *, anywhere: bool = False) -> tuple[pa.Table, Header]:
     """Read a table and its header.
+
+    Args:
+        path: the file.
+        kind: of the artifact.
+        anywhere: whether the file may lie at the path of another one, because its rows have content keys.
 
     Raises:
         ArtifactError: the file is missing, damaged, or of another kind.
@@ -43,7 +48,7 @@ def read_table(path: Path, kind: Kind) -> tuple[pa.Table, Header]:
     with _readable(path):
         table = pq.read_table(path, page_checksum_verification=True)
         table.validate(full=True)
-    header = _header(table.schema, path, kind)
+    header = _header(table.schema, path, kind, anywhere=anywhere)
     _require_columns(table.schema, path, kind)
     verify_content(header, digest_of_table(table), path)
     return table, header
@@ -70,7 +75,7 @@ def read_column(path: Path, kind: Kind, column: str) -> tuple[pa.ChunkedArray, H
 
     with _readable(path):
         schema = pq.read_schema(path)
-        header = _header(schema, path, kind)
+        header = _header(schema, path, kind, anywhere=True)
         _require_columns(schema, path, kind)
         return pq.read_table(path, columns=[column], page_checksum_verification=True).column(column), header
 
@@ -125,8 +130,8 @@ def _update(digest: Any, column: pa.ChunkedArray) -> None:
         digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
 
 
-def _header(schema: pa.Schema, path: Path, kind: Kind) -> Header:
-    return parse_header((schema.metadata or {}).get(HEADER_KEY.encode()), path=path, kind=kind)
+def _header(schema: pa.Schema, path: Path, kind: Kind, *, anywhere: bool = False) -> Header:
+    return parse_header((schema.metadata or {}).get(HEADER_KEY.encode()), path=path, kind=kind, anywhere=anywhere)
 
 
 def _require_columns(schema: pa.Schema, path: Path, kind: Kind) -> None:
