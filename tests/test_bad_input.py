@@ -1,5 +1,6 @@
 """Invalid input: one clear error with a hint, exit code 1 (2 for usage), and no incomplete file, in the real CLI."""
 
+import fcntl
 import json
 import os
 import pty
@@ -139,8 +140,7 @@ def test_missing_inputs(refuse, stream, args, said):
         ("sites:0%", "no room"),
         ("-3%", "no room"),
         ("sites:150%", "more than the whole"),
-        ("params:5M", "params:"),
-        ("params:3", "holds no expert"),
+        ("params:3", "the smallest expert"),
         ("sites:2%", "less than one"),
         ("plenty", "is not a budget"),
         ("12", "is not a budget"),
@@ -293,10 +293,10 @@ def test_another_schema_version(refuse, ready):
     newer = lambda header: header.update(schema_version=99)  # noqa: E731
     rewrite_parquet(run / "profiles" / f"{FIRST}.parquet", newer)
     rewrite_json(run / "allocations" / f"{SECOND}.json", lambda document: newer(document["provenance"]))
+    refuse("train-task", "--task", SECOND, cwd=ready, said=("allocations/halves.json", "schema version 99"))
     rewrite_tensors(run / "experts" / f"{FIRST}.safetensors", newer)
     for args, name in [
         (("allocate", "--task", FIRST), "profiles/colours.parquet"),
-        (("train-task", "--task", SECOND), "allocations/halves.json"),
         (("evaluate", "--stage", "1", "--task", FIRST), "experts/colours.safetensors"),
     ]:
         refuse(*args, cwd=ready, said=(name, "schema version 99"))
@@ -309,10 +309,11 @@ def cut(path: Path, *, keep: float = 0.6) -> None:
 
 def test_damaged_files(refuse, ready):
     run = ready / "dmole-run"
+    cut(run / "features" / f"{SECOND}.parquet")
+    refuse("train-task", "--task", SECOND, cwd=ready, said=("features/halves.parquet",))
     cut(run / "profiles" / f"{FIRST}.parquet")
     cut(run / "allocations" / f"{FIRST}.json")
     cut(run / "experts" / f"{FIRST}.safetensors")
-    cut(run / "features" / f"{SECOND}.parquet")
     cut(run / "evaluations" / "seq-ft" / "0" / f"{FIRST}.parquet")
     cut(run / "generations" / f"{SECOND}.parquet")
     router = run / "routers" / f"{FIRST}.safetensors"
@@ -321,7 +322,6 @@ def test_damaged_files(refuse, ready):
         (("allocate", "--task", FIRST), "profiles/colours.parquet"),
         (("train-router", "--task", FIRST), "routers/colours.safetensors"),
         (("train-task", "--task", FIRST, "--force"), "allocations/colours.json"),
-        (("train-task", "--task", SECOND), "features/halves.parquet"),
         (("evaluate", "--stage", "1", "--task", FIRST), "experts/colours.safetensors"),
         (("evaluate", "--stage", "0", "--task", FIRST, "--method", "seq-ft"), "seq-ft/0/colours.parquet"),
         (("report", "bwt"), "seq-ft/0/colours.parquet"),
@@ -376,14 +376,25 @@ def test_a_change_far_upstream_is_noticed_by_the_last_stage(refuse, ready):
 
 
 def test_temporary_files_of_a_killed_process_are_deleted(run, ready):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
+    """A process that still writes its file holds a lock on it."""
     folder = ready / "dmole-run" / "allocations"
-    left, busy = (folder / f".{FIRST}.json.{process}.tmp" for process in (gone.pid, os.getpid()))
+    left, busy = (folder / f".{FIRST}.json.{suffix}.tmp" for suffix in ("0123456789abcdef", "fedcba9876543210"))
     left.write_text("half", encoding="utf-8")
-    busy.write_text("half", encoding="utf-8")
+    with busy.open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        tiny.succeed("allocate", "--task", FIRST, "--force", cwd=ready, run=run)
+        assert not left.exists() and busy.exists()
     tiny.succeed("allocate", "--task", FIRST, "--force", cwd=ready, run=run)
-    assert not left.exists() and busy.exists()
+    assert not busy.exists()
+
+
+def test_a_planted_link_is_never_followed(run, ready):
+    """Whatever lies in the folder, a file is written under a random name and nowhere else."""
+    folder, elsewhere = ready / "dmole-run" / "allocations", ready / "elsewhere"
+    for name in (f".{FIRST}.json.{os.getpid()}.tmp", f".{FIRST}.json.0123456789abcdef.tmp", f".{FIRST}.json.tmp"):
+        (folder / name).symlink_to(elsewhere)
+    tiny.succeed("allocate", "--task", FIRST, "--force", cwd=ready, run=run)
+    assert not elsewhere.exists() and not (folder / f"{FIRST}.json").is_symlink()
 
 
 def test_changed_data_make_every_output_of_the_task_stale(refuse, run, ready):
@@ -440,9 +451,9 @@ def test_no_java_for_captions(fresh):
     ("args", "name"),
     [
         (("allocate",), "allocations/colours.json"),
-        (("profile",), "profiles/colours.parquet"),
+        (("profile",), "costs/profile/colours.json"),
         (("train-router",), "routers/colours.safetensors"),
-        (("train-task", "--epochs", "1"), "experts/colours.safetensors"),
+        (("train-task", "--epochs", "1"), "costs/train-task-d-mole/colours.json"),
         (("evaluate", "--stage", "0"), "generations/colours.parquet"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

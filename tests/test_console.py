@@ -12,7 +12,7 @@ import tiny
 from typer.testing import CliRunner
 
 from dmole_cli.artifacts.outcome import Outcome
-from dmole_cli.cli import console
+from dmole_cli.cli import console, ending
 from dmole_cli.cli.derive import build
 from dmole_cli.cli.subcommands import module_of
 from dmole_cli.commands.app import COMMANDS, app
@@ -58,14 +58,14 @@ def test_lines_wrap_at_spaces_and_commands_stay_whole(
     error = DmoleError(f"{path} has nine problems that take more than a line of a terminal to describe", command)
     monkeypatch.setenv("COLUMNS", "60")
     console.report(outcomes(1, 6, written=6), as_json=False, following="dmole report bwt")
-    console.fail(error)
+    ending.fail(error)
     shown = capsys.readouterr().err
     lines = shown.splitlines()
     assert f"  -> {command}" in lines
     assert all(len(line) <= 60 or path in line or line == f"  -> {command}" for line in lines)
     assert re.sub(r"\n +", " ", shown.split("next:")[0]).count("dmole-run/evaluations/d-mole") == 1
     monkeypatch.delenv("COLUMNS")
-    console.fail(error)
+    ending.fail(error)
     assert len(capsys.readouterr().err.splitlines()) == 2, "a pipe has no width"
 
 

@@ -139,6 +139,8 @@ def _parsed(text: str | bytes) -> Any:
 
 def _first(error: ValidationError) -> str:
     detail = error.errors(include_url=False)[0]
+    if detail["type"] == "missing":
+        return f"it lacks {'.'.join(map(str, detail['loc']))}"
     return f"{'.'.join(map(str, detail['loc'])) or 'value'}: {detail['msg']}"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmole_cli.artifacts.files import replacing
+from dmole_cli.artifacts.files import write_text
 from dmole_cli.errors import DmoleError
 
 
@@ -36,14 +36,13 @@ def toml(table: Mapping[str, Any], *, path: str = "") -> str:
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
     """Write lines of text; the file is replaced once it is complete."""
-    with replacing(path) as file:
-        file.write(("\n".join(lines) + "\n").encode("utf-8"))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write rows as CSV; a missing value is an empty field."""
-    with replacing(path) as file, io.TextIOWrapper(file, "utf-8", newline="", write_through=True) as text:
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        text.detach()  # `replacing` closes the file
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
