@@ -131,7 +131,10 @@ def _backbone(model: Any) -> Backbone:
     tokenizer = SimpleNamespace(pad_token_id=PAD, eos_token_id=END, batch_decode=_as_numbers)
     length = getattr(model.config, "image_seq_length", 1)
     processor = SimpleNamespace(tokenizer=tokenizer, image_token_id=IMAGE, image_seq_length=length)
-    return Backbone("random weights", "", model, processor)
+    backbone = Backbone("random weights", "", model, processor)
+    # Found by encoding an image, which takes a real processor.
+    vars(backbone)["_vision_width"] = model.config.vision_config.hidden_size
+    return backbone
 
 
 def _as_numbers(tokens: torch.Tensor, *, skip_special_tokens: bool) -> list[str]:
