@@ -325,7 +325,6 @@ def test_the_ranks_of_two_modalities_spend_the_budget_in_their_shares(seed):
         ("evaluate --method seq-ft --routing top-2", "--routing top-2 has no effect: method seq-ft has no routers"),
         ("evaluate --method d-mole --method v4 --threshold-scale 1", "method v4 has no routers"),
         ("evaluate --routing oracle --threshold-scale 2", "--routing oracle reads no threshold"),
-        ("evaluate --report bwt --routing oracle", "reads stored evaluations"),
         ("allocate --method v1 --modalities vision", "--modalities vision has no effect: method v1 decides it itself"),
         ("allocate --method v2 --vision-floor 10%", "experts are placed in one modality, vision"),
         ("allocate --method v3 --curriculum", "method v3 decides it itself"),

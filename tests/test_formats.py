@@ -277,7 +277,7 @@ def test_a_long_file_is_converted_once_and_again_when_it_changes(tmp_path, monke
     card = write_card(tmp_path)
     write_lines(tmp_path / "train.jsonl", *(record(answer=f"answer {n}") for n in range(11)))
     first = samples(load_card(card), "train")
-    (made,) = (tmp_path / "cache" / "rows").iterdir()
+    (made,) = (tmp_path / "cache" / "rows").glob("*.arrow")
     state = made.stat().st_mtime_ns
     rows = samples(load_card(card), "train")
     assert [row.answer for row in rows] == [f"answer {n}" for n in range(11)] == [row.answer for row in first]
@@ -285,12 +285,27 @@ def test_a_long_file_is_converted_once_and_again_when_it_changes(tmp_path, monke
     assert [row.sample_id for row in rows[3:9:2]] == ["train-00003", "train-00005", "train-00007"]
     with pytest.raises(IndexError):
         rows[11]
-    assert made.stat().st_mtime_ns == state and len(list(made.parent.iterdir())) == 1
+    assert made.stat().st_mtime_ns == state and len(list(made.parent.glob("*.arrow"))) == 1
     write_lines(tmp_path / "train.jsonl", *(record(answer=f"other {n}") for n in range(11)))
     assert samples(load_card(card), "train")[0].answer == "other 0"
     card.write_text(card.read_text().replace("in a few words", "in one word"))
     assert samples(load_card(card), "train")[0].question.endswith("in one word.")
-    assert len(list(made.parent.iterdir())) == 3
+    assert len(list(made.parent.glob("*.arrow"))) == 3
+
+
+def test_a_damaged_cache_of_rows_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMOLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_arrow, "IN_MEMORY", 100)
+    card = write_card(tmp_path)
+    write_lines(tmp_path / "train.jsonl", *(record(answer=f"answer {n}") for n in range(11)))
+    samples(load_card(card), "train")
+    (made,) = (tmp_path / "cache" / "rows").glob("*.arrow")
+    whole = made.read_bytes()
+    made.write_bytes(whole.replace(b"answer 3", b"answer 4"))
+    assert [row.answer for row in samples(load_card(card), "train")] == [f"answer {n}" for n in range(11)]
+    assert made.read_bytes() == whole
+    made.write_bytes(whole[:50])
+    assert len(samples(load_card(card), "train")) == 11
 
 
 def test_an_invalid_record_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
