@@ -349,7 +349,8 @@ def test_a_card_like_another_says_what_differs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("like", "part"), [('"like.toml"', "circular `like`"), ('"nobody"', "unknown task"), ("3", "unknown task")]
+    ("like", "part"),
+    [('"like.toml"', "circular `like`"), ('"nobody"', "unknown task"), ("3", "like is 3; expected text")],
 )
 def test_an_invalid_like_is_refused(tmp_path, monkeypatch, like, part):
     monkeypatch.chdir(tmp_path)

@@ -253,7 +253,9 @@ def _read_table(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     like = table.pop("like", None)
     if like is None:
         return table
-    other = _card_path(like if isinstance(like, str) else "")
+    if not isinstance(like, str):
+        raise DmoleError(f"{path}: like is {like!r}; expected text", "name a task, or the path of its card")
+    other = _card_path(like)
     if other in (path, *above):
         raise DmoleError(f"the task card {path} has a circular `like`", "remove `like` from one of the cards")
     if len(above) >= MAX_LIKE:
