@@ -479,11 +479,6 @@ RERUN = f"dmole evaluate --task {FIRST} --method d-mole --stage 2 --likelihood -
     [
         (f"d-mole/2/{FIRST}", ("report", "knowledge"), f"run: {RERUN}"),
         (f"d-mole/2/{FIRST}", ("evaluate", "--likelihood"), f"run: {RERUN}"),
-        (
-            f"cache/{FIRST}",
-            ("evaluate", "--likelihood", "--method", "zero-shot"),
-            "-> delete dmole-run/likelihoods/cache",
-        ),
     ],
 )
 def test_a_damaged_file_is_one_error(copy, run, name, args, hint):
@@ -493,6 +488,14 @@ def test_a_damaged_file_is_one_error(copy, run, name, args, hint):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and f"{name}.parquet cannot be read" in errors[0] and hint in done.stderr
+
+
+def test_a_damaged_cache_is_filled_again(copy, run):
+    path = copy / "dmole-run" / "likelihoods" / "cache" / f"{FIRST}.parquet"
+    path.write_bytes(path.read_bytes()[:200])
+    done = tiny.succeed("evaluate", "--likelihood", "--method", "d-mole", "--force", cwd=copy, run=run)
+    assert f"cache/{FIRST}.parquet cannot be read" in done.stderr and "is filled again" in done.stderr
+    assert "filled again" not in tiny.succeed("evaluate", "--likelihood", "--force", cwd=copy, run=run).stderr
 
 
 def test_the_report_by_the_command_line(scored, run):

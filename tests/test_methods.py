@@ -12,6 +12,7 @@ from torch import nn
 
 from dmole_cli import catalog
 from dmole_cli.artifacts.expert import ExpertFile, read_expert, write_expert
+from dmole_cli.artifacts.kinds import EXPERT
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.run import D_MOLE
 from dmole_cli.errors import DmoleError
@@ -156,13 +157,13 @@ def test_a_mixture_has_gradients_on_another_device_than_its_backbone():
 
 def test_a_mixture_survives_a_round_trip_through_its_file(tmp_path):
     expert, path = dense(trainable=False), tmp_path / "e.safetensors"
-    write_expert(path, ExpertFile(expert.sites, expert.scale, Header("dmole.expert", 1), expert.gates))
+    write_expert(path, ExpertFile(expert.sites, expert.scale, Header.of(EXPERT), expert.gates))
     read = read_expert(path)
     for mine, theirs in zip((*read.sites[SITE], read.gates[SITE]), expert.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     size = PARTS * RANK * (INPUTS + OUTPUTS) + PARTS * INPUTS
     assert (read.scale, read.parameters, read.header.facts["parameters"]) == (expert.scale, size, size)
-    write_expert(path, ExpertFile(expert.sites, 1.0, Header("dmole.expert", 1), {"elsewhere": expert.gates[SITE]}))
+    write_expert(path, ExpertFile(expert.sites, 1.0, Header.of(EXPERT), {"elsewhere": expert.gates[SITE]}))
     with pytest.raises(DmoleError, match="not pairs"):
         read_expert(path)
 
