@@ -132,8 +132,9 @@ def test_an_answer_without_a_value_is_refused_and_counted(tmp_path, answer):
 @pytest.mark.parametrize("field", ["images", "img", "image_path"])
 def test_no_field_that_names_images_is_left_out(tmp_path, field):
     record = {field: "a.png", "question": "Colour?", "answer": "red"}
-    assert f"'{field}', which is not read" in refusal(tmp_path, "question_answer", [record]).message
-    assert load(tmp_path, "question_answer", [record], data={"image": field})[0].files == (tmp_path / "a.png",)
+    for data in ({}, {"image": field}):
+        assert load(tmp_path, "question_answer", [record], data=data)[0].files == (tmp_path / "a.png",)
+    assert f"'{field}' names an image" in refusal(tmp_path, "question_answer", [record], data={"image": "other"}).message
 
 
 # --- boxes ---
@@ -195,7 +196,7 @@ def test_a_box_outside_of_its_frame_is_refused(tmp_path, box, form, hint):
     assert hint in error.hint and "line 1" in error.message
 
 
-@pytest.mark.parametrize("side", [0, -1, float("nan"), float("inf"), 10**400, "48", None])
+@pytest.mark.parametrize("side", [0, -1, float("nan"), float("inf"), "48", None])
 def test_a_frame_without_a_size_is_refused(tmp_path, side):
     record = {"image": "a.png", "sent": "it", "bbox": BOX, "width": side, "height": 32}
     assert "'width'" in refusal(tmp_path, "grounding", [record], metric="grounding").message

@@ -67,8 +67,6 @@ def read_evaluation(path: Path) -> tuple[list[Answer], Header]:
         ArtifactError: the file is missing, damaged or of another kind, or a score or a loss is not finite.
     """
     table, header = read_table(path, EVALUATION)
-    if not isinstance(header.settings.get("learned"), list):
-        raise DamagedArtifact(path, f"{path} is damaged: its header does not name the tasks that had been learned")
     rows = [Answer(**{name: row[name] for name in EVALUATION.columns}) for row in table.to_pylist()]
     if not all(math.isfinite(number) for row in rows for number in (row.score, *row.losses)):
         raise DamagedArtifact(path, f"{path} is damaged: a score or a loss is not finite")

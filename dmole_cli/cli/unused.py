@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dmole_cli import catalog
 from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.artifacts.kinds import D_MOLE
+from dmole_cli.artifacts.labels import base_method
 from dmole_cli.cli.subcommands import module_of, settings_of
 from dmole_cli.errors import DmoleError
 from dmole_cli.settings.budget import parse_budget
@@ -155,7 +156,7 @@ def refuse_unused_in_evaluation(
             "add --stage all to evaluate first",
         )
     for name in methods:
-        refuse_unused(typed, load_method(name))
+        refuse_unused(typed, load_method(base_method(name)))
     if "evaluate.threshold_scale" in typed and (fixed := [mode for mode in modes if mode in UNROUTED]):
         raise DmoleError(
             f"{typed['evaluate.threshold_scale']} has no effect: --routing {fixed[0]} reads no threshold",
