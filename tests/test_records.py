@@ -134,7 +134,9 @@ def test_no_field_that_names_images_is_left_out(tmp_path, field):
     record = {field: "a.png", "question": "Colour?", "answer": "red"}
     for data in ({}, {"image": field}):
         assert load(tmp_path, "question_answer", [record], data=data)[0].files == (tmp_path / "a.png",)
-    assert f"'{field}' names an image" in refusal(tmp_path, "question_answer", [record], data={"image": "other"}).message
+    assert (
+        f"'{field}' names an image" in refusal(tmp_path, "question_answer", [record], data={"image": "other"}).message
+    )
 
 
 # --- boxes ---
