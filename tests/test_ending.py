@@ -82,6 +82,26 @@ def test_ctrl_c_at_any_time_once_or_more(stream, tmp_path, delays):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_an_interruption_that_a_destructor_swallows_is_repeated(tmp_path):
+    program = """
+import os, signal, sys, time
+from dmole_cli.cli import ending
+class Swallows:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+def command():
+    Swallows()
+    time.sleep(60)
+ending.run(command)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=tiny.environment(), capture_output=True, text=True, timeout=40
+    )
+    assert done.returncode == 1 and done.stderr.count("error: interrupted; no incomplete file was left") == 1
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

@@ -85,6 +85,54 @@ def test_the_command_that_an_error_proposes_makes_the_artifact_again(copy, run, 
     assert typed and path.read_bytes() == before
 
 
+@pytest.fixture(scope="module")
+def further(finished, run, tmp_path_factory) -> Path:
+    """The finished stream with the kinds of artifacts that only some methods and commands make."""
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("further") / "copy")
+    tiny.shorten(folder)
+    for command in (
+        ("train-task", "--method", "ewc-lora"),
+        ("evaluate", "--stage", "0", "--likelihood", "--force"),
+        ("rescore", "anls", "--method", "seq-ft"),
+        ("export", "--task", FIRST, "--method", "seq-ft", "exported"),
+    ):
+        tiny.succeed(*command, cwd=folder, run=run)
+    return folder
+
+
+FURTHER = {
+    f"dmole-run/memories/ewc-lora/{FIRST}.safetensors": (
+        ("train-task", "--method", "ewc-lora", "--task", SECOND, "--epochs", "1"),
+        ["train-task", "--task", FIRST, "--method", "ewc-lora"],
+    ),
+    f"dmole-run/likelihoods/d-mole/0/{FIRST}.parquet": (
+        ("evaluate", "--stage", "0", "--likelihood", "--task", FIRST),
+        ["evaluate", "--task", FIRST, "--method", "d-mole", "--stage", "0", "--likelihood"],
+    ),
+    f"dmole-run/rescored/anls/evaluations/seq-ft/2/{FIRST}.parquet": (
+        ("report", "last", "--rescored", "anls", "--method", "seq-ft"),
+        ["rescore", "anls", "--task", FIRST, "--method", "seq-ft", "--stage", "2"],
+    ),
+    "exported/dmole.json": (
+        ("export", "--task", FIRST, "--method", "seq-ft", "exported"),
+        ["export", "--task", FIRST, "--method", "seq-ft", "exported"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_memories_likelihoods_rescored_evaluations_and_exports_are_made_again(further, run, name, tmp_path):
+    folder = shutil.copytree(further, tmp_path / "copy")
+    path, (command, fix) = folder / name, FURTHER[name]
+    before = path.read_bytes()
+    flip(path)
+    refused = run(*command, cwd=folder)
+    assert refused.returncode == 1 and path.name in refused.stderr and "Traceback" not in refused.stderr
+    assert [word for word in tiny.proposed(refused.stderr) if word not in ("--force", "--epochs", "1")] == fix
+    tiny.succeed(*tiny.proposed(refused.stderr), cwd=folder, run=run)
+    assert path.read_bytes() == before or "--epochs" in command
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_every_bit_of_an_artifact_is_covered_by_a_check(copy, name):
     """Flipped bits all over the file, header and footer included, are refused by the reader, or change nothing that is read."""

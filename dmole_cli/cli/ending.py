@@ -20,7 +20,9 @@ from typing import NoReturn
 from dmole_cli.errors import DmoleError, first_line
 from dmole_cli.reports.wrapping import wrapped
 
-CLEANING_UP = 5.0  # seconds after an interruption in which further ones are ignored
+CLEANING_UP = 2.0  # seconds after an interruption in which further ones are ignored
+ALARM = getattr(signal, "SIGALRM", None)  # no such signal on Windows
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([ALARM] if ALARM is not None else []))
 INTERRUPTED = DmoleError("interrupted; no incomplete file was left", "run the same command again")
 SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What torch, CUDA and C++ say when they get no memory; none of them has a type for all of it.
@@ -37,14 +39,22 @@ class _Signals:
     first: float | None = None
 
     def __call__(self, number: int, frame: object) -> None:
-        """Interrupt the command once; later signals wait until it has cleaned up, or end a process that did not end."""
+        """Interrupt the command once; later signals wait until it has cleaned up, or end a process that did not end.
+
+        Python drops an exception that is raised in a destructor or in some callbacks, so a command that still runs after
+        `CLEANING_UP` is interrupted again by an alarm.
+        """
         now = time.monotonic()
         if self.first is None:
             self.first = now
-            raise _Interrupted
-        if now - self.first > CLEANING_UP:
+        elif now - self.first <= CLEANING_UP:
+            return
+        elif number != ALARM:
             fail(INTERRUPTED)
             os._exit(1)
+        if ALARM is not None:
+            signal.setitimer(signal.ITIMER_REAL, 1.1 * CLEANING_UP)
+        raise _Interrupted
 
 
 def run(command: Callable[[], object]) -> NoReturn:
@@ -54,7 +64,7 @@ def run(command: Callable[[], object]) -> NoReturn:
         command: ends with SystemExit or without an exception if it succeeds.
     """
     signals = _Signals()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signals)
     code = 1
     try:
@@ -130,7 +140,7 @@ def fail(error: DmoleError) -> None:
 
 
 def _ignore_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
