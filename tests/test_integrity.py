@@ -125,7 +125,7 @@ def test_memories_likelihoods_rescored_evaluations_and_exports_are_made_again(fu
     folder = shutil.copytree(further, tmp_path / "copy")
     path, (command, fix) = folder / name, FURTHER[name]
     before = path.read_bytes()
-    flip(path)
+    path.write_bytes(before[: len(before) * 6 // 10])
     refused = run(*command, cwd=folder)
     assert refused.returncode == 1 and path.name in refused.stderr and "Traceback" not in refused.stderr
     assert [word for word in tiny.proposed(refused.stderr) if word not in ("--force", "--epochs", "1")] == fix
