@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from dmole_cli.artifacts.errors import DamagedArtifact, require_file
 from dmole_cli.artifacts.files import digest_of, write_json
 from dmole_cli.artifacts.kinds import ALLOCATION
 from dmole_cli.artifacts.provenance import Header, parse_header, validated, verify_content
+from dmole_cli.settings.documents import read_json
 
 KEYS = ("task", "budget", "rank", "alpha", "spent", "modalities", "sites")
 
@@ -57,17 +57,15 @@ def read_allocation(path: Path) -> tuple[dict[str, Any], Header]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read an artifact that is a JSON object.
+    """Read an artifact that is a JSON object of bounded size and nesting.
 
     Raises:
         ArtifactError: the file is missing or unreadable, or holds anything else.
     """
     require_file(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DamagedArtifact(path, f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+        document = read_json(path)
+    except (OSError, ValueError) as error:
         raise DamagedArtifact(path, f"{path} is not valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise DamagedArtifact(path, f"{path} does not hold a JSON object")

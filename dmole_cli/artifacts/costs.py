@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 from dmole_cli.artifacts.files import write_json
 from dmole_cli.errors import DmoleError
+from dmole_cli.settings.documents import read_json
 
 
 @contextmanager
@@ -44,8 +44,8 @@ def read_cost(path: Path) -> dict[str, Any]:
         DmoleError: the file does not hold a cost.
     """
     try:
-        cost = json.loads(path.read_text(encoding="utf-8"))
+        cost = read_json(path)
         return {"seconds": float(cost["seconds"]), "counts": {k: int(v) for k, v in cost.get("counts", {}).items()}}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         message = f"{path} does not hold the cost of a stage: {error!r}"
         raise DmoleError(message, "delete it; only the report of costs reads it") from error

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from dmole_cli.artifacts.allocation import read_allocation
-from dmole_cli.artifacts.errors import StaleArtifact
+from dmole_cli.artifacts.errors import StaleArtifact, require_file
 from dmole_cli.artifacts.expert import is_imported
 from dmole_cli.artifacts.export import read_export_header
+from dmole_cli.artifacts.files import FileState, state_of
 from dmole_cli.artifacts.kinds import EXPORT, Kind
 from dmole_cli.artifacts.provenance import Header, differences
-from dmole_cli.artifacts.tables import table_header
+from dmole_cli.artifacts.tables import read_table
 from dmole_cli.artifacts.tensors import tensors_header
 
 
@@ -22,11 +24,18 @@ def header_of(path: Path, kind: Kind) -> Header | None:
     """
     if not path.exists():
         return None
+    require_file(path)
+    if kind is EXPORT:  # whose digest covers other files, too
+        return read_export_header(path)
+    return _verified(path, kind, state_of(path))
+
+
+@lru_cache(maxsize=4096)
+def _verified(path: Path, kind: Kind, state: FileState) -> Header:
+    """The header after its digest was compared with the content, once per process and file."""
     if kind.container == "table":
-        return table_header(path, kind)
-    if kind.container == "tensors":
-        return tensors_header(path, kind)
-    return read_export_header(path) if kind is EXPORT else read_allocation(path)[1]
+        return read_table(path, kind)[1]
+    return tensors_header(path, kind) if kind.container == "tensors" else read_allocation(path)[1]
 
 
 def is_current(path: Path, kind: Kind, header: Header, *, force: bool) -> bool:

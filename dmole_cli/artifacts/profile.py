@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.artifacts.errors import DamagedArtifact
+from pydantic import BaseModel, Field
+
+from dmole_cli.artifacts.errors import DamagedArtifact, require_file
 from dmole_cli.artifacts.kinds import PROFILE
-from dmole_cli.artifacts.provenance import HEADER_KEY, Header, require_facts
+from dmole_cli.artifacts.provenance import HEADER_KEY, Header, validated
 from dmole_cli.artifacts.tables import read_table, write_table
 from dmole_cli.errors import first_line
 
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
 
 MODALITIES = ("vision", "language")
 MOST_SITES = 1_000_000  # rows of a file that are read; no backbone has as many linear modules
+
+
+class _Facts(BaseModel):
+    """What the reader of a profile needs from its header."""
+
+    backbone_parameters: int = Field(ge=1)
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,7 @@ def read_profile(path: Path) -> tuple[list[SiteProfile], Header]:
         ArtifactError: the file is missing, damaged, or of another kind.
     """
     table, header = read_table(path, PROFILE)
-    require_facts(header, ("backbone_parameters",), path=path)
-    count = header.facts["backbone_parameters"]
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise DamagedArtifact(path, f"{path} is damaged: its header says that the backbone has {count!r} parameters")
+    validated(_Facts, dict(header.facts), path=path)
     return _rows(table, path), header
 
 
@@ -91,10 +96,7 @@ def read_profile_file(path: Path) -> tuple[list[SiteProfile], Header | None]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.exists():
-        return read_profile(path)
-    if not path.is_file():
-        raise DamagedArtifact(path, f"{path} is not a regular file")
+    require_file(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             if HEADER_KEY.encode() in (file.schema_arrow.metadata or {}):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,6 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from dmole_cli.artifacts.errors import DamagedArtifact, ForeignArtifact, OtherVersion, WrongKind
 from dmole_cli.artifacts.files import digest_of
 from dmole_cli.artifacts.kinds import Kind, values_in
+from dmole_cli.settings.documents import parse_json
 
 HEADER_KEY = "dmole"
 # Names of task data among the inputs of a header: `data:<task>/<split>`.
@@ -132,8 +133,8 @@ def parse_header(raw: Any, *, path: Path, kind: Kind, anywhere: bool = False) ->
 
 def _parsed(text: str | bytes) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # includes bytes that are not UTF-8, and numbers of thousands of digits
+        return parse_json(text)
+    except ValueError:  # includes bytes that are not UTF-8
         return None
 
 
@@ -186,17 +187,6 @@ def validated(model: type[AnyModel], values: Any, *, path: Path) -> AnyModel:
         return model.model_validate(values, strict=True)
     except ValidationError as error:
         raise DamagedArtifact(path, f"{path} is damaged: {_first(error)}") from error
-
-
-def require_facts(header: Header, keys: Sequence[str], *, path: Path) -> None:
-    """Refuse an artifact whose header lacks facts that its reader needs.
-
-    Raises:
-        DamagedArtifact: names what is missing.
-    """
-    missing = [key for key in keys if key not in header.facts]
-    if missing:
-        raise DamagedArtifact(path, f"{path} is damaged: its header lacks {', '.join(missing)}")
 
 
 def versions(*packages: str) -> dict[str, str]:

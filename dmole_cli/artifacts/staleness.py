@@ -16,7 +16,7 @@ from dmole_cli.artifacts.run import Run
 DataDigests = Callable[[str], str | None]
 
 
-def check_inputs(run: Run, paths: Sequence[Path], *, fingerprint: str | None, data: DataDigests) -> dict[str, str]:
+def check_inputs(run: Run, paths: Sequence[Path], *, fingerprint: str, data: DataDigests) -> dict[str, str]:
     """Refuse inputs that are missing, stale or of another backbone, however far upstream; the first cause is reported.
 
     Every artifact is followed to the artifacts that it was made from, down to the task data.
@@ -24,7 +24,7 @@ def check_inputs(run: Run, paths: Sequence[Path], *, fingerprint: str | None, da
     Args:
         run: the run directory.
         paths: the artifacts that a stage reads.
-        fingerprint: of the backbone; None where it is not known, and each artifact may have its own.
+        fingerprint: of the backbone.
         data: digests of the splits as they are now (see `Tasks.current_digest`).
 
     Returns:
@@ -39,7 +39,7 @@ def check_inputs(run: Run, paths: Sequence[Path], *, fingerprint: str | None, da
     return {run.name_of(path): digest_of_file(path) for path in paths}
 
 
-def require_backbone(path: Path, header: Header, fingerprint: str) -> None:
+def _require_backbone(path: Path, header: Header, fingerprint: str) -> None:
     """Refuse an artifact of another backbone.
 
     Raises:
@@ -62,7 +62,7 @@ def require_current(run: Run, path: Path, inputs: Mapping[str, str]) -> None:
         inputs: of its header.
 
     Raises:
-        StaleArtifact: names the first changed file. One that was deleted cannot be checked.
+        StaleArtifact: names the first changed file; a deleted one is ignored, because what was made from it is still valid.
     """
     for name, digest in sorted(inputs.items()):
         source = run.path_of(name)
@@ -70,7 +70,7 @@ def require_current(run: Run, path: Path, inputs: Mapping[str, str]) -> None:
             raise StaleArtifact(path, f"{source} has changed since it was made")
 
 
-def _check(run: Run, path: Path, fingerprint: str | None, data: DataDigests, checked: set[Path]) -> None:
+def _check(run: Run, path: Path, fingerprint: str, data: DataDigests, checked: set[Path]) -> None:
     if path in checked:
         return
     checked.add(path)
@@ -79,10 +79,9 @@ def _check(run: Run, path: Path, fingerprint: str | None, data: DataDigests, che
     header = header_of(path, found[0])
     if header is None:
         raise MissingArtifact(path)
-    if fingerprint is not None:
-        require_backbone(path, header, fingerprint)
+    _require_backbone(path, header, fingerprint)
     made_from = {name: run.path_of(name) for name in sorted(header.inputs) if not name.startswith(DATA_PREFIX)}
-    # An input that was deleted cannot be checked; what was made from it is still valid.
+    # What was made from a deleted input is still valid.
     made_from = {name: source for name, source in made_from.items() if source.is_file()}
     # All of them first: the command that makes this artifact again needs every one of them.
     for source in made_from.values():

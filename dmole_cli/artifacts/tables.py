@@ -6,12 +6,11 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.artifacts.errors import ArtifactError, DamagedArtifact, MissingArtifact, require_file
-from dmole_cli.artifacts.files import FileState, replacing, state_of
+from dmole_cli.artifacts.files import replacing
 from dmole_cli.artifacts.kinds import Kind
 from dmole_cli.artifacts.provenance import HEADER_KEY, Header, parse_header, verify_content
 from dmole_cli.errors import DmoleWarning, first_line
@@ -78,21 +77,6 @@ def read_column(path: Path, kind: Kind, column: str) -> tuple[pa.ChunkedArray, H
         header = _header(schema, path, kind, anywhere=True)
         _require_columns(schema, path, kind)
         return pq.read_table(path, columns=[column], page_checksum_verification=True).column(column), header
-
-
-def table_header(path: Path, kind: Kind) -> Header:
-    """Read a table's header; the content is compared with its digest, once per process and file.
-
-    Raises:
-        ArtifactError: as for `read_table`.
-    """
-    require_file(path)
-    return _verified_header(path, kind, state_of(path))
-
-
-@lru_cache(maxsize=4096)
-def _verified_header(path: Path, kind: Kind, state: FileState) -> Header:
-    return read_table(path, kind)[1]
 
 
 def digest_of_table(table: pa.Table) -> str:

@@ -62,22 +62,22 @@ def read_tensors(path: Path, kind: Kind) -> tuple[dict[str, torch.Tensor], Heade
 
 
 def tensors_header(path: Path, kind: Kind) -> Header:
-    """Read the header, without importing torch; the tensors are compared with its digest, once per process and file.
+    """Read the header, without importing torch, and compare the tensors with its digest.
 
     Raises:
         ArtifactError: as for `read_tensors`.
     """
-    require_file(path)
-    return _verified_header(path, kind, state_of(path))
-
-
-@lru_cache(maxsize=4096)
-def _verified_header(path: Path, kind: Kind, state: FileState) -> Header:
     with _opened(path, "numpy") as file:
         header = parse_header((file.metadata() or {}).get(HEADER_KEY), path=path, kind=kind)
-    with path.open("rb") as raw:
-        verify_content(header, _content(raw), path)
+    verify_content(header, _content_of_file(path, state_of(path)), path)
     return header
+
+
+@lru_cache(maxsize=1024)
+def _content_of_file(path: Path, state: FileState) -> str:
+    """`_content` of a file; an unchanged file is read once per process."""
+    with path.open("rb") as file:
+        return _content(file)
 
 
 def _content(file: IO[bytes]) -> str:

@@ -25,7 +25,7 @@ from dmole_cli.errors import DmoleError, DmoleWarning
 from dmole_cli.settings.model import Settings
 from dmole_cli.settings.reading import read_record, read_settings, with_options
 from dmole_cli.settings.record import FILE as RECORD
-from dmole_cli.settings.record import changes, record_of
+from dmole_cli.settings.record import changes, located, record_of
 
 
 class PartsWithoutData(TypedDict):
@@ -200,7 +200,9 @@ def open_workspace(
     """
     root = values.get("run_directory")
     record = root / RECORD if root is not None else None
-    settings = with_options(read_settings(values["config"], model, record=record), options)
+    recorded = read_record(record, model) if record is not None else {}
+    configured = read_settings(values["config"], model, recorded=located(recorded, record.parent) if record else {})
+    settings = with_options(configured, options)
     if values.get("setting"):
         settings = settings.updated(method=_with_method_options(settings, values["method"], values["setting"]))
     shared = Path(settings.shared) if settings.shared else None
@@ -214,13 +216,11 @@ def open_workspace(
     flags = {name: values.get(name, False) for name in ("force", "json", "verbose")}
     flags["recording"] = "force" in values and record is not None
     work = workspace(settings, Run(root or Path(), shared), further=further, typed=typed, **flags)
-    if record is not None and (recorded := read_record(record, model)):
-        differing = changes(recorded, work.table)
-        if differing:
-            words = "; ".join(f"{name} {change}" for name, change in differing.items())
-            warnings.warn(DmoleWarning(f"this differs from {record}: {words}"), stacklevel=2)
-        return replace(work, differing=tuple(differing))
-    return work
+    differing = changes(recorded, work.table) if recorded else {}
+    if differing:
+        words = "; ".join(f"{name} {change}" for name, change in differing.items())
+        warnings.warn(DmoleWarning(f"this differs from {record}: {words}"), stacklevel=2)
+    return replace(work, differing=tuple(differing))
 
 
 def _with_method_options(settings: Settings, method: str, typed: Sequence[str]) -> dict[str, Mapping[str, float]]:

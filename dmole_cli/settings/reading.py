@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -14,7 +15,6 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.settings.declare import Section, expected_words, option_name
 from dmole_cli.settings.documents import read_toml
 from dmole_cli.settings.model import Settings
-from dmole_cli.settings.record import located
 
 DEFAULT_FILE = Path("dmole.toml")
 MAX_SHOWN = 200  # characters of an invalid value
@@ -23,24 +23,25 @@ RENAMED = {"picture_store": "vision_cache"}
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def read_settings(path: Path | None, model: type[Settings] = Settings, *, record: Path | None = None) -> Settings:
+def read_settings(
+    path: Path | None, model: type[Settings] = Settings, *, recorded: Mapping[str, Any] = MappingProxyType({})
+) -> Settings:
     """Read the settings of a command: those of a configuration file, above those that the run directory records.
 
     Args:
         path: the configuration; None for `dmole.toml` of this folder, if there is one.
         model: all settings.
-        record: `run.toml` of the run directory; it may not exist.
+        recorded: the table of the run directory's `run.toml`, with paths relative to this folder.
 
     Raises:
         DmoleError: a file is missing or not TOML, or has unknown keys or invalid values (all reported at once).
     """
     if path is None and DEFAULT_FILE.exists():
         path = DEFAULT_FILE
-    recorded = located(read_record(record, model), record.parent) if record is not None else {}
     configured = _table(path, "pass --config the path of a TOML file") if path is not None else {}
     if path is not None:
         _validated_file(configured, path, model, "fix these keys")
-    return _validated_file(_laid_over(recorded, configured), path or record or DEFAULT_FILE, model, "fix these keys")
+    return _validated_file(_laid_over(recorded, configured), path or DEFAULT_FILE, model, "fix these keys")
 
 
 def read_record(path: Path, model: type[Settings] = Settings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, versions
 from dmole_cli.artifacts.router import RouterFile, read_router
 from dmole_cli.artifacts.run import Run
-from dmole_cli.artifacts.staleness import check_inputs, require_backbone
+from dmole_cli.artifacts.staleness import check_inputs
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.data.card import TaskCard
 from dmole_cli.data.tasks import Tasks
@@ -230,7 +230,6 @@ def _router_losses(parts: _Parts, task: str, after: int, track: Track) -> dict[s
     found = {}
     for name in trained:
         router = read_router(run.router(name))
-        require_backbone(run.router(name), router.header, parts.model.fingerprint)
         found[name] = (router, from_tensors(router.tensors, decoder=router.decoder).losses(features).tolist())
     return found
 
