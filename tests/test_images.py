@@ -14,6 +14,7 @@ from PIL import Image
 
 from dmole_cli.artifacts.image_digests import MISSING, ImageDigests
 from dmole_cli.backbones.inputs import DEFAULT_SIZE, image_sizes
+from dmole_cli.data import images
 from dmole_cli.data.images import MAX_PIXELS, open_bytes, open_image, read_image_file, shown_size
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
@@ -195,6 +196,13 @@ def test_what_cannot_be_shown_is_refused(tmp_path, content, part):
     if content:
         with pytest.raises(DmoleError, match="row 1"):
             open_bytes(content, row="row 1")
+
+
+def test_a_fault_of_dmole_is_not_reported_as_a_damaged_image(tmp_path, monkeypatch):
+    Image.fromarray(RAMP.astype("uint16")).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "_gray", lambda image: image.no_such_attribute)
+    with pytest.raises(AttributeError):
+        open_image(tmp_path / "a.png", row="row 1")
 
 
 def test_only_regular_files_are_read(tmp_path):

@@ -158,11 +158,12 @@ def made(folder: Path, records: list) -> tuple:
     return card, {split: samples(card, split) for split in new.rows}
 
 
-def test_an_image_with_a_label_is_a_question_of_a_word(tmp_path):
+@pytest.mark.parametrize("field", ["image", "photo"])
+def test_an_image_with_a_label_is_a_question_of_a_word(tmp_path, field):
     names = draw(tmp_path)
-    card, splits = made(tmp_path, [{"image": name, "label": colour(n)} for n, name in enumerate(names)])
+    card, splits = made(tmp_path, [{field: name, "label": colour(n)} for n, name in enumerate(names)])
     assert card.metric == "exact_match" and card.prompt.startswith("What is shown")
-    assert splits["train"][0].question == card.prompt
+    assert splits["train"][0].question == card.prompt and len(splits["train"][0].images) == 1
 
 
 def test_copies_of_an_image_are_in_the_same_split(tmp_path):

@@ -155,6 +155,12 @@ def test_texts_of_a_csv_file_stay_texts(tmp_path, where):
     assert rows[0].images[0]().size == (12, 10)
 
 
+def test_a_row_of_an_image_table_that_ends_early_is_refused_by_its_row(tmp_path):
+    (tmp_path / "metadata.csv").write_text("question,answer,file_name\nA?,3\n", encoding="utf-8")
+    with pytest.raises(DmoleError, match="row 0: missing image"):
+        read(tmp_path, ".")
+
+
 def test_an_empty_field_of_a_csv_file_is_an_empty_answer(tmp_path):
     (tmp_path / "data.csv").write_text('question,answer\nA?,3\n"B, or C?",\n', encoding="utf-8")
     with pytest.raises(DmoleError, match="row 1: 'answer' is empty"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ import typer
 from dmole_cli.cli import console
 from dmole_cli.cli.derive import FILES
 from dmole_cli.cli.workspace import Workspace
+from dmole_cli.settings.documents import read_toml
 from dmole_cli.settings.reading import DEFAULT_FILE, read_settings
 
 SETTINGS = ("backbone",)
@@ -39,11 +39,9 @@ def run(
     from dmole_cli.data.new_card import new_card
     from dmole_cli.data.recipes import few_steps
 
-    option, count_tokens = (
-        "".join(f" {work.typed[name]}" for name in ("backbone", "config") if name in work.typed),
-        None,
-    )
+    option = "".join(f" {work.typed[name]}" for name in ("backbone", "config") if name in work.typed)
     config = Path(shlex.split(work.typed["config"])[1]) if "config" in work.typed else DEFAULT_FILE
+    count_tokens = None
     if "backbone" in work.typed:
         from dmole_cli.backbones.preview import SamplePreview
 
@@ -82,7 +80,7 @@ def _listing(card: Path, config: Path) -> str:
     stream = list(read_settings(config).tasks)
     if str(card) in stream:
         return f"# {config} has the task already"
-    if "tasks" not in tomllib.loads(config.read_text(encoding="utf-8")):
+    if "tasks" not in read_toml(config):
         return f"# add this line at the top of {config}: tasks = [{_quoted(card)}]"
     return f"# add the task to {config}: tasks = [{', '.join(map(_quoted, [*stream, card]))}]"
 

@@ -282,7 +282,7 @@ def unknown_task(text: str, own: Sequence[str] = ()) -> DmoleError:
         text: the name.
         own: the user's tasks, listed before the built-in ones.
     """
-    cards = [f"{path.name}" for path in sorted(Path().glob("*.toml")) if path.stem == text]
+    cards = [path.name for path in sorted(Path().glob("*.toml")) if path.stem == text]
     names = list(dict.fromkeys([*own, *task_names()]))
     nearest = {
         group: get_close_matches(task_name(text).lower(), group, n=SHOWN, cutoff=SIMILAR)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dmole_cli.data.card import TaskCard
+from dmole_cli.data.card import SPLITS, TaskCard
 from dmole_cli.data.formats.base import load_format
 from dmole_cli.errors import DmoleError
 from dmole_cli.settings.reading import listed
 
-SPLIT_FILES = ("train", "validation", "test")
 FURTHER_FILES = (
     "problems",
     "pid_splits",
@@ -59,7 +58,7 @@ def _needed(card: TaskCard, split: str) -> Iterator[str]:
 
 def _expected(card: TaskCard) -> list[tuple[str, str]]:
     """Files, then folders of images, each with a note."""
-    keys = [*([] if _splits_are_names(card) else SPLIT_FILES), *FURTHER_FILES]
+    keys = [*([] if _splits_are_names(card) else SPLITS), *FURTHER_FILES]
     files = dict.fromkeys(card.data[key] for key in keys if card.data.get(key))
     folders = dict.fromkeys(card.data[key] for key in FOLDERS if card.data.get(key))
     return [

@@ -76,6 +76,15 @@ def open_bytes(content: bytes, *, row: str) -> Image.Image:
         return as_rgb(image)
 
 
+def is_image(content: bytes) -> bool:
+    """Whether this is the content of an image file, by its header; the pixels are not decoded."""
+    try:
+        with _checked(BytesIO(content)):
+            return True
+    except (OSError, NotAnImage):
+        return False
+
+
 def shown_size(path: Path, *, row: str = "") -> tuple[int, int]:
     """Width and height of an image file as it is shown, read from its header.
 
@@ -88,7 +97,7 @@ def shown_size(path: Path, *, row: str = "") -> tuple[int, int]:
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def read_image_file(path: Path, *, row: str) -> bytes:
+def read_image_file(path: Path, *, row: str = "") -> bytes:
     """The content of an image file, not decoded.
 
     Raises:
@@ -101,7 +110,7 @@ def read_image_file(path: Path, *, row: str) -> bytes:
 
 @contextmanager
 def opened(path: Path, *, row: str = "", hint: str = "") -> Iterator[Image.Image]:
-    """An image file as PIL opens it, neither decoded nor converted; errors in the context are explained, too.
+    """An image file as PIL opens it, neither decoded nor converted; OSError and `NotAnImage` in the context are explained, too.
 
     Args:
         path: the file.
@@ -121,14 +130,20 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """The image as a viewer shows it on a white page, RGB.
 
     Raises:
-        NotAnImage: its values have no known range.
+        NotAnImage: it is damaged, or its values have no known range.
     """
-    image.load()
+    with pil_errors():
+        image.load()
     _check_size(image)
     if (turn := UPRIGHT.get(_orientation(image))) is not None:
         image = image.transpose(turn)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _gray(image)
+    with pil_errors():
+        return _on_white(image)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # PIL converts it to nothing else
         image = image.convert("LA")
     if not image.has_transparency_data:
@@ -181,7 +196,8 @@ def _range(image: Image.Image, values: np.ndarray) -> float:
 def _tag(image: Image.Image, tag: int) -> Any:
     """The value of a tag of a TIFF; None for other files."""
     tags = getattr(image, "tag_v2", None)
-    return None if tags is None else tags.get(tag)
+    with pil_errors():
+        return None if tags is None else tags.get(tag)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -198,7 +214,9 @@ def _orientation(image: Image.Image) -> int:
 def _checked(source: Path | BytesIO) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about damaged metadata, and about sizes below PIL's limit
-        with Image.open(source) as image:
+        with pil_errors():
+            image = Image.open(source)
+        with image:
             if image.format in REFUSED:
                 raise NotAnImage(f"{image.format} files are not read")
             _check_size(image)
@@ -213,7 +231,10 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _check_regular(path: Path) -> None:
-    status = path.stat()
+    try:
+        status = path.stat()
+    except ValueError as error:  # a null character in the name
+        raise NotAnImage(f"{error} in its name") from error
     if not stat.S_ISREG(status.st_mode):
         raise NotAnImage("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
     if not status.st_size:
@@ -225,12 +246,21 @@ def _named(path: Path, row: str) -> str:
 
 
 @contextmanager
-def _explained(what: str, hint: str, *, path: Path | None = None) -> Iterator[None]:
-    """Turn every error of the context into a `DmoleError` about `what`."""
+def pil_errors() -> Iterator[None]:
+    """Turn the errors of PIL, whose readers raise any exception on damaged files, into `NotAnImage`; for calls of PIL only."""
     try:
         yield
-    except (DmoleError, MemoryError):
+    except (OSError, MemoryError):
         raise
+    except Exception as error:
+        raise NotAnImage(first_line(error)) from error
+
+
+@contextmanager
+def _explained(what: str, hint: str, *, path: Path | None = None) -> Iterator[None]:
+    """Turn OSError and `NotAnImage` into a `DmoleError` about `what`; other exceptions are faults of dmole and pass."""
+    try:
+        yield
     except FileNotFoundError as error:
         message = f"missing {what.removeprefix('the ')}"
         hint = "check the record's path or --data-root" if hint == REPLACE else hint
@@ -240,5 +270,5 @@ def _explained(what: str, hint: str, *, path: Path | None = None) -> Iterator[No
     except OSError as error:
         reason = error.strerror if path and error.strerror else first_line(error)
         raise DmoleError(f"cannot open {what}: {reason}", hint) from error
-    except Exception as error:  # on damaged files, PIL's readers raise any exception
-        raise DmoleError(f"cannot open {what}: {first_line(error)}", hint) from error
+    except NotAnImage as error:
+        raise DmoleError(f"cannot open {what}: {error}", hint) from error

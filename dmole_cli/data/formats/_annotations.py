@@ -38,7 +38,7 @@ def problem_of(path: Path, key: str, value: Any) -> tuple[Record, list[str], str
     record = Record(path, f"problem {key}", value, hint=PROBLEM_HINT)
     choices = record.options("choices")
     answer = record.value.get("answer")
-    letter = letter_of(answer, choices) if isinstance(answer, int) else None
+    letter = letter_of(answer, choices)
     if letter is None:
         record.invalid(f"the answer {answer!r} is not the index of one of the {len(choices)} options")
     return record, choices, letter

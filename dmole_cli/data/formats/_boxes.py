@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dmole_cli.data.formats._fields import Record, is_finite, is_missing, shown
 from dmole_cli.metrics._boxes import Box, iou
 from dmole_cli.metrics.grounding import read_box
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 UNITS = ("pixels", "fractions", "thousandths", "padded")
 ALIASES = {"normalised": "fractions", "normalized": "fractions"}

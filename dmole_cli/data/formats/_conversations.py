@@ -16,7 +16,7 @@ from typing import Any
 
 from dmole_cli.data import markers
 from dmole_cli.data.formats._fields import Record
-from dmole_cli.data.formats._pictures import NOTHING, image_names, names_of, refuse_other_media
+from dmole_cli.data.formats._image_fields import NOTHING, image_names, names_of, refuse_other_media
 
 LISTS = ("conversations", "conversation", "messages", "texts")
 PAIRS = (("query", "response"), ("instruction", "output"), ("prompt", "response"), ("prompt", "completion"))

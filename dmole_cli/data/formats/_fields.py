@@ -10,13 +10,11 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NoReturn, TypeGuard
 
-from dmole_cli.data.formats._pictures import image_names
+from dmole_cli.data.formats._image_fields import image_names
 from dmole_cli.data.invalid_records import InvalidRecord, report_or_raise
 
 SHOWN = 3  # records that a message lists
 LONGEST = 120  # characters of a value that a message shows
-# Fields that name images in other tools' records. A record that has one of them in place of the card's field is invalid, so
-# that no image is left out without a word.
 MAX_OPTIONS = len(ascii_uppercase)  # each option of a question has a letter
 
 
@@ -79,7 +77,7 @@ class Record:
         return found
 
     def images(self, key: str = "image") -> tuple[str, ...]:
-        """Names of image files; none if the record names no image (see `_pictures.image_names`)."""
+        """Names of image files; none if the record names no image (see `_image_fields.image_names`)."""
         return image_names(self, key)
 
     def numbers(self, key: str, count: int) -> list[float]:

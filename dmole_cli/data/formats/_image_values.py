@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from dmole_cli.data.formats._image_fields import SUFFIXES
+from dmole_cli.data.images import is_image, read_image_file
 from dmole_cli.errors import DmoleError
 
 LONGEST_PATH = 1024  # characters up to which a text may be a path
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
 def image_bytes(value: Any, folders: Sequence[Path]) -> bytes:
@@ -23,7 +23,7 @@ def image_bytes(value: Any, folders: Sequence[Path]) -> bytes:
         folders: where relative paths start, in the order of preference.
 
     Raises:
-        DmoleError: there is no such file, or the value is none of these.
+        DmoleError: there is no such file, it is unreadable or empty, or the value is none of these.
     """
     if isinstance(value, Mapping):
         content = value.get("bytes")
@@ -41,10 +41,7 @@ def image_bytes(value: Any, folders: Sequence[Path]) -> bytes:
         what = f"missing image {value[:LONGEST_PATH]} in {places}"
         hint = "check the path" if "://" not in value else "download it: images are not downloaded"
         raise DmoleError(what, hint)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DmoleError(f"cannot read the image {path}: {error.strerror}", "check the data set") from error
+    return read_image_file(path)
 
 
 def is_no_image(value: Any) -> bool:
@@ -54,31 +51,21 @@ def is_no_image(value: Any) -> bool:
     return value is None or value == ""
 
 
-def look_like_images(values: Iterable[Any], folders: Sequence[Path]) -> bool:
+def are_images(values: Iterable[Any], folders: Sequence[Path]) -> bool:
     """Whether values without a declared type are images: there is one, and all are content that opens, or paths of images."""
     given = [value for value in values if not is_no_image(value)]
-    return bool(given) and all(_looks_like_image(value, folders) for value in given)
+    return bool(given) and all(_is_image(value, folders) for value in given)
 
 
-def _looks_like_image(value: Any, folders: Sequence[Path]) -> bool:
+def _is_image(value: Any, folders: Sequence[Path]) -> bool:
     if isinstance(value, Mapping):
         return value.keys() <= {"bytes", "path"}
     if isinstance(value, bytes):
-        return _opens(value)
+        return is_image(value)
     if not isinstance(value, str):
         return False
     content = _decoded(value)
     return content is not None or (len(value) <= LONGEST_PATH and Path(value).suffix.lower() in SUFFIXES)
-
-
-def _opens(content: bytes) -> bool:
-    from PIL import Image
-
-    try:
-        Image.open(BytesIO(content)).close()
-    except Exception:  # each decoder raises exceptions of its own
-        return False
-    return True
 
 
 def _decoded(text: str) -> bytes | None:
@@ -91,7 +78,7 @@ def _decoded(text: str) -> bytes | None:
         content = base64.b64decode("".join(body.split()) if is_uri else text, validate=True)
     except (binascii.Error, ValueError):
         return None
-    return content if is_uri or _opens(content) else None
+    return content if is_uri or is_image(content) else None
 
 
 def _file(name: str, folders: Sequence[Path]) -> Path | None:

@@ -48,9 +48,7 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
     with _opened(path) as file:
         text = _Text(path, file)
         if text.peek() == "[":
-            for number, value in enumerate(text.elements(), start=1):
-                if _encodable(path, f"record {number}", value, text.last):
-                    yield f"record {number}", value
+            yield from ((member.place, member.value) for member in _elements(text, ""))
             text.end()
             return
     with _opened(path) as file:

@@ -8,7 +8,8 @@ from typing import Any
 
 from dmole_cli.errors import DmoleError
 
-# Usual names of a record's fields, in the order of preference.
+# Usual names of a record's fields, in the order of preference. Names of images that are not in `IMAGE` need no mapping: formats
+# read all of `_image_fields.IMAGE_FIELDS` by default.
 IMAGE = ("image", "image_path", "img", "picture", "file_name", "filename", "path")
 QUESTION = ("question", "query", "instruction", "prompt", "input", "text")
 ANSWER = ("answer", "response", "output", "target", "label", "caption", "captions")

@@ -146,7 +146,9 @@ def _image_tables(folder: Path, tables: list[Path]) -> dict[str, Any]:
         with table.open(encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.DictReader(file) if any(row.values())]
         values: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in columns if name != FILE_NAME}
-        values["image"] = [{"bytes": None, "path": str((table.parent / row[FILE_NAME]).absolute())} for row in rows]
+        values["image"] = [
+            {"bytes": None, "path": str((table.parent / (row[FILE_NAME] or "")).absolute())} for row in rows
+        ]
         kinds = {name: datasets.Value("string") for name in values} | {"image": datasets.Image(decode=False)}
         part = datasets.Dataset.from_dict(values, features=datasets.Features(kinds))
         split = _split_of(table.parent.relative_to(folder))

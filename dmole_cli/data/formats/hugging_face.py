@@ -20,13 +20,12 @@ from dmole_cli.data.formats._choices import (
 )
 from dmole_cli.data.formats._fields import Record, lettered
 from dmole_cli.data.formats._held_out import held_out_shares, rows_of_split
-from dmole_cli.data.formats._image_values import image_bytes, is_no_image, look_like_images
+from dmole_cli.data.formats._image_values import are_images, image_bytes, is_no_image
 from dmole_cli.data.formats._recognition import (
     ANSWER,
     CAPTION,
     CAPTION_PROMPT,
     CHOICES,
-    IMAGE,
     LETTER_PROMPT,
     QUESTION,
     first_of,
@@ -116,8 +115,8 @@ def recognise(source: Source) -> Guess | None:
 def _kind_of_column(data: Any, name: str, folders: Sequence[Path]) -> str:
     """The kind of a column by its type, and of one whose type does not tell it by its values."""
     kind = _kind(data.features[name])
-    known = kind in ("image", "class") or (kind == "text" and name in (*QUESTION, *ANSWER) and name not in IMAGE)
-    return "image" if not known and look_like_images(_peek(data, name), folders) else kind
+    known = kind in ("image", "class") or (kind == "text" and name in (*QUESTION, *ANSWER))
+    return "image" if not known and are_images(_peek(data, name), folders) else kind
 
 
 def _implied_first_index(data: Any, choices: str, answer: str) -> int:
@@ -221,7 +220,7 @@ def _check_images(data: Any, columns: Sequence[str], folders: Sequence[Path], ca
         if _kind(data.features[name]) == "image":
             continue
         found = [value for value in _peek(data, name) if not is_no_image(value)]
-        if found and not look_like_images(found, folders):
+        if found and not are_images(found, folders):
             kind = getattr(data.features[name], "feature", data.features[name])
             raise DmoleError(f"the column '{name}' of the data set contains {kind}, not images", f"{HINT}, {card}")
 
@@ -320,16 +319,12 @@ def _class_names(feature: Any) -> list[str]:
 def _named_classes(record: Record, column: str, names: Sequence[str]) -> Any:
     """A class, or a list of classes, by name; null stays null."""
     value = record.value[column]
-    for code in value if isinstance(value, list) else [value]:
+    codes = value if isinstance(value, list) else [value]
+    for code in codes:
         if code is not None and code not in range(len(names)):
             record.invalid(f"the class {code} in '{column}' is not one of 0 to {len(names) - 1}")
-    return (
-        [c if c is None else names[c] for c in value]
-        if isinstance(value, list)
-        else names[value]
-        if value is not None
-        else None
-    )
+    found = [None if code is None else names[code] for code in codes]
+    return found if isinstance(value, list) else found[0]
 
 
 def _images(record: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmole_cli.data.formats._arrow import Row
 from dmole_cli.data.formats._fields import Record, identity
+from dmole_cli.data.formats._image_fields import IMAGE_FIELDS
 from dmole_cli.data.formats._recognition import (
     ANSWER,
     CAPTION,
@@ -43,7 +44,7 @@ def recognise(source: Source) -> Guess | None:
     if question:
         return Guess(1, f"its records have '{question}' and '{answer}'", data)
     why = f"its records have '{answer}' and no question"
-    if not first_of(IMAGE, source.optional_fields):
+    if not source.optional_fields & {*IMAGE, *IMAGE_FIELDS}:
         return Guess(1, problem=no_format(source.path, f"{why} and no image"))
     prompt, metric = (CAPTION_PROMPT, "cider") if answer in CAPTION else ("", "")
     return Guess(1, why, data, prompt=prompt, metric=metric, has_question=False)

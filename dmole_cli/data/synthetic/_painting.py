@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from dmole_cli.data.images import opened
+from dmole_cli.data.images import opened, pil_errors
 
 Colour = tuple[int, int, int]
 
@@ -22,7 +22,7 @@ def open_sprite(path: Path) -> Image.Image:
     Raises:
         DmoleError: the file is missing or is not an image.
     """
-    with opened(path, hint="reinstall the package it belongs to") as image:
+    with opened(path, hint="reinstall the package it belongs to") as image, pil_errors():
         return image.convert("RGBA")
 
 

@@ -16,7 +16,7 @@ IMAGE_FIELDS = (
 )
 FILE_FIELDS = ("file_name", "filename")  # of an image if the name ends like one
 ADDRESS_FIELDS = ("image_url", "image_urls", "img_url", "img_urls")  # often beside a file, as its origin
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
 IDENTITY_FIELDS = ("image_id", "img_id")  # of an image whose file the record does not name
 # Fields that name what no backbone reads here.
 OTHER_MEDIA = re.compile(r"(video|audio|speech)s?(_(path|file|url)s?)?")
