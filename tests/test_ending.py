@@ -102,6 +102,23 @@ ending.run(command)
     assert done.returncode == 1 and done.stderr.count("error: interrupted; no incomplete file was left") == 1
 
 
+def test_an_interruption_while_stdout_is_flushed_is_no_success():
+    program = """
+import os, signal, sys
+from dmole_cli.cli import ending
+class Interrupted:
+    def flush(self):
+        os.kill(os.getpid(), signal.SIGINT)
+def command():
+    sys.stdout = Interrupted()
+ending.run(command)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=tiny.environment(), capture_output=True, text=True, timeout=40
+    )
+    check(done.returncode, done.stderr, "interrupted; no incomplete file was left")
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -115,6 +132,7 @@ ending.run(command)
             "No usable temporary directory",
         ),
         (KeyError("x"), "unexpected KeyError: 'x'"),
+        (OSError("of no system call"), "unexpected OSError: of no system call"),
     ],
 )
 def test_other_exceptions_have_a_message_and_a_way_out(monkeypatch, error, said):

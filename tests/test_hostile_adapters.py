@@ -82,6 +82,8 @@ RENAMES = {
     "another model": lambda key: key.replace("q_proj", "query"),
     "two adapters": lambda key: key.replace(".weight", ".other.weight"),
 }
+# Whether PEFT applies every tensor, where all its versions agree.
+APPLIED = {"as today": True, "before transformers 4.52": True, "another model": False}
 
 
 @pytest.mark.parametrize("name", RENAMES)
@@ -89,6 +91,7 @@ def test_names_are_read_as_peft_reads_them(name, adapter, stream, backbone):
     renamed(adapter, RENAMES[name])
     model = PeftModel.from_pretrained(plain_model(stream / "backbone"), adapter)
     applied = sum(bool(p.any()) for key, p in model.named_parameters() if "lora_B" in key)
+    assert APPLIED.get(name, applied == 4) == (applied == 4)
     if applied < 4:
         refused(adapter, stream / "backbone", "PEFT would leave out", "expects base_model.model.model.language_model.")
         return
@@ -97,11 +100,6 @@ def test_names_are_read_as_peft_reads_them(name, adapter, stream, backbone):
         expected = model.eval()(**inputs).logits[inputs["attention_mask"].bool()]
     expert = read_expert(imported(adapter, stream / "backbone", adapter.parent / "run"))
     same(logits_with(backbone, expert), expected)
-
-
-def test_both_results_occur():
-    """The renames above are read by PEFT, or not: both are tested."""
-    assert {"as today", "before transformers 4.52", "doubled prefix"} < RENAMES.keys()
 
 
 @pytest.mark.parametrize(

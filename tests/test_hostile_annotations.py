@@ -98,4 +98,4 @@ def test_the_check_counts_what_a_run_refuses(tmp_path):
     for row in rows:
         with pytest.raises(DmoleError, match="image"):
             row.images[0]()
-    check_card(load_card(card))
+    assert not check_card(load_card(card)).ok

@@ -97,7 +97,7 @@ def test_likelihoods_and_rescored_evaluations_are_of_the_stream_too(run: Run) ->
     other = only(collect(run, tasks=("easyvqa", "emoji", "digits"), rescored=["gqa"]))
     assert other.knowledge["easyvqa"]["log_likelihood_learnt"] == -1
     assert other.knowledge["easyvqa"]["log_likelihood_last"] is other.matrix[2][0] is None
-    # An evaluation that was made anew makes its rescored copy stale.
+    # An evaluation that was made again makes its rescored copy stale.
     put(run, "seq-ft", 3, "digits", [0.1], metric="exact_match", stream=TASKS)
     with pytest.raises(DmoleError, match=r"rescored/.*digits\.parquet is stale"):
         collect(run, tasks=TASKS, rescored=["gqa"])

@@ -69,19 +69,19 @@ def run(command: Callable[[], object]) -> NoReturn:
     code = 1
     try:
         _open_streams()
-        code = _code_of(command)
+        ended = _code_of(command)
         sys.stdout.flush()  # here, and not by the interpreter, whose exit code and message would be its own
+        _ignore_signals()
+        code = ended
     except _Interrupted:
         _ignore_signals()
         fail(INTERRUPTED)
     except BrokenPipeError:  # as of `dmole ... | head`
-        code = 1
+        _ignore_signals()
     except Exception as error:
         _ignore_signals()
         # A library may turn an interruption of its import into an exception of its own.
         fail(INTERRUPTED if signals.first is not None else as_dmole_error(error))
-        code = 1
-    _ignore_signals()
     _abandon_output()
     sys.exit(code)
 
@@ -107,7 +107,7 @@ def as_dmole_error(error: Exception) -> DmoleError:
             f"there is not enough memory ({first_line(error)})",
             "lower --batch-size where the command has it; `dmole plan` shows how much is needed; or free memory",
         )
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:  # without a number, no system call raised it
         return _of_system(error)
     if os.environ.get("DMOLE_TRACEBACK"):
         raise error

@@ -201,11 +201,10 @@ def _read_options(folder: Path) -> dict[str, Any]:
 def _invalid_numbers(options: Mapping[str, Any]) -> list[str]:
     """Ranks that are no whole numbers of 1 or more, and alphas that are no finite numbers, in words."""
     found = []
-    for name, valid, words in (
-        ("r", _is_rank, "a whole number of 1 or more"),
-        ("lora_alpha", _is_finite, "a finite number"),
+    for name, key, valid, words in (
+        ("r", "rank_pattern", _is_rank, "a whole number of 1 or more"),
+        ("lora_alpha", "alpha_pattern", _is_finite, "a finite number"),
     ):
-        key = "rank_pattern" if name == "r" else "alpha_pattern"
         pattern = options.get(key) or {}
         if not isinstance(pattern, Mapping):
             found.append(f"{key} is {str(pattern)[:80]!r}, expected a table")

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from dmole_cli.errors import first_line
+from dmole_cli.experts.peft_format import A_SUFFIX, PREFIX
 from dmole_cli.settings.limits import TooMuchWork, bounded
 
 SECONDS = 60.0  # of processor time: the patterns of an adapter's configuration may take forever
 A_PART, B_PART = ".lora_A.default.weight", ".lora_B.default.weight"
-PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def applied_by_peft(folder: Path, tensors: Mapping[str, torch.Tensor], model: nn
             continue
         path = name.removeprefix(PREFIX).removesuffix(A_PART)
         a, b = (key_of.get(id(found.get(name.removesuffix(A_PART) + part))) for part in (A_PART, B_PART))
-        expected.append(f"{PREFIX}{path}.lora_A.weight")
+        expected.append(f"{PREFIX}{path}{A_SUFFIX}")
         if a is not None and b is not None:
             modules[path] = a, b
             scales[path] = float(peft.get_submodule(name.removesuffix(A_PART)).scaling["default"])

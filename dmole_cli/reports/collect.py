@@ -254,9 +254,9 @@ class _Reporting:
     ) -> dict[str, Value]:
         """Means over the tasks of `columns`, None for all."""
         scores = continual_scores(_only_diagonal(matrix) if self.per_task else matrix, columns=columns)
-        # Before `_only_diagonal`, which leaves one row: each task's score after its own training is what MFT averages.
-        learnt = continual_scores(matrix, columns=columns).averages["mft"]
-        found = scores.mean | scores.averages | {"mft": learnt}
+        found = scores.mean | scores.averages
+        if self.per_task:  # the last row of `_only_diagonal` has the scores right after training
+            found["mft"] = found["mfn"]
         return {name: found[name] if name in self._defined else None for name in names}
 
     @property

@@ -49,8 +49,7 @@ def parse_budget(text: str) -> Budget:
     if number <= 0:
         raise DmoleError(f"the budget {text!r} leaves no room for an expert", BUDGET_HINT)
     if form == "params":
-        # Compared before it is multiplied: a number of any length may have been written.
-        count = int(number * _MULTIPLES[unit]) if number <= MOST_PARAMETERS else MOST_PARAMETERS + 1
+        count = _count(number, unit)
         if count > MOST_PARAMETERS:
             raise DmoleError(f"the budget {text!r} is more than any backbone has", BUDGET_HINT)
         return Budget("parameters", count, text)
@@ -66,7 +65,13 @@ def parse_parameters(text: str) -> int:
         DmoleError: it is no such number, less than 1, or more than `MOST_PARAMETERS`.
     """
     found = _COUNT.fullmatch(text.replace(" ", ""))
-    count = int(Decimal(found["number"]) * _MULTIPLES[(found["unit"] or "").lower()]) if found else 0
+    count = _count(Decimal(found["number"]), (found["unit"] or "").lower()) if found else 0
     if not 1 <= count <= MOST_PARAMETERS:
         raise DmoleError(f"{text!r} is not a number of parameters", "write a number like 2205000000 or 2.2B")
     return count
+
+
+def _count(number: Decimal, unit: str) -> int:
+    """A number of parameters; of one that is too large, only that it is more than `MOST_PARAMETERS`."""
+    # Compared before it is multiplied: a number of any length may have been written.
+    return int(number * _MULTIPLES[unit]) if number <= MOST_PARAMETERS else MOST_PARAMETERS + 1
