@@ -88,6 +88,7 @@ def load_backbone(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `require_complete` names them; the error of transformers does not
             **_arguments(loading, device),
         )
         model, found = loaded
