@@ -10,8 +10,9 @@ from tempfile import mkdtemp
 import tiny
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
-from dmole_cli.backbones.backbone import Backbone
+from dmole_cli.backbones.backbone import IGNORED, Backbone
 from dmole_cli.backbones.families.base import families
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
@@ -80,3 +81,15 @@ def experts(backbone: Backbone) -> RoutedExperts:
         expert = tiny.draw_expert(chosen, rank, scale=1.0 + 0.25 * rank, generator=generator, spread=0.3)
         routed.add(name, expert)
     return routed
+
+
+def losses(backbone, routed, rows, sets, *, seen=None):
+    """The loss of each sample of one batch."""
+    inputs, owners = backbone.collate(rows, left=False)
+    if seen is not None:
+        inputs = seen.replace(inputs, rows)
+    with torch.no_grad(), routed.route(sets, rows=owners):
+        logits, answers = backbone.answer_logits(inputs)
+    own = [int((row.labels != IGNORED).sum()) for row in rows]
+    every = F.cross_entropy(logits.float(), answers, reduction="none")
+    return torch.stack([part.mean() for part in every.split(own)])

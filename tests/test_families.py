@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from families_mixed import FAMILIES, experts, samples, tiny_backbone, tiny_folder
+from families_mixed import FAMILIES, experts, losses, samples, tiny_backbone, tiny_folder
 from PIL import Image
 from torch.nn import functional as F
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -86,18 +86,6 @@ def test_a_family_without_a_file_uses_the_generic_methods():
 
 
 # --- losses ---
-
-
-def losses(backbone, routed, rows, sets, *, seen=None):
-    """The loss of each sample of one batch."""
-    inputs, owners = backbone.collate(rows, left=False)
-    if seen is not None:
-        inputs = seen.replace(inputs, rows)
-    with torch.no_grad(), routed.route(sets, rows=owners):
-        logits, answers = backbone.answer_logits(inputs)
-    own = [int((row.labels != IGNORED).sum()) for row in rows]
-    every = F.cross_entropy(logits.float(), answers, reduction="none")
-    return torch.stack([part.mean() for part in every.split(own)])
 
 
 def test_answer_tokens_alone_carry_loss(backbone, answered, asked):

@@ -13,14 +13,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from families_mixed import draw, samples
+from families_mixed import draw, experts, losses, samples
 from family_models import MODELS, NEEDS, ONE_IMAGE, REFUSED, SUPPORTED, VARIANTS, folder_of
 from peft import PeftModel
-from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from dmole_cli.backbones.backbone import IGNORED
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites, left_out
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
@@ -43,9 +41,6 @@ def missing(name):
 WORKING = [name for name in SUPPORTED if not missing(name)]
 
 
-WORKING = [name for name in SUPPORTED if not missing(name)]
-
-
 def chosen(name):
     """Samples of several sizes and numbers of images; one image each for types that take no other number."""
     square, wide, two, none, tall, _ = samples()
@@ -62,22 +57,9 @@ def backbone(name):
     return load_backbone(str(folder_of(name)))
 
 
-@pytest.fixture(scope="module")
-def experts(backbone):
-    """Experts with random A and B on the vision encoder, on the language model, and on both."""
-    sites, generator = find_sites(backbone.model, "linear"), torch.Generator().manual_seed(3)
-    made = {}
-    for name, rank, tower in (("vision", 3, "vision"), ("language", 2, "language"), ("all", 4, "")):
-        own = [site for site in sites if tower in ("", site.modality)]
-        made[name] = tiny.draw_expert(own, rank, scale=1.0, generator=generator, spread=0.3)
-    return made
-
-
 @pytest.fixture
-def routed(backbone, experts):
-    routed = RoutedExperts(backbone.model, backbone.modality_of)
-    for name, expert in experts.items():
-        routed.add(name, expert)
+def routed(backbone):
+    routed = experts(backbone)
     yield routed
     routed.close()
 
@@ -90,17 +72,6 @@ def answered(name, backbone):
 @pytest.fixture(scope="module")
 def asked(name, backbone):
     return [backbone.encode(sample, with_answer=False) for sample in chosen(name)]
-
-
-def losses(backbone, routed, rows, sets, *, cache=None):
-    """The loss of each sample of one batch."""
-    inputs, owners = backbone.collate(rows, left=False)
-    if cache is not None:
-        inputs = cache.replace(inputs, rows)
-    with torch.no_grad(), routed.route(sets, rows=owners):
-        logits, answers = backbone.answer_logits(inputs)
-    own = [int((row.labels != IGNORED).sum()) for row in rows]
-    return torch.stack([part.mean() for part in F.cross_entropy(logits.float(), answers, reduction="none").split(own)])
 
 
 # --- types that are backbones ---
@@ -136,7 +107,7 @@ def test_cached_vision_features_do_not_change_losses(backbone, routed, answered,
     sets = [("language",) if number % 2 else () for number in range(len(answered))]
     expected = losses(backbone, routed, answered, sets)
     for _ in range(2):
-        torch.testing.assert_close(losses(backbone, routed, answered, sets, cache=seen), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(losses(backbone, routed, answered, sets, seen=seen), expected, rtol=1e-4, atol=1e-4)
     seen.close()
 
 
@@ -146,11 +117,11 @@ def test_features_are_those_of_each_sample_alone_and_of_whole_images(backbone, a
     assert together.isfinite().all()
     assert [bool(feature[:width].any()) for feature in together] == [bool(row.images) for row in asked]
     assert torch.equal(backbone.features(asked[1:2])[0], together[1])
-    first, second = backbone.features([picture(backbone, corner=False), picture(backbone, corner=True)])
+    first, second = backbone.features([large_image(backbone, corner=False), large_image(backbone, corner=True)])
     assert (first - second)[:width].abs().max() > 1e-3, "the image's lower right corner does not change its features"
 
 
-def picture(backbone, *, corner):
+def large_image(backbone, *, corner):
     """An encoded sample whose image is large enough to be split; with `corner`, its lower right quarter is another."""
     image = draw(96, 96, seed=1)
     if corner:
@@ -253,9 +224,9 @@ def test_five_stages_from_the_command_line(name, run, tmp_path):
 
 def write_stream(folder, backbone, *, texts):
     """A task of ten samples with images of other sizes, one without an image, and a configuration."""
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for number in range(12):
-        draw(24 + 20 * (number % 3), 80 - 5 * number, seed=number).save(folder / f"pictures/{number}.png")
+        draw(24 + 20 * (number % 3), 80 - 5 * number, seed=number).save(folder / f"images/{number}.png")
     rows = [tiny.record(f"{number}.png", f"What is it, {number}?", "ab"[number % 2]) for number in range(12)]
     if texts:
         rows[3] = {"conversations": [{"from": "human", "value": "Say a."}, {"from": "gpt", "value": "a"}]}
@@ -264,7 +235,7 @@ def write_stream(folder, backbone, *, texts):
     (folder / "shapes.toml").write_text(
         'title = "Shapes"\nformat = "llava"\nprompt = "{question}"\nmetric = "exact_match"\n'
         "[generation]\nmax_new_tokens = 2\n[recipe]\nepochs = 1\nbatch_size = 5\nlearning_rate = 0.01\n"
-        '[data]\ntrain = "train.jsonl"\nvalidation = "validation.jsonl"\ntest = "test.jsonl"\nimages = "pictures"\n',
+        '[data]\ntrain = "train.jsonl"\nvalidation = "validation.jsonl"\ntest = "test.jsonl"\nimages = "images"\n',
         encoding="utf-8",
     )
     (folder / "dmole.toml").write_text(

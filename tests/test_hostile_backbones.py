@@ -63,7 +63,8 @@ def test_a_config_with_fewer_layers_than_the_weights_is_refused(folder):
 
 
 def test_a_tensor_of_another_shape_is_refused(folder):
-    refused(with_tensors(folder, lambda tensors: tensors.update({QUERY: tensors[QUERY][:-1].clone()})))
+    message = refused(with_tensors(folder, lambda tensors: tensors.update({QUERY: tensors[QUERY][:-1].clone()})))
+    assert "has tensors of another shape: " in message and QUERY.removeprefix("language_model.model.") in message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -22,7 +22,7 @@ def sample(question, *images, answer="yes"):
     return Sample(question, question, answer, (answer,), tuple((lambda image=image: image) for image in images))
 
 
-PICTURE = Image.new("RGB", (30, 24), (200, 40, 90))
+COLOURED = Image.new("RGB", (30, 24), (200, 40, 90))
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_pixels_under_an_unknown_name_are_refused(own):
     with pytest.raises(
         DmoleError, match=r"returns images as .*patches and not as pixel_values: the model cannot be a backbone"
     ):
-        own.encode(sample("Colour?", PICTURE), with_answer=True)
+        own.encode(sample("Colour?", COLOURED), with_answer=True)
     assert len(own.encode(sample("Say a word."), with_answer=True).tokens)
 
 
@@ -100,7 +100,7 @@ def test_the_first_crop_is_no_whole_image_without_a_familys_word(backbone):
 
 def test_numbers_that_may_count_within_a_batch_are_not_joined_without_a_familys_word(own):
     own.inputs.family = Family(own.processor)
-    row = own.encode(sample("Colour?", PICTURE), with_answer=True)
+    row = own.encode(sample("Colour?", COLOURED), with_answer=True)
     row.vision["image_token_pooling"] = torch.tensor([[0, 1], [2, -1]])
     with pytest.raises(DmoleError, match=r"image_token_pooling .* unknown how those of several samples are joined"):
         own.collate([row], left=False)
@@ -206,7 +206,7 @@ class Particular(Family):
 def test_a_processor_that_refuses_every_sample_is_named_instead_of_the_row(own, refuses, message, hint):
     own.inputs.family = Particular(own.processor)
     own.inputs.family._refuses = refuses
-    rows = [sample("first"), sample("second", Image.new("RGB", (7, 5))), sample("third", PICTURE, PICTURE)]
+    rows = [sample("first"), sample("second", Image.new("RGB", (7, 5))), sample("third", COLOURED, COLOURED)]
     batches = encoded_batches(own, rows, [[0], [1], [2]], with_answer=False)
     with pytest.raises(DmoleError, match=message) as raised:
         list(batches)

@@ -229,11 +229,10 @@ class Backbone:
         try:
             view = self._whole_images(self.encode(sample, with_answer=False))[0]
             with torch.no_grad():
-                return self._vision_states({name: tensor[None].to(self.device) for name, tensor in view.items()}).shape[
-                    -1
-                ]
+                states = self._vision_states({name: tensor[None].to(self.device) for name, tensor in view.items()})
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise self._incapable("encode an image", error) from error
+        return states.shape[-1]
 
     def _incapable(self, what: str, error: Exception) -> DmoleError:
         return DmoleError(

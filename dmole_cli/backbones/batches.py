@@ -65,7 +65,7 @@ def prepares(inputs: Inputs, *, images: int) -> bool:
     plain = Image.new("RGB", (64, 48), (90, 120, 150))
     try:
         inputs.encode(Sample("probe", "What is it?", "", (), (lambda: plain,) * images), with_answer=False)
-    except Exception:
+    except Exception:  # as for the sample, whose own error is the one that is reported
         return False
     return True
 

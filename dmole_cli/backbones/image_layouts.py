@@ -45,13 +45,10 @@ def images_of(vision: Mapping[str, torch.Tensor], images: int, *, pixels: str = 
         images: number of images.
         pixels: name of the pixels.
     """
-    parts = {name: list(tensor) for name, tensor in vision.items() if len(tensor) == images and name != pixels}
-    if GRIDS in vision:
-        parts[pixels] = list(vision[pixels].split(vision[GRIDS].prod(dim=1).tolist()))
-    else:
-        parts[pixels] = list(vision[pixels])
-    names = [pixels, *(name for name in parts if name != pixels)]
-    return [{name: parts[name][image] for name in names} for image in range(images)]
+    own = vision[pixels].split(vision[GRIDS].prod(dim=1).tolist()) if GRIDS in vision else vision[pixels]
+    parts = {pixels: list(own)}
+    parts |= {name: list(tensor) for name, tensor in vision.items() if len(tensor) == images and name != pixels}
+    return [{name: part[image] for name, part in parts.items()} for image in range(images)]
 
 
 def spread(values: torch.Tensor, x: torch.Tensor, *, per_sample: bool) -> tuple[torch.Tensor, bool]:

@@ -138,7 +138,8 @@ class Inputs:
         sizes = sorted({size for row in rows if len(row) == images for size in row})
         try:
             counts = list(self.family.image_tokens(sizes, images=images))
-        except Exception:  # not every processor can count; the lengths only serve to sort batches
+        # Some processors do not count, or refuse a size, which is reported when the sample is encoded.
+        except (AttributeError, RuntimeError, ValueError):
             counts = [DEFAULT_IMAGE_TOKENS] * len(sizes)
         return dict(zip(sizes, counts, strict=True))
 

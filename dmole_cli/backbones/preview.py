@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,13 +63,13 @@ class SamplePreview:
 
     def refused(self, samples: Sequence[Sample]) -> list[str]:
         """The errors of samples whose texts the backbone cannot receive."""
-        return [message for sample in samples for message in self._problem(sample)]
-
-    def _problem(self, sample: Sample) -> Iterator[str]:
-        try:
-            self.inputs.check_texts(sample)
-        except DmoleError as error:
-            yield error.message
+        messages = []
+        for sample in samples:
+            try:
+                self.inputs.check_texts(sample)
+            except DmoleError as error:
+                messages.append(error.message)
+        return messages
 
     def look(self, sample: Sample) -> Mapping[str, Any]:
         """A sample as the model receives it, as JSON values.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dmole_cli.backbones.sites import Site, find_sites
+from dmole_cli.backbones.sites import Site, blocks_of, find_sites
 from dmole_cli.errors import DmoleError
 
 
@@ -37,7 +37,7 @@ def unreached_sites(model: Any, sites: Sequence[Site]) -> dict[str, str]:
     layers = _hidden_states_read(model.config)
     if layers is None or not any(site.modality == "vision" for site in sites):
         return {}
-    blocks = 1 + max(site.block for site in find_sites(model, "linear") if site.modality == "vision")
+    blocks = len(blocks_of(model, "vision"))
     # Hidden state 0 is the input of block 0, and state n the output of block n - 1.
     highest = max(layer if layer >= 0 else layer + blocks + 1 for layer in layers)
     why = f"no loss reaches it: the language model gets the output of vision block {highest - 1}"

@@ -81,10 +81,14 @@ def tower_names(model: Any) -> dict[str, str]:
         )
     names = {id(module): name for name, module in model.named_modules()}
     try:
-        towers = {"vision": model.get_encoder("image"), "language": _without_head(model.get_decoder())}
+        encoder, decoder = model.get_encoder("image"), model.get_decoder()
+        has_head = decoder is not None and decoder.get_output_embeddings() is not None
     except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
         message = f"{kind} does not name a vision encoder and a decoder: {error}"
         raise DmoleError(message, BACKBONE_HINT) from error
+    # Some models name a decoder with its output head.
+    language = decoder.get_submodule(block_stack(decoder).rpartition(".")[0]) if has_head else decoder
+    towers = {"vision": encoder, "language": language}
     missing = [
         modality for modality, module in towers.items() if module is None or id(module) not in names or module is model
     ]
@@ -99,13 +103,6 @@ def tower_names(model: Any) -> dict[str, str]:
             BACKBONE_HINT,
         )
     return found
-
-
-def _without_head(decoder: Any) -> Any:
-    """The part of a decoder that holds its blocks, where the model names a decoder with its output head."""
-    if decoder is None or decoder.get_output_embeddings() is None:
-        return decoder
-    return decoder.get_submodule(block_stack(decoder).rpartition(".")[0])
 
 
 def block_stacks(model: Any) -> dict[str, list[str]]:

@@ -5,22 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dmole_cli.backbones.families._tiny import INNER, PATCH, SIDE, WIDTH, text_sizes, tokenizer, vision_sizes
 from family_models.packed import LINEAR
-from family_models.parts import (
-    CHAT_MARKS,
-    HALF,
-    INNER,
-    PATCH,
-    SIDE,
-    SQUARE,
-    WIDTH,
-    chat,
-    ids,
-    text_sizes,
-    tokenizer,
-    vision_sizes,
-    write,
-)
+from family_models.parts import CHAT_MARKS, HALF, SQUARE, chat, ids, siglip, write
 
 GEMMA_CHAT = (
     "{{ bos_token }}{% for message in messages %}<start_of_turn>"
@@ -191,7 +178,7 @@ def t5gemma2(folder: Path) -> Path:
     text = text_sizes(tokens) | layers
     encoder = {
         "text_config": {"model_type": "t5gemma2_text", **text},
-        "vision_config": {"model_type": "siglip_vision_model", **vision_sizes(), "vision_use_head": False},
+        "vision_config": siglip(),
         "mm_tokens_per_image": 4,
         **marks,
     }

@@ -5,19 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from family_models.parts import (
-    INNER,
-    PATCH,
-    SIDE,
-    SQUARE,
-    WIDTH,
-    chat,
-    ids,
-    text_sizes,
-    tokenizer,
-    vision_sizes,
-    write,
-)
+from dmole_cli.backbones.families._tiny import INNER, PATCH, SIDE, WIDTH, text_sizes, tokenizer, vision_sizes
+from family_models.parts import SQUARE, chat, ids, write
 
 QFORMER = {
     "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": INNER,
@@ -33,6 +22,31 @@ def _opt(tokens: Any) -> dict[str, Any]:
         "model_type": "opt",
         **{key: value for key, value in text.items() if key not in ("intermediate_size", "num_key_value_heads")},
     }
+
+
+def _queries(folder: Path, model_type: str, name: str, *, instruction: bool) -> Path:
+    """A querying transformer between a vision encoder and OPT, with a tokenizer of its own for the instruction."""
+    tokens = tokenizer("<image>", end="</s>", start="<s>")
+    config = {
+        "model_type": model_type,
+        "text_config": _opt(tokens),
+        "vision_config": vision_sizes(),
+        "qformer_config": QFORMER | {"vocab_size": len(tokens)},
+        "num_query_tokens": 4,
+        **ids(tokens, image_token_index="<image>"),
+    }
+    if instruction:
+        tokens.save_pretrained(folder / "qformer_tokenizer")
+    processor = {"processor_class": name, "image_processor": BLIP_IMAGES, "num_query_tokens": 4}
+    return write(folder, config, tokens, processor)
+
+
+def _kosmos_text(tokens: Any, size: int) -> dict[str, Any]:
+    return {
+        "vocab_size": size, "embed_dim": WIDTH, "layers": 2, "ffn_dim": INNER, "attention_heads": 4,
+        "dropout": 0.0, "attention_dropout": 0.0, "max_position_embeddings": 512, "init_std": 0.3,
+        "pad_token_id": tokens.pad_token_id, "bos_token_id": tokens.bos_token_id, "eos_token_id": tokens.eos_token_id,
+    }  # fmt: skip
 
 
 def blip(folder: Path) -> Path:
@@ -55,33 +69,12 @@ def blip(folder: Path) -> Path:
 
 def blip_2(folder: Path) -> Path:
     """BLIP-2: a querying transformer between a vision encoder and OPT; image tokens before the start token."""
-    tokens = tokenizer("<image>", end="</s>", start="<s>")
-    config = {
-        "model_type": "blip-2",
-        "text_config": _opt(tokens),
-        "vision_config": vision_sizes(),
-        "qformer_config": QFORMER | {"vocab_size": len(tokens)},
-        "num_query_tokens": 4,
-        **ids(tokens, image_token_index="<image>"),
-    }
-    processor = {"processor_class": "Blip2Processor", "image_processor": BLIP_IMAGES, "num_query_tokens": 4}
-    return write(folder, config, tokens, processor)
+    return _queries(folder, "blip-2", "Blip2Processor", instruction=False)
 
 
 def instructblip(folder: Path) -> Path:
     """InstructBLIP: the querying transformer reads the instruction, too, through a tokenizer of its own."""
-    tokens = tokenizer("<image>", end="</s>", start="<s>")
-    config = {
-        "model_type": "instructblip",
-        "text_config": _opt(tokens),
-        "vision_config": vision_sizes(),
-        "qformer_config": QFORMER | {"vocab_size": len(tokens)},
-        "num_query_tokens": 4,
-        **ids(tokens, image_token_index="<image>"),
-    }
-    tokens.save_pretrained(folder / "qformer_tokenizer")
-    processor = {"processor_class": "InstructBlipProcessor", "image_processor": BLIP_IMAGES, "num_query_tokens": 4}
-    return write(folder, config, tokens, processor)
+    return _queries(folder, "instructblip", "InstructBlipProcessor", instruction=True)
 
 
 def kosmos_2(folder: Path) -> Path:
@@ -91,11 +84,7 @@ def kosmos_2(folder: Path) -> Path:
     tokens.unk_token = "<pad>"
     config = {
         "model_type": "kosmos-2",
-        "text_config": {
-            "vocab_size": len(tokens) + 4, "embed_dim": WIDTH, "layers": 2, "ffn_dim": INNER, "attention_heads": 4,
-            "dropout": 0.0, "attention_dropout": 0.0, "max_position_embeddings": 512, "init_std": 0.3,
-            "pad_token_id": tokens.pad_token_id, "bos_token_id": tokens.bos_token_id, "eos_token_id": tokens.eos_token_id,
-        },
+        "text_config": _kosmos_text(tokens, len(tokens) + 4),
         "vision_config": vision_sizes(),
         "latent_query_num": 64,  # the processor's default
     }  # fmt: skip
@@ -108,11 +97,7 @@ def kosmos_2_5(folder: Path) -> Path:
     tokens = tokenizer(end="</s>", start="<s>", boi_token="<image>", eoi_token="</image>", image_token="<im>")
     config = {
         "model_type": "kosmos-2.5",
-        "text_config": {
-            "vocab_size": len(tokens), "embed_dim": WIDTH, "layers": 2, "ffn_dim": INNER, "attention_heads": 4,
-            "dropout": 0.0, "attention_dropout": 0.0, "max_position_embeddings": 512, "init_std": 0.3,
-            "pad_token_id": tokens.pad_token_id, "bos_token_id": tokens.bos_token_id, "eos_token_id": tokens.eos_token_id,
-        },
+        "text_config": _kosmos_text(tokens, len(tokens)),
         "vision_config": {
             "hidden_size": WIDTH, "patch_embed_hidden_size": PATCH * PATCH * 3, "intermediate_size": INNER, "head_dim": 16,
             "num_hidden_layers": 2, "num_attention_heads": 2, "max_num_patches": 4096,

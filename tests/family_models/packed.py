@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from family_models.parts import CHAT_MARKS, INNER, PATCH, WIDTH, chat, ids, text_sizes, tokenizer, vision_sizes, write
+from dmole_cli.backbones.families._tiny import INNER, PATCH, WIDTH, text_sizes, tokenizer, vision_sizes
+from family_models.parts import CHAT_MARKS, chat, ids, write
 
 GRID: dict[str, Any] = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2}
 AREA = {"shortest_edge": 24 * 24, "longest_edge": 48 * 48}

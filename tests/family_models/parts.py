@@ -17,8 +17,7 @@ from safetensors.torch import save_file
 
 from dmole_cli.backbones.families import _tiny
 
-SIDE, PATCH, WIDTH, INNER = _tiny.SIDE, _tiny.PATCH, _tiny.WIDTH, _tiny.INNER
-SQUARE = {"height": SIDE, "width": SIDE}
+SQUARE = {"height": _tiny.SIDE, "width": _tiny.SIDE}
 HALF = {"image_mean": _tiny.MEAN, "image_std": _tiny.STD}
 # Roles between markers, without a system prompt. IMAGE stands for the family's image tokens.
 TURNS = (
@@ -34,7 +33,6 @@ WORDS = (
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 CHAT_MARKS = _tiny.CHAT_MARKS
-tokenizer, text_sizes, vision_sizes = _tiny.tokenizer, _tiny.text_sizes, _tiny.vision_sizes
 
 
 def chat(image: str, template: str = TURNS) -> str:
@@ -47,8 +45,13 @@ def ids(tokens: Any, **names: str) -> dict[str, int]:
     return {key: tokens.convert_tokens_to_ids(token) for key, token in names.items()}
 
 
+def siglip(patch: int = _tiny.PATCH) -> dict[str, Any]:
+    """Arguments of a SigLIP vision encoder's configuration."""
+    return {"model_type": "siglip_vision_model", **_tiny.vision_sizes(patch=patch), "vision_use_head": False}
+
+
 def _strengthen(model: Any) -> None:
-    """Draw matrices anew that are initialised too small, or not at all, for a result to depend on the image."""
+    """Initialise matrices again that are too small, or not set at all, for a result to depend on the image."""
     for parameter in model.parameters():
         if parameter.dim() > 1 and not 0.05 < parameter.std() < 2:
             torch.nn.init.normal_(parameter, std=0.1)

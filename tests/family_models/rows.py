@@ -5,21 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from family_models.parts import (
-    CHAT_MARKS,
-    INNER,
-    PATCH,
-    SIDE,
-    SQUARE,
-    WIDTH,
-    WORDS,
-    chat,
-    ids,
-    text_sizes,
-    tokenizer,
-    vision_sizes,
-    write,
-)
+from dmole_cli.backbones.families._tiny import INNER, PATCH, SIDE, WIDTH, text_sizes, tokenizer, vision_sizes
+from family_models.parts import CHAT_MARKS, SQUARE, WORDS, chat, ids, siglip, write
 
 PIXTRAL_CHAT = (
     "<s>{% for message in messages %}[INST]{% for part in message['content'] %}{% if part['type'] == 'image' %}[IMG]"
@@ -248,10 +235,6 @@ def video_llava(folder: Path) -> Path:
     return write(folder, config, tokens, processor, template=chat("<image>\n", WORDS))
 
 
-def _siglip() -> dict[str, Any]:
-    return {"model_type": "siglip_vision_model", **vision_sizes(patch=12), "vision_use_head": False}
-
-
 DEEPSEEK_CHAT = (
     "<s>{% for message in messages %}{{ message['role'].capitalize() }}: {% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image_placeholder>{% else %}{{ part['text'] }}{% endif %}{% endfor %}\n\n{% endfor %}"
@@ -265,7 +248,7 @@ def deepseek_vl(folder: Path) -> Path:
     config = {
         "model_type": "deepseek_vl",
         "text_config": _llama(tokens),
-        "vision_config": _siglip(),
+        "vision_config": siglip(patch=12),
         **ids(tokens, image_token_id="<image_placeholder>"),
     }
     image = {"image_processor_type": "DeepseekVLImageProcessor", "size": SQUARE}
@@ -280,7 +263,7 @@ def deepseek_vl_hybrid(folder: Path) -> Path:
     config = {
         "model_type": "deepseek_vl_hybrid",
         "text_config": _llama(tokens),
-        "vision_config": _siglip(),
+        "vision_config": siglip(patch=12),
         "high_res_vision_config": {"model_type": "sam_vision_model", **high, "image_size": 48},
         **ids(tokens, image_token_id="<image_placeholder>"),
     }

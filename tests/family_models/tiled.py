@@ -5,21 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from family_models.parts import (
-    CHAT_MARKS,
-    HALF,
-    INNER,
-    PATCH,
-    SIDE,
-    SQUARE,
-    WIDTH,
-    chat,
-    ids,
-    text_sizes,
-    tokenizer,
-    vision_sizes,
-    write,
-)
+from dmole_cli.backbones.families._tiny import INNER, PATCH, SIDE, WIDTH, text_sizes, tokenizer, vision_sizes
+from family_models.parts import CHAT_MARKS, HALF, SQUARE, chat, ids, siglip, write
 
 COHERE_CHAT = (
     "<BOS_TOKEN>{% for message in messages %}<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{% for part in message['content'] %}"
@@ -46,7 +33,7 @@ def aya_vision(folder: Path) -> Path:
     config = {
         "model_type": "aya_vision",
         "text_config": _cohere(tokens),
-        "vision_config": {"model_type": "siglip_vision_model", **vision_sizes(), "vision_use_head": False},
+        "vision_config": siglip(),
         "downsample_factor": 2,
         **ids(tokens, image_token_index="<|IMG_PATCH|>"),
     }
@@ -74,7 +61,7 @@ def cohere2_vision(folder: Path) -> Path:
     config = {
         "model_type": "cohere2_vision",
         "text_config": _cohere(tokens),
-        "vision_config": {"model_type": "siglip_vision_model", **vision_sizes(), "vision_use_head": False},
+        "vision_config": siglip(),
         "downsample_factor": 2,
         "alignment_intermediate_size": 2 * INNER,
         **ids(tokens, image_token_id="<|IMG_PATCH|>"),

@@ -217,6 +217,7 @@ def check_type(path: str) -> None:
         from transformers import PreTrainedConfig
 
         settings, _ = PreTrainedConfig.get_config_dict(path)
-    except Exception:  # reported where the model is loaded
+    # Whatever transformers raises, on import or on the file, it raises again where the model is loaded, which reports it.
+    except Exception:
         return
     family_class(str(settings.get("model_type", "")))

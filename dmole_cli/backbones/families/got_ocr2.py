@@ -16,9 +16,9 @@ class GotOcr2(Family):
     def prompt(self, question: str, *, images: int) -> str:
         """System message and user turn, as the processor writes them for a request without a text."""
         marks = self.processor
-        pictures = f"{marks.img_start_token}{marks.image_token}{marks.img_end_token}\n" * images
+        places = f"{marks.img_start_token}{marks.image_token}{marks.img_end_token}\n" * images
         start, end = marks.message_start_token, marks.message_end_token
-        return f"{start}{marks.system_query}{end}{start}user\n{pictures}{question}{end}{start}assistant\n"
+        return f"{start}{marks.system_query}{end}{start}user\n{places}{question}{end}{start}assistant\n"
 
     def prepare(self, text: str, images: Sequence[Image]) -> Mapping[str, torch.Tensor]:
         """The processor takes a flat list of images, and no text without one, for which the tokenizer suffices."""
