@@ -252,3 +252,6 @@ def test_the_figures_of_the_docs_are_those_of_the_committed_tables():
     names = {"d-mole": "**d-mole**", "d-mole-1.25": "d-mole, thresholds × 1.25"}
     for method in rows_of_plan(read_toml(PLAN)):
         assert written(docs, names.get(method, method)) == [score(o, method, "mean", q) for o, q in columns]
+    ours, replay = ([float(table["A", m, "mean", q]["mean"]) for q in ("last", "avg")] for m in ("d-mole", "replay"))
+    last, avg = (100 * (mean / other - 1) for mean, other in zip(ours, replay, strict=True))
+    assert f"it is +{last:.1f} % in Last and +{avg:.1f} % in AVG, order A" in docs

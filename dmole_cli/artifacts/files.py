@@ -56,7 +56,7 @@ def _create(path: Path) -> tuple[int, Path]:
         temporary = path.with_name(_temporary_name(path.name, secrets.token_hex(8)))
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         # Another process that deletes left-over files may have taken this one between its creation and the lock.
-        if _lock(descriptor) and temporary.exists():
+        if lock(descriptor) and temporary.exists():
             return descriptor, temporary
         os.close(descriptor)
 
@@ -73,13 +73,13 @@ def _delete_left_over(path: Path) -> None:
         with suppress(OSError):
             descriptor = os.open(temporary, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
             try:
-                if _lock(descriptor):
+                if lock(descriptor):
                     temporary.unlink(missing_ok=True)
             finally:
                 os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
+def lock(descriptor: int) -> bool:
     """Take an exclusive lock that ends with the process; False where another process holds it."""
     try:
         import fcntl

@@ -14,7 +14,7 @@ from dmole_cli.cli.completion import of_choices
 from dmole_cli.cli.derive import MODEL, OUTPUT, WHAT
 from dmole_cli.cli.shared_options import MethodsOption, StagesOption, TasksOption, chosen_stages
 from dmole_cli.cli.workspace import Workspace
-from dmole_cli.commands.report import REPORTS, require_report, show_report
+from dmole_cli.commands.report import REPORTS, require_report, show_report, where
 from dmole_cli.errors import DmoleError
 from dmole_cli.settings.model import Settings
 from dmole_cli.settings.reading import with_options
@@ -67,7 +67,7 @@ def run(
             parts["settings"] = settings
             for name in method or [D_MOLE]:
                 outcomes += evaluate(name, selection, **parts, force=work.force, track=work.track)
-        following = "" if report else f"dmole report {'knowledge' if likelihood else 'bwt'}{_where(work)}"
+        following = "" if report else f"dmole report {'knowledge' if likelihood else 'bwt'}{where(work)}"
         as_json = work.json and report is None
         work.record(outcomes)
         console.report(outcomes, as_json=as_json, following=following, verbose=work.verbose)
@@ -97,12 +97,6 @@ def _labels(methods: list[str] | None, every: Sequence[Settings], *, typed: bool
             )
         found += [labelled(name, settings.evaluate) for settings in every] if routes else [name]
     return list(dict.fromkeys(found))
-
-
-def _where(work: Workspace) -> str:
-    """The options of the report that were typed, for the next command."""
-    keys = ("evaluate.split", "run", "config", "shared")
-    return "".join(f" {work.typed[key]}" for key in keys if key in work.typed)
 
 
 def _tasks(work: Workspace, typed: list[str] | None) -> list[str]:

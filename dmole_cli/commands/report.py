@@ -90,7 +90,7 @@ def _show_costs(work: Workspace) -> None:
 
     rows = costs.cost_rows(work.run)
     if not rows:
-        raise DmoleError(f"no costs in {work.run.root}", f"run a stage first: {_command(work, 'profile')}")
+        raise DmoleError(f"no costs in {work.run.root}", f"run a stage first: dmole profile{where(work, split=False)}")
     console.data(rows) if work.json else layout.show(tables.cost_table(rows))
 
 
@@ -148,7 +148,10 @@ def _evaluating(labels: Sequence[str]) -> list[str]:
 
 def _command(work: Workspace, name: str, *words: str) -> str:
     """A command of the same run directory, configuration and split."""
-    typed = [work.typed[key] for key in ("evaluate.split", "run", "config", "shared") if key in work.typed]
-    if name == "profile":
-        typed = [text for text in typed if not text.startswith("--split")]
-    return " ".join(["dmole", name, *map(shlex.quote, words), *typed])
+    return shlex.join(["dmole", name, *words]) + where(work)
+
+
+def where(work: Workspace, *, split: bool = True) -> str:
+    """The options that were typed for run directory, configuration and split, to be appended to another command."""
+    keys = (*(["evaluate.split"] if split else []), "run", "config", "shared")
+    return "".join(f" {work.typed[key]}" for key in keys if key in work.typed)

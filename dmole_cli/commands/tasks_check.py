@@ -68,8 +68,8 @@ def run(
         for report in reports:
             show_check(report)
     for card, report in zip(cards, reports, strict=True):
-        if warning := few_steps(card.name, steps_of(card.recipe, report.rows.get("train", 0))):
-            console.say(warning)
+        if warning := few_steps(f"{card.name} is trained", steps_of(card.recipe, report.rows.get("train", 0))):
+            console.say(f"warning: {warning}")
     if failed := [report.task for report in reports if not report.ok]:
         raise DmoleError(
             f"problems in {', '.join(failed)} (listed above)", "fix the data or the card, then check again"

@@ -58,8 +58,8 @@ def run(
     stages = ("profile", "allocate", "train-router", "train-task", "evaluate")
     following = [f"dmole tasks check {shlex.quote(str(card))}{option}", _listing(card, config)]
     following += [f"dmole {stage}{option}" for stage in stages]
-    if warning := few_steps(card.stem, made.steps):
-        console.say(warning)
+    if warning := few_steps(f"{card.stem} is trained", made.steps):
+        console.say(f"warning: {warning}")
     if work.json:
         guessed = {key: {"guess": guess, "why": why} for key, (guess, why) in made.said.items()}
         console.data({"card": str(card), "rows": made.rows, "guessed": guessed, "next": following})

@@ -29,11 +29,16 @@ def recipe_of(rows: int) -> tuple[int, int]:
     return batch_size, max(1, -(-LEAST_STEPS // max(1, -(-rows // batch_size))))
 
 
-def few_steps(task: str, steps: int) -> str:
-    """A warning if a task is trained in very few steps, else an empty text."""
+def few_steps(
+    trained: str, steps: int, *, advice: str = "increase `epochs` or reduce `batch_size` in [recipe] of its card"
+) -> str:
+    """A warning if training has very few steps, else an empty text.
+
+    Args:
+        trained: what is trained, with the verb.
+        steps: number of training steps.
+        advice: how to get more of them.
+    """
     if not 0 < steps < FEW_STEPS:
         return ""
-    return (
-        f"warning: {task} is trained in {steps} step{'s' if steps > 1 else ''}, which rarely suffice: "
-        "increase `epochs` or reduce `batch_size` in [recipe] of its card"
-    )
+    return f"{trained} in {steps} step{'s' if steps > 1 else ''}; fewer than {FEW_STEPS} rarely suffice: {advice}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dmole_cli.allocation.placement import budget_total
 from dmole_cli.artifacts.allocation import read_allocation
@@ -43,10 +43,13 @@ def uniform_budget(
         parameters = int(budget.amount * sum(site.expert_parameters(settings.allocate.rank) for site in sites))
     else:
         parameters = budget_total(budget, sites=len(sites), backbone_parameters=backbone.parameters)
+    if not allocation.exists():
+        return sites, parameters
+    document, header = read_allocation(allocation)
     # An allocation of another backbone is not compared: the stages that read it refuse it.
-    if allocation.exists() and read_allocation(allocation)[1].backbone == backbone.fingerprint:
+    if header.backbone == backbone.fingerprint:
         try:
-            _require_same(settings, sites, parameters, allocation=allocation, profile=profile)
+            _require_same(settings, sites, parameters, allocation=allocation, document=document, profile=profile)
         except DmoleError as error:
             message = f"method {method} would not have the budget of {D_MOLE}: {error.message}"
             raise DmoleError(message, error.hint) from error
@@ -54,9 +57,14 @@ def uniform_budget(
 
 
 def _require_same(
-    settings: Settings, sites: Sequence[Site], parameters: int, *, allocation: Path, profile: Path
+    settings: Settings,
+    sites: Sequence[Site],
+    parameters: int,
+    *,
+    allocation: Path,
+    document: Mapping[str, Any],
+    profile: Path,
 ) -> None:
-    document, _ = read_allocation(allocation)
     chosen, rank, alpha = settings.allocate, int(document["rank"]), float(document["alpha"])
     profiled = header_of(profile, PROFILE)
     wanted = str(profiled.settings.get("sites", "")) if profiled else ""

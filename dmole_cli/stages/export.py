@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dmole_cli.artifacts.expert import ExpertFile, read_expert
 from dmole_cli.artifacts.export import write_export_header
-from dmole_cli.artifacts.files import unwritable
+from dmole_cli.artifacts.files import lock, unwritable
 from dmole_cli.artifacts.headers import is_current
 from dmole_cli.artifacts.kinds import D_MOLE, EXPORT
 from dmole_cli.artifacts.outcome import Outcome
@@ -122,46 +122,31 @@ def _temporary_beside(folder: Path) -> Iterator[Path]:
     """A temporary folder, locked while it is in use; those of processes that were killed are deleted."""
     prefix = f".{folder.name}."
     for left_over in folder.parent.glob(f"{glob.escape(prefix)}*{SUFFIX}"):
-        if (lock := _locked(left_over)) is not None:
+        if (opened := _locked(left_over)) is not None:
             shutil.rmtree(left_over, ignore_errors=True)
-            os.close(lock)
-    temporary, lock = None, None
-    while lock is None:  # another process may delete the folder before it is locked
-        temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=SUFFIX, dir=folder.parent))
-        lock = _locked(temporary)
-    assert temporary is not None
-    temporary.chmod(0o777 & ~_umask())
+            os.close(opened)
+    opened = None
+    while opened is None:  # another process may delete the folder before it is locked
+        temporary = folder.with_name(f"{prefix}{secrets.token_hex(8)}{SUFFIX}")
+        temporary.mkdir()
+        opened = _locked(temporary)
     try:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
+        os.close(opened)
 
 
 def _locked(folder: Path) -> int | None:
     """An open file that locks a folder; None where another process holds the lock, or the folder is gone."""
-    import fcntl
-
     try:
         opened = os.open(folder, os.O_RDONLY)
     except OSError:
         return None
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(opened)
-        return None
-    if folder.exists():
+    if lock(opened) and folder.exists():
         return opened
     os.close(opened)
     return None
-
-
-def _umask() -> int:
-    """The mask of permissions, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_merged(model: LazyModel, file: ExpertFile, into: Path) -> None:

@@ -130,13 +130,13 @@ def _memory(inputs: _Inputs, tasks: Sequence[str], empty: Any) -> list[dict[str,
     libraries = library_bytes()
     fake = as_fake_tensors(empty, getattr(torch, settings.dtype))
     backbone = Backbone(model.name, "", fake, processor, precision=model.precision)
+    measured = find_sites(fake, settings.profile.sites)
     found = []
     for task in tasks:
         samples = inputs.data.samples(task, "train")
         lengths = backbone.inputs.lengths(samples, with_answer=True)
         for work, size in _batch_sizes(inputs, task, len(samples)).items():
             batch = longest_batch(backbone, samples, lengths, size, max_length=settings.train.max_length)
-            measured = find_sites(fake, inputs.settings.profile.sites)
             steps: Callable[..., object] = partial(measure_sensitivity, backbone, measured, [batch, batch])
             if work == "train-task":
                 steps = partial(_train, inputs, task, backbone, batch)

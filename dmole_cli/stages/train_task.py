@@ -25,7 +25,7 @@ from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.truncation import record_truncated
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
-from dmole_cli.data.recipes import FEW_STEPS
+from dmole_cli.data.recipes import few_steps
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
@@ -132,17 +132,9 @@ def train_task(
     expert = trained.expert
     write_expert(path, ExpertFile(expert.sites, expert.scale, header.with_facts(**facts), expert.gates))
     data.image_digests.save()
-    return replace(outcome.wrote(**_summary(trained, facts)), warnings=_warnings(trained))
-
-
-def _warnings(trained: Trained) -> tuple[str, ...]:
-    steps = len(trained.losses.answers)
-    if steps >= FEW_STEPS:
-        return ()
-    return (
-        f"the expert was trained in {steps} step{'s' if steps > 1 else ''}; fewer than {FEW_STEPS} rarely suffice: "
-        "raise --epochs, or lower --batch-size",
-    )
+    steps, advice = len(trained.losses.answers), "raise --epochs, or lower --batch-size"
+    warning = few_steps("the expert was trained", steps, advice=advice)
+    return replace(outcome.wrote(**_summary(trained, facts)), warnings=(warning,) if warning else ())
 
 
 def _summary(trained: Trained, facts: dict[str, Any]) -> dict[str, Any]:

@@ -188,6 +188,15 @@ def reference(folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
     return before, seconds
 
 
+def differences(work: Path, expected: Mapping[str, bytes]) -> list[str]:
+    """Files of a folder that differ from the expected contents, are missing, are further ones, or were left over; each named."""
+    found, left = contents(work), left_over(work)
+    changed = [f"{name} has other bytes" for name in found.keys() & expected.keys() if found[name] != expected[name]]
+    missing = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    further = [f"{name} is not expected" for name in found.keys() - expected.keys() - set(left)]
+    return sorted([*changed, *missing, *further, *(f"{name} was left over" for name in left)])
+
+
 def after(before: Mapping[str, Path], stage: str) -> dict[str, bytes]:
     """Contents of the folder after a stage."""
     names = [*STAGES, "done"]

@@ -20,7 +20,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from pipelines.stress._commands import STAGES, after, contents, finish, left_over, load_libraries, reference, run, start
+from pipelines.stress._commands import (
+    STAGES,
+    after,
+    contents,
+    differences,
+    finish,
+    left_over,
+    load_libraries,
+    reference,
+    run,
+    start,
+)
 
 READ_ONLY = "read-only folder"
 
@@ -35,7 +46,8 @@ def without_rights() -> None:
     if os.geteuid() != 0:
         return
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # the third version of the kernel's structure; this process
-    ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)())
+    if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 @contextmanager
@@ -133,15 +145,14 @@ def main() -> None:
                 counts[f"{name}: {'well' if ended.code == 0 else 'one error' if ended.one_error else 'strange'}"] += 1
                 if ended.code != 0 and not ended.one_error:
                     problems.append(f"{stage}, {name}: ended with {ended.code}: {ended.err[-400:]}")
-                if ended.code == 0 and name.startswith(("full stdout", "closed")):
+                if ended.code == 0 and name.startswith(("full stdout", "closed", READ_ONLY)):
                     problems.append(f"{stage}, {name}: no error")
                 wrong = [file for file, content in contents(work).items() if content != expected.get(file)]
                 problems += [
                     f"{stage}, {name}: {file} is incomplete or left over" for file in (*wrong, *left_over(work))
                 ]
                 run(STAGES[stage], work)
-                if contents(work) != expected:
-                    problems.append(f"{stage}, {name}: other bytes after the rerun")
+                problems += [f"{stage}, {name}, after the rerun: {what}" for what in differences(work, expected)]
                 shutil.rmtree(work)
     print(json.dumps({"problems": problems, "ends": dict(sorted(counts.items()))}, indent=2))
     raise SystemExit(bool(problems))

@@ -17,7 +17,17 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from pipelines.stress._commands import STAGES, after, contents, finish, left_over, load_libraries, reference, run, start
+from pipelines.stress._commands import (
+    STAGES,
+    after,
+    contents,
+    differences,
+    finish,
+    load_libraries,
+    reference,
+    run,
+    start,
+)
 
 
 def kill(stage: str, work: Path, *, moment: float | None, known: set[str]) -> str:
@@ -61,9 +71,7 @@ def main() -> None:
                 if ".tmp" not in name and content != expected.get(name):
                     problems.append(f"kill {number}: {stage} left {name} incomplete")
             run(STAGES[stage], work)
-            problems += [f"kill {number}: {stage} left {name}" for name in left_over(work)]
-            if contents(work) != expected:
-                problems.append(f"kill {number}: {stage} has other bytes after the rerun")
+            problems += [f"kill {number}: {stage}, after the rerun: {what}" for what in differences(work, expected)]
             shutil.rmtree(work)
     print(json.dumps({"kills": arguments.kills, "problems": problems, "ends": dict(sorted(counts.items()))}, indent=2))
     raise SystemExit(bool(problems))

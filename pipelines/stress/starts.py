@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.stress._commands import STAGES, after, contents, finish, left_over, load_libraries, reference, run, start
+from pipelines.stress._commands import (
+    STAGES,
+    after,
+    contents,
+    differences,
+    finish,
+    load_libraries,
+    reference,
+    run,
+    start,
+)
 
 AT_ONCE = 10  # processes that exist at a time, for the sake of memory
 
@@ -39,19 +50,27 @@ def together(commands: Sequence[Sequence[str]], work: Path, counts: Counter[str]
     return strange
 
 
-def in_namespaces(stage: str, work: Path) -> str:
-    """Two processes of a stage with the same number; returns what went wrong, or why it was not tried."""
+def in_namespaces(stage: str, work: Path) -> list[str] | None:
+    """Two processes of a stage with the same number; returns messages of those that failed, None if it is not permitted."""
     wrapper = ["unshare", "--pid", "--fork", "--mount-proc"]
     try:
         allowed = subprocess.run([*wrapper, "true"], capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
         allowed = False
     if not allowed:
-        return "not tried: unshare is not permitted here"
+        return None
     program = [*wrapper, sys.executable, "-m", "dmole_cli", *STAGES[stage]]
-    processes = [subprocess.Popen(program, cwd=work, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    # One thread, as the processes of `start`: the order of additions, and so the bytes, may depend on it.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            program, cwd=work, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
     errors = [process.communicate()[1] for process in processes]
-    return "".join(error[-300:] for process, error in zip(processes, errors, strict=True) if process.returncode)
+    ends = zip(processes, errors, strict=True)
+    return [f"ended with {process.returncode}: {error[-300:]}" for process, error in ends if process.returncode]
 
 
 def main() -> None:
@@ -66,25 +85,26 @@ def main() -> None:
         for stage, args in STAGES.items():
             work = shutil.copytree(before[stage], Path(folder, "work-one"))
             problems += together([args] * arguments.starts, work, counts)
-            if contents(work) != after(before, stage) or left_over(work):
-                problems.append(f"{arguments.starts} starts of {stage} have other bytes than one, or left files")
+            expected = after(before, stage)
+            problems += [f"{arguments.starts} starts of {stage}: {what}" for what in differences(work, expected)]
             shutil.rmtree(work)
         work = shutil.copytree(before["profile"], Path(folder, "work-mixed"))
         mixed = [args for name, args in STAGES.items() if name not in ("export", "import")]
         problems += together([mixed[number % len(mixed)] for number in range(arguments.starts)], work, counts)
         for args in STAGES.values():
             run(args, work)
-        if contents(work) != contents(before["done"]) or left_over(work):
-            problems.append("mixed starts, followed by a whole run, have other bytes than a whole run, or left files")
+        expected = contents(before["done"])
+        problems += [f"mixed starts, followed by a whole run: {what}" for what in differences(work, expected)]
         shutil.rmtree(work)
         for stage in ("profile", "train-router", "evaluate"):
             work = shutil.copytree(before[stage], Path(folder, "work-same"))
-            said = in_namespaces(stage, work)
-            summary[f"equal process numbers: {stage}"] = said or "well"
-            if said and not said.startswith("not tried"):
-                problems.append(f"equal process numbers: {stage}: {said}")
-            elif not said and (contents(work) != after(before, stage) or left_over(work)):
-                problems.append(f"equal process numbers: {stage} has other bytes, or left files")
+            name, found = f"equal process numbers: {stage}", in_namespaces(stage, work)
+            if found is None:
+                summary[name] = "not tried: unshare is not permitted here"
+            else:
+                found += differences(work, after(before, stage))
+                summary[name] = "; ".join(found) or "well"
+                problems += [f"{name}: {what}" for what in found]
             shutil.rmtree(work)
     print(
         json.dumps(
