@@ -170,9 +170,11 @@ def run(args: Sequence[str], cwd: Path) -> Ended:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Files below a folder by relative path, except measured times and caches."""
-    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if not {"costs", "cache"} & set(Path(name).parts)}
+    """Files below a folder by relative path, except caches; of the measured times, only that the file exists."""
+    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    found = {name: path for name, path in files.items() if "cache" not in name.parts}
+    times = {str(name): b"" for name in found if "costs" in name.parts and name.suffix != ".tmp"}
+    return times | {str(name): path.read_bytes() for name, path in found.items() if "costs" not in name.parts}
 
 
 def reference(folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
