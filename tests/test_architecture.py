@@ -21,7 +21,7 @@ ROOMS = (
     "backbones", "data", "metrics", "artifacts", "settings",
 )  # fmt: skip
 # Beside the rooms: what every room may use.
-ROOT = {"__init__", "__main__", "catalog", "errors", "progress"}
+ROOT = {"__init__", "__main__", "catalog", "errors", "processes", "progress"}
 # These compute with tensors; other rooms import them inside functions, so that `dmole --help` answers at once.
 HEAVY_ROOMS = {"stages", "training", "inference", "profiling", "routing", "experts", "backbones"}
 # Of the heavy rooms: identifies a backbone without loading it.

@@ -11,25 +11,36 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 from dmole_cli.errors import DmoleError
+from dmole_cli.processes import is_first
 
 # Full disk, exhausted quota, file size limit.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, by_all: bool = False) -> Iterator[IO[bytes]]:
     """Yield a new binary file beside `path`; rename it to `path` if the body succeeds, delete it otherwise.
 
     The file has a random name and is created exclusively, so that neither a symbolic link nor another process, whatever its
     process number, can take its place. File and folder are synchronised to the disk before and after the rename.
 
+    Of several processes of a command, only the first one writes; what the others write is dropped.
+
+    Args:
+        path: the file.
+        by_all: every process writes, because each may run on a machine of its own, and all write the same bytes.
+
     Raises:
         DmoleError: the disk is full, or the folder cannot be written.
     """
+    if not by_all and not is_first():
+        yield BytesIO()
+        return
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -58,7 +58,7 @@ class ImageDigests:
             DmoleError: the cache cannot be written.
         """
         rows = self._new.execute("SELECT state, digest FROM digests").fetchall()
-        if not rows:
+        if not rows or not is_first():
             return
         try:
             self.cache.parent.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,7 @@ def _temporary(parse: Callable[[], Iterable[Row]]) -> ArrowRows:
 @contextmanager
 def _writing_cache(path: Path) -> Iterator[IO[bytes]]:
     try:
-        with replacing(path) as file:
+        with replacing(path, by_all=True) as file:
             yield file
     except DmoleError as error:
         if isinstance(error.__cause__, OSError) and str(path) in error.message:
