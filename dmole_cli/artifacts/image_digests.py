@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.errors import DmoleError, DmoleWarning
+from dmole_cli.processes import is_first
 from dmole_cli.settings.documents import require_regular
 
 MISSING = "missing"  # the error is raised by the reader of the image, which knows the row that names it
