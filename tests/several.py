@@ -1,16 +1,23 @@
-"""Runs stages in several processes: `torchrun --nproc-per-node 3 tests/several.py FOLDER PORT`.
+"""Runs stages in one process and in several: `python tests/several.py FOLDER 1 2 3`.
 
-FOLDER has a copy of the same stream for every number of processes: `2` and `3`. Three processes run the stages in the last one;
-then two of them, connected anew through PORT, in the first one.
+The stages run in the folder `1` first, then in copies of it without what the stages have made, a folder for each number of
+processes. The processes are forked from this one, with what a launcher tells them. `torchrun --nproc-per-node 4
+tests/several.py FOLDER` adds such a folder by a real launcher.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import sys
+import traceback
 from pathlib import Path
 
+import accelerate
 import tiny
+import torch
+import transformers
 
 from dmole_cli.artifacts.run import Run
 from dmole_cli.cli.workspace import workspace
@@ -24,6 +31,19 @@ from dmole_cli.stages.profile import profile
 from dmole_cli.stages.train_router import train_router
 from dmole_cli.stages.train_task import train_task
 
+# Names that transformers imports when they are asked for.
+USED = (
+    torch.nn.parallel,
+    accelerate.PartialState,
+    transformers.AutoModelForImageTextToText,
+    transformers.AutoProcessor,
+    transformers.LlavaForConditionalGeneration,
+    transformers.LlavaProcessor,
+    transformers.SiglipVisionModel,
+    transformers.LlamaModel,
+    transformers.CLIPImageProcessorPil,
+)
+MADE = ("profiles", "features", "routers", "evaluations", "likelihoods", "generations", "costs", "cache")
 METHODS = ("d-mole", "seq-ft-merge")
 FEATURES_BATCH, PREDICTIONS_BATCH = 7, 5
 
@@ -54,7 +74,7 @@ def run_stages(folder: Path, *, train: bool) -> list[str]:
     features.BATCH = FEATURES_BATCH
     chosen = read_settings(Path("dmole.toml"))
     chosen = chosen.updated(
-        profile=ProfileSettings(portion=0.4, batch_size=1, per_sample=True),
+        profile=ProfileSettings(portion=0.25, batch_size=1, per_sample=True),
         evaluate=chosen.evaluate.updated(batch_size=PREDICTIONS_BATCH),
     )
     work = workspace(chosen, Run(folder / "run"))
@@ -70,31 +90,54 @@ def run_stages(folder: Path, *, train: bool) -> list[str]:
     return [f"{outcome.as_dict() | {'path': ''}}" for outcome in outcomes]
 
 
-def connect(size: int, port: str) -> None:
-    """Connect the first processes anew, without the launcher's store."""
-    from accelerate import PartialState
+def one_of_several(folder: Path) -> None:
+    """Run the stages as one of the processes that the environment describes; what they say is in `<processes>.<rank>.txt`."""
+    processes = world()
+    processes.connect(cpu=True)
+    own = folder / str(processes.size)
+    if processes.first and processes.size > 1:
+        shutil.copytree(folder / "1", own)
+        for name in MADE:
+            shutil.rmtree(own / "run" / name, ignore_errors=True)
+    processes.wait()
+    said = run_stages(own, train=processes.size == 1)
+    (folder / f"{processes.size}.{processes.rank}.txt").write_text("\n".join(said), encoding="utf-8")
+    processes.disconnect()
 
-    world().disconnect()
-    PartialState._reset_state()
-    os.environ |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_PORT": port}
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-    world.cache_clear()
-    if world().rank < size:
-        world().connect(cpu=True)
+
+def fork(folder: Path, size: int) -> int:
+    """Run the stages in so many processes; returns the number of those that failed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            count, number = str(size), str(rank)
+            ranks = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "RANK": number, "LOCAL_RANK": number}
+            os.environ |= ranks | address
+            try:
+                one_of_several(folder)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    return sum(os.waitpid(child, 0)[1] != 0 for child in children)
 
 
-def main(folder: Path, port: str) -> None:
-    """Run the stages in three processes, then in two."""
-    world().connect(cpu=True)
-    for size in (3, 2):
-        if size == 2:
-            if world().rank == 2:
-                break
-            connect(2, port)
-        said = run_stages(folder / str(size), train=False)
-        (folder / f"{size}.{world().rank}.txt").write_text("\n".join(said), encoding="utf-8")
-    world().disconnect()
+def main(folder: Path, sizes: list[int]) -> None:
+    """Run the stages in one process after the other number of them."""
+    if "WORLD_SIZE" in os.environ:
+        one_of_several(folder)
+        return
+    write_stream(folder / "1")
+    for size in sizes:
+        if failed := fork(folder, size):
+            raise SystemExit(f"{failed} of {size} processes failed")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]).absolute(), [int(size) for size in sys.argv[2:]])
