@@ -15,6 +15,8 @@ import traceback
 from pathlib import Path
 
 import accelerate
+import pyarrow.dataset
+import pyarrow.parquet
 import tiny
 import torch
 import transformers
@@ -31,9 +33,11 @@ from dmole_cli.stages.profile import profile
 from dmole_cli.stages.train_router import train_router
 from dmole_cli.stages.train_task import train_task
 
-# Names that transformers imports when they are asked for.
+# Imported once, before the processes are forked; transformers imports its names when they are asked for.
 USED = (
-    torch.nn.parallel,
+    torch,
+    pyarrow.dataset,
+    pyarrow.parquet,
     accelerate.PartialState,
     transformers.AutoModelForImageTextToText,
     transformers.AutoProcessor,
@@ -45,20 +49,20 @@ USED = (
 )
 MADE = ("profiles", "features", "routers", "evaluations", "likelihoods", "generations", "costs", "cache")
 METHODS = ("d-mole", "seq-ft-merge")
-FEATURES_BATCH, PREDICTIONS_BATCH = 7, 5
+FEATURES_BATCH, PREDICTIONS_BATCH = 6, 4
 
 
 def write_stream(folder: Path) -> Path:
     """A small stream; some samples have no image, and some occur twice."""
     tiny.build_backbone(folder / "backbone")
     for name in (*tiny.TASKS, tiny.UNSEEN):
-        tiny.write_task(folder / "tasks", name, train=24, test=7)
+        tiny.write_task(folder / "tasks", name, train=20, test=4)
         for split in ("train", "test"):
             path = folder / "tasks" / name / f"{split}.jsonl"
             lines = path.read_text(encoding="utf-8").splitlines()
-            tiny.write_records(path, [tiny.record(None, f"What about {n}?", "x") for n in range(5)])
+            tiny.write_records(path, [tiny.record(None, f"What about {n}?", "x") for n in range(3)])
             with path.open("a", encoding="utf-8") as file:
-                file.write("\n".join([*lines, *lines[:3]]) + "\n")
+                file.write("\n".join([*lines, *lines[:2]]) + "\n")
     listed = ", ".join(f'"tasks/{name}.toml"' for name in tiny.TASKS)
     (folder / "dmole.toml").write_text(
         f'backbone = "backbone"\ndevice = "cpu"\ntasks = [{listed}]\nunseen = ["tasks/{tiny.UNSEEN}.toml"]\n'

@@ -1,5 +1,6 @@
 """Several processes of a command give the bytes of one; what is done batch by batch is not lost, and no work is done twice."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -81,6 +82,16 @@ def test_results_of_an_interrupted_run_are_found_by_the_same_work_and_deleted_wi
         partial.add(1, 0.1)
         assert dict(partial.all()) == {**results, 1: 0.1}
     assert stored(tmp_path) == []
+
+
+def test_results_of_work_that_nobody_did_again_are_deleted_after_a_month(tmp_path):
+    interrupted(tmp_path, "this", {0: "a"})
+    interrupted(tmp_path, "that", {0: "a"})
+    old = next((tmp_path / "cache" / "partial").glob("*.jsonl"))
+    os.utime(old, (0, 0))
+    with partial_results(tmp_path, "other"):
+        pass
+    assert len(stored(tmp_path)) == 1 and not old.exists()
 
 
 def test_an_incomplete_or_damaged_record_is_no_result(tmp_path):

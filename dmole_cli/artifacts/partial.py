@@ -2,13 +2,14 @@
 
 Every process of a command appends to a file of its own, `cache/partial/<digest of the work>.<process>.jsonl`, a record per
 batch, with a digest that shows whether the record is complete. Whoever does the same work again starts from these files. They
-are deleted when the work is done.
+are deleted when the work is done, and those of work that was never done again after a month.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 from dmole_cli.artifacts.exclusion import exclusive
 from dmole_cli.artifacts.files import digest_of, unwritable
 from dmole_cli.processes import world
+
+FORGOTTEN = 30 * 24 * 3600  # seconds after the last batch
 
 
 class PartialResults:
@@ -84,12 +87,14 @@ class PartialResults:
             self._file = None
 
     def delete(self) -> None:
-        """Delete the files, when no process reads them any more."""
+        """Delete the files, when no process reads them any more, and forgotten ones of other work."""
         world().wait()
         if world().first:
-            for path in self._files():
+            own, now = self._files(), time.time()
+            for path in self._stem.parent.iterdir():
                 with suppress(OSError):
-                    path.unlink(missing_ok=True)
+                    if path in own or now - path.stat().st_mtime > FORGOTTEN:
+                        path.unlink(missing_ok=True)
 
 
 @contextmanager
