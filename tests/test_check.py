@@ -270,3 +270,42 @@ def test_tiles_of_every_family_are_counted(tmp_path):
     shown = SamplePreview(inputs, limit=0).look(Sample("a", "What?", "red", ("red",), images=images))
     assert shown["tiles"] == 2  # packed patches of two images
     assert [size["width"] for size in shown["images"]] == [40, 60]
+
+
+def test_a_check_that_was_interrupted_goes_on(tmp_path, monkeypatch):
+    """Images are not opened again; blocks behind a changed file are checked again."""
+    from dmole_cli.data import checked_images, checking
+
+    monkeypatch.setattr(checking, "BLOCK", 2)
+    monkeypatch.setattr(checked_images, "SAVED_EVERY", 0.0)
+    monkeypatch.setenv("DMOLE_CACHE", str(tmp_path / "cache"))
+    names = [draw(tmp_path, f"{number}.png", (20 * number, 0, 0)) for number in range(9)]
+    (tmp_path / "photos" / names[1]).write_bytes(b"no image")
+    lines(tmp_path / "train.jsonl", *(row(name) for name in [*names[:6], names[0], names[1]]))
+    lines(tmp_path / "test.jsonl", row(names[3]), *(row(name) for name in names[6:]))
+    card = load_card(write_card(tmp_path))
+    expected = check_card(card)
+    opened = []
+
+    def interrupted(blocks, label, total):
+        for number, block in enumerate(blocks):
+            if label.endswith("test") and number == 1:
+                raise KeyboardInterrupt
+            yield block
+
+    def counted(open_one, error_of=checking._error_of):
+        opened.append(open_one)
+        return error_of(open_one)
+
+    monkeypatch.setattr(checking, "_error_of", counted)
+    with pytest.raises(KeyboardInterrupt):
+        check_card(card, track=interrupted)
+    assert len(opened) == 8
+    assert check_card(card) == expected and expected.opened == {"train": 6, "test": 4}
+    assert len(opened) == 10 and not list((tmp_path / "cache").rglob("*.jsonl"))
+    with pytest.raises(KeyboardInterrupt):
+        check_card(card, track=interrupted)
+    draw(tmp_path, names[3], (1, 2, 3))  # of the second block of training, and the first one of the test split
+    opened.clear()
+    check_card(card)
+    assert len(opened) == 4 + 4

@@ -38,7 +38,7 @@ class PartialResults:
         self._own = stem.with_name(f"{stem.name}.{world().rank}.jsonl")
         self._file: int | None = None
         # Found by one process, so that all have the same: another one may already add to its file.
-        self.done = world().from_first(lambda: frozenset(number for number, _ in self._read()))
+        self.done = world().from_first(lambda: frozenset(number for number, _ in self.read()))
 
     def missing(self, count: int) -> Sequence[int]:
         """The batches of 0..count-1 that this process has to compute."""
@@ -53,6 +53,7 @@ class PartialResults:
         record = {"digest": digest_of([number, result]), "batch": number, "result": result}
         try:
             if self._file is None:
+                self._own.parent.mkdir(parents=True, exist_ok=True)
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
                 self._file = os.open(self._own, flags, 0o666)
             # A record that an earlier process did not complete ends here.
@@ -66,9 +67,10 @@ class PartialResults:
         """(number, result) of each batch, when every process has computed its own; every process must call it."""
         self.close()
         world().wait()
-        return self._read()
+        return self.read()
 
-    def _read(self) -> Iterator[tuple[int, Any]]:
+    def read(self) -> Iterator[tuple[int, Any]]:
+        """(number, result) of each batch that is stored at present."""
         for path in self._files():
             with path.open("rb") as file:
                 for line in file:

@@ -5,14 +5,16 @@ Tokens and tiles are counted by a `Model`, which the caller provides; without on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Protocol
 
 from dmole_cli.artifacts.image_digests import MISSING, ImageDigests
 from dmole_cli.data.card import TaskCard
+from dmole_cli.data.checked_images import CheckedImages
 from dmole_cli.data.choices import right_answers
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import generator, stable_hash
@@ -20,7 +22,7 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.progress import Track, quiet
 
 SHOWN = 3  # offenders that a problem lists
-BLOCK = 256  # rows that are checked at a time
+BLOCK = 64  # rows that are checked at a time
 
 SENTENCES = {
     "split": "the split cannot be loaded",
@@ -183,8 +185,10 @@ def check_rows(
     digests = digests if digests is not None else ImageDigests(Path("never-saved.sqlite"))
     splits = {split: _Split(card, split, members, images, model, digests, findings) for split, members in rows.items()}
     for split, part in splits.items():
-        for block in track(part.blocks(), f"check {card.name}/{split}", part.count):
-            part.check(block)
+        for number, block in enumerate(track(part.blocks(), f"check {card.name}/{split}", part.count)):
+            part.check(number, block)
+    for part in splits.values():  # stored until the whole check is complete
+        part.seen_images.close()
     for left, right in combinations(splits, 2):
         shared = splits[left].items.keys() & splits[right].items.keys()
         if shared:
@@ -217,6 +221,7 @@ class _Split:
         self.count, self.opened = -(-len(members) // BLOCK), 0
         every = not images or len(members) <= images
         self._chosen = None if every else {index * len(members) // images for index in range(images)}
+        self.seen_images = CheckedImages([card.model_dump(), name, images, len(members), BLOCK])
         self.items: dict[int, str] = {}  # images and other source items: hash -> name
         self._files: set[int] = set()
         self._seen: dict[str, set[int]] = {"sample_id": set(), "id": set()}
@@ -225,8 +230,8 @@ class _Split:
         """Indices of the rows that are checked at a time."""
         return (range(start, min(start + BLOCK, len(self.members))) for start in range(0, len(self.members), BLOCK))
 
-    def check(self, indices: range) -> None:
-        """Check some rows."""
+    def check(self, number: int, indices: range) -> None:
+        """Check a block of rows."""
         rows = [self.members[index] for index in indices]
         self._add("no_image", [row.sample_id for row in rows if not row.images])
         self._add("answer", [row.sample_id for row in rows if not row.answer.strip()])
@@ -239,10 +244,11 @@ class _Split:
         if self.model:
             self._add("tokens", self.model.refused(rows))
         self._lengths(rows)
-        for index, row in zip(indices, rows, strict=True):
-            if self._chosen is None or index in self._chosen:
-                self._add("image", list(self._unopened(row)))
-            self._add_items(row)
+        with self.seen_images.block(number, rows):
+            for index, row in zip(indices, rows, strict=True):
+                if self._chosen is None or index in self._chosen:
+                    self._add("image", list(self._unopened(row)))
+                self._add_items(row)
 
     def _add(self, kind: str, names: Sequence[str]) -> None:
         if names:
@@ -277,21 +283,29 @@ class _Split:
                     continue
                 self._files.add(file)
             self.opened += 1
-            try:
-                open_one()
-            except DmoleError as error:
-                yield error.message
+            error = self.seen_images.once(partial(_error_of, open_one))
+            if error is not None:
+                yield error
 
     def _add_items(self, row: Sample) -> None:
         """Remember the row's source items: image files by their content, so that copies are found; others by name."""
         if row.files and len(row.files) == len(row.sources):
             for file, source in zip(row.files, row.sources, strict=True):
-                digest = self.digests[file]
+                digest = self.seen_images.once(partial(self.digests.__getitem__, file))
                 if digest != MISSING:
                     self.items.setdefault(int(digest[:16], 16), source)
         else:
             for source in row.sources:
                 self.items.setdefault(stable_hash(source), source)
+
+
+def _error_of(open_one: Callable[[], object]) -> str | None:
+    """The error of opening an image; None if it opens."""
+    try:
+        open_one()
+    except DmoleError as error:
+        return error.message
+    return None
 
 
 def _outside(card: TaskCard, sample: Sample) -> bool:
