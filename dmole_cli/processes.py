@@ -7,10 +7,10 @@ first process writes files, prints and asks. accelerate connects the processes a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dmole_cli.errors import DmoleError
 
@@ -104,6 +104,13 @@ class World:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def from_first(self, call: Callable[[], Item]) -> Item:
+        """What a call returns in the first process, in every process; the others do not call it.
+
+        For decisions that depend on files: what a process finds there depends on the moment.
+        """
+        return self.share(call() if self.first else cast(Item, None))
+
     def collect(self, value: Item) -> list[Item]:
         """The value of each process, in the order of their numbers; values of Python."""
         if self.size == 1:
@@ -114,15 +121,28 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """The tensor of each process, in the order of their numbers; all have the same shape and type."""
+    def combine(self, made: Sequence[Item]) -> list[Item]:
+        """What all processes have made of their `own` items, one each, in the order of the items; values of Python."""
+        parts = self.collect(made)
+        return [parts[number % self.size][number // self.size] for number in range(sum(map(len, parts)))]
+
+    def gather(self, tensor: torch.Tensor, *, to: int | None = None) -> list[torch.Tensor]:
+        """The tensor of each process, in the order of their numbers; all have the same shape and type.
+
+        Args:
+            tensor: of this process.
+            to: the only process that needs them; the others get an empty list. None: all.
+        """
         if self.size == 1:
             return [tensor]
         import torch
         import torch.distributed as dist
 
-        tensors = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(tensors, tensor.contiguous())
+        tensors = [torch.empty_like(tensor) for _ in range(self.size)] if to in (None, self.rank) else []
+        if to is None:
+            dist.all_gather(tensors, tensor.contiguous())
+        else:
+            dist.gather(tensor.contiguous(), tensors or None, dst=to)
         return tensors
 
     def wait(self) -> None:
@@ -136,6 +156,10 @@ class World:
 
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+# A process without others.
+ALONE = World()
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -4,7 +4,8 @@ Importing torch and transformers takes most of a small command's time. This prog
 command; the child has its own arguments, folder, files and limits and is `python -m dmole_cli` from there on.
 
 A request is a line of JSON on stdin: `args`, `cwd`, `out` and `err` (files for what the command says), `largest` (bytes
-that a file may have, or null). The answer is a line on stdout: the exit code.
+that a file may have, or null), `batches` (file that gets a byte for every batch that is computed, or null), `kill_at` (the
+command is killed when that file has so many, before the batch is stored). The answer is a line on stdout: the exit code.
 """
 
 import atexit
@@ -13,7 +14,9 @@ import json
 import os
 import resource
 import runpy
+import signal
 import sys
+from pathlib import Path
 
 import pyarrow.parquet
 import torch
@@ -24,6 +27,7 @@ import dmole_cli.stages.evaluate
 import dmole_cli.stages.profile
 import dmole_cli.stages.train_router
 import dmole_cli.stages.train_task
+from dmole_cli.artifacts.partial import PartialResults
 
 # Names that transformers imports when they are asked for.
 USED = (
@@ -47,6 +51,8 @@ def become(request: dict) -> None:
         os.dup2(opened, number)
     if request["largest"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest"],) * 2)
+    if request["batches"] is not None:
+        count_batches(Path(request["batches"]), request["kill_at"])
     sys.argv = ["dmole", *request["args"]]
     code = 0
     try:
@@ -61,6 +67,19 @@ def become(request: dict) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def count_batches(path: Path, kill_at: int) -> None:
+    add = PartialResults.add
+
+    def counting(self: PartialResults, number: int, result: object) -> None:
+        with path.open("ab") as file:
+            file.write(b".")
+        if path.stat().st_size == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(self, number, result)
+
+    PartialResults.add = counting  # type: ignore[method-assign]
 
 
 gc.freeze()

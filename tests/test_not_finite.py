@@ -73,7 +73,7 @@ def test_features_that_are_not_finite_name_the_samples(stream, tmp_path, monkeyp
     monkeypatch.setattr(backbone, "features", spoilt)
     with pytest.raises(DmoleError, match=r"not finite for 1 sample\(s\): train-"):
         routing_features(tiny.TASKS[0], "train", data=work.data, backbone=backbone, run=work.run)
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "features").exists()
 
 
 @pytest.mark.parametrize("settings", [RouterSettings(epochs=1, threshold_scale=1e308), RouterSettings(epochs=1)])

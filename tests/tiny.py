@@ -252,8 +252,23 @@ class Forks:
             text=True,
         )
 
-    def __call__(self, *args: object, cwd: Path, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
-        """Run one command; no file may exceed `largest_file` bytes. Its output goes through named pipes."""
+    def __call__(
+        self,
+        *args: object,
+        cwd: Path,
+        largest_file: int | None = None,
+        batches: Path | None = None,
+        kill_at: int = 0,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one command; its output goes through named pipes.
+
+        Args:
+            args: of the command line.
+            cwd: its folder.
+            largest_file: bytes that no file may exceed.
+            batches: file that gets a byte for every batch that is computed.
+            kill_at: kills the process when that file has so many bytes, before the batch is stored.
+        """
         assert self.process.stdin is not None and self.process.stdout is not None
         command = [str(part) for part in args]
         outputs = []
@@ -270,6 +285,8 @@ class Forks:
             "out": str(self.folder / "out"),
             "err": str(self.folder / "err"),
             "largest": largest_file,
+            "batches": str(batches) if batches else None,
+            "kill_at": kill_at,
         }
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()

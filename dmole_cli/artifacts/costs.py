@@ -11,6 +11,7 @@ from typing import Any
 
 from dmole_cli.artifacts.files import write_json
 from dmole_cli.errors import DmoleError
+from dmole_cli.processes import world
 from dmole_cli.settings.documents import read_json
 
 
@@ -35,6 +36,8 @@ def measured(path: Path, counts: Callable[[], Counter[str]], *, adding: bool = F
     The artifact is written after the body, so that a stage that is killed between the two loses nothing: without the artifact it
     runs again. Loading the backbone and libraries is not counted: a process does it once for any number of tasks.
 
+    Several processes measure the same body: the seconds are those of the first one, and the counts are those of all.
+
     Args:
         path: file to write, `{"seconds": ..., "counts": {what was computed: how often}}`.
         counts: returns what the backbone has computed so far (see `Backbone.counts`).
@@ -44,8 +47,9 @@ def measured(path: Path, counts: Callable[[], Counter[str]], *, adding: bool = F
 
     started, before, cost = time.perf_counter(), Counter(counts()), Cost()
     yield cost
-    seconds, computed = time.perf_counter() - started + cost.seconds, counts() - before
-    if adding and path.exists():
+    seconds, own = time.perf_counter() - started + cost.seconds, counts() - before
+    computed = sum(world().collect(own), Counter[str]())
+    if adding and world().first and path.exists():
         earlier = read_cost(path)
         seconds, computed = seconds + earlier["seconds"], computed + Counter(earlier["counts"])
     write_json(path, {"seconds": round(seconds, 3), "counts": dict(sorted(computed.items()))})

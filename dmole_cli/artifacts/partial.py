@@ -2,13 +2,14 @@
 
 Every process of a command appends to a file of its own, `cache/partial/<digest of the work>.<process>.jsonl`, a record per
 batch, with a digest that shows whether the record is complete. Whoever does the same work again starts from these files. They
-are deleted when the work is done.
+are deleted when the work is done, and those of work that was never done again after a month.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,23 +19,26 @@ from dmole_cli.artifacts.exclusion import exclusive
 from dmole_cli.artifacts.files import digest_of, unwritable
 from dmole_cli.processes import world
 
+FORGOTTEN = 30 * 24 * 3600  # seconds after the last batch
+
 
 class PartialResults:
     """The results of the batches of one piece of work.
 
     Args:
         stem: path of the files without their endings.
+        waited: whether another command held the lock; it may have done the work.
 
     Attributes:
-        done: number of a batch -> its result, of an earlier run that did not end.
-        waited: whether another command did the same work meanwhile.
+        done: numbers of the batches whose results an earlier run has stored.
     """
 
     def __init__(self, stem: Path, *, waited: bool) -> None:
         self._stem, self.waited = stem, waited
         self._own = stem.with_name(f"{stem.name}.{world().rank}.jsonl")
         self._file: int | None = None
-        self.done = self._read()
+        # Found by one process, so that all have the same: another one may already add to its file.
+        self.done = world().from_first(lambda: frozenset(number for number, _ in self._read()))
 
     def missing(self, count: int) -> Sequence[int]:
         """The batches of 0..count-1 that this process has to compute."""
@@ -58,21 +62,20 @@ class PartialResults:
         except OSError as error:
             raise unwritable(self._own, error) from error
 
-    def all(self) -> dict[int, Any]:
-        """The results of all batches, when every process has computed its own."""
+    def all(self) -> Iterator[tuple[int, Any]]:
+        """(number, result) of each batch, when every process has computed its own; every process must call it."""
+        self.close()
         world().wait()
         return self._read()
 
-    def _read(self) -> dict[int, Any]:
-        found = {}
+    def _read(self) -> Iterator[tuple[int, Any]]:
         for path in self._files():
             with path.open("rb") as file:
                 for line in file:
                     with suppress(ValueError, TypeError, KeyError):  # a record that is not complete
                         record = json.loads(line)
                         if record["digest"] == digest_of([record["batch"], record["result"]]):
-                            found[record["batch"]] = record["result"]
-        return found
+                            yield record["batch"], record["result"]
 
     def _files(self) -> list[Path]:
         return sorted(self._stem.parent.glob(f"{self._stem.name}.*.jsonl"))
@@ -84,23 +87,26 @@ class PartialResults:
             self._file = None
 
     def delete(self) -> None:
-        """Delete the files, when no process reads them any more."""
+        """Delete the files, when no process reads them any more, and forgotten ones of other work."""
         world().wait()
         if world().first:
-            for path in self._files():
+            own, now = self._files(), time.time()
+            for path in self._stem.parent.iterdir():
                 with suppress(OSError):
-                    path.unlink(missing_ok=True)
+                    if path in own or now - path.stat().st_mtime > FORGOTTEN:
+                        path.unlink(missing_ok=True)
 
 
 @contextmanager
 def partial_results(root: Path, work: Any) -> Iterator[PartialResults]:
     """The results that exist of a piece of work; they are deleted when the body ends without an error.
 
-    Only one command does the same work at a time; another one waits, and must then look whether there is something left to do.
+    Only one command does the same work at a time; another one waits, and must then look what is left to do.
 
     Args:
-        root: the run directory.
-        work: everything that the results depend on, and how they are divided into batches; a JSON value.
+        root: the directory that holds `cache`, a run directory or the one that several runs share.
+        work: everything that the results depend on, and how they are divided into batches; a JSON value, the same in every
+            process.
 
     Raises:
         DmoleError: the files cannot be written.
@@ -108,8 +114,6 @@ def partial_results(root: Path, work: Any) -> Iterator[PartialResults]:
     stem = root / "cache" / "partial" / digest_of(work)[:32]
     with exclusive(stem.with_name(f"{stem.name}.lock")) as waited:
         results = PartialResults(stem, waited=waited)
-        # No process may add to a file that another one has not read yet.
-        world().wait()
         try:
             yield results
         finally:

@@ -4,20 +4,25 @@ A prediction or a likelihood depends on the backbone, the sample, the sample's a
 settings, or answers to score).
 It is cached in the run directory under a digest of exactly these, so that of all entries of the score matrix only
 distinct keys are computed, whatever methods, positions and tasks are evaluated.
+
+What is missing in the cache is computed in batches, each stored on disk as soon as it is complete. Several processes deal the
+batches out among them; these are the batches that one process would form, so that results do not depend on their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dmole_cli.artifacts.files import digest_of, digest_of_file
 from dmole_cli.artifacts.generations import read_generations, write_generations
 from dmole_cli.artifacts.likelihood import Likelihoods, read_likelihood_cache, write_likelihood_cache
+from dmole_cli.artifacts.partial import PartialResults, partial_results
+from dmole_cli.artifacts.provenance import versions
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.backbones.lazy_model import LazyModel
@@ -27,6 +32,7 @@ from dmole_cli.experts.expert import load_expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate
 from dmole_cli.inference.likelihood import answer_likelihoods
+from dmole_cli.processes import world
 from dmole_cli.progress import Track
 from dmole_cli.settings.model import Settings
 
@@ -37,6 +43,34 @@ NewPairs = set[tuple[int, frozenset[str]]]
 Result = TypeVar("Result")
 # (the model's inputs, the samples' indices, the routed experts) -> a result per sample.
 Compute = Callable[[dict[str, Any], list[int], RoutedExperts], Sequence[Result]]
+
+
+@dataclass(frozen=True)
+class ResultCache(Generic[Result]):
+    """The file that holds results of one kind by content key.
+
+    Attributes:
+        path: the file.
+        read: reads all results.
+        write: writes all results, with the backbone's fingerprint.
+        pack: makes a JSON value of a result.
+        unpack: the inverse of `pack`.
+    """
+
+    path: Path
+    read: Callable[[Path], dict[str, Result]]
+    write: Callable[[Path, dict[str, Result], str], None]
+    pack: Callable[[Result], Any]
+    unpack: Callable[[Any], Result]
+
+    def find(self, keys: Collection[str]) -> dict[str, Result]:
+        """The stored results of these keys, as the first process finds them."""
+        return world().from_first(lambda: {key: found for key, found in self.read(self.path).items() if key in keys})
+
+    def add(self, results: Mapping[str, Result], fingerprint: str) -> None:
+        """Add results to the file, in the first process."""
+        if world().first:
+            self.write(self.path, {**self.read(self.path), **results}, fingerprint)
 
 
 @dataclass(frozen=True)
@@ -80,10 +114,8 @@ class BatchedInference:
 
         return self._cached(
             self._keys(pairs, lambda index: generation.model_dump()),
-            self.run.generations(self.task, self.split),
-            read=read_generations,
-            write=write_generations,
-            compute=compute,
+            ResultCache(self.run.generations(self.task, self.split), read_generations, write_generations, str, str),
+            compute,
         )
 
     def likelihoods(
@@ -103,10 +135,14 @@ class BatchedInference:
 
         return self._cached(
             self._keys(pairs, lambda index: list(answers[index])),
-            self.run.likelihood_cache(self.task, self.split),
-            read=read_likelihood_cache,
-            write=write_likelihood_cache,
-            compute=compute,
+            ResultCache(
+                self.run.likelihood_cache(self.task, self.split),
+                read_likelihood_cache,
+                write_likelihood_cache,
+                asdict,
+                lambda value: Likelihoods(**value),
+            ),
+            compute,
         )
 
     def _keys(self, pairs: Iterable[Pair], request: Callable[[int], Any]) -> dict[Pair, str]:
@@ -126,46 +162,70 @@ class BatchedInference:
         return {pair: key(*pair) for pair in wanted}
 
     def _cached(
-        self,
-        keys: Mapping[Pair, str],
-        path: Path,
-        *,
-        read: Callable[[Path], dict[str, Result]],
-        write: Callable[[Path, dict[str, Result], str], None],
-        compute: Compute[Result],
+        self, keys: Mapping[Pair, str], cache: ResultCache[Result], compute: Compute[Result]
     ) -> tuple[dict[Pair, Result], NewPairs]:
-        known = {} if self.force else read(path)
-        missing = {key: pair for pair, key in keys.items() if key not in known}
-        if missing:
-            results = self._in_batches(list(missing.values()), compute)
-            known = {**read(path), **dict(zip(missing, results, strict=True))}
-            write(path, known, self.model.fingerprint)
-        computed = {(index, frozenset(active)) for index, active in missing.values()}
+        wanted = {key: pair for pair, key in keys.items()}
+        known = {} if self.force else cache.find(wanted)
+        computed: NewPairs = set()
+        while missing := {key: pair for key, pair in wanted.items() if key not in known}:
+            pairs = list(missing.values())
+            batches = self._batches(pairs)
+            with partial_results(self.run.root, self._work(cache.path, list(missing), batches)) as stored:
+                # The command that this one has waited for may have added some of them.
+                found = cache.find(missing) if stored.waited and not self.force else {}
+                if not found:
+                    results = self._in_batches(pairs, batches, compute, cache, stored)
+                    found = dict(zip(missing, results, strict=True))
+                    cache.add(found, self.model.fingerprint)
+                    computed = {(index, frozenset(active)) for index, active in pairs}
+            known |= found
         return {pair: known[key] for pair, key in keys.items()}, computed
 
-    def _in_batches(self, pairs: list[Pair], compute: Compute[Result]) -> list[Result]:
-        """Results of pairs, in batches of the same experts and of similar prompt length."""
-        backbone, samples = self.model.load(), self.data.samples(self.task, self.split)
-        lengths = backbone.lengths(samples, with_answer=False)
+    def _work(self, path: Path, keys: Sequence[str], batches: Sequence[Sequence[int]]) -> Any:
+        """What identifies the computation of some batches of a file's results."""
+        parts = [[keys[p] for p in batch] for batch in batches]
+        name = [str(path.relative_to(self.run.root)), self.merges, self.force, self.settings.evaluate.batch_size]
+        return [name, versions("torch", "transformers"), parts]
+
+    def _batches(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        """Positions of the pairs, in batches of the same experts and of similar prompt length."""
+        lengths = self.model.load().lengths(self.data.samples(self.task, self.split), with_answer=False)
         order = sorted(range(len(pairs)), key=lambda p: (pairs[p][1], lengths[pairs[p][0]], pairs[p][0]))
-        size = self.settings.evaluate.batch_size
-        batches = _batches(order, [active for _, active in pairs], size, separate=self.merges)
-        results: dict[int, Result] = {}
-        with self._attached(pairs) as (routed, cache):
-            rows = [[pairs[p][0] for p in batch] for batch in batches]
+        return _batches(order, [active for _, active in pairs], self.settings.evaluate.batch_size, separate=self.merges)
+
+    def _in_batches(
+        self,
+        pairs: Sequence[Pair],
+        batches: Sequence[Sequence[int]],
+        compute: Compute[Result],
+        cache: ResultCache[Result],
+        stored: PartialResults,
+    ) -> list[Result]:
+        """Results of the pairs; this process computes its part of the batches that are not stored."""
+        backbone, samples, own = (
+            self.model.load(),
+            self.data.samples(self.task, self.split),
+            stored.missing(len(batches)),
+        )
+        # All pairs, and not only those of this process, decide about the cache of vision features.
+        with self._attached(pairs) as (routed, vision):
+            rows = [[pairs[p][0] for p in batches[number]] for number in own]
             encoded = encoded_batches(backbone, samples, rows, with_answer=False)
             label = f"evaluate {self.task} ({self.method})"
-            for batch, encoded_batch in zip(batches, self.track(encoded, label, len(batches)), strict=True):
+            for number, encoded_batch in zip(own, self.track(encoded, label, len(own)), strict=True):
                 inputs, vision_rows = backbone.collate(encoded_batch, left=True)
-                active = [pairs[p][1] for p in batch]
+                active = [pairs[p][1] for p in batches[number]]
                 if self.merges:
                     routed.merge(active[0])
                 if not routed.has_vision_expert(active):
-                    inputs = cache.replace(inputs, encoded_batch)
+                    inputs = vision.replace(inputs, encoded_batch)
                 beside = [() for _ in active] if self.merges else active
                 with routed.route(beside, rows=vision_rows, device=backbone.device, dtype=backbone.compute_dtype):
-                    found = compute(inputs, [pairs[p][0] for p in batch], routed)
-                results |= dict(zip(batch, found, strict=True))
+                    found = compute(inputs, [pairs[p][0] for p in batches[number]], routed)
+                stored.add(number, [cache.pack(result) for result in found])
+        results: dict[int, Result] = {}
+        for number, packed in stored.all():
+            results |= zip(batches[number], map(cache.unpack, packed), strict=True)
         return [results[p] for p in range(len(pairs))]
 
     @contextmanager

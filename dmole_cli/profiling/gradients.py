@@ -12,12 +12,17 @@ from torch import nn
 
 from dmole_cli.backbones.backbone import IGNORED, Backbone
 from dmole_cli.backbones.image_layouts import spread
+from dmole_cli.processes import ALONE, World
 
 Observer = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 class SiteGradients:
-    """Sums and norms of the gradients of some modules; each gradient is freed as soon as it is added to the sum.
+    """Sums and norms of the gradients of some modules.
+
+    One process frees each gradient as soon as it is added to the sum. Several processes work on a round of batches at a time:
+    each holds the gradients of its own batch, sends them to the process that sums the module's, and frees them. Either way,
+    gradients are added in float32 in the order of the batches.
 
     A quantised weight has no gradient in autograd; the gradient of the values it stands for is computed from the module's
     input and its output's gradient.
@@ -26,23 +31,29 @@ class SiteGradients:
         model: frozen.
         names: module paths.
         scale: factor of the loss, which gradients are divided by.
-
-    Attributes:
-        norms: name -> norm of each batch's gradient, the weight's plus the bias's.
+        processes: those that deal the batches out among them.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], *, scale: float = 1.0) -> None:
-        self._scale = scale
+    def __init__(self, model: nn.Module, names: Sequence[str], *, scale: float = 1.0, processes: World = ALONE) -> None:
+        self._scale, self._processes = scale, processes
         self._parameters = {name: list(model.get_submodule(name).parameters(recurse=False)) for name in names}
         modules: list[Any] = [model.get_submodule(name) for name in names]
         self._quantised = [m for m in modules if not m.weight.is_floating_point()]
+        # Shape and type of each gradient, for processes whose batch does not reach it.
+        self._forms = {p: (p.shape, p.dtype) for group in self._parameters.values() for p in group}
+        self._forms |= {m.weight: (torch.Size((m.out_features, m.in_features)), torch.float32) for m in self._quantised}
         self._sums: dict[nn.Parameter, torch.Tensor] = {}
+        self._batch: dict[nn.Parameter, torch.Tensor] = {}  # this process's gradients of a round
         self._batch_norms: dict[nn.Parameter, torch.Tensor] = {}
-        self.norms: dict[str, list[float]] = {name: [] for name in names}
 
-    def sums(self, name: str) -> list[torch.Tensor]:
-        """Summed gradients of weight and bias in float32; without parameters that no batch has reached."""
-        return [self._sums[p] for p in self._parameters[name] if p in self._sums]
+    def sum_norms(self) -> dict[str, float]:
+        """Name -> norm of the summed gradient, the weight's plus the bias's; 0 where no batch has reached it."""
+        names = list(self._parameters)
+        own = [
+            sum(self._sums[p].norm().item() for p in self._parameters[name] if p in self._sums)
+            for name in self._processes.own(names)
+        ]
+        return dict(zip(names, self._processes.combine(own), strict=True))
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -60,19 +71,39 @@ class SiteGradients:
                 p.grad = None
 
     @contextmanager
-    def batch(self) -> Iterator[None]:
-        """Context of the backward pass of one batch."""
+    def batch(self) -> Iterator[dict[str, float]]:
+        """Context of the backward pass of one batch; yields name -> norm of its gradient, filled in at the end."""
+        norms: dict[str, float] = {}
         self._batch_norms.clear()
-        yield
+        yield norms
         values = torch.stack(list(self._batch_norms.values())).tolist() if self._batch_norms else []
         found = dict(zip(self._batch_norms, values, strict=True))
         for name, group in self._parameters.items():
             # Parameters that the loss does not depend on (a layer above the features in use) count as zero.
-            self.norms[name].append(sum(found.get(p, 0.0) for p in group))
+            norms[name] = sum(found.get(p, 0.0) for p in group)
+
+    def end_round(self) -> None:
+        """Add the gradients of the processes' batches to the sums.
+
+        Every process calls it after each round, also one that had no batch in the last round.
+        """
+        if self._processes.size == 1:
+            return
+        order = [(site, p) for site, group in enumerate(self._parameters.values()) for p in group]
+        reached = self._processes.collect({number for number, (_, p) in enumerate(order) if p in self._batch})
+        for number in sorted(set[int]().union(*reached)):
+            site, parameter = order[number]
+            shape, dtype = self._forms[parameter]
+            own = self._batch.pop(parameter, None)
+            own = torch.zeros(shape, dtype=dtype, device=parameter.device) if own is None else own
+            # The process that `own` assigns the site to sums its gradients.
+            gathered = self._processes.gather(own, to=site % self._processes.size)
+            for grad in (grad for rank, grad in enumerate(gathered) if number in reached[rank]):
+                self._add_to_sum(parameter, self._value(grad))
 
     def _collect(self, parameter: nn.Parameter) -> None:
         assert parameter.grad is not None
-        grad, parameter.grad = parameter.grad.float(), None
+        grad, parameter.grad = parameter.grad, None
         self._add(parameter, grad)
 
     def _observe(self, module: Any, args: tuple, output: torch.Tensor) -> torch.Tensor:
@@ -84,13 +115,21 @@ class SiteGradients:
         self._add(module.weight, grad.flatten(0, -2).float().t() @ x.flatten(0, -2).float())
 
     def _add(self, parameter: nn.Parameter, grad: torch.Tensor) -> None:
-        if self._scale != 1:
-            grad = grad / self._scale
-        self._batch_norms[parameter] = grad.norm()
-        if parameter in self._sums:
-            self._sums[parameter] += grad
+        value = self._value(grad)
+        self._batch_norms[parameter] = value.norm()
+        if self._processes.size == 1:
+            self._add_to_sum(parameter, value)
         else:
-            self._sums[parameter] = grad
+            self._batch[parameter] = grad
+
+    def _value(self, grad: torch.Tensor) -> torch.Tensor:
+        return grad.float() if self._scale == 1 else grad.float() / self._scale
+
+    def _add_to_sum(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        if parameter in self._sums:
+            self._sums[parameter] += value
+        else:
+            self._sums[parameter] = value
 
 
 class SampleNorms:
@@ -102,14 +141,10 @@ class SampleNorms:
     Args:
         backbone: frozen.
         names: module paths.
-
-    Attributes:
-        norms: name -> norm of each sample's gradient, the weight's plus the bias's.
     """
 
     def __init__(self, backbone: Backbone, names: Sequence[str]) -> None:
-        self._backbone = backbone
-        self.norms: dict[str, list[float]] = {name: [] for name in names}
+        self._backbone, self._names = backbone, list(names)
         self._batch_norms: dict[str, torch.Tensor] = {}
         self._owners: dict[str, torch.Tensor] = {}
         self._samples = 0
@@ -117,7 +152,7 @@ class SampleNorms:
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """Inside the context the modules are observed."""
-        hooks = [self._backbone.model.get_submodule(n).register_forward_hook(self._hook(n)) for n in self.norms]
+        hooks = [self._backbone.model.get_submodule(n).register_forward_hook(self._hook(n)) for n in self._names]
         try:
             yield
         finally:
@@ -125,8 +160,8 @@ class SampleNorms:
                 hook.remove()
 
     @contextmanager
-    def batch(self, labels: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Context of the backward pass of one batch.
+    def batch(self, labels: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> Iterator[dict[str, list[float]]]:
+        """Context of the backward pass of one batch; yields name -> norm of each sample's gradient, filled in at the end.
 
         Args:
             labels: labels of the batch [samples, length], on the CPU.
@@ -136,14 +171,15 @@ class SampleNorms:
         self._samples = len(labels)
         self._owners = {modality: index.cpu() for modality, index in rows.items()}
         self._batch_norms.clear()
-        yield
+        norms: dict[str, list[float]] = {}
+        yield norms
         own_loss = answers.sum() / answers / self._backbone.loss_scale
         # One transfer for all values: each one synchronises with the device.
         values = torch.stack(list(self._batch_norms.values())).cpu() * own_loss if self._batch_norms else torch.empty(0)
         found = dict(zip(self._batch_norms, values.tolist(), strict=True))
-        for name, norms in self.norms.items():
+        for name in self._names:
             # Modules that the loss does not depend on, or a vision encoder without images, have no gradient.
-            norms += found.get(name, [0.0] * len(labels))
+            norms[name] = found.get(name, [0.0] * len(labels))
 
     def _by_sample(self, x: torch.Tensor, modality: str) -> tuple[torch.Tensor, ...]:
         """The rows of each sample in a module's input, or in the gradient of its output."""

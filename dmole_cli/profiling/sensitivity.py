@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
@@ -21,6 +21,7 @@ from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.sites import Site
 from dmole_cli.errors import DmoleError
+from dmole_cli.processes import ALONE, World
 from dmole_cli.profiling.gradients import SampleNorms, SiteGradients
 
 
@@ -60,6 +61,21 @@ def draw_batches(count: int, portion: float, batch_size: int, *, seed: int) -> l
     return [rows.tolist() for rows in order.split(size)]
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Gradient norms of one batch.
+
+    Attributes:
+        samples: number of its samples.
+        norms: site -> norm of the batch's gradient.
+        sample_norms: site -> norm of each sample's gradient; empty if they are not measured.
+    """
+
+    samples: int
+    norms: Mapping[str, float]
+    sample_norms: Mapping[str, Sequence[float]]
+
+
 def measure_sensitivity(
     backbone: Backbone,
     sites: Sequence[Site],
@@ -67,53 +83,72 @@ def measure_sensitivity(
     *,
     checkpointing: bool = False,
     per_sample: bool = False,
+    processes: World = ALONE,
+    count: int = 0,
 ) -> list[SiteProfile]:
     """Gradient norms of every site over encoded batches; the backbone is unchanged afterwards.
+
+    Several processes give the same result as one, in each of them.
 
     Args:
         backbone: without experts attached.
         sites: candidate sites.
-        batches: encoded samples with answers; all batches have equal weight.
+        batches: encoded samples with answers; all batches have equal weight. Of several processes, those that `World.own`
+            assigns to this one.
         checkpointing: recompute activations in the backward pass: less memory, about a third more time, the same scores.
         per_sample: also measure the gradient of each sample; the rows are `SampledSiteProfile` then.
+        processes: those that deal the batches out among them.
+        count: number of the batches of several processes.
 
     Raises:
         DmoleError: a loss or a gradient is not finite.
     """
     names = [site.name for site in sites]
-    gradients = SiteGradients(backbone.model, names, scale=backbone.loss_scale)
+    gradients = SiteGradients(backbone.model, names, scale=backbone.loss_scale, processes=processes)
     samples = SampleNorms(backbone, names) if per_sample else None
-    count = 0
+    own: list[_Batch] = []
     with (
         gradients.collecting(),
         activation_checkpointing(backbone) if checkpointing else nullcontext(),
         nullcontext() if samples is None else samples.collecting(),
     ):
-        for number, batch in enumerate(batches, start=1):
-            inputs, rows = backbone.collate(batch, left=False)
-            loss = backbone.answer_loss(inputs)
-            if not math.isfinite(loss.item()):
-                raise DmoleError(
-                    f"the loss of profiling batch {number} is {loss.item()}",
-                    "check the task's data with `dmole tasks check`",
-                )
-            count += len(batch)
-            with nullcontext() if samples is None else samples.batch(inputs["labels"], rows), gradients.batch():
-                (loss * backbone.loss_scale).backward()
-            # Frees the graph before the next forward pass, which limits heap fragmentation.
-            del loss
-    found = [_row(site, gradients.sums(site.name), gradients.norms[site.name], count) for site in sites]
-    for row in found:
+        for index, batch in enumerate(batches):
+            number = index * processes.size + processes.rank + 1
+            own.append(_measure_batch(backbone, batch, gradients, samples, number=number))
+            gradients.end_round()
+        if len(own) * processes.size < count:  # this process has no batch in the last round
+            gradients.end_round()
+    found = processes.combine(own)
+    norms = gradients.sum_norms()
+    rows = [_row(site, norms[site.name], found, per_sample=per_sample) for site in sites]
+    for row in rows:
         if not math.isfinite(row.score):
             raise DmoleError(
                 f"the gradient of {row.site} is {row.score}",
                 "profile with --dtype float32 or bfloat16, or check the task's data with `dmole tasks check`",
             )
-    return found if samples is None else [_sampled_row(row, samples.norms[row.site]) for row in found]
+    return rows
 
 
-def _row(site: Site, sums: Sequence[torch.Tensor], norms: Sequence[float], samples: int) -> SiteProfile:
-    return SiteProfile(
+def _measure_batch(
+    backbone: Backbone, batch: list[Encoded], gradients: SiteGradients, samples: SampleNorms | None, *, number: int
+) -> _Batch:
+    inputs, rows = backbone.collate(batch, left=False)
+    loss = backbone.answer_loss(inputs)
+    if not math.isfinite(loss.item()):
+        raise DmoleError(
+            f"the loss of profiling batch {number} is {loss.item()}",
+            "check the task's data with `dmole tasks check`",
+        )
+    by_sample = nullcontext(dict[str, list[float]]()) if samples is None else samples.batch(inputs["labels"], rows)
+    with by_sample as sample_norms, gradients.batch() as norms:
+        (loss * backbone.loss_scale).backward()
+    return _Batch(len(batch), norms, sample_norms)
+
+
+def _row(site: Site, total: float, batches: Sequence[_Batch], *, per_sample: bool) -> SiteProfile:
+    norms = [batch.norms[site.name] for batch in batches]
+    row = SiteProfile(
         site=site.name,
         modality=site.modality,
         block=site.block,
@@ -121,15 +156,15 @@ def _row(site: Site, sums: Sequence[torch.Tensor], norms: Sequence[float], sampl
         in_features=site.in_features,
         out_features=site.out_features,
         parameters=site.parameters,
-        score=sum(total.norm().item() for total in sums) / len(norms),
+        score=total / len(norms),
         norm_mean=statistics.fmean(norms),
         norm_std=statistics.pstdev(norms),
         batches=len(norms),
-        samples=samples,
+        samples=sum(batch.samples for batch in batches),
     )
-
-
-def _sampled_row(row: SiteProfile, norms: Sequence[float]) -> SampledSiteProfile:
+    if not per_sample:
+        return row
+    own = [norm for batch in batches for norm in batch.sample_norms[site.name]]
     return SampledSiteProfile(
-        **asdict(row), sample_norm_mean=statistics.fmean(norms), sample_norm_std=statistics.pstdev(norms)
+        **asdict(row), sample_norm_mean=statistics.fmean(own), sample_norm_std=statistics.pstdev(own)
     )

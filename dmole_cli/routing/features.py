@@ -3,15 +3,19 @@
 A feature depends on the backbone (its processor included), on the feature layout, and on the sample's instruction and images. A
 digest of these is its key. A feature is read from any file of the folder that holds its key: that of this split before its data
 changed, of another split, or of another task.
+
+Features are computed in batches, each stored on disk as soon as it is complete; several processes deal them out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dmole_cli.artifacts.errors import ArtifactError, OtherVersion
@@ -20,6 +24,7 @@ from dmole_cli.artifacts.files import digest_of
 from dmole_cli.artifacts.headers import header_of
 from dmole_cli.artifacts.image_digests import ImageDigests
 from dmole_cli.artifacts.kinds import FEATURES
+from dmole_cli.artifacts.partial import PartialResults, partial_results
 from dmole_cli.artifacts.provenance import Header, differences, versions
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.backbone import Backbone
@@ -27,10 +32,12 @@ from dmole_cli.backbones.batches import encoded_batches, sequential_batches
 from dmole_cli.data.sample import Picked, Sample
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError, DmoleWarning
+from dmole_cli.processes import world
 from dmole_cli.progress import Track, quiet
 
 LIBRARIES = ("torch", "transformers")
-BATCH = 64  # samples between two updates of the progress bar; no feature depends on it
+BATCH = 64  # samples whose features are stored at a time; no feature depends on it
+STORED = np.dtype("<f4")  # of the values that are stored batch by batch
 
 
 def routing_features(
@@ -61,17 +68,26 @@ def routing_features(
         inputs=data.inputs((task, split)),
         versions=versions(*LIBRARIES),
     )
-    if (stored := _stored(path, header, [s.sample_id for s in samples])) is not None:
-        return stored
-    keys = [feature_key(header, sample, data.image_digests) for sample in samples]
-    width = sum(part["width"] for part in backbone.feature_layout())
-    known = cached_features(path.parent, keys, width=width, libraries=LIBRARIES)
-    new = {key: row for row, key in enumerate(keys) if key not in known}
-    computed = _computed(backbone, Picked([samples], new.values()), f"features of {task}/{split}", track)
-    known |= zip(new, computed, strict=True)
-    features = torch.stack([known[key] for key in keys])
-    write_features(path, [s.sample_id for s in samples], keys, features, header)
-    return features
+    sample_ids = [sample.sample_id for sample in samples]
+    features = _stored(path, header, sample_ids) if world().first else None
+    if world().share(features is None):
+        own = (feature_key(header, samples[row], data.image_digests) for row in world().own(range(len(samples))))
+        keys = world().combine(list(own))
+        width = sum(part["width"] for part in backbone.feature_layout())
+        known = cached_features(path.parent, keys, width=width, libraries=LIBRARIES) if world().first else {}
+        new = world().share({key: row for row, key in enumerate(keys) if key not in known})
+        label = f"features of {task}/{split}"
+        with partial_results(path.parents[1], [label, versions(*LIBRARIES), list(new)]) as stored:
+            if stored.waited and world().first:  # for a command that has perhaps made them
+                features = _stored(path, header, sample_ids)
+            if world().share(features is None):
+                computed = _computed(backbone, Picked([samples], new.values()), stored, label, track)
+                if world().first:
+                    known |= zip(new, computed, strict=True)
+                    features = torch.stack([known[key] for key in keys])
+                    write_features(path, sample_ids, keys, features, header)
+    # The other processes read what the first one has found, or written.
+    return read_features(path)[1] if features is None else features
 
 
 def _stored(path: Path, header: Header, sample_ids: list[str]) -> torch.Tensor | None:
@@ -104,20 +120,33 @@ def _pixels(sample: Sample, index: int) -> str:
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
-def _computed(backbone: Backbone, samples: Sequence[Sample], label: str, track: Track) -> torch.Tensor:
-    """Features [samples, width], computed in batches of similar length."""
+def _computed(
+    backbone: Backbone, samples: Sequence[Sample], stored: PartialResults, label: str, track: Track
+) -> torch.Tensor:
+    """Features [samples, width], in the first process; each computes its part of the batches, which are of similar length."""
     if not samples:
         return torch.empty(0)
     lengths = backbone.instruction_lengths(samples)
     order = sorted(range(len(samples)), key=lengths.__getitem__)
     batches = [[order[i] for i in indices] for indices in sequential_batches(len(order), BATCH)]
-    encoded = encoded_batches(backbone, samples, batches, with_answer=False)
-    parts = [backbone.features(batch) for batch in track(encoded, label, len(batches))]
-    features = torch.cat(parts)[torch.tensor(order).argsort()]
+    own = stored.missing(len(batches))
+    encoded = encoded_batches(backbone, samples, [batches[number] for number in own], with_answer=False)
+    for number, batch in zip(own, track(encoded, label, len(own)), strict=True):
+        features = backbone.features(batch)
+        _require_finite(features, [samples[row].sample_id for row in batches[number]], label)
+        stored.add(number, b64encode(features.numpy().astype(STORED).tobytes()).decode())
+    found = stored.all()
+    if not world().first:
+        return torch.empty(0)
+    parts = {number: np.frombuffer(b64decode(packed), STORED).astype(np.float32) for number, packed in found}
+    rows = [torch.from_numpy(parts[number]).view(len(batch), -1) for number, batch in enumerate(batches)]
+    return torch.cat(rows)[torch.tensor(order).argsort()]
+
+
+def _require_finite(features: torch.Tensor, sample_ids: Sequence[str], label: str) -> None:
     if wrong := (~features.isfinite().all(dim=1)).nonzero().flatten().tolist():
-        shown = ", ".join(samples[row].sample_id for row in wrong[:5])
+        shown = ", ".join(sample_ids[row] for row in wrong[:5])
         raise DmoleError(
             f"the {label} are not finite for {len(wrong)} sample(s): {shown}",
             "check these samples with `dmole tasks check`; in float16 values may overflow: --dtype bfloat16 or float32",
         )
-    return features

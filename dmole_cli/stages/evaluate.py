@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dmole_cli.artifacts.kinds import D_MOLE, EVALUATION, LIKELIHOOD, Kind
 from dmole_cli.artifacts.labels import labelled, routing_options
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, versions
-from dmole_cli.artifacts.router import RouterFile, read_router
+from dmole_cli.artifacts.router import read_router
 from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.staleness import check_inputs
 from dmole_cli.backbones.lazy_model import LazyModel
@@ -25,6 +26,7 @@ from dmole_cli.inference.batched import BatchedInference
 from dmole_cli.inference.entries import Assignment, Computed, EntryFile, Pending, evaluations, likelihoods
 from dmole_cli.methods._stream import require_stream
 from dmole_cli.methods.base import Method, Routing, load_method
+from dmole_cli.processes import world
 from dmole_cli.progress import Track, quiet
 from dmole_cli.routing.autoencoder import from_tensors
 from dmole_cli.routing.features import routing_features
@@ -115,7 +117,7 @@ def evaluate(
         raise DmoleError(
             f"method {method} has no routers", "use --routing and --threshold-scale with methods that have routers"
         )
-    trained = range(trained_tasks(rules, settings, run) + 1)
+    trained = range(world().from_first(lambda: trained_tasks(rules, settings, run)) + 1)
     selected = [
         (after, task)
         for after, task in rules.entries(settings.tasks, settings.unseen)
@@ -153,7 +155,7 @@ def _evaluate_task(
         for number in after:
             values = {"method": label, "after": str(number), "task": task, "split": split}
             path, header = run.path(output.kind, **values), _header(parts, output, task, number, used[number])
-            if is_current(path, output.kind, header, force=force):
+            if world().from_first(partial(is_current, path, output.kind, header, force=force)):
                 outcomes.append(Outcome(f"{output.stage} {label}", task, path, facts={"at_stage": number}))
             else:
                 pending[output.stage].append(EntryFile(number, path, header))
@@ -167,7 +169,7 @@ def _evaluate_task(
         task, rules.name, rules.merges, settings, parts.data, parts.model, run, force=force, track=track
     )
     with measured(run.cost(cost, task), parts.model.counts, adding=True):
-        losses = _router_losses(parts, task, missing[-1], track) if rules.uses_routers else None
+        losses = world().share(_router_losses(parts, task, missing[-1], track)) if rules.uses_routers else None
         assigned = {number: _assignment(parts, task, number, losses) for number in missing}
         computed = {
             output: output.compute(inference, [(file, assigned[file.after]) for file in files])
@@ -180,6 +182,7 @@ def _evaluate_task(
             facts = {"at_stage": entry.file.after, **entry.figures}
             outcomes.append(Outcome(f"{output.stage} {label}", task, entry.file.path, written=True, facts=facts))
     parts.data.image_digests.save()
+    world().wait()
     return outcomes
 
 
@@ -220,8 +223,8 @@ def _header(parts: _Parts, output: Output, task: str, after: int, artifacts: dic
     )
 
 
-def _router_losses(parts: _Parts, task: str, after: int, track: Track) -> dict[str, tuple[RouterFile, list[float]]]:
-    """Trained task -> its router, and the reconstruction losses of the evaluated samples under it."""
+def _router_losses(parts: _Parts, task: str, after: int, track: Track) -> dict[str, tuple[float, list[float]]]:
+    """Trained task -> the threshold of its router, and the reconstruction losses of the evaluated samples under it."""
     trained, run = parts.settings.tasks[:after], parts.run
     if not trained:
         return {}
@@ -230,7 +233,7 @@ def _router_losses(parts: _Parts, task: str, after: int, track: Track) -> dict[s
     found = {}
     for name in trained:
         router = read_router(run.router(name))
-        found[name] = (router, from_tensors(router.tensors, decoder=router.decoder).losses(features).tolist())
+        found[name] = (router.threshold, from_tensors(router.tensors, decoder=router.decoder).losses(features).tolist())
     return found
 
 
@@ -241,14 +244,12 @@ def _routing(
     return Routing(trained, task, losses, thresholds, chosen.routing, chosen.batch_size)
 
 
-def _assignment(
-    parts: _Parts, task: str, after: int, found: dict[str, tuple[RouterFile, list[float]]] | None
-) -> Assignment:
+def _assignment(parts: _Parts, task: str, after: int, found: dict[str, tuple[float, list[float]]] | None) -> Assignment:
     trained, chosen = parts.settings.tasks[:after], parts.settings.evaluate
     samples = parts.data.samples(task, chosen.split)
     columns = [found[name][1] for name in trained] if found else []
     losses = [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in samples]
-    thresholds = [found[name][0].threshold * chosen.threshold_scale for name in trained] if found else []
+    thresholds = [found[name][0] * chosen.threshold_scale for name in trained] if found else []
     active: list[tuple[str, ...]] = [() for _ in samples]
     if after:
         active = parts.rules.active_experts(_routing(parts, trained, task, losses, thresholds))

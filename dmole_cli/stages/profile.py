@@ -17,6 +17,7 @@ from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.data.tasks import Tasks
+from dmole_cli.processes import world
 from dmole_cli.profiling.sensitivity import draw_batches, measure_sensitivity
 from dmole_cli.progress import Track, quiet
 from dmole_cli.settings.model import Settings
@@ -45,23 +46,27 @@ def profile(
     )
     path = run.profile(task)
     outcome = Outcome("profile", task, path, reads=(f"task {task} (train)", f"backbone {model.name}"))
-    if is_current(path, PROFILE, header, force=force):
+    if world().from_first(lambda: is_current(path, PROFILE, header, force=force)):
         return outcome
     seed = seed_for(chosen.seed, task, "profile")
     batches = draw_batches(len(samples), chosen.portion, chosen.batch_size, seed=seed)
     backbone = model.load()
     sites = find_sites(backbone.model, chosen.sites)
     with measured(run.cost("profile", task), model.counts):
-        encoded = encoded_batches(backbone, samples, batches, with_answer=True, max_length=max_length)
+        own = world().own(batches)
+        encoded = encoded_batches(backbone, samples, own, with_answer=True, max_length=max_length)
         rows = measure_sensitivity(
             backbone,
             sites,
-            track(encoded, f"profile {task}", len(batches)),
+            track(encoded, f"profile {task}", len(own)),
             checkpointing=chosen.checkpointing,
             per_sample=chosen.per_sample,
+            processes=world(),
+            count=len(batches),
         )
     write_profile(path, rows, header.with_facts(backbone_parameters=backbone.parameters))
     data.image_digests.save()
+    world().wait()
     vision, total = (
         sum(row.score for row in rows if row.modality in kinds) for kinds in (("vision",), ("vision", "language"))
     )

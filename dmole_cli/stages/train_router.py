@@ -19,6 +19,7 @@ from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
+from dmole_cli.processes import world
 from dmole_cli.progress import Track, quiet
 from dmole_cli.routing.autoencoder import Autoencoder, fit
 from dmole_cli.routing.features import routing_features
@@ -54,7 +55,7 @@ def train_router(
     path = run.router(task)
     outcome = Outcome("train-router", task, path, reads=(f"task {task} (train)", f"backbone {model.name}"))
     # Training reads the features, too, so that a router without them is not complete.
-    if is_current(path, ROUTER, header, force=force) and _readable(run.features(task)):
+    if world().from_first(lambda: is_current(path, ROUTER, header, force=force) and _readable(run.features(task))):
         return outcome
     backbone = model.load()
     with measured(run.cost("train-router", task), model.counts):
@@ -62,6 +63,7 @@ def train_router(
         router, epochs = build_router(features, chosen, task=task, layout=backbone.feature_layout(), header=header)
     write_router(path, router)
     data.image_digests.save()
+    world().wait()
     return outcome.wrote(threshold=round(router.threshold, 8), epochs=epochs, samples=len(samples))
 
 

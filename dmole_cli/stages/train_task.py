@@ -94,9 +94,12 @@ class Plan:
 
     def is_done(self, *, force: bool) -> bool:
         """Whether the expert, and the method's memory of it, exist and are current; as the first process finds."""
-        rules = self.context.method
-        current = world().first and is_current(self.path, EXPERT, self.header, force=force)
-        return world().share(current and (not rules.has_memory or _memory_matches(self.memory, self.header)))
+
+        def done() -> bool:
+            current = is_current(self.path, EXPERT, self.header, force=force)
+            return current and (not self.context.method.has_memory or _memory_matches(self.memory, self.header))
+
+        return world().from_first(done)
 
 
 def train_task(
@@ -120,7 +123,7 @@ def train_task(
     rules = load_method(method)
     settings.position(task)
     path = run.expert(task, method)
-    made = world().share(None if force else header_of(path, EXPERT))
+    made = world().from_first(lambda: None if force else header_of(path, EXPERT))
     if made is not None and is_imported(made):
         # No setting has shaped an imported expert, so no setting makes it stale; only --force trains another in its place.
         check_inputs(run, [path], fingerprint=model.fingerprint, data=data.current_digest)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_") and path.stem != "run")
-ONLY_BY_NAME = ("backward", "compiled", "plan", "rows")  # not part of a run without --only
+ONLY_BY_NAME = ("backward", "compiled", "plan", "processes", "rows")  # not part of a run without --only
 
 
 def main(arguments: list[str] | None = None) -> None:
