@@ -92,7 +92,7 @@ def run_stages(folder: Path) -> list[str]:
     for method in METHODS:
         for _ in range(2):  # nothing is left to do for the second one
             outcomes += evaluate(method, Selection(likelihood=True), **parts)
-    return [f"{outcome.as_dict() | {'path': ''}}" for outcome in outcomes]
+    return [f"{outcome.as_dict() | {'path': '', 'reads': ''}}" for outcome in outcomes]
 
 
 def one_of_several(folder: Path) -> None:
