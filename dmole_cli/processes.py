@@ -184,13 +184,19 @@ def world() -> World:
     return _Current.world
 
 
-def work_alone() -> None:
-    """Let this process do all the work of a command that is not shared; the others end."""
-    _Current.world = World()
+def work_as(processes: World) -> None:
+    """From now on, share work as this world says.
+
+    Args:
+        processes: `World()` for a process that does all the work, of a command that is not shared.
+    """
+    _Current.world = processes
 
 
 def is_first() -> bool:
     """Whether this process writes and prints; also of processes whose launcher is refused."""
+    if _Current.world is not None:
+        return _Current.world.first
     return not several() or _number(os.environ, "RANK", 0) == 0
 
 

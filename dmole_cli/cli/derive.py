@@ -23,7 +23,7 @@ from dmole_cli.cli.help_page import BACKBONE, FILES, HOW, OUTPUT, Command
 from dmole_cli.cli.help_page import WHAT as WHAT
 from dmole_cli.cli.subcommands import settings_of
 from dmole_cli.cli.unknown_options import Subcommand
-from dmole_cli.processes import work_alone, world
+from dmole_cli.processes import World, work_as, world
 from dmole_cli.settings.declare import choices_of, option_name, plain_type, shown_default
 from dmole_cli.settings.model import Settings
 
@@ -75,7 +75,7 @@ def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -
         if world().size > 1 and not shared:
             if not world().first:
                 return
-            work_alone()
+            work_as(World())
         options = {path: values[_identifier(path)] for path in fields if values[_identifier(path)] not in (None, [])}
         several = {path.rpartition(".")[2]: options.pop(path, []) for path in repeatable}
         work = open_workspace(values, options, model=model, typed=_typed(values, fields))
