@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dmole_cli.errors import DmoleError
@@ -168,19 +167,42 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     return int(text) if text.isdecimal() else default
 
 
-@lru_cache(maxsize=1)
+class _Current:
+    """The processes of this command; None until somebody asks."""
+
+    world: World | None = None
+
+
 def world() -> World:
     """The processes of this command.
 
     Raises:
         DmoleError: the environment describes processes that are not connected.
     """
-    return World.of(os.environ)
+    if _Current.world is None:
+        _Current.world = World.of(os.environ)
+    return _Current.world
+
+
+def work_as(processes: World) -> None:
+    """From now on, share work as this world says.
+
+    Args:
+        processes: `World()` for a process that does all the work, of a command that is not shared.
+    """
+    _Current.world = processes
 
 
 def is_first() -> bool:
     """Whether this process writes and prints; also of processes whose launcher is refused."""
-    return _number(os.environ, "RANK", 0) == 0 or _number(os.environ, "WORLD_SIZE", 1) == 1
+    if _Current.world is not None:
+        return _Current.world.first
+    return not several() or _number(os.environ, "RANK", 0) == 0
+
+
+def several() -> bool:
+    """Whether a launcher has started several processes."""
+    return _number(os.environ, "WORLD_SIZE", 1) > 1
 
 
 def reports_error() -> bool:
@@ -189,7 +211,7 @@ def reports_error() -> bool:
     An error of one process ends all of them: the launcher stops the others, or their connection to it breaks. They find that the
     error was reported. The store that the launcher keeps for all processes decides.
     """
-    if _number(os.environ, "WORLD_SIZE", 1) == 1:
+    if not several():
         return True
     try:
         from torch.distributed import TCPStore

@@ -1,8 +1,8 @@
 """Runs stages in one process and in several: `python tests/several.py FOLDER 1 2 3`.
 
-The stages run in the folder `1` first, then in copies of it without what the stages have made, a folder for each number of
-processes. The processes are forked from this one, with what a launcher tells them. `torchrun --nproc-per-node 4
-tests/several.py FOLDER` adds such a folder by a real launcher.
+The stages run in the folder `1` first, then in copies of its stream, a folder for each number of processes. The processes are
+forked from this one, with what a launcher tells them. `torchrun --nproc-per-node 4 tests/several.py FOLDER` adds such a folder by
+a real launcher.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 import accelerate
@@ -47,9 +48,8 @@ USED = (
     transformers.LlamaModel,
     transformers.CLIPImageProcessorPil,
 )
-MADE = ("profiles", "features", "routers", "evaluations", "likelihoods", "generations", "costs", "cache")
 METHODS = ("d-mole", "seq-ft-merge")
-FEATURES_BATCH, PREDICTIONS_BATCH = 6, 4
+FEATURES_BATCH, PREDICTIONS_BATCH, MICRO_BATCH = 6, 4, "3"
 
 
 def write_stream(folder: Path) -> Path:
@@ -72,26 +72,27 @@ def write_stream(folder: Path) -> Path:
     return tiny.shorten(folder, epochs=1)
 
 
-def run_stages(folder: Path, *, train: bool) -> list[str]:
-    """Run all stages; those that allocate and train only where asked to. Returns what the stages say."""
+def run_stages(folder: Path) -> list[str]:
+    """Run all stages; returns what they say."""
     os.chdir(folder)
     features.BATCH = FEATURES_BATCH
     chosen = read_settings(Path("dmole.toml"))
     chosen = chosen.updated(
         profile=ProfileSettings(portion=0.25, batch_size=1, per_sample=True),
         evaluate=chosen.evaluate.updated(batch_size=PREDICTIONS_BATCH),
+        train=chosen.train.updated(micro_batch=MICRO_BATCH, dropout=0.1),
     )
     work = workspace(chosen, Run(folder / "run"))
     parts = work.parts
     outcomes = [stage(task, **parts) for stage in (profile, train_router) for task in tiny.TASKS]
-    for task in tiny.TASKS if train else ():
-        allocate_task(task, **parts)
-        for method in METHODS:
-            train_task(task, method=method, **parts)
+    for task in tiny.TASKS:
+        # As on the command line, where the first process does what is not shared.
+        outcomes += [world().from_first(partial(allocate_task, task, **parts))]
+        outcomes += [train_task(task, method=method, **parts) for method in METHODS]
     for method in METHODS:
         for _ in range(2):  # nothing is left to do for the second one
             outcomes += evaluate(method, Selection(likelihood=True), **parts)
-    return [f"{outcome.as_dict() | {'path': ''}}" for outcome in outcomes]
+    return [f"{outcome.as_dict() | {'path': '', 'reads': ''}}" for outcome in outcomes]
 
 
 def one_of_several(folder: Path) -> None:
@@ -100,11 +101,9 @@ def one_of_several(folder: Path) -> None:
     processes.connect(cpu=True)
     own = folder / str(processes.size)
     if processes.first and processes.size > 1:
-        shutil.copytree(folder / "1", own)
-        for name in MADE:
-            shutil.rmtree(own / "run" / name, ignore_errors=True)
+        shutil.copytree(folder / "1", own, ignore=shutil.ignore_patterns("run"))
     processes.wait()
-    said = run_stages(own, train=processes.size == 1)
+    said = run_stages(own)
     (folder / f"{processes.size}.{processes.rank}.txt").write_text("\n".join(said), encoding="utf-8")
     processes.disconnect()
 

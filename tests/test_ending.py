@@ -12,8 +12,6 @@ import pytest
 import tiny
 
 from dmole_cli.cli.ending import as_dmole_error
-from dmole_cli.cli.processes import require_one_process
-from dmole_cli.errors import DmoleError
 
 DMOLE = (sys.executable, "-m", "dmole_cli")
 
@@ -146,18 +144,3 @@ def test_a_fault_of_dmole_shows_its_traceback_where_it_is_wanted(monkeypatch):
     with pytest.raises(KeyError):
         as_dmole_error(KeyError("x"))
     assert as_dmole_error(MemoryError()).hint
-
-
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
-def test_one_of_several_processes_is_refused(name):
-    with pytest.raises(DmoleError, match=f"one of 2 processes \\({name}=2\\)"):
-        require_one_process({name: "2"})
-    for value in ("1", "", "many"):
-        require_one_process({name: value})
-
-
-def test_stages_refuse_torchrun(stream, tmp_path):
-    done = tiny.dmole("train-task", "--run", tmp_path / "run", cwd=stream, env={"WORLD_SIZE": "2", "RANK": "1"})
-    check(done.returncode, done.stderr, "does not share its work among processes")
-    assert not list(tmp_path.iterdir())
-    tiny.succeed("tasks", "list", cwd=stream, run=lambda *a, cwd: tiny.dmole(*a, cwd=cwd, env={"WORLD_SIZE": "2"}))

@@ -50,10 +50,10 @@ def trained(backbone, *, steps=6, checkpointing=False):
     batches = [Batch([""] * len(rows), [("new",)] * len(rows), rows)] * steps
     try:
         with activation_checkpointing(backbone) if checkpointing else torch.enable_grad():
-            losses = train_expert(backbone, routed, expert, batches, schedule=Schedule(steps, 0.02, TrainSettings()))
+            figures = train_expert(backbone, routed, expert, batches, schedule=Schedule(steps, 0.02, TrainSettings()))
     finally:
         routed.close()
-    return expert, losses.answers
+    return expert, [row.loss for row in figures]
 
 
 def profile(backbone, **options):

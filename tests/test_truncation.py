@@ -8,12 +8,12 @@ import tiny
 import torch
 
 from dmole_cli.backbones.backbone import IGNORED
-from dmole_cli.backbones.batches import encoded_batches
-from dmole_cli.backbones.truncation import encode_truncated, record_truncated
+from dmole_cli.backbones.truncation import encode_truncated
 from dmole_cli.data.card import load_card
 from dmole_cli.data.loading import samples
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
+from dmole_cli.training.batches import micro_batches
 
 LONG = "First a story that nobody needs. " * 3 + "Colour, in one letter?"
 
@@ -58,15 +58,15 @@ def test_a_limit_below_template_images_and_answer_is_an_error(backbone, sample):
     assert "never cut" in caught.value.hint
 
 
-def test_truncated_samples_are_recorded(backbone, sample):
+def test_truncated_samples_are_counted_once(backbone, sample):
     rows = [replace(sample, question="Colour?"), sample]
     limit = len(backbone.encode(sample, with_answer=True).tokens) - 30
-    order = [[1, 0], [0], [1]]
-    truncated = set[int]()
-    batches = encoded_batches(backbone, rows, order, with_answer=True, max_length=limit)
-    lengths = [[len(one.tokens) for one in batch] for batch in record_truncated(order, batches, truncated=truncated)]
-    assert lengths[0][0] == lengths[2][0] == limit > lengths[1][0]
-    assert truncated == {1}
+    steps = [[[1, 0]], [[0], [1]], [[1]]]
+    found = list(micro_batches(backbone, rows, steps, active=lambda step, row: (), max_length=limit))
+    assert [batch.truncated for batch in found] == [1, 0, 0, 0]
+    assert [len(batch.encoded[0].tokens) for batch in found[2:]] == [limit, limit]
+    resumed = micro_batches(backbone, rows, steps, active=lambda step, row: (), max_length=limit, first=1)
+    assert [batch.truncated for batch in resumed] == [0, 0, 0]
 
 
 def test_training_reports_the_number_of_truncated_samples(tmp_path, run):

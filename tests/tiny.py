@@ -358,10 +358,10 @@ def proposed(error: str) -> list[str]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Contents of the artifacts below a folder by relative path: no costs and caches, which contain measured times."""
+    """Contents of the artifacts below a folder by relative path; costs, caches and figures of steps contain measured times."""
     found = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     return {
         name: path.read_bytes()
         for name, path in found.items()
-        if not {"costs", "cache", "run.toml"} & set(Path(name).parts)
+        if not {"costs", "cache", "training", "run.toml"} & set(Path(name).parts)
     }

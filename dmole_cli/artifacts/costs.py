@@ -15,8 +15,22 @@ from dmole_cli.processes import world
 from dmole_cli.settings.documents import read_json
 
 
+class Cost:
+    """Work that was done before the body of `measured`, such as the steps of an interrupted training.
+
+    Attributes:
+        seconds: time that it took.
+    """
+
+    seconds = 0.0
+
+    def add(self, *, seconds: float) -> None:
+        """Add the time of earlier work."""
+        self.seconds += seconds
+
+
 @contextmanager
-def measured(path: Path, counts: Callable[[], Counter[str]], *, adding: bool = False) -> Iterator[None]:
+def measured(path: Path, counts: Callable[[], Counter[str]], *, adding: bool = False) -> Iterator[Cost]:
     """Measure the body, and write its cost when it ends without an error.
 
     The artifact is written after the body, so that a stage that is killed between the two loses nothing: without the artifact it
@@ -31,9 +45,9 @@ def measured(path: Path, counts: Callable[[], Counter[str]], *, adding: bool = F
     """
     import pyarrow.parquet  # noqa: F401
 
-    started, before = time.perf_counter(), Counter(counts())
-    yield
-    seconds, own = time.perf_counter() - started, counts() - before
+    started, before, cost = time.perf_counter(), Counter(counts()), Cost()
+    yield cost
+    seconds, own = time.perf_counter() - started + cost.seconds, counts() - before
     computed = sum(world().collect(own), Counter[str]())
     if adding and world().first and path.exists():
         earlier = read_cost(path)

@@ -163,6 +163,35 @@ MEMORY = Kind(
     writer="memory.write_memory",
     defaults=_OF_METHOD,
 )
+# The state of a training run that has not ended; it only saves time.
+CHECKPOINT = Kind(
+    name="checkpoint",
+    path="checkpoints/[{method}/]{task}.safetensors",
+    schema="dmole.checkpoint",
+    version=1,
+    container="tensors",
+    command="",
+    reader="checkpoint.read_checkpoint",
+    writer="checkpoint.write_checkpoint",
+    defaults=_OF_METHOD,
+)
+# Nothing is made from it.
+TRAINING_LOG = Kind(
+    name="figures of training steps",
+    path="training/{method}/{task}.parquet",
+    schema="dmole.training",
+    version=1,
+    container="table",
+    command="",
+    reader="training_log.read_training_log",
+    writer="training_log.write_training_log",
+    columns={
+        "step": "int64",
+        **dict.fromkeys(("loss", "penalty", "learning_rate", "gradient_norm"), "double"),
+        "tokens": "int64",
+        "seconds": "double",
+    },
+)
 EVALUATION = Kind(
     name="evaluation",
     path="evaluations[.{split}]/{method}/{after}/{task}.parquet",
@@ -236,8 +265,8 @@ EXPORT = Kind(
 )
 
 KINDS = (
-    PROFILE, ALLOCATION, FEATURES, ROUTER, EXPERT, MEMORY, EVALUATION, RESCORED, LIKELIHOOD, GENERATIONS, LIKELIHOOD_CACHE,
-    EXPORT,
+    PROFILE, ALLOCATION, FEATURES, ROUTER, EXPERT, MEMORY, CHECKPOINT, TRAINING_LOG, EVALUATION, RESCORED, LIKELIHOOD,
+    GENERATIONS, LIKELIHOOD_CACHE, EXPORT,
 )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 def write_memory(path: Path, tensors: Mapping[str, torch.Tensor], header: Header) -> None:
     """Write named tensors, with the provenance of the expert they were computed with."""
     facts = {"parameters": sum(tensor.numel() for tensor in tensors.values())}
-    write_tensors(path, tensors, replace(header, schema=MEMORY.schema, schema_version=MEMORY.version, facts=facts))
+    write_tensors(path, tensors, header.of_kind(MEMORY).with_facts(**facts))
 
 
 def read_memory(path: Path) -> dict[str, torch.Tensor]:

@@ -60,6 +60,10 @@ class Header:
         """A header of this kind of artifact; `values` are the other attributes."""
         return cls(kind.schema, kind.version, **values)
 
+    def of_kind(self, kind: Kind) -> Header:
+        """The same provenance for what another kind of artifact holds, without facts."""
+        return replace(self, schema=kind.schema, schema_version=kind.version, facts={})
+
     def with_facts(self, **facts: Any) -> Header:
         """The same header with these facts."""
         return replace(self, facts=facts)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dmole_cli.artifacts.kinds import (
     ALLOCATION,
+    CHECKPOINT,
     D_MOLE,
     EVALUATION,
     EXPERT,
@@ -20,6 +21,7 @@ from dmole_cli.artifacts.kinds import (
     PROFILE,
     RESCORED,
     ROUTER,
+    TRAINING_LOG,
     Kind,
 )
 
@@ -85,6 +87,14 @@ class Run:
     def memory(self, task: str, method: str) -> Path:
         """What a method stores of a task beside its expert."""
         return self.path(MEMORY, task=task, method=method)
+
+    def checkpoint(self, task: str, method: str = D_MOLE) -> Path:
+        """State of a task's training that has not ended."""
+        return self.path(CHECKPOINT, task=task, method=method)
+
+    def training_log(self, task: str, method: str = D_MOLE) -> Path:
+        """Figures of the steps that trained a task's expert."""
+        return self.path(TRAINING_LOG, task=task, method=method)
 
     def evaluations(self, split: str = "test") -> Path:
         """Folder of all evaluations on a split."""

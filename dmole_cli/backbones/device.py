@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dmole_cli.errors import DmoleError
+from dmole_cli.processes import world
 
 
 def devices() -> list[str]:
@@ -17,12 +18,20 @@ def find_device(name: str) -> torch.device:
     """The torch device of a user's setting.
 
     Args:
-        name: `cpu`, `cuda` (torch's current one), `cuda:1`, `mps`; or `auto`: cuda if available, else the CPU.
+        name: `cpu`, `cuda` (torch's current one), `cuda:1`, `mps`; or `auto`: cuda if available, else the CPU. Of several
+            processes of a command, each takes the GPU with its number.
 
     Raises:
         DmoleError: the device is not available; the available ones are listed.
     """
     found = devices()
+    if world().size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{world().local_rank}"
+    elif world().size > 1 and name not in ("auto", "cpu", "cuda"):
+        raise DmoleError(
+            f"--device {name} would be the device of all {world().size} processes",
+            "pass --device cuda, and each process takes a GPU of its own; or cpu",
+        )
     cuda = any(device.startswith("cuda") for device in found)
     if name == "auto":
         return torch.device("cuda" if cuda else "cpu")

@@ -6,7 +6,6 @@ question is shortened, at its beginning, because the task and the expected forma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from dmole_cli.backbones.backbone import Backbone, Encoded
@@ -39,12 +38,3 @@ def encode_truncated(backbone: Backbone, sample: Sample, *, max_length: int) -> 
         shortened = replace(sample, question=with_markers_of(text, rest))
         encoded = replace(backbone.encode(shortened, with_answer=True), truncated=True)
     return encoded
-
-
-def record_truncated(
-    order: Sequence[Sequence[int]], batches: Iterable[list[Encoded]], *, truncated: set[int]
-) -> Iterator[list[Encoded]]:
-    """Pass batches through, and add the indices in `order` of truncated samples to `truncated`."""
-    for rows, batch in zip(order, batches, strict=True):
-        truncated.update(row for row, sample in zip(rows, batch, strict=True) if sample.truncated)
-        yield batch

@@ -7,22 +7,30 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dmole_cli.errors import DmoleWarning
+from dmole_cli.processes import is_first
+from dmole_cli.progress import Track
 from dmole_cli.reports.wrapping import wrapped
 
 if TYPE_CHECKING:
     from dmole_cli.artifacts.outcome import Outcome
 
+Item = TypeVar("Item")
+Status = Callable[[], str]
 # Between two lines of progress, where stderr is not a terminal.
-SECONDS_BETWEEN_LINES = 2.0
+SECONDS_BETWEEN_LINES = 30.0
 
 
 def say(text: str, *, command: bool = False) -> None:
-    """Print lines on stderr, wrapped at spaces in a terminal; a `command` is not wrapped, so that it can be copied."""
-    print(text if command else wrapped(text, sys.stderr), file=sys.stderr, flush=True)
+    """Print lines on stderr, in the first process only.
+
+    They are wrapped at spaces in a terminal; a `command` is not, so that it can be copied.
+    """
+    if is_first():
+        print(text if command else wrapped(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def data(value: Any) -> None:
@@ -57,21 +65,23 @@ def quiet_libraries() -> None:
     warnings.showwarning = show_ours
 
 
-def tracker(enabled: bool):
-    """Progress on stderr: a bar in a terminal, lines elsewhere."""
+def tracker(enabled: bool) -> Track:
+    """Progress on stderr, of the first process: a bar in a terminal, lines elsewhere."""
 
-    def track(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
-        if not enabled:
+    def track(
+        items: Iterable[Item], description: str, total: int, *, done: int = 0, status: Status | None = None
+    ) -> Iterator[Item]:
+        if not enabled or not is_first():
             yield from items
         elif sys.stderr.isatty():
-            yield from _bar(items, description, total)
+            yield from _bar(items, description, total, done=done, status=status)
         else:
-            yield from _lines(items, description, total)
+            yield from _lines(items, description, total, done=done, status=status)
 
     return track
 
 
-def _bar(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
+def _bar(items: Iterable[Item], description: str, total: int, *, done: int, status: Status | None) -> Iterator[Item]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -83,24 +93,32 @@ def _bar(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
     )
 
     columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=None if status is None else 10),
+        MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[status]}", markup=False),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield from progress.track(items, total=total, description=description)
+        task = progress.add_task(description, total=total, completed=done, status="")
+        for item in items:
+            yield item
+            # Here the caller has finished its work on the item.
+            progress.update(task, advance=1, status=status() if status else "")
 
 
-def _lines(items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
-    """A line whenever another tenth is done, at most one every `SECONDS_BETWEEN_LINES`, and one at the end."""
+def _lines(items: Iterable[Item], description: str, total: int, *, done: int, status: Status | None) -> Iterator[Item]:
+    """A line every `SECONDS_BETWEEN_LINES`, and one at the end."""
     started = shown_at = time.monotonic()
-    tenth = 0
-    for number, item in enumerate(items, start=1):
+    for number, item in enumerate(items, start=done + 1):
         yield item
-        # Here the caller has finished its work on the item.
         now = time.monotonic()
-        if number == total or (10 * number // total > tenth and now - shown_at >= SECONDS_BETWEEN_LINES):
-            tenth, shown_at = 10 * number // total, now
-            say(f"{description}: {number} of {total}, {now - started:.0f} s")
+        if number == total or now - shown_at >= SECONDS_BETWEEN_LINES:
+            shown_at = now
+            left = (now - started) / (number - done) * (total - number)
+            words = [
+                f"{number} of {total}",
+                f"{now - started:.0f} s",
+                *([f"{left:.0f} s left"] if number < total else []),
+            ]
+            say(f"{description}: {', '.join([*words, *([status()] if status else [])])}")
 
 
 def report(outcomes: Sequence[Outcome], *, as_json: bool, following: str, verbose: bool = False) -> None:

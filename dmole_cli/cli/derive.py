@@ -23,6 +23,7 @@ from dmole_cli.cli.help_page import BACKBONE, FILES, HOW, OUTPUT, Command
 from dmole_cli.cli.help_page import WHAT as WHAT
 from dmole_cli.cli.subcommands import settings_of
 from dmole_cli.cli.unknown_options import Subcommand
+from dmole_cli.processes import World, work_as, world
 from dmole_cli.settings.declare import choices_of, option_name, plain_type, shown_default
 from dmole_cli.settings.model import Settings
 
@@ -68,16 +69,21 @@ def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -
     ]
 
     def callback(**values: Any) -> None:
-        from dmole_cli.cli.processes import require_one_process
         from dmole_cli.cli.workspace import open_workspace
 
-        if flags is FLAGS:
-            require_one_process()
+        shared = getattr(module, "SHARED_BY_PROCESSES", False)
+        if world().size > 1 and not shared:
+            if not world().first:
+                return
+            work_as(World())
         options = {path: values[_identifier(path)] for path in fields if values[_identifier(path)] not in (None, [])}
         several = {path.rpartition(".")[2]: options.pop(path, []) for path in repeatable}
         work = open_workspace(values, options, model=model, typed=_typed(values, fields))
+        if world().size > 1:
+            world().connect(cpu=work.model.device.type == "cpu")
         with work.hints():
             module.run(work, **{key: values[key] for key in own}, **several)
+        world().disconnect()
 
     typed: Any = callback
     typed.__signature__ = inspect.Signature(parameters)

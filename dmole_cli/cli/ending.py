@@ -12,12 +12,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from dmole_cli.errors import DmoleError, first_line
+from dmole_cli.processes import is_first, reports_error
 from dmole_cli.reports.wrapping import wrapped
 
 CLEANING_UP = 2.0  # seconds after an interruption in which further ones are ignored
@@ -50,7 +51,7 @@ class _Signals:
         elif now - self.first <= CLEANING_UP:
             return
         elif number != ALARM:
-            fail(INTERRUPTED)
+            _fail_once(INTERRUPTED)
             os._exit(1)
         if ALARM is not None:
             signal.setitimer(signal.ITIMER_REAL, 1.1 * CLEANING_UP)
@@ -69,19 +70,21 @@ def run(command: Callable[[], object]) -> NoReturn:
     code = 1
     try:
         _open_streams()
+        if not is_first():
+            _silence()
         ended = _code_of(command)
         sys.stdout.flush()  # here, and not by the interpreter, whose exit code and message would be its own
         _ignore_signals()
         code = ended
     except _Interrupted:
         _ignore_signals()
-        fail(INTERRUPTED)
+        _fail_once(INTERRUPTED)
     except BrokenPipeError:  # as of `dmole ... | head`
         _ignore_signals()
     except Exception as error:
         _ignore_signals()
         # A library may turn an interruption of its import into an exception of its own.
-        fail(INTERRUPTED if signals.first is not None else as_dmole_error(error))
+        _fail_once(INTERRUPTED if signals.first is not None else as_dmole_error(error))
     _abandon_output()
     sys.exit(code)
 
@@ -90,6 +93,8 @@ def _code_of(command: Callable[[], object]) -> int:
     try:
         command()
     except SystemExit as end:
+        if end.code and not is_first():
+            time.sleep(CLEANING_UP)  # a usage error: the first process prints it, and its end ends all
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
 
@@ -103,9 +108,11 @@ def as_dmole_error(error: Exception) -> DmoleError:
     if isinstance(error, DmoleError):
         return error
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY):
+        return DmoleError(f"there is not enough memory ({first_line(error)[:200]})", _less_memory(sys.argv[1:]))
+    if type(error).__name__.startswith("Dist") or "gloo" in str(error):  # torch.distributed's errors
         return DmoleError(
-            f"there is not enough memory ({first_line(error)})",
-            "lower --batch-size where the command has it; `dmole plan` shows how much is needed; or free memory",
+            f"another process of this command ended, or cannot be reached ({first_line(error)[:120]})",
+            "see the launcher's message; run the same command again",
         )
     if isinstance(error, OSError) and error.errno is not None:  # without a number, no system call raised it
         return _of_system(error)
@@ -117,6 +124,19 @@ def as_dmole_error(error: Exception) -> DmoleError:
         f"unexpected {type(error).__name__}: {first_line(error)[:300]}{place}",
         "this is a fault of dmole; set DMOLE_TRACEBACK=1, run the command again, and report what it prints",
     )
+
+
+def _less_memory(arguments: Sequence[str]) -> str:
+    """The options of a command that need less memory."""
+    options = {
+        "train-task": "--micro-batch auto divides a step into what fits, --checkpointing recomputes activations",
+        "profile": "lower --batch-size, or pass --checkpointing",
+        "evaluate": "lower --batch-size",
+    }
+    first = next(
+        (options[word] for word in arguments if word in options), "lower --batch-size where the command has it"
+    )
+    return f"{first}; `dmole plan` shows how much is needed; or free memory"
 
 
 def _of_system(error: OSError) -> DmoleError:
@@ -132,16 +152,33 @@ def _of_system(error: OSError) -> DmoleError:
 
 def fail(error: DmoleError) -> None:
     """Print an error: what, where, what to do next; nothing where stderr cannot be written either."""
+    stderr = sys.stderr if is_first() else sys.__stderr__
+    if stderr is None:
+        return
     with suppress(OSError, ValueError):
-        print(wrapped(f"error: {error.message}", sys.stderr), file=sys.stderr, flush=True)
+        print(wrapped(f"error: {error.message}", stderr), file=stderr, flush=True)
         if hint := f"  -> {error.hint}" if error.hint else "":
             # A command is not wrapped, so that it can be copied.
-            print(hint if "dmole " in hint else wrapped(hint, sys.stderr), file=sys.stderr, flush=True)
+            print(hint if "dmole " in hint else wrapped(hint, stderr), file=stderr, flush=True)
+
+
+def _fail_once(error: DmoleError) -> None:
+    """Print an error, in one of the processes of a command: it ends all of them."""
+    if reports_error():
+        fail(error)
 
 
 def _ignore_signals() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _silence() -> None:
+    """Let what this process prints go: the first process prints the same. Errors have their own way (see `fail`)."""
+    nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stdout = nowhere
+    if not os.environ.get("DMOLE_TRACEBACK"):
+        sys.stderr = nowhere
 
 
 def _open_streams() -> None:

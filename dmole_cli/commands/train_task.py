@@ -12,6 +12,7 @@ from dmole_cli.cli.shared_options import MethodOption, TasksOption
 from dmole_cli.cli.workspace import Workspace
 from dmole_cli.errors import DmoleError
 
+SHARED_BY_PROCESSES = True
 SETTINGS = ("train", "allocate.budget", "seed", *MODEL, "data_root", "shared", "vision_cache")
 
 

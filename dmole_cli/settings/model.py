@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -35,6 +36,8 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Share = Annotated[float, BeforeValidator(_as_share)]
 Modalities = Annotated[tuple[Literal["vision", "language"], ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 
+# Samples per micro-batch: a number of 1 or more, 0 or `auto`.
+MICRO_BATCH = re.compile(r"auto|\d{1,9}")
 CHECKPOINTING = "recompute activations in the backward pass: less memory, more time, the same result"
 
 
@@ -136,6 +139,32 @@ class TrainSettings(Section):
         in_header="never",
     )
     checkpointing: bool = setting(False, CHECKPOINTING, in_header="never")
+    # The loss of a step is the same for every division; its last bits are not.
+    micro_batch: str = setting(
+        "0",
+        "samples that pass through the model together; a step of more is divided; 0 for whole steps, auto for the largest "
+        "number that fits into memory",
+        expected="1 or more, 0 for whole steps, or auto",
+        in_header="never",
+    )
+    save_every: float = setting(
+        300.0,
+        "seconds between two checkpoints of a task's training, from which an interrupted run goes on",
+        in_header="never",
+        recorded=False,
+        ge=0,
+    )
+    log_to: Literal["none", "tensorboard", "trackio", "wandb"] = setting(
+        "none", "where the figures of every step are shown, beside `training/`", in_header="never", recorded=False
+    )
+
+    @field_validator("micro_batch", mode="before")
+    @classmethod
+    def _micro_batch(cls, value: Any) -> Any:
+        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(text, str) and not MICRO_BATCH.fullmatch(text):
+            raise ValueError("must be 1 or more, 0 for whole steps, or auto")
+        return text
 
 
 class EvaluateSettings(Section):

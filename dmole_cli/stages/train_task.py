@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from dmole_cli.artifacts.costs import measured
-from dmole_cli.artifacts.expert import ExpertFile, is_imported, read_expert, write_expert
+from dmole_cli.artifacts.exclusion import exclusive
+from dmole_cli.artifacts.expert import ExpertFile, is_imported, write_expert
 from dmole_cli.artifacts.headers import header_of, is_current
 from dmole_cli.artifacts.kinds import D_MOLE, EXPERT, MEMORY
 from dmole_cli.artifacts.memory import read_memory, write_memory
@@ -19,11 +20,9 @@ from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, differences, versions
 from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.staleness import check_inputs
-from dmole_cli.backbones.backbone import Encoded
-from dmole_cli.backbones.batches import encoded_batches
+from dmole_cli.artifacts.training_log import StepFigures, write_training_log
 from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.lazy_model import LazyModel
-from dmole_cli.backbones.truncation import record_truncated
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.recipes import few_steps
 from dmole_cli.data.seeds import seed_for
@@ -31,11 +30,17 @@ from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert, load_expert
 from dmole_cli.experts.routed import RoutedExperts
+from dmole_cli.methods._previous import previous_artifacts, require_same_shape, trainable_copy
 from dmole_cli.methods._stream import require_stream
 from dmole_cli.methods.base import LoadedContext, TaskContext, Training, load_method
+from dmole_cli.processes import world
 from dmole_cli.progress import Track, quiet
 from dmole_cli.settings.model import Settings
-from dmole_cli.training.loop import Batch, Losses, Schedule, train_expert
+from dmole_cli.training.batches import Active, micro_batches
+from dmole_cli.training.checkpoints import Checkpoints
+from dmole_cli.training.following import Followed, open_tracker
+from dmole_cli.training.loop import Schedule, Trainer, train_expert
+from dmole_cli.training.micro_batches import divided, micro_batch_size
 from dmole_cli.training.order import shuffled_batches
 from dmole_cli.training.samples import Recipe, recipe_for, row_counts, training_samples
 
@@ -47,14 +52,54 @@ class Trained:
     Attributes:
         expert: the trained expert.
         memory: tensors that the method stores for the next task.
-        losses: per step.
-        truncated: number of samples whose question was truncated.
+        figures: of every step.
+        micro_batch: largest number of samples that passed through the model together; 0 where no step was divided.
+        resumed: number of steps that an interrupted run had done.
     """
 
     expert: Expert
     memory: dict[str, torch.Tensor]
-    losses: Losses
-    truncated: int
+    figures: list[StepFigures]
+    micro_batch: int
+    resumed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training run before the backbone is loaded.
+
+    Attributes:
+        context: method, task and settings.
+        shares: task -> share of its training split that trains.
+        recipe: how the samples are visited.
+        header: of the expert.
+        reads: what is read, for the outcome.
+    """
+
+    context: TaskContext
+    shares: Mapping[str, float]
+    recipe: Recipe
+    header: Header
+    reads: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """The expert."""
+        return self.context.run.expert(self.context.task, self.context.method.name)
+
+    @property
+    def memory(self) -> Path:
+        """What the method stores beside it."""
+        return self.context.run.memory(self.context.task, self.context.method.name)
+
+    def is_done(self, *, force: bool) -> bool:
+        """Whether the expert, and the method's memory of it, exist and are current; as the first process finds."""
+
+        def done() -> bool:
+            current = is_current(self.path, EXPERT, self.header, force=force)
+            return current and (not self.context.method.has_memory or _memory_matches(self.memory, self.header))
+
+        return world().from_first(done)
 
 
 def train_task(
@@ -70,30 +115,49 @@ def train_task(
 ) -> Outcome:
     """Train one task's expert with a method; writes `experts/<task>.safetensors` (other methods: in a folder of their own).
 
+    A run that was interrupted goes on from its last checkpoint. The processes of a command share the micro-batches of a step.
+
     Raises:
         DmoleError: an input is missing, stale or another backbone's; the data cannot be read; the loss is not finite.
     """
     rules = load_method(method)
     settings.position(task)
     path = run.expert(task, method)
-    made = None if force else header_of(path, EXPERT)
+    made = world().from_first(lambda: None if force else header_of(path, EXPERT))
     if made is not None and is_imported(made):
         # No setting has shaped an imported expert, so no setting makes it stale; only --force trains another in its place.
         check_inputs(run, [path], fingerprint=model.fingerprint, data=data.current_digest)
         return Outcome("train-task", task, path, facts={"imported": True})
+    plan = _plan(TaskContext(rules, run, settings, rules.option_values(settings), task), data, model)
+    outcome = Outcome("train-task", task, path, reads=plan.reads)
+    if plan.is_done(force=force):
+        return outcome
+    with exclusive(run.root / "cache" / f"train-{method}-{task}.lock") as waited:
+        if waited and plan.is_done(force=False):
+            return outcome
+        trained = _train(plan, data, model, track)
+        facts = _write(plan, trained)
+    data.image_digests.save()
+    steps, advice = len(trained.figures), "raise --epochs, or lower --batch-size"
+    warning = few_steps("the expert was trained", steps, advice=advice)
+    return replace(outcome.wrote(**_summary(trained, facts)), warnings=(warning,) if warning else ())
+
+
+def _plan(context: TaskContext, data: Tasks, model: LazyModel) -> Plan:
+    """Check everything that a training run reads, and state what its expert will be made from."""
+    rules, run, settings, task = context.method, context.run, context.settings, context.task
     trained_tasks = rules.trained_tasks(settings.tasks)
     if task not in trained_tasks:
         raise DmoleError(
-            f"method {method} trains nothing at task {task}",
+            f"method {rules.name} trains nothing at task {task}",
             f"tasks at which it trains: {', '.join(trained_tasks) or 'none'}",
         )
-    context = TaskContext(rules, run, settings, rules.option_values(settings), task)
     shares = rules.data_shares(settings.tasks, task, context.options)
     inputs = data.inputs(*((name, "train") for name in shares))
-    needed = [*rules.inputs(context), *_previous_artifacts(context)]
+    needed = [*rules.inputs(context), *previous_artifacts(context)]
     if rules.protocol == "sequential":
         require_stream(rules, settings, run, settings.earlier(task))
-    _require_same_shape(context)
+    require_same_shape(context)
     recipe = recipe_for(
         task,
         {name: data.card(name) for name in shares},
@@ -107,7 +171,7 @@ def train_task(
         backbone=model.fingerprint,
         seed=settings.seed,
         settings={
-            "method": method,
+            "method": rules.name,
             "precision": model.precision,
             **recipe.settings,
             **rules.header_settings(settings),
@@ -117,35 +181,37 @@ def train_task(
         versions=versions("torch", "transformers"),
     )
     reads = (*(f"task {name} (train)" for name in shares), f"backbone {model.name}", *map(str, needed))
-    outcome = Outcome("train-task", task, path, reads=reads)
-    current = is_current(path, EXPERT, header, force=force)
-    if current and (not rules.has_memory or _memory_matches(run.memory(task, method), header)):
-        return outcome
-    backbone = model.load()
-    with measured(run.cost(f"train-task-{method}", task), model.counts):
-        samples = training_samples(task, shares, data=data, seed=settings.seed)
-        trained = _train(LoadedContext(rules, run, settings, context.options, task, samples, backbone), recipe, track)
-    if rules.has_memory:
+    return Plan(context, shares, recipe, header, reads)
+
+
+def _write(plan: Plan, trained: Trained) -> dict[str, Any]:
+    """Write what was trained, and delete the checkpoint; returns the facts of the expert."""
+    context, expert = plan.context, trained.expert
+    run, task, method = context.run, context.task, context.method.name
+    if context.method.has_memory:
         # Before the expert, whose presence means that the stage is complete.
-        write_memory(run.memory(task, method), trained.memory, header)
-    facts = {"shortened": trained.truncated} if settings.train.max_length else {}
-    expert = trained.expert
-    write_expert(path, ExpertFile(expert.sites, expert.scale, header.with_facts(**facts), expert.gates))
-    data.image_digests.save()
-    steps, advice = len(trained.losses.answers), "raise --epochs, or lower --batch-size"
-    warning = few_steps("the expert was trained", steps, advice=advice)
-    return replace(outcome.wrote(**_summary(trained, facts)), warnings=(warning,) if warning else ())
+        write_memory(plan.memory, trained.memory, plan.header)
+    write_training_log(run.training_log(task, method), trained.figures, plan.header)
+    facts = {"shortened": sum(row.truncated for row in trained.figures)} if context.settings.train.max_length else {}
+    facts |= {"micro_batch": trained.micro_batch} if trained.micro_batch else {}
+    write_expert(plan.path, ExpertFile(expert.sites, expert.scale, plan.header.with_facts(**facts), expert.gates))
+    if world().first:
+        run.checkpoint(task, method).unlink(missing_ok=True)
+    # The next task's training reads the expert, in every process.
+    world().wait()
+    return facts
 
 
 def _summary(trained: Trained, facts: dict[str, Any]) -> dict[str, Any]:
-    losses = trained.losses
+    losses, penalties = ([getattr(row, name) for row in trained.figures] for name in ("loss", "penalty"))
     return {
         "parameters": sum(p.numel() for p in trained.expert.parameters()),
-        "steps": len(losses.answers),
-        "first_loss": round(losses.answers[0], 4),
-        "last_loss": _mean_of_last(losses.answers),
+        "steps": len(losses),
+        "first_loss": round(losses[0], 4),
+        "last_loss": _mean_of_last(losses),
         **facts,
-        **({"last_penalty": _mean_of_last(losses.penalty)} if losses.penalty else {}),
+        **({"last_penalty": _mean_of_last(penalties)} if any(penalties) else {}),
+        **({"resumed_after_step": trained.resumed} if trained.resumed else {}),
     }
 
 
@@ -154,83 +220,92 @@ def _mean_of_last(values: Sequence[float]) -> float:
     return round(sum(tail) / len(tail), 4)
 
 
-def _previous_artifacts(context: TaskContext) -> list[Path]:
-    """The expert that is trained further, and the method's memory of its task."""
-    rules, run = context.method, context.run
-    previous = rules.previous_task(context.settings.tasks, context.task)
-    if previous is None:
-        return []
-    return [run.expert(previous, rules.name), *([run.memory(previous, rules.name)] if rules.has_memory else [])]
-
-
-def _require_same_shape(context: TaskContext) -> None:
-    """Refuse settings that shape a new expert where an expert of another shape is trained further."""
-    rules, settings = context.method, context.settings
-    previous = rules.previous_task(settings.tasks, context.task)
-    made = header_of(context.run.expert(previous, rules.name), EXPERT) if previous else None
-    if made is None:
-        return
-    before = {**made.settings, **made.settings.get("options", {})}
-    now = {**rules.header_settings(settings), **{name: context.options[name] for name in rules.shaping}}
-    # An imported expert records none of them.
-    changed = [f"{name} {before[name]}, not {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
-    if changed:
-        raise DmoleError(
-            f"method {rules.name} trains the expert of task {previous} further, which was made with {', '.join(changed)}",
-            f"use the values of the first task, or train the tasks up to {previous} again with the new ones and --force",
-        )
-
-
 def _memory_matches(path: Path, header: Header) -> bool:
     """Whether the memory exists that was written together with an expert of this header."""
     made = header_of(path, MEMORY)
     return made is not None and not differences(made, header)
 
 
-def _train(context: LoadedContext, recipe: Recipe, track: Track) -> Trained:
-    settings, run, backbone, rules, task = (
-        context.settings, context.run, context.backbone, context.method, context.task,
-    )  # fmt: skip
-    previous = rules.previous_task(settings.tasks, task)
-    generator = torch.Generator().manual_seed(seed_for(settings.seed, task, "expert"))
-    expert = rules.new_expert(context, generator) if previous is None else _trainable_copy(context, previous)
-    memory = read_memory(run.memory(previous, rules.name)) if previous and rules.has_memory else {}
-    transfer = rules.transfer_experts(context)
-    order = _order(context, recipe, transfer)
-    voted = rules.voted_experts(context, order)
-    truncated = set[int]()
-    limit = settings.train.max_length
-    encoded = encoded_batches(backbone, context.samples, order, with_answer=True, max_length=limit)
-    batches = track(record_truncated(order, encoded, truncated=truncated), f"train {task} ({rules.name})", len(order))
-    with (
-        _attached(context, expert, [*transfer, *voted], dropout=settings.train.dropout) as routed,
-        _vision_cache(context, recipe) as cache,
-    ):
+def _train(plan: Plan, data: Tasks, model: LazyModel, track: Track) -> Trained:
+    rules, run, settings, task = plan.context.method, plan.context.run, plan.context.settings, plan.context.task
+    backbone = model.load()
+    with measured(run.cost(f"train-task-{rules.name}", task), model.counts) as cost:
+        samples = training_samples(task, plan.shares, data=data, seed=settings.seed)
+        context = LoadedContext(rules, run, settings, plan.context.options, task, samples, backbone)
+        previous = rules.previous_task(settings.tasks, task)
+        generator = torch.Generator().manual_seed(seed_for(settings.seed, task, "expert"))
+        expert = rules.new_expert(context, generator) if previous is None else trainable_copy(context, previous)
+        memory = read_memory(run.memory(previous, rules.name)) if previous and rules.has_memory else {}
+        transfer = rules.transfer_experts(context)
+        order = _order(context, plan.recipe, transfer)
+        voted = rules.voted_experts(context, order)
         # Merged experts are part of the weights and not active beside them.
-        active = [() for _ in transfer] if rules.merges else transfer
-        names = ([(task, *active[i], *voted[step]) for i in rows] for step, rows in enumerate(order))
-        training = Training(routed, expert, memory)
-        saving = activation_checkpointing(backbone) if settings.train.checkpointing else nullcontext()
-        # Seeded for this task alone: dropout must not depend on what the process did before.
-        with torch.random.fork_rng(devices=[]), saving:
-            torch.manual_seed(seed_for(settings.seed, task, "dropout"))
-            losses = train_expert(
-                backbone,
-                routed,
-                expert,
-                _batches(context, names, order, batches),
-                schedule=Schedule(len(order), recipe.settings["learning_rate"], settings.train),
-                penalty=rules.penalty(context, training),
-                cache=cache,
-            )
-        routed.dropout = 0.0
-        remembered = rules.remember(context, training)
+        beside = [() for _ in transfer] if rules.merges else transfer
+
+        def active(step: int, row: int) -> tuple[str, ...]:
+            return (task, *beside[row], *voted[step])
+
+        with _attached(context, expert, [*transfer, *voted], dropout=settings.train.dropout) as routed:
+            training = Training(routed, expert, memory)
+            trained = _fit(plan, context, training, order, active, track)
+            cost.add(seconds=sum(row.seconds for row in trained.figures[: trained.resumed]))
+            routed.dropout = 0.0
+            remembered = rules.remember(context, training)
     if wrong := [name for name, tensor in remembered.items() if not bool(tensor.isfinite().all())]:
         raise DmoleError(
             f"what {rules.name} stores of {task} is not finite ({', '.join(wrong[:3])}); nothing was written",
             "lower --learning-rate, or the method's options (--set)",
         )
-    return Trained(expert, remembered, losses, len(truncated))
+    return replace(trained, memory=remembered)
+
+
+def _fit(
+    plan: Plan, context: LoadedContext, training: Training, order: list[list[int]], active: Active, track: Track
+) -> Trained:
+    """Train the expert on all steps that an interrupted run has not done."""
+    rules, run, settings, task, backbone = context.method, context.run, context.settings, context.task, context.backbone
+    with (
+        _vision_cache(context, plan.recipe) as cache,
+        activation_checkpointing(backbone) if settings.train.checkpointing else nullcontext(),
+        # Seeded for this task alone: dropout must not depend on what the process did before.
+        torch.random.fork_rng(devices=[]),
+    ):
+        rate, seed = plan.recipe.settings["learning_rate"], seed_for(settings.seed, task, "dropout")
+        penalty = rules.penalty(context, training)
+        size = micro_batch_size(
+            settings.train.micro_batch, context.samples, order,
+            trainer=Trainer(
+                backbone, training.routed, training.expert, schedule=Schedule(1, rate, settings.train), penalty=penalty
+            ),
+            active=active, remembered=run.root / "cache" / "micro_batches.json", settings=settings.train,
+        )  # fmt: skip
+        steps = divided(order, size)
+        schedule = Schedule(len(order), rate, settings.train, [len(parts) for parts in steps], seed)
+        # Bytes depend on the division, too.
+        header = replace(plan.header, settings={**plan.header.settings, "micro_batch": size if schedule.divided else 0})
+        checkpoints = Checkpoints(run.checkpoint(task, rules.name), header, every=settings.train.save_every)
+        resumed, label = checkpoints.step, f"train {task} ({rules.name})"
+        log, finish = open_tracker(
+            settings.train.log_to,
+            run.root / "training" / "logs",
+            label=f"{rules.name}-{task}",
+            settings=header.settings,
+        )
+        torch.manual_seed(seed)
+        figures = train_expert(
+            backbone,
+            training.routed,
+            training.expert,
+            micro_batches(
+                backbone, context.samples, steps, active=active, first=resumed, max_length=settings.train.max_length
+            ),
+            schedule=schedule,
+            penalty=penalty,
+            cache=cache,
+            observer=Followed(checkpoints, track, label, log=log, last=rules.has_memory),
+        )
+        finish()
+    return Trained(training.expert, {}, figures, size if schedule.divided else 0, resumed)
 
 
 def _order(context: LoadedContext, recipe: Recipe, transfer: Sequence[tuple[str, ...]]) -> list[list[int]]:
@@ -276,26 +351,3 @@ def _vision_cache(context: LoadedContext, recipe: Recipe) -> Iterator[VisionFeat
         yield cache
     finally:
         cache.close()
-
-
-def _batches(
-    context: LoadedContext,
-    active: Iterable[Sequence[tuple[str, ...]]],
-    order: Sequence[Sequence[int]],
-    encoded: Iterable[list[Encoded]],
-) -> Iterator[Batch]:
-    for rows, names, batch in zip(order, active, encoded, strict=True):
-        yield Batch([context.samples[i].sample_id for i in rows], names, batch)
-
-
-def _trainable_copy(context: LoadedContext, task: str) -> Expert:
-    """The expert of an earlier task, to be trained further."""
-    file = read_expert(context.run.expert(task, context.method.name))
-    device = context.backbone.device
-
-    def copied(matrix: torch.Tensor) -> torch.Tensor:
-        return matrix.to(device, copy=True).requires_grad_()
-
-    sites = {site: (copied(a), copied(b)) for site, (a, b) in file.sites.items()}
-    gates = {site: copied(gate) for site, gate in file.gates.items()}
-    return Expert(sites, file.scale, trainable=True, gates=gates)

@@ -1,4 +1,4 @@
-"""Samples per second of two processes, of one thread each, over those of one: routing features, and predictions.
+"""Samples per second of two processes, of one thread each, over those of one: routing features, predictions, and training.
 
 In each round the first process works alone, while the other one waits; then both work. The samples are those of one task for the
 embedded backbone, fewer than those from which a process starts another one to prepare batches. Both stages include what every
@@ -24,33 +24,40 @@ from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.catalog import PACKAGE
 from dmole_cli.cli.workspace import Workspace, workspace
-from dmole_cli.processes import world
+from dmole_cli.processes import World, work_as, world
 from dmole_cli.routing import features
 from dmole_cli.routing.features import routing_features
-from dmole_cli.settings.model import EvaluateSettings, Settings
+from dmole_cli.settings.model import EvaluateSettings, Settings, TrainSettings
 from dmole_cli.stages.evaluate import evaluate
+from dmole_cli.stages.train_task import train_task
 from pipelines.bench._timing import Row, Times, timed
 
 TASK = "easyvqa"
 SAMPLES, BATCH = 240, 12  # twenty batches are dealt out as evenly as the many of a long run
+STEP = 48  # samples of a training step
+NAMES = {"features": 1.8, "predictions": 1.8, "training": 1.7}  # and the ratio to reach
 
 
 @contextmanager
 def alone() -> Iterator[None]:
     """Inside of it, this process is the only one."""
-    size = os.environ["WORLD_SIZE"]
-    os.environ["WORLD_SIZE"] = "1"
-    world.cache_clear()
+    together = world()
+    work_as(World())
     try:
         yield
     finally:
-        os.environ["WORLD_SIZE"] = size
-        world.cache_clear()
+        work_as(together)
 
 
 def open_run(card: Path, root: Path, model: LazyModel | None) -> Workspace:
     """An empty run directory; with a model that is already loaded."""
-    settings = Settings(tasks=(str(card),), unseen=(), device="cpu", evaluate=EvaluateSettings(batch_size=BATCH))
+    settings = Settings(
+        tasks=(str(card),),
+        unseen=(),
+        device="cpu",
+        evaluate=EvaluateSettings(batch_size=BATCH),
+        train=TrainSettings(epochs=1, batch_size=STEP, micro_batch=str(BATCH)),
+    )
     work = workspace(settings, Run(root))
     return work if model is None else replace(work, model=model)
 
@@ -60,7 +67,11 @@ def stages(work: Workspace) -> dict[str, Callable[[], object]]:
     [task] = work.settings.tasks
     backbone = work.model.load()
     made = partial(routing_features, task, "test", data=work.data, backbone=backbone, run=work.run)
-    return {"features": made, "predictions": partial(evaluate, "zero-shot", **work.parts)}
+    return {
+        "features": made,
+        "predictions": partial(evaluate, "zero-shot", **work.parts),
+        "training": partial(train_task, task, method="finetune", **work.parts),
+    }
 
 
 def measure(card: Path, rounds: int) -> Times:
@@ -71,7 +82,7 @@ def measure(card: Path, rounds: int) -> Times:
     times: Times = {}
     for number in range(-1, rounds):  # the first round is not measured
         for who in ("one", "two"):
-            for name in ("features", "predictions"):
+            for name in NAMES:
                 with tempfile.TemporaryDirectory() as folder:
                     root = Path(world().share(folder))
                     world().wait()
@@ -102,7 +113,11 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
         lines = (PACKAGE / "data" / "cards" / f"{TASK}.toml").read_text(encoding="utf-8").splitlines()
         count = 4 if tiny else SAMPLES
         card.write_text(
-            "\n".join(f"test = {count}" if line.startswith("test = ") else line for line in lines), encoding="utf-8"
+            "\n".join(
+                f"{line.partition(' ')[0]} = {count}" if line.startswith(("test = ", "train = ")) else line
+                for line in lines
+            ),
+            encoding="utf-8",
         )
         program = [
             "--standalone",
@@ -120,9 +135,9 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Row]:
     # The best rounds: others' load only ever adds time.
     best = {name: [min(seconds)] for name, seconds in times.items()}
     rows = []
-    for name in ("features", "predictions"):
+    for name, target in NAMES.items():
         words = f"{name}: samples per second of two processes, over one"
-        rows.append(timed(words, best, f"{name} two", f"{name} one", 1.8, at_least=True))
+        rows.append(timed(words, best, f"{name} two", f"{name} one", target, at_least=True))
         words = f"{name}: processor time of one process, over the busier of two"
         rows.append(timed(words, best, f"{name} two, processor", f"{name} one, processor", at_least=True))
     return rows

@@ -53,15 +53,16 @@ def training(stream: StreamRun, task: str, *, steps: int) -> tuple[Variant, int]
         expert = new_expert(shapes, scale=document["alpha"] / document["rank"], generator=generator)
         routed = attached(backbone, {task: expert})
         try:
-            return train_expert(
+            figures = train_expert(
                 backbone,
                 routed,
                 expert,
                 batches,
                 schedule=Schedule(len(batches), recipe.learning_rate, stream.settings.train),
-            ).answers
+            )
         finally:
             routed.close()
+        return [row.loss for row in figures]
 
     return run, len(order)
 

@@ -87,7 +87,7 @@ def ours(
         routed = attached(backbone, used)
         try:
             with activation_checkpointing(backbone) if checkpointing else nullcontext():
-                losses = train_expert(
+                figures = train_expert(
                     backbone,
                     routed,
                     experts[case.newest],
@@ -96,7 +96,7 @@ def ours(
                 )
         finally:
             routed.close()
-        return losses.answers[0]
+        return figures[0].loss
 
     return run
 
