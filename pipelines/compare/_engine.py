@@ -1,0 +1,161 @@
+"""Runs the experiments of a comparison with Snakemake."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+from _plan import Experiment, read_record, rows_of_plan
+from _program import say
+from _results import cost_of
+from _workflow import PACKAGE, Comparison, Jobs
+
+from dmole_cli.artifacts.files import lock, write_json
+from dmole_cli.errors import DmoleError
+
+SNAKEFILE = Path(__file__).with_name("Snakefile")
+EVALUATED = ("evaluate", "likelihood")
+# Contents decide, not times: a file of up to this size is compared by its checksum.
+LARGEST = 2**40
+TRIGGERS = ("--rerun-triggers", "mtime", "input", "params", "--max-checksum-file-size", str(LARGEST))
+
+
+def run_experiments(
+    comparison: Comparison, experiments: Sequence[Experiment], *, force: bool = False, options: Sequence[str] = ()
+) -> list[Experiment]:
+    """Run experiments and return those that failed; a failure is reported and does not stop the others.
+
+    Args:
+        comparison: the folder they belong to.
+        experiments: the experiments.
+        force: delete their existing results first.
+        options: of Snakemake.
+
+    Raises:
+        DmoleError: an order of the plan does not fit the configuration, the record of the folder is damaged, results were made
+            from something else, or another process works in the folder.
+    """
+    found: dict[Experiment, Jobs] = {}
+    failed, missing = [], set[str]()
+    for experiment in experiments:
+        try:
+            found.update([comparison.jobs(experiment)])
+        except DmoleError as error:
+            failed.append(experiment)
+            say(f"{experiment}: {error.message}\n  -> {error.hint}")
+    with _alone_in(comparison.folder):
+        _record(comparison, [*found, *failed])
+        jobs = {path: job for own in found.values() for path, job in own.items()}
+        jobs = {path: {**job, "priority": len(jobs) - place} for place, (path, job) in enumerate(jobs.items())}
+        program = shlex.join([sys.executable, "-P", "-m", "dmole_cli"])
+        table = {"jobs": jobs, "targets": list(jobs), "cwd": str(Path.cwd()), "dmole": program}
+        write_json(comparison.folder / "workflow.json", table)
+        if jobs:
+            _delete_outdated(comparison, found, force=force)
+            done = _snakemake(comparison.folder, "--keep-going", "--keep-incomplete", "--show-failed-logs", *options)
+            missing = {path for path in jobs if not (comparison.folder / path).exists()}
+            if not done and not missing:
+                raise DmoleError("Snakemake failed", "its message is above")
+    return failed + [experiment for experiment, own in found.items() if missing & own.keys()]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `engine_options`."""
+    add = parser.add_argument
+    add("--jobs", type=int, default=1, metavar="N", help="number of commands that run at once [1]")
+    add("--executor", metavar="NAME", help="slurm, or another of Snakemake's executors [this machine]")
+    add(
+        "--profile", type=Path, metavar="DIR", help="a profile of Snakemake, for the resources of the jobs on a cluster"
+    )
+
+
+def engine_options(options: argparse.Namespace) -> list[str]:
+    """The options of Snakemake that were given by those of `add_options`."""
+    given = {"--jobs": options.jobs, "--executor": options.executor, "--profile": options.profile}
+    return [word for name, value in given.items() if value is not None for word in (name, str(value))]
+
+
+def _record(comparison: Comparison, experiments: Sequence[Experiment]) -> None:
+    record = read_record(comparison.folder)
+    if record.experiments and record.split != comparison.split:
+        message = f"the experiments in {comparison.folder} are evaluated on the {record.split} split"
+        raise DmoleError(message, f"use another folder, or --split {record.split}")
+    comparison.write_configs()
+    record.split = comparison.split
+    orders = {order: comparison.names(order) for order in comparison.plan["orders"]}
+    record.add(experiments, orders, rows=rows_of_plan(comparison.plan))
+    record.write(comparison.folder)
+
+
+def _delete_outdated(comparison: Comparison, found: dict[Experiment, Jobs], *, force: bool) -> None:
+    """Refuse existing artifacts that were made from something else; with `force`, delete them and those to be made again.
+
+    Raises:
+        DmoleError: there are some.
+    """
+    with redirect_stdout(StringIO()) as text:
+        if not _snakemake(comparison.folder, "--summary", "--quiet", "all"):
+            raise DmoleError("Snakemake cannot read the workflow", "its message is above")
+    rows = [line.split("\t") for line in text.getvalue().splitlines() if "\t" in line]
+    pending = {path: status for path, *_, status, plan in rows if plan == "update pending" and status != "missing"}
+    changed = {path: status for path, status in pending.items() if status != "ok"}
+    if changed and not force:
+        lines = "".join(f"\n  {path}: {status}" for path, status in list(changed.items())[:5])
+        message = f"{len(changed)} results in {comparison.folder} were made from something else:{lines}"
+        raise DmoleError(message, "pass --force to rerun the chosen experiments, or use another folder")
+    again = set(pending) if force else set()
+    for experiment, own in found.items() if force else ():
+        stages = EVALUATED if experiment.evaluate else (*EVALUATED, "allocate", "train-task")
+        again |= {path for path, job in own.items() if job["stage"] in stages}
+    stage_of = {path: job["stage"] for own in found.values() for path, job in own.items()}
+    for path in again:
+        folder = (comparison.folder / path).parents[1]
+        if stage_of[path] in EVALUATED:
+            shutil.rmtree(folder, ignore_errors=True)
+            # Otherwise the seconds of the next evaluation would be added to these.
+            work = cost_of(folder.name, comparison.split, work=stage_of[path])
+            shutil.rmtree(folder.parents[1] / "costs" / work, ignore_errors=True)
+        (comparison.folder / path).unlink(missing_ok=True)
+
+
+def _snakemake(folder: Path, *options: str) -> bool:
+    """Run Snakemake, in this process: nothing is left running if it is killed, but its jobs' commands. Returns success."""
+    try:
+        from snakemake.cli import main
+    except ImportError as error:
+        raise DmoleError("the comparison runs on Snakemake", 'install it: pip install "dmole[compare]"') from error
+    # Commands import the same package as this process.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # Snakemake's own lock outlives a process that is killed; that of `_alone_in` does not.
+    fixed = (
+        "--snakefile",
+        str(SNAKEFILE),
+        "--directory",
+        str(folder),
+        "--nolock",
+        "--rerun-incomplete",
+        "--scheduler",
+        "greedy",
+        *TRIGGERS,
+    )
+    try:
+        main([*fixed, *options])
+    except SystemExit as end:
+        return not end.code
+    return True
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "workflow.lock").open("w", encoding="utf-8") as file:
+        if not lock(file.fileno()):
+            raise DmoleError(f"another process runs the comparison in {folder}", "wait for it, or use another folder")
+        yield
