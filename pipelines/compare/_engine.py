@@ -22,9 +22,10 @@ from dmole_cli.errors import DmoleError
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 EVALUATED = ("evaluate", "likelihood")
-# Contents decide, not times: a file of up to this size is compared by its checksum.
-LARGEST = 2**40
-TRIGGERS = ("--rerun-triggers", "mtime", "input", "params", "--max-checksum-file-size", str(LARGEST))
+# Contents decide, not times, for files of up to this size. Snakemake's own lock outlives a process that is killed; that of
+# `_alone_in` does not.
+OPTIONS = f"--nolock --rerun-incomplete --scheduler greedy --rerun-triggers mtime input params --max-checksum-file-size {2**40}"
+RUN = ("--keep-going", "--keep-incomplete", "--show-failed-logs", "--quiet", "host")
 
 
 def run_experiments(
@@ -58,8 +59,9 @@ def run_experiments(
         table = {"jobs": jobs, "targets": list(jobs), "cwd": str(Path.cwd()), "dmole": program}
         write_json(comparison.folder / "workflow.json", table)
         if jobs:
-            _delete_outdated(comparison, found, force=force)
-            done = _snakemake(comparison.folder, "--keep-going", "--keep-incomplete", "--show-failed-logs", *options)
+            unrecorded = _delete_outdated(comparison, found, force=force)
+            forced = ("--forcerun", *unrecorded) if unrecorded else ()
+            done = _snakemake(comparison.folder, *RUN, *options, *forced)
             missing = {path for path in jobs if not (comparison.folder / path).exists()}
             if not done and not missing:
                 raise DmoleError("Snakemake failed", "its message is above")
@@ -69,7 +71,7 @@ def run_experiments(
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `engine_options`."""
     add = parser.add_argument
-    add("--jobs", type=int, default=1, metavar="N", help="number of commands that run at once [1]")
+    add("--jobs", type=int, metavar="N", help="number of commands that run at once [1]")
     add("--executor", metavar="NAME", help="slurm, or another of Snakemake's executors [this machine]")
     add(
         "--profile", type=Path, metavar="DIR", help="a profile of Snakemake, for the resources of the jobs on a cluster"
@@ -78,7 +80,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def engine_options(options: argparse.Namespace) -> list[str]:
     """The options of Snakemake that were given by those of `add_options`."""
-    given = {"--jobs": options.jobs, "--executor": options.executor, "--profile": options.profile}
+    jobs = options.jobs or (None if options.profile else 1)
+    given = {"--jobs": jobs, "--executor": options.executor, "--profile": options.profile}
     return [word for name, value in given.items() if value is not None for word in (name, str(value))]
 
 
@@ -94,8 +97,10 @@ def _record(comparison: Comparison, experiments: Sequence[Experiment]) -> None:
     record.write(comparison.folder)
 
 
-def _delete_outdated(comparison: Comparison, found: dict[Experiment, Jobs], *, force: bool) -> None:
+def _delete_outdated(comparison: Comparison, found: dict[Experiment, Jobs], *, force: bool) -> list[str]:
     """Refuse existing artifacts that were made from something else; with `force`, delete them and those to be made again.
+
+    Returns the artifacts that Snakemake has no record of, for example of an earlier version: dmole itself has to check them.
 
     Raises:
         DmoleError: there are some.
@@ -104,7 +109,8 @@ def _delete_outdated(comparison: Comparison, found: dict[Experiment, Jobs], *, f
         if not _snakemake(comparison.folder, "--summary", "--quiet", "all"):
             raise DmoleError("Snakemake cannot read the workflow", "its message is above")
     rows = [line.split("\t") for line in text.getvalue().splitlines() if "\t" in line]
-    pending = {path: status for path, *_, status, plan in rows if plan == "update pending" and status != "missing"}
+    rows = [row for row in rows[1:] if row[-2] != "missing"]
+    pending = {path: status for path, *_, status, plan in rows if plan == "update pending"}
     changed = {path: status for path, status in pending.items() if status != "ok"}
     if changed and not force:
         lines = "".join(f"\n  {path}: {status}" for path, status in list(changed.items())[:5])
@@ -123,6 +129,7 @@ def _delete_outdated(comparison: Comparison, found: dict[Experiment, Jobs], *, f
             work = cost_of(folder.name, comparison.split, work=stage_of[path])
             shutil.rmtree(folder.parents[1] / "costs" / work, ignore_errors=True)
         (comparison.folder / path).unlink(missing_ok=True)
+    return [path for path, _, _, log, *_ in rows if log == "-" and path not in again]
 
 
 def _snakemake(folder: Path, *options: str) -> bool:
@@ -133,20 +140,8 @@ def _snakemake(folder: Path, *options: str) -> bool:
         raise DmoleError("the comparison runs on Snakemake", 'install it: pip install "dmole[compare]"') from error
     # Commands import the same package as this process.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # Snakemake's own lock outlives a process that is killed; that of `_alone_in` does not.
-    fixed = (
-        "--snakefile",
-        str(SNAKEFILE),
-        "--directory",
-        str(folder),
-        "--nolock",
-        "--rerun-incomplete",
-        "--scheduler",
-        "greedy",
-        *TRIGGERS,
-    )
     try:
-        main([*fixed, *options])
+        main(["--snakefile", str(SNAKEFILE), "--directory", str(folder), *OPTIONS.split(), *options])
     except SystemExit as end:
         return not end.code
     return True
