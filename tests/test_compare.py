@@ -281,30 +281,29 @@ def test_results_of_changed_code_are_refused_and_made_again_on_request(compared,
     assert not [name for name in after if "zero-shot" in name and after[name] != before[name]]
 
 
-def test_jobs_run_on_slurm(stream, start, tmp_path):
+def test_jobs_run_on_slurm(compared, start, tmp_path):
     """By the scripts that are given to sbatch; that of the test runs them here."""
-    folder = short(stream, tmp_path / "stream")
-    binaries, queue = tmp_path / "bin", tmp_path / "queue"
-    queue.mkdir()
-    shutil.copytree(Path(__file__).with_name("slurm"), binaries)
+    folder = shutil.copytree(compared[0], tmp_path / "copy")
+    result = f"A/seed-1/evaluations/zero-shot/0/{tiny.UNSEEN}.parquet"
+    shutil.rmtree((folder / "compared" / result).parents[1])
+    binaries, queue = shutil.copytree(Path(__file__).with_name("slurm"), tmp_path / "bin"), tmp_path / "queue"
     for program in binaries.iterdir():
         program.chmod(0o755)
-    (folder / "profile").mkdir()
+    for made in (queue, folder / "profile"):
+        made.mkdir()
     (folder / "profile" / "config.yaml").write_text(
-        "slurm-init-seconds-before-status-checks: 1\n"
-        "default-resources:\n  slurm_account: physics\n  slurm_partition: gpu\n  runtime: 60\n  mem_mb: 4000\n",
+        "slurm-init-seconds-before-status-checks: 1\ndefault-resources:\n  slurm_account: physics\n"
+        "  slurm_partition: gpu\n  runtime: 60\n  mem_mb: 4000\n  gres: \"'gpu:1'\"\n",
         encoding="utf-8",
     )
-    arguments = ["--methods", "zero-shot", "--no-likelihood", "--seeds", "0", "--orders", "A", "--config", "dmole.toml"]
+    arguments = ["--methods", "zero-shot", "--no-likelihood", "--seeds", "1", "--orders", "A", "--config", "dmole.toml"]
+    slurm = ["--executor", "slurm", "--jobs", "4", "--profile", "profile"]
     path = f"{binaries}:{os.environ['PATH']}"
-    process = start(
-        folder, "run.py", *arguments, "--executor", "slurm", "--profile", "profile", PATH=path, STUB_SLURM=str(queue)
-    )
-    _, log = end(process, code=0)
-    assert jobs_in(log) == [f"evaluate: A/seed-0/evaluations/zero-shot/0/{tiny.UNSEEN}.parquet"]
+    _, log = end(start(folder, "run.py", *arguments, *slurm, PATH=path, STUB_SLURM=str(queue)), code=0)
+    assert jobs_in(log) == [f"evaluate: {result}"] and (folder / "compared" / result).exists()
     (script,) = queue.glob("*.sh")
-    assert "-A physics -p gpu -t 60 --mem 4000" in script.read_text(encoding="utf-8")
-    assert {row["method"] for row in rows(folder)} == {"zero-shot"}
+    words = script.read_text(encoding="utf-8").splitlines()[1]
+    assert "-A physics -p gpu -t 60 --mem 4000" in words and "--gres=gpu:1" in words
 
 
 def test_d_mole_is_prepared_once_and_a_study_evaluates_the_same_experts(stream, start, tmp_path):

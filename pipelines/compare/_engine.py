@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 from _plan import Experiment, read_record, rows_of_plan
 from _program import say
-from _results import cost_of
-from _workflow import PACKAGE, Comparison, Jobs
+from _workflow import PACKAGE, Comparison, Jobs, write_workflow
 
-from dmole_cli.artifacts.files import lock, write_json
+from dmole_cli.artifacts.files import lock
 from dmole_cli.errors import DmoleError
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
@@ -44,7 +41,7 @@ def run_experiments(
             from something else, or another process works in the folder.
     """
     found: dict[Experiment, Jobs] = {}
-    failed, missing = [], set[str]()
+    failed: list[Experiment] = []
     for experiment in experiments:
         try:
             found.update([comparison.jobs(experiment)])
@@ -53,19 +50,19 @@ def run_experiments(
             say(f"{experiment}: {error.message}\n  -> {error.hint}")
     with _alone_in(comparison.folder):
         _record(comparison, [*found, *failed])
-        jobs = {path: job for own in found.values() for path, job in own.items()}
-        jobs = {path: {**job, "priority": len(jobs) - place} for place, (path, job) in enumerate(jobs.items())}
-        program = shlex.join([sys.executable, "-P", "-m", "dmole_cli"])
-        table = {"jobs": jobs, "targets": list(jobs), "cwd": str(Path.cwd()), "dmole": program}
-        write_json(comparison.folder / "workflow.json", table)
-        if jobs:
-            unrecorded = _delete_outdated(comparison, found, force=force)
-            forced = ("--forcerun", *unrecorded) if unrecorded else ()
-            done = _snakemake(comparison.folder, *RUN, *options, *forced)
-            missing = {path for path in jobs if not (comparison.folder / path).exists()}
-            if not done and not missing:
-                raise DmoleError("Snakemake failed", "its message is above")
+        jobs = write_workflow(comparison.folder, found.values())
+        chosen = {path for e, own in found.items() for path, job in own.items() if job["stage"] in _rerun(e)}
+        unrecorded = _delete_outdated(comparison.folder, jobs, chosen, force=force)
+        done = _snakemake(comparison.folder, *RUN, *options, *(["--forcerun", *unrecorded] if unrecorded else []))
+        missing = {path for path in jobs if not (comparison.folder / path).exists()}
+    if not done and not missing:
+        raise DmoleError("Snakemake failed", "its message is above")
     return failed + [experiment for experiment, own in found.items() if missing & own.keys()]
+
+
+def _rerun(experiment: Experiment) -> tuple[str, ...]:
+    """The stages that `--force` reruns."""
+    return EVALUATED if experiment.evaluate else ("allocate", "train-task", *EVALUATED)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -97,39 +94,25 @@ def _record(comparison: Comparison, experiments: Sequence[Experiment]) -> None:
     record.write(comparison.folder)
 
 
-def _delete_outdated(comparison: Comparison, found: dict[Experiment, Jobs], *, force: bool) -> list[str]:
-    """Refuse existing artifacts that were made from something else; with `force`, delete them and those to be made again.
+def _delete_outdated(folder: Path, jobs: Jobs, chosen: Set[str], *, force: bool) -> list[str]:
+    """Refuse artifacts made from something else; with `force`, delete them, what was made from them, and the chosen ones.
 
-    Returns the artifacts that Snakemake has no record of, for example of an earlier version: dmole itself has to check them.
-
-    Raises:
-        DmoleError: there are some.
+    Returns the other ones that Snakemake has no record of, as in a folder of an earlier version: `dmole` has to check them.
     """
     with redirect_stdout(StringIO()) as text:
-        if not _snakemake(comparison.folder, "--summary", "--quiet", "all"):
+        if not _snakemake(folder, "--summary", "--quiet", "all"):
             raise DmoleError("Snakemake cannot read the workflow", "its message is above")
-    rows = [line.split("\t") for line in text.getvalue().splitlines() if "\t" in line]
-    rows = [row for row in rows[1:] if row[-2] != "missing"]
-    pending = {path: status for path, *_, status, plan in rows if plan == "update pending"}
-    changed = {path: status for path, status in pending.items() if status != "ok"}
-    if changed and not force:
-        lines = "".join(f"\n  {path}: {status}" for path, status in list(changed.items())[:5])
-        message = f"{len(changed)} results in {comparison.folder} were made from something else:{lines}"
+    rows = [line.split("\t") for line in text.getvalue().splitlines() if "\t" in line][1:]
+    existing = {path: values for path, *values in rows if values[-2] != "missing"}
+    pending = [path for path, values in existing.items() if values[-1] == "update pending"]
+    if (changed := [path for path in pending if existing[path][-2] != "ok"]) and not force:
+        lines = "".join(f"\n  {path}: {existing[path][-2]}" for path in changed[:5])
+        message = f"{len(changed)} results in {folder} were made from something else:{lines}"
         raise DmoleError(message, "pass --force to rerun the chosen experiments, or use another folder")
-    again = set(pending) if force else set()
-    for experiment, own in found.items() if force else ():
-        stages = EVALUATED if experiment.evaluate else (*EVALUATED, "allocate", "train-task")
-        again |= {path for path, job in own.items() if job["stage"] in stages}
-    stage_of = {path: job["stage"] for own in found.values() for path, job in own.items()}
-    for path in again:
-        folder = (comparison.folder / path).parents[1]
-        if stage_of[path] in EVALUATED:
-            shutil.rmtree(folder, ignore_errors=True)
-            # Otherwise the seconds of the next evaluation would be added to these.
-            work = cost_of(folder.name, comparison.split, work=stage_of[path])
-            shutil.rmtree(folder.parents[1] / "costs" / work, ignore_errors=True)
-        (comparison.folder / path).unlink(missing_ok=True)
-    return [path for path, _, _, log, *_ in rows if log == "-" and path not in again]
+    again = {*pending, *chosen} if force else set()
+    for path in (folder / name for output in again for name in jobs[output]["files"]):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return [path for path, (_, _, log, *_) in existing.items() if log == "-" and path not in again]
 
 
 def _snakemake(folder: Path, *options: str) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 
 from _files import toml, write_lines
 from _plan import MAIN, Experiment, order_of
+from _results import cost_of
 
 import dmole_cli
-from dmole_cli.artifacts.files import digest_of_file
+from dmole_cli.artifacts.files import digest_of_file, write_json
 from dmole_cli.artifacts.labels import labelled
 from dmole_cli.artifacts.run import Run
 from dmole_cli.data.card import load_card, task_name
@@ -27,7 +29,7 @@ PACKAGE = Path(dmole_cli.__file__).parent
 SHARED_SETTINGS = ("backbone", "data_root", "profile", "router")
 LINKED = ("profiles", "costs/profile", "features")
 ROUTING = {"--routing": ("routing", str), "--threshold-scale": ("threshold_scale", float)}
-# Artifact -> stage, inputs, command, and what shapes it beside them, of the job that makes it.
+# Artifact -> the job that makes it: its stage, inputs, command, what shapes it beside them, and all that it writes.
 Jobs = dict[str, dict[str, Any]]
 # An artifact, the words of its command, and its inputs.
 Step = tuple[Path, tuple[str, ...], list[Path]]
@@ -93,7 +95,7 @@ class Comparison:
             apart = words[0] == "evaluate" and experiment.trained_apart
             usual = f"{experiment.order}/seed-{experiment.seed}"
             first = _linked("generations", usual, experiment.folder) if apart else ""
-            jobs[str(path)] = _job(words, places, inputs, self._made_from(method, tasks), first)
+            jobs[str(path)] = _job(path, words, places, inputs, self._made_from(method, tasks), first)
         return replace(experiment, result=str(evaluation[0][0])), jobs
 
     def _training(self, experiment: Experiment, method: Method, run: Run, tasks: Sequence[str]) -> list[Step]:
@@ -142,12 +144,13 @@ class Comparison:
             name = task_name(task)
             steps = [("profile", run.profile, (), method.uses_allocation or method.uses_profile)]
             steps += [("train-router", run.router, arguments, method.uses_routers)]
-            for command, path_of, words, used in steps:
+            for command, path_of, own, used in steps:
                 if used:
                     inputs = [getattr(usual, path_of.__name__)(name)] if arguments else []
                     places = {"run": folder, "config": f"{order}/dmole.toml"}
                     made_from = {**table, "card": digest_of_file(_card(task))}
-                    jobs[str(path_of(name))] = _job((command, "--task", name, *words), places, inputs, made_from, first)
+                    path, words = path_of(name), (command, "--task", name, *own)
+                    jobs[str(path)] = _job(path, words, places, inputs, made_from, first)
         return jobs
 
     def _made_from(self, method: Method, tasks: Sequence[str]) -> dict[str, Any]:
@@ -180,14 +183,41 @@ def _method(name: str) -> Method:
 
 
 def _job(
-    words: Sequence[str], places: Mapping[str, str], inputs: Sequence[Path], made_from: Mapping[str, Any], first: str
+    path: Path,
+    words: Sequence[str],
+    places: Mapping[str, str],
+    inputs: Sequence[Path],
+    made_from: Mapping[str, Any],
+    first: str,
 ) -> dict[str, Any]:
     # Runs in the folder in which run.py was started; $OLDPWD is that of the comparison.
     paths = "".join(f' --{option} "$OLDPWD"/{shlex.quote(place)}' for option, place in places.items())
-    command = f"{first}dmole {shlex.join(words)}{paths}"
-    stage = "likelihood" if "--likelihood" in words else words[0]
-    made = json.dumps(made_from, sort_keys=True)
-    return {"stage": stage, "inputs": list(map(str, inputs)), "command": command, "made_from": made}
+    stage, files = words[0], [path]
+    if stage == "evaluate":
+        stage = "likelihood" if "--likelihood" in words else stage
+        split = words[words.index("--split") + 1]
+        # All entries, and the cost, to which the seconds of another evaluation would be added.
+        files = [
+            path.parents[1],
+            Run(Path(places["run"])).cost(cost_of(path.parts[-3], split, work=stage), "task").parent,
+        ]
+    return {
+        "stage": stage,
+        "files": list(map(str, files)),
+        "inputs": list(map(str, inputs)),
+        "command": f"{first}dmole {shlex.join(words)}{paths}",
+        "made_from": json.dumps(made_from, sort_keys=True),
+    }
+
+
+def write_workflow(folder: Path, found: Iterable[Jobs]) -> Jobs:
+    """Write `workflow.json`, which the Snakefile reads; returns all jobs, in the order in which they are to run."""
+    jobs = {path: job for own in found for path, job in own.items()}
+    jobs = {path: {**job, "priority": len(jobs) - place} for place, (path, job) in enumerate(jobs.items())}
+    program = shlex.join([sys.executable, "-P", "-m", "dmole_cli"])
+    table = {"jobs": jobs, "targets": list(jobs), "cwd": str(Path.cwd()), "dmole": program}
+    write_json(folder / "workflow.json", table)
+    return jobs
 
 
 def _linked(name: str, source: str, target: str) -> str:
