@@ -18,11 +18,14 @@ from dmole_cli.artifacts.files import lock
 from dmole_cli.errors import DmoleError
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
-EVALUATED = ("evaluate", "likelihood")
+# Stages that `--force` reruns, of a method and of a variant that is evaluated in another way only.
+RERUN = (("allocate", "train-task", "evaluate", "likelihood"), ("evaluate", "likelihood"))
 # Contents decide, not times, for files of up to this size. Snakemake's own lock outlives a process that is killed; that of
 # `_alone_in` does not.
-OPTIONS = f"--nolock --rerun-incomplete --scheduler greedy --rerun-triggers mtime input params --max-checksum-file-size {2**40}"
-RUN = ("--keep-going", "--keep-incomplete", "--show-failed-logs", "--quiet", "host")
+OPTIONS = (
+    "--nolock --rerun-incomplete --keep-going --keep-incomplete --scheduler greedy --show-failed-logs "
+    f"--rerun-triggers mtime input params --max-checksum-file-size {2**40}"
+)
 
 
 def run_experiments(
@@ -51,18 +54,14 @@ def run_experiments(
     with _alone_in(comparison.folder):
         _record(comparison, [*found, *failed])
         jobs = write_workflow(comparison.folder, found.values())
-        chosen = {path for e, own in found.items() for path, job in own.items() if job["stage"] in _rerun(e)}
+        chosen = {
+            path for e, own in found.items() for path, job in own.items() if job["stage"] in RERUN[bool(e.evaluate)]
+        }
         unrecorded = _delete_outdated(comparison.folder, jobs, chosen, force=force)
-        done = _snakemake(comparison.folder, *RUN, *options, *(["--forcerun", *unrecorded] if unrecorded else []))
-        missing = {path for path in jobs if not (comparison.folder / path).exists()}
-    if not done and not missing:
-        raise DmoleError("Snakemake failed", "its message is above")
+        forced = ("--forcerun", *unrecorded) if unrecorded else ()
+        done = _snakemake(comparison.folder, "--quiet", "host", *forced, *options)
+        missing = {path for path in jobs if not (comparison.folder / path).exists()} or (set() if done else set(jobs))
     return failed + [experiment for experiment, own in found.items() if missing & own.keys()]
-
-
-def _rerun(experiment: Experiment) -> tuple[str, ...]:
-    """The stages that `--force` reruns."""
-    return EVALUATED if experiment.evaluate else ("allocate", "train-task", *EVALUATED)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -155,16 +155,11 @@ class Comparison:
 
     def _made_from(self, method: Method, tasks: Sequence[str]) -> dict[str, Any]:
         """What shapes an experiment beside its command: settings, the method's options and code, and the tasks' cards."""
-        table = {key: value for key, value in self.config.items() if key != "method"}
-        shelf = PACKAGE / "methods"
-        code = [shelf / f"{method.name.replace('-', '_')}.py", *sorted(shelf.glob("_*.py"))]
-        cards = [_card(task) for task in self.config.get("tasks", DEFAULT_TASKS)]
-        return {
-            **table,
-            "tasks": list(tasks),
-            "options": self.config.get("method", {}).get(method.name, {}),
-            "files": {path.name: digest_of_file(path) for path in (*code, *cards)},
-        }
+        shelf, options = PACKAGE / "methods", self.config.get("method", {}).get(method.name, {})
+        files = [shelf / f"{method.name.replace('-', '_')}.py", *sorted(shelf.glob("_*.py"))]
+        files += map(_card, self.config.get("tasks", DEFAULT_TASKS))
+        digests = {path.name: digest_of_file(path) for path in files}
+        return {**self.config, "tasks": list(tasks), "method": options, "files": digests}
 
 
 @cache
@@ -215,8 +210,9 @@ def write_workflow(folder: Path, found: Iterable[Jobs]) -> Jobs:
     jobs = {path: job for own in found for path, job in own.items()}
     jobs = {path: {**job, "priority": len(jobs) - place} for place, (path, job) in enumerate(jobs.items())}
     program = shlex.join([sys.executable, "-P", "-m", "dmole_cli"])
-    table = {"jobs": jobs, "targets": list(jobs), "cwd": str(Path.cwd()), "dmole": program}
-    write_json(folder / "workflow.json", table)
+    write_json(
+        folder / "workflow.json", {"jobs": jobs, "targets": list(jobs), "cwd": str(Path.cwd()), "dmole": program}
+    )
     return jobs
 
 
