@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 from _plan import Experiment, read_record, rows_of_plan
-from _program import say
 from _workflow import PACKAGE, Comparison, Jobs, write_workflow
 
 from dmole_cli.artifacts.files import lock
@@ -23,9 +23,9 @@ RERUN = (("allocate", "train-task", "evaluate", "likelihood"), ("evaluate", "lik
 # Contents decide, not times, for files of up to this size. Snakemake's own lock outlives a process that is killed; that of
 # `_alone_in` does not.
 OPTIONS = (
-    "--nolock --rerun-incomplete --keep-going --keep-incomplete --scheduler greedy --show-failed-logs "
-    f"--rerun-triggers mtime input params --max-checksum-file-size {2**40}"
+    f"--nolock --rerun-incomplete --keep-going --keep-incomplete --scheduler greedy --max-checksum-file-size {2**40}"
 )
+TRIGGERS = "--rerun-triggers mtime input params"
 
 
 def run_experiments(
@@ -50,7 +50,7 @@ def run_experiments(
             found.update([comparison.jobs(experiment)])
         except DmoleError as error:
             failed.append(experiment)
-            say(f"{experiment}: {error.message}\n  -> {error.hint}")
+            print(f"{experiment}: {error.message}\n  -> {error.hint}", file=sys.stderr)
     with _alone_in(comparison.folder):
         _record(comparison, [*found, *failed])
         jobs = write_workflow(comparison.folder, found.values())
@@ -59,7 +59,7 @@ def run_experiments(
         }
         unrecorded = _delete_outdated(comparison.folder, jobs, chosen, force=force)
         forced = ("--forcerun", *unrecorded) if unrecorded else ()
-        done = _snakemake(comparison.folder, "--quiet", "host", *forced, *options)
+        done = _snakemake(comparison.folder, "--show-failed-logs", "--quiet", "host", *forced, *options)
         missing = {path for path in jobs if not (comparison.folder / path).exists()} or (set() if done else set(jobs))
     return failed + [experiment for experiment, own in found.items() if missing & own.keys()]
 
@@ -105,9 +105,9 @@ def _delete_outdated(folder: Path, jobs: Jobs, chosen: Set[str], *, force: bool)
     existing = {path: values for path, *values in rows if values[-2] != "missing"}
     pending = [path for path, values in existing.items() if values[-1] == "update pending"]
     if (changed := [path for path in pending if existing[path][-2] != "ok"]) and not force:
-        lines = "".join(f"\n  {path}: {existing[path][-2]}" for path in changed[:5])
-        message = f"{len(changed)} results in {folder} were made from something else:{lines}"
-        raise DmoleError(message, "pass --force to rerun the chosen experiments, or use another folder")
+        lines = [f"{len(changed)} results in {folder} were made from something else:"]
+        lines += [f"{path}: {existing[path][-2]}" for path in changed[:5]]
+        raise DmoleError("\n  ".join(lines), "pass --force to rerun the chosen experiments, or use another folder")
     again = {*pending, *chosen} if force else set()
     for path in (folder / name for output in again for name in jobs[output]["files"]):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -123,7 +123,7 @@ def _snakemake(folder: Path, *options: str) -> bool:
     # Commands import the same package as this process.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
-        main(["--snakefile", str(SNAKEFILE), "--directory", str(folder), *OPTIONS.split(), *options])
+        main(["--snakefile", str(SNAKEFILE), "--directory", str(folder), *f"{OPTIONS} {TRIGGERS}".split(), *options])
     except SystemExit as end:
         return not end.code
     return True

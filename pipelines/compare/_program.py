@@ -23,8 +23,3 @@ def reported_errors() -> Iterator[None]:
 def exit_with(failed: Sequence[object], *, of: int, what: str) -> None:
     """Exit with code 0, or with code 1 and the names of what has failed."""
     sys.exit(f"{len(failed)} of {of} {what} failed: {'; '.join(map(str, failed))}" if failed else 0)
-
-
-def say(text: str) -> None:
-    """Print to stderr; stdout is reserved for the tables."""
-    print(text, file=sys.stderr, flush=True)

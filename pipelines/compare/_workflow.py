@@ -24,6 +24,7 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.methods.base import Method, load_method
 from dmole_cli.settings.model import DEFAULT_TASKS, DEFAULT_UNSEEN, EvaluateSettings
 
+_card = cache(load_card)
 PACKAGE = Path(dmole_cli.__file__).parent
 # Settings that shape profiles, features and routers, beside the tasks.
 SHARED_SETTINGS = ("backbone", "data_root", "profile", "router")
@@ -148,7 +149,7 @@ class Comparison:
                 if used:
                     inputs = [getattr(usual, path_of.__name__)(name)] if arguments else []
                     places = {"run": folder, "config": f"{order}/dmole.toml"}
-                    made_from = {**table, "card": digest_of_file(_card(task))}
+                    made_from = {**table, "card": digest_of_file(_card(task).path)}
                     path, words = path_of(name), (command, "--task", name, *own)
                     jobs[str(path)] = _job(path, words, places, inputs, made_from, first)
         return jobs
@@ -157,14 +158,9 @@ class Comparison:
         """What shapes an experiment beside its command: settings, the method's options and code, and the tasks' cards."""
         shelf, options = PACKAGE / "methods", self.config.get("method", {}).get(method.name, {})
         files = [shelf / f"{method.name.replace('-', '_')}.py", *sorted(shelf.glob("_*.py"))]
-        files += map(_card, self.config.get("tasks", DEFAULT_TASKS))
+        files += [_card(task).path for task in self.config.get("tasks", DEFAULT_TASKS)]
         digests = {path.name: digest_of_file(path) for path in files}
         return {**self.config, "tasks": list(tasks), "method": options, "files": digests}
-
-
-@cache
-def _card(task: str) -> Path:
-    return load_card(task).path
 
 
 @cache
