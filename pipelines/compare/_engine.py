@@ -25,6 +25,7 @@ RERUN = (("allocate", "train-task", "evaluate", "likelihood"), ("evaluate", "lik
 OPTIONS = (
     f"--nolock --rerun-incomplete --keep-going --keep-incomplete --scheduler greedy --max-checksum-file-size {2**40}"
 )
+PENDING = "update pending"
 TRIGGERS = "--rerun-triggers mtime input params"
 
 
@@ -60,8 +61,8 @@ def run_experiments(
         unrecorded = _delete_outdated(comparison.folder, jobs, chosen, force=force)
         forced = ("--forcerun", *unrecorded) if unrecorded else ()
         done = _snakemake(comparison.folder, "--show-failed-logs", "--quiet", "host", *forced, *options)
-        missing = {path for path in jobs if not (comparison.folder / path).exists()} or (set() if done else set(jobs))
-    return failed + [experiment for experiment, own in found.items() if missing & own.keys()]
+        left = set() if done else {path for path, (*_, plan) in _summary(comparison.folder).items() if plan == PENDING}
+    return failed + [experiment for experiment, own in found.items() if left & own.keys()]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -98,12 +99,9 @@ def _delete_outdated(folder: Path, jobs: Jobs, chosen: Set[str], *, force: bool)
 
     Returns the other ones that Snakemake has no record of, as in a folder of an earlier version: `dmole` has to check them.
     """
-    with redirect_stdout(StringIO()) as text:
-        if not _snakemake(folder, "--summary", "--quiet", "all"):
-            raise DmoleError("Snakemake cannot read the workflow", "its message is above")
-    rows = [line.split("\t") for line in text.getvalue().splitlines() if "\t" in line][1:]
-    existing = {path: values for path, *values in rows if values[-2] != "missing"}
-    pending = [path for path, values in existing.items() if values[-1] == "update pending"]
+    existing = {path: values for path, values in _summary(folder).items() if values[-2] != "missing"}
+    unrecorded = {path for path, (_, _, log, *_) in existing.items() if log == "-"}
+    pending = [path for path, (*_, plan) in existing.items() if plan == PENDING and path not in unrecorded]
     if (changed := [path for path in pending if existing[path][-2] != "ok"]) and not force:
         lines = [f"{len(changed)} results in {folder} were made from something else:"]
         lines += [f"{path}: {existing[path][-2]}" for path in changed[:5]]
@@ -111,7 +109,16 @@ def _delete_outdated(folder: Path, jobs: Jobs, chosen: Set[str], *, force: bool)
     again = {*pending, *chosen} if force else set()
     for path in (folder / name for output in again for name in jobs[output]["files"]):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    return [path for path, (_, _, log, *_) in existing.items() if log == "-" and path not in again]
+    return sorted(unrecorded - again)
+
+
+def _summary(folder: Path) -> dict[str, list[str]]:
+    """What Snakemake knows of each artifact: date, rule, log, status and plan."""
+    with redirect_stdout(StringIO()) as text:
+        if not _snakemake(folder, "--summary", "--quiet", "all"):
+            raise DmoleError("Snakemake cannot read the workflow", "its message is above")
+    rows = [line.split("\t") for line in text.getvalue().splitlines() if "\t" in line]
+    return {path: values for path, *values in rows[1:]}
 
 
 def _snakemake(folder: Path, *options: str) -> bool:
