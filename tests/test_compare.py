@@ -262,23 +262,21 @@ def test_mean_and_deviation_are_those_of_the_seeds(compared):
 def test_results_of_changed_code_are_refused_and_made_again_on_request(compared, start, package, tmp_path):
     folder = shutil.copytree(compared[0], tmp_path / "copy")
     package = shutil.copytree(package, tmp_path / "package")
-    mine = package / "dmole_cli" / "methods" / "mine.py"
-    mine.write_text(mine.read_text(encoding="utf-8") + "    merges = True\n", encoding="utf-8")
-    arguments = ["--methods", "mine", "--seeds", "1", "--orders", "A", "--config", "dmole.toml"]
-    before = stamps(folder / "compared" / "A")
+    changed = package / "dmole_cli" / "methods" / "zero_shot.py"
+    changed.write_text(changed.read_text(encoding="utf-8") + "# why\n", encoding="utf-8")
+    arguments = ["--methods", "zero-shot", "--seeds", "1", "--orders", "A", "--config", "dmole.toml"]
+    before = stamps(folder / "compared" / "A" / "seed-1")
     _, log = end(start(folder, "run.py", *arguments, package=package), code=1)
-    assert "experts/mine/colours.safetensors: params changed" in log and "--force" in log and not jobs_in(log)
-    assert {k: v for k, v in before.items() if k != "dmole.toml"} == {
-        k: v for k, v in stamps(folder / "compared" / "A").items() if k != "dmole.toml"
-    }
+    result = f"evaluations/zero-shot/0/{tiny.UNSEEN}.parquet"
+    assert f"A/seed-1/{result}: params changed" in log and "--force" in log and not jobs_in(log)
+    assert stamps(folder / "compared" / "A" / "seed-1") == before
     _, log = end(start(folder, "run.py", *arguments, "--no-likelihood", "--force", package=package), code=0)
-    stages = [job.partition(":")[0] for job in jobs_in(log)]
-    assert stages == ["train_task", "train_task", "evaluate"]
-    after = stamps(folder / "compared" / "A")
-    again = [name for name in before if after.get(name) != before[name] and "mine" in name]
-    assert all(name.startswith("seed-1/") for name in again)
-    assert {Path(name).parts[1] for name in again} == {"experts", "evaluations", "costs", "logs"}
-    assert not [name for name in after if "zero-shot" in name and after[name] != before[name]]
+    assert jobs_in(log) == [f"evaluate: A/seed-1/{result}"]
+    after = stamps(folder / "compared" / "A" / "seed-1")
+    again = {Path(name).parts[0] for name in after if after[name] != before[name]}
+    assert again == {"evaluations", "costs", "logs"} and result in after
+    gone = before.keys() - after.keys()
+    assert {Path(name).parts[:2] for name in gone} == {("likelihoods", "zero-shot"), ("costs", "likelihood-zero-shot")}
 
 
 def test_jobs_run_on_slurm(compared, start, tmp_path):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 COMPARE = ROOT / "pipelines" / "compare"
 sys.path.append(str(COMPARE))  # its files are scripts and find each other beside them
 
-from _engine import _alone_in  # noqa: E402
+from _engine import _alone_in, _delete_outdated  # noqa: E402
 from _files import read_toml, toml  # noqa: E402
 from _plan import (  # noqa: E402
     CONFIG,
@@ -28,7 +28,7 @@ from _plan import (  # noqa: E402
 )
 from _results import Row  # noqa: E402
 from _sheets import Summary  # noqa: E402
-from _workflow import Comparison  # noqa: E402
+from _workflow import Comparison, write_workflow  # noqa: E402
 from table import ceiling, headline, provenance  # noqa: E402
 from tune import GRID, trials  # noqa: E402
 
@@ -129,6 +129,23 @@ def test_every_input_of_a_job_is_what_another_job_writes(tmp_path):
     results = {(e.folder, e.label): e.result for e, _ in found if e.order == "A" and e.seed == 0}
     assert results["A/seed-0", "d-mole-1.25"] == results["A/seed-0", "threshold-1.25"]
     assert "/d-mole@1.25/" in results["A/seed-0", "d-mole-1.25"]
+
+
+def test_a_method_that_is_made_again_loses_all_its_evaluations(tmp_path):
+    plan = read_toml(PLAN)
+    comparison = Comparison(tmp_path, plan, read_toml(CONFIG), likelihood=True)
+    (experiment,) = main_experiments(plan, rows=["d-mole"], seeds=[0], orders=["A"])
+    _, jobs = comparison.jobs(experiment)
+    write_workflow(tmp_path, [jobs])
+    others = ("evaluations/d-mole@1.25/0/easyvqa.parquet", "evaluations/v1/0/easyvqa.parquet", "generations/a.parquet")
+    own = [path for path, job in jobs.items() if job["stage"] not in ("profile", "train-router")]
+    for path in (*jobs, *(f"A/seed-0/{name}" for name in others)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    _delete_outdated(tmp_path, jobs, set(own), force=True)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if ".snakemake" not in path.parts}
+    kept = {path for path in jobs if path.startswith("shared/")} | {f"A/seed-0/{name}" for name in others[1:]}
+    assert left == kept | {"workflow.json"}
 
 
 def test_one_process_at_a_time_runs_a_comparison(tmp_path):

@@ -107,8 +107,10 @@ def _delete_outdated(folder: Path, jobs: Jobs, chosen: Set[str], *, force: bool)
         lines += [f"{path}: {existing[path][-2]}" for path in changed[:5]]
         raise DmoleError("\n  ".join(lines), "pass --force to rerun the chosen experiments, or use another folder")
     again = {*pending, *chosen} if force else set()
-    for path in (folder / name for output in again for name in jobs[output]["files"]):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in again:
+        (folder / path).unlink(missing_ok=True)
+        for found in (found for pattern in jobs[path]["folders"] for found in folder.glob(pattern)):
+            shutil.rmtree(found)
     return sorted(unrecorded - again)
 
 

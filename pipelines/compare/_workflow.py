@@ -30,7 +30,7 @@ PACKAGE = Path(dmole_cli.__file__).parent
 SHARED_SETTINGS = ("backbone", "data_root", "profile", "router")
 LINKED = ("profiles", "costs/profile", "features")
 ROUTING = {"--routing": ("routing", str), "--threshold-scale": ("threshold_scale", float)}
-# Artifact -> the job that makes it: its stage, inputs, command, what shapes it beside them, and all that it writes.
+# Artifact -> the job that makes it: its stage, inputs, command, what shapes it beside them, and folders that belong to it.
 Jobs = dict[str, dict[str, Any]]
 # An artifact, the words of its command, and its inputs.
 Step = tuple[Path, tuple[str, ...], list[Path]]
@@ -96,7 +96,9 @@ class Comparison:
             apart = words[0] == "evaluate" and experiment.trained_apart
             usual = f"{experiment.order}/seed-{experiment.seed}"
             first = _linked("generations", usual, experiment.folder) if apart else ""
-            jobs[str(path)] = _job(path, words, places, inputs, self._made_from(method, tasks), first)
+            jobs[str(path)] = _job(words, places, inputs, self._made_from(method, tasks), first)
+            labels = [path.parts[-3]] if words[0] == "evaluate" else [method.name, f"{method.name}@*"]
+            jobs[str(path)]["folders"] = [name for label in labels for name in self._evaluated(parts[2], label)]
         return replace(experiment, result=str(evaluation[0][0])), jobs
 
     def _training(self, experiment: Experiment, method: Method, run: Run, tasks: Sequence[str]) -> list[Step]:
@@ -134,6 +136,13 @@ class Comparison:
             steps.append((run.likelihood(*last), (*words, "--stage", "0", *ends, "--likelihood"), [*inputs, result]))
         return steps
 
+    def _evaluated(self, run: Run, label: str) -> list[str]:
+        """Patterns of the folders of evaluations, likelihoods, and their costs, to which those of later ones would be added."""
+        folders = [run.evaluations(self.split) / label, run.likelihoods(self.split) / label]
+        works = ("evaluate", "likelihood")
+        folders += [run.cost(cost_of(label, self.split, work=work), "task").parent for work in works]
+        return list(map(str, folders))
+
     def _shared_jobs(self, method: Method, folder: str, arguments: Sequence[str] = ()) -> Jobs:
         """Profiles and routers, which do not depend on seed, order or method; in a folder of their own with `arguments`."""
         order, jobs = next(iter(self.plan["orders"])), Jobs()
@@ -151,7 +160,7 @@ class Comparison:
                     places = {"run": folder, "config": f"{order}/dmole.toml"}
                     made_from = {**table, "card": digest_of_file(_card(task).path)}
                     path, words = path_of(name), (command, "--task", name, *own)
-                    jobs[str(path)] = _job(path, words, places, inputs, made_from, first)
+                    jobs[str(path)] = _job(words, places, inputs, made_from, first)
         return jobs
 
     def _made_from(self, method: Method, tasks: Sequence[str]) -> dict[str, Any]:
@@ -174,30 +183,16 @@ def _method(name: str) -> Method:
 
 
 def _job(
-    path: Path,
-    words: Sequence[str],
-    places: Mapping[str, str],
-    inputs: Sequence[Path],
-    made_from: Mapping[str, Any],
-    first: str,
+    words: Sequence[str], places: Mapping[str, str], inputs: Sequence[Path], made_from: Mapping[str, Any], first: str
 ) -> dict[str, Any]:
     # Runs in the folder in which run.py was started; $OLDPWD is that of the comparison.
     paths = "".join(f' --{option} "$OLDPWD"/{shlex.quote(place)}' for option, place in places.items())
-    stage, files = words[0], [path]
-    if stage == "evaluate":
-        stage = "likelihood" if "--likelihood" in words else stage
-        split = words[words.index("--split") + 1]
-        # All entries, and the cost, to which the seconds of another evaluation would be added.
-        files = [
-            path.parents[1],
-            Run(Path(places["run"])).cost(cost_of(path.parts[-3], split, work=stage), "task").parent,
-        ]
     return {
-        "stage": stage,
-        "files": list(map(str, files)),
+        "stage": "likelihood" if "--likelihood" in words else words[0],
         "inputs": list(map(str, inputs)),
         "command": f"{first}dmole {shlex.join(words)}{paths}",
         "made_from": json.dumps(made_from, sort_keys=True),
+        "folders": [],
     }
 
 
