@@ -3,16 +3,21 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import tiny
+from typer.testing import CliRunner
+
+from dmole_cli.commands.app import app
 
 ROOT = Path(__file__).parent.parent
 COMPARE = ROOT / "pipelines" / "compare"
@@ -50,11 +55,11 @@ def start(tmp_path_factory, package):
     forks = tiny.Forks(folder, package=package)
     interpreter = tiny.Interpreter(folder, forks)
 
-    def begin(cwd: Path, script: str, *args: str, package: Path = package) -> subprocess.Popen:
+    def begin(cwd: Path, script: str, *args: str, package: Path = package, **extra: str) -> subprocess.Popen:
         return subprocess.Popen(
             interpreter.script(COMPARE / script, "compared", *args),
             cwd=cwd,
-            env=tiny.environment(PYTHONPATH=str(package)),
+            env=tiny.environment(PYTHONPATH=str(package), **extra),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -92,9 +97,9 @@ def made_from(path: Path) -> list[str]:
         return list(json.loads(file.metadata()["dmole"])["inputs"])
 
 
-def marker(folder: Path, seed: int, step: str) -> dict:
-    path = folder / "compared" / "A" / f"seed-{seed}" / "steps" / f"{step}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def jobs_in(log: str) -> list[str]:
+    """What Snakemake has run: a stage and the artifact that it wrote, of each job."""
+    return [line.split(": ", 1)[1] for line in log.splitlines() if re.match(r"Job \d+: ", line)]
 
 
 def short(stream: Path, folder: Path) -> Path:
@@ -111,16 +116,17 @@ def killed(tmp_path_factory, stream, start) -> tuple[Path, dict[str, int]]:
     """A comparison whose process was killed while `mine` trained, and the modification times of the finished files."""
     folder = short(stream, tmp_path_factory.mktemp("compare") / "stream")
     process = start(folder, "run.py", *ARGUMENTS, "--config", "dmole.toml")
+    experts = folder / "compared" / "A" / "seed-0" / "experts" / "mine"
     for _ in range(2000):
-        # The marker exists once the step has started; in the plan, `broken` and `mine` come after zero-shot.
-        if marker(folder, 0, "train-task-mine"):
+        if (experts / f"{tiny.TASKS[0]}.safetensors").exists():
             break
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert marker(folder, 0, "evaluate-zero-shot")["finished"] and not marker(folder, 0, "train-task-mine")["finished"]
-    finished = {k: v for k, v in stamps(folder / "compared" / "A" / "seed-0").items() if "zero-shot" in k}
-    return folder, finished
+    kinds = {".parquet", ".safetensors"}
+    finished = {k: v for k, v in stamps(folder / "compared" / "A").items() if Path(k).suffix in kinds}
+    assert any("experts/mine" in name for name in finished), "it was trained, then the process was killed"
+    return folder, {k: v for k, v in finished.items() if "cache" not in k and "generations" not in k}
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +139,15 @@ def compared(killed, start) -> tuple[Path, str, str]:
 def test_a_killed_comparison_resumes_and_repeats_nothing(killed, compared):
     folder, finished = killed
     _, _, log = compared
-    after = stamps(folder / "compared" / "A" / "seed-0")
-    assert finished and {k: after[k] for k in finished} == finished
-    assert "zero-shot, order A, seed 0" not in log, "it was finished when the first process was killed"
-    assert all(f"{row}, order A, seed 1: evaluate-{row}" in log for row in ROWS)
-    assert all(marker(folder, seed, f"evaluate-{row}")["finished"] for row in ROWS for seed in SEEDS)
+    after = stamps(folder / "compared" / "A")
+    # Snakemake touches what a job that was interrupted had written: then dmole has found it current.
+    touched = {name for name in finished if after[name] != finished[name]}
+    assert len(touched) <= 1
+    done = jobs_in(log)
+    assert not [job for job in done if job.partition(": A/")[2] in finished.keys() - touched]
+    second = [f"train_task: A/seed-1/experts/mine/{task}.safetensors" for task in tiny.TASKS]
+    second += [f"{stage}: A/seed-1/{stage}s/mine/2/{tiny.UNSEEN}.parquet" for stage in ("evaluate", "likelihood")]
+    assert done[-4:] == [job.replace("/evaluates/", "/evaluations/") for job in second]
 
 
 def test_a_third_start_writes_no_artifact_and_does_not_import_torch(compared, package):
@@ -159,15 +169,15 @@ def test_a_third_start_writes_no_artifact_and_does_not_import_torch(compared, pa
     assert (folder / "compared" / "results" / "results.csv").read_bytes() == results
 
 
-def test_results_are_complete_and_equal_to_the_reports(compared, run):
+def test_results_are_complete_and_equal_to_the_reports(compared, monkeypatch):
     folder, _, _ = compared
+    monkeypatch.chdir(folder)
     found = {(r["method"], int(r["seed"]), r["task"], r["quantity"]): float(r["value"]) for r in rows(folder)}
     assert {r["order"] for r in rows(folder)} == {"A"}
-    for row in ROWS:
-        for seed in SEEDS:
-            where = ["--run", f"compared/A/seed-{seed}", "--config", "compared/A/dmole.toml", "--method", row]
-            done = tiny.succeed("report", "last", "--json", *where, cwd=folder, run=run)
-            (report,) = json.loads(done.stdout)
+    for seed in SEEDS:
+        where = ["--run", f"compared/A/seed-{seed}", "--config", "compared/A/dmole.toml"]
+        for report in json.loads(CliRunner().invoke(app, ["report", "last", "--json", *where]).stdout):
+            row = report["method"]
             for quantity in ("last", "avg", "bwt", "forgetting", "fwt"):
                 for task in tiny.TASKS:
                     assert found[row, seed, task, quantity] == report["tasks"][task][quantity]
@@ -220,13 +230,13 @@ def test_another_split_needs_a_folder_of_its_own(compared, start, tmp_path):
     folder = shutil.copytree(compared[0], tmp_path / "copy")
     arguments = [*ARGUMENTS, "--methods", "zero-shot", "--config", "dmole.toml", "--split", "validation"]
     _, log = end(start(folder, "run.py", *arguments), code=1)
-    assert "was made from other arguments" in log and "use another folder" in log
+    assert "are evaluated on the test split" in log and "use another folder" in log
 
 
 def test_a_missing_experiment_is_shown_as_missing_and_a_mean_of_fewer_seeds_has_its_number(compared, start, tmp_path):
     folder = shutil.copytree(compared[0], tmp_path / "copy")
     seed = folder / "compared" / "A" / "seed-1"
-    (seed / "steps" / "evaluate-mine.json").unlink()
+    (seed / "evaluations" / "mine" / "2" / f"{tiny.UNSEEN}.parquet").unlink()
     (seed / "evaluations" / "zero-shot" / "0" / f"{tiny.TASKS[0]}.parquet").unlink()
     end(start(folder, "table.py"), code=0)
     text = (folder / "compared" / "results" / "table.md").read_text(encoding="utf-8")
@@ -252,37 +262,49 @@ def test_mean_and_deviation_are_those_of_the_seeds(compared):
     assert len(values) == 2 and (float(mean["mean"]), float(mean["deviation"])) == (fmean(values), stdev(values))
 
 
-def test_changed_code_is_another_experiment_until_the_old_results_are_deleted(compared, start, package, tmp_path):
+def test_results_of_changed_code_are_refused_and_made_again_on_request(compared, start, package, tmp_path):
     folder = shutil.copytree(compared[0], tmp_path / "copy")
     package = shutil.copytree(package, tmp_path / "package")
-    mine = package / "dmole_cli" / "methods" / "mine.py"
-    mine.write_text(mine.read_text(encoding="utf-8") + "    merges = True\n", encoding="utf-8")
-    arguments = ["--methods", "mine", "--seeds", "1", "--orders", "A", "--config", "dmole.toml"]
-    _, log = end(start(folder, "run.py", *arguments, package=package), code=1)
-    assert "evaluate-mine.json was made from other code" in log and "--force" in log
-    # What --force does first; afterwards the experiment has no results.
-    program = (
-        f"import sys; sys.path.append({str(COMPARE)!r})\nfrom pathlib import Path\nfrom _plan import *\n"
-        "from _files import read_toml\nfrom _comparison import Comparison\n"
-        "c = Comparison(Path('compared'), read_toml(PLAN), read_toml(Path('dmole.toml')))\n"
-        "for experiment in main_experiments(c.plan, rows=['mine'], seeds=[1], orders=['A']):\n"
-        "    c.delete(experiment)\n    print(c.finished(experiment))"
-    )
+    changed = package / "dmole_cli" / "methods" / "zero_shot.py"
+    changed.write_text(changed.read_text(encoding="utf-8") + "# why\n", encoding="utf-8")
+    arguments = ["--methods", "zero-shot", "--seeds", "1", "--orders", "A", "--config", "dmole.toml"]
     before = stamps(folder / "compared" / "A" / "seed-1")
-    environment = tiny.environment(PYTHONPATH=str(package))
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.stdout == "False\n", done.stderr
+    _, log = end(start(folder, "run.py", *arguments, package=package), code=1)
+    result = f"evaluations/zero-shot/0/{tiny.UNSEEN}.parquet"
+    assert f"A/seed-1/{result}: params changed" in log and "--force" in log and not jobs_in(log)
+    assert stamps(folder / "compared" / "A" / "seed-1") == before
+    _, log = end(start(folder, "run.py", *arguments, "--no-likelihood", "--force", package=package), code=0)
+    assert jobs_in(log) == [f"evaluate: A/seed-1/{result}"]
     after = stamps(folder / "compared" / "A" / "seed-1")
-    gone = {Path(name) for name in before.keys() - after.keys()}
-    assert {path.parts[0] for path in gone} == {"experts", "evaluations", "likelihoods", "steps", "costs"}
-    assert all("mine" in str(path) for path in gone)
-    assert {k: v for k, v in before.items() if Path(k) not in gone} == after
-    left = [
-        path
-        for path in after
-        if "mine" in path and not path.startswith(("logs/", "costs/train")) and ".lock" not in path
-    ]
-    assert left == []
+    again = {Path(name).parts[0] for name in after if after[name] != before[name]}
+    assert again == {"evaluations", "costs", "logs"} and result in after
+    gone = before.keys() - after.keys()
+    assert {Path(name).parts[:2] for name in gone} == {("likelihoods", "zero-shot"), ("costs", "likelihood-zero-shot")}
+
+
+def test_jobs_run_on_slurm(compared, start, tmp_path):
+    """By the scripts that are given to sbatch; that of the test runs them here."""
+    folder = shutil.copytree(compared[0], tmp_path / "copy")
+    result = f"A/seed-1/evaluations/zero-shot/0/{tiny.UNSEEN}.parquet"
+    shutil.rmtree((folder / "compared" / result).parents[1])
+    binaries, queue = shutil.copytree(Path(__file__).with_name("slurm"), tmp_path / "bin"), tmp_path / "queue"
+    for program in binaries.iterdir():
+        program.chmod(0o755)
+    for made in (queue, folder / "profile"):
+        made.mkdir()
+    (folder / "profile" / "config.yaml").write_text(
+        "slurm-init-seconds-before-status-checks: 1\ndefault-resources:\n  slurm_account: physics\n"
+        "  slurm_partition: gpu\n  runtime: 60\n  mem_mb: 4000\n  gres: \"'gpu:1'\"\n",
+        encoding="utf-8",
+    )
+    arguments = ["--methods", "zero-shot", "--no-likelihood", "--seeds", "1", "--orders", "A", "--config", "dmole.toml"]
+    slurm = ["--executor", "slurm", "--jobs", "4", "--profile", "profile"]
+    path = f"{binaries}:{os.environ['PATH']}"
+    _, log = end(start(folder, "run.py", *arguments, *slurm, PATH=path, STUB_SLURM=str(queue)), code=0)
+    assert jobs_in(log) == [f"evaluate: {result}"] and (folder / "compared" / result).exists()
+    (script,) = queue.glob("*.sh")
+    words = script.read_text(encoding="utf-8").splitlines()[1]
+    assert "-A physics -p gpu -t 60 --mem 4000" in words and "--gres=gpu:1" in words
 
 
 def test_d_mole_is_prepared_once_and_a_study_evaluates_the_same_experts(stream, start, tmp_path):
@@ -295,10 +317,10 @@ def test_d_mole_is_prepared_once_and_a_study_evaluates_the_same_experts(stream, 
         encoding="utf-8",
     )
     arguments = ["--methods", "d-mole", "--only", "main", "routing", "--plan", "plan.toml", "--config", "dmole.toml"]
-    shown, log = end(start(folder, "run.py", *arguments), code=0)
-    steps = [line.split(": ")[1].split()[0] for line in log.splitlines() if line.startswith("[")]
-    own = ["allocate-d-mole", "train-task-d-mole", "evaluate-d-mole", "likelihood-d-mole"]
-    assert steps == ["profile", "train-router", *own, "evaluate-oracle"]
+    shown, log = end(start(folder, "run.py", *arguments, "--no-likelihood"), code=0)
+    stages = Counter(job.partition(":")[0] for job in jobs_in(log))
+    per_task = dict.fromkeys(("profile", "train_router", "allocate", "train_task"), len(tiny.TASKS))
+    assert stages == {**per_task, "evaluate": 2}
     compared = folder / "compared"
     assert {path.name for path in (compared / "shared" / "routers").iterdir()} == {
         f"{t}.safetensors" for t in tiny.TASKS
@@ -334,5 +356,5 @@ def test_trials_are_evaluated_on_validation_and_the_best_is_written(stream, star
     assert tomllib.loads(copied) == {"method": {"seq-ft": {"learning_rate": chosen}, "v4": {"learning_rate": chosen}}}
     runs = [path for path in (folder / "compared" / "A" / "seed-100" / "variants").iterdir()]
     assert len(runs) == 2 and not [path for path in runs if (path / "evaluations").exists()]
-    logs = [(path / "logs" / "train-task-seq-ft.log").read_text(encoding="utf-8") for path in runs]
+    logs = [(path / "logs/experts/seq-ft/colours.log").read_text(encoding="utf-8") for path in runs]
     assert all("steps 4," in log for log in logs), "16 rows in batches of 8, twice"

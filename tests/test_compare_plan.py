@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import sys
 import tomllib
 from pathlib import Path
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 COMPARE = ROOT / "pipelines" / "compare"
 sys.path.append(str(COMPARE))  # its files are scripts and find each other beside them
 
-from _comparison import Comparison  # noqa: E402
+from _engine import _alone_in, _delete_outdated  # noqa: E402
 from _files import read_toml, toml  # noqa: E402
 from _plan import (  # noqa: E402
     CONFIG,
@@ -27,7 +28,7 @@ from _plan import (  # noqa: E402
 )
 from _results import Row  # noqa: E402
 from _sheets import Summary  # noqa: E402
-from _steps import code_of  # noqa: E402
+from _workflow import Comparison, write_workflow  # noqa: E402
 from table import ceiling, headline, provenance  # noqa: E402
 from tune import GRID, trials  # noqa: E402
 
@@ -90,25 +91,72 @@ def test_a_generated_configuration_reads_back():
     assert tomllib.loads(toml(table)) == table
 
 
-def test_the_digest_of_code_is_that_of_what_it_does(tmp_path, monkeypatch):
-    import _steps
+def test_artifacts_depend_on_the_method_its_options_the_settings_and_the_cards(tmp_path, monkeypatch):
+    import _workflow
 
-    shelf = tmp_path / "methods"
-    shelf.mkdir()
-    monkeypatch.setattr(_steps, "PACKAGE", tmp_path)
-    found = []
-    for text in ('"""One."""\nx = 1\n', '"""Two."""\n# why\nx  =  1\n', "x = 2\n"):
-        (shelf / "a_b.py").write_text(text, encoding="utf-8")
-        found.append(code_of("a-b"))
-    assert found[0] == found[1] != found[2]
+    (tmp_path / "methods").mkdir()
+    for name in ("seq_ft", "replay", "_shared"):
+        (tmp_path / "methods" / f"{name}.py").write_text("x = 1\n", encoding="utf-8")
+    monkeypatch.setattr(_workflow, "PACKAGE", tmp_path)
+    plan, usual = read_toml(PLAN), read_toml(CONFIG)
+    experiment = Experiment("seq-ft", "seq-ft", "A", 0)
 
-    # What a method shares with others is its code, too, however indirectly it is imported.
-    (shelf / "a_b.py").write_text("from dmole_cli.methods._near import y\n", encoding="utf-8")
-    (shelf / "_near.py").write_text("from dmole_cli.methods._far import y\n", encoding="utf-8")
-    for text in ("y = 1\n", "y = 1  # why\n", "y = 2\n"):
-        (shelf / "_far.py").write_text(text, encoding="utf-8")
-        found.append(code_of("a-b"))
-    assert found[3] == found[4] != found[5]
+    def made_from(**changes) -> set[str]:
+        _, jobs = Comparison(tmp_path, plan, {**usual, **changes}).jobs(experiment)
+        return {job["made_from"] for job in jobs.values()}
+
+    first = made_from()
+    assert len(first) == 1 and made_from(method={**usual["method"], "replay": {"share": 0.5}}) == first
+    assert made_from(method={**usual["method"], "seq-ft": {"learning_rate": 0.5}}) != first
+    assert made_from(allocate={"budget": "1%"}) != first
+    for name, same in (("replay", True), ("seq_ft", False), ("_shared", False)):
+        (tmp_path / "methods" / f"{name}.py").write_text("x = 12\n", encoding="utf-8")
+        assert (made_from() == first) == same, name
+        first = made_from()
+
+
+def test_every_input_of_a_job_is_what_another_job_writes(tmp_path):
+    plan = read_toml(PLAN)
+    comparison = Comparison(tmp_path, plan, read_toml(CONFIG), likelihood=True)
+    experiments = [*main_experiments(plan), *study_experiments(plan)]
+    found = [comparison.jobs(experiment) for experiment in experiments]
+    jobs = {path: job for _, own in found for path, job in own.items()}
+    assert {path for job in jobs.values() for path in job["inputs"]} < jobs.keys()
+    assert all(jobs[path] == job for _, own in found for path, job in own.items()), "one artifact, one command"
+    assert all(experiment.result in own for experiment, own in found)
+    stages = {job["stage"] for job in jobs.values()}
+    assert stages == {"profile", "train-router", "allocate", "train-task", "evaluate", "likelihood"}
+    results = {(e.folder, e.label): e.result for e, _ in found if e.order == "A" and e.seed == 0}
+    assert results["A/seed-0", "d-mole-1.25"] == results["A/seed-0", "threshold-1.25"]
+    assert "/d-mole@1.25/" in results["A/seed-0", "d-mole-1.25"]
+
+
+def test_a_method_that_is_made_again_loses_all_its_evaluations(tmp_path):
+    plan = read_toml(PLAN)
+    comparison = Comparison(tmp_path, plan, read_toml(CONFIG), likelihood=True)
+    (experiment,) = main_experiments(plan, rows=["d-mole"], seeds=[0], orders=["A"])
+    _, jobs = comparison.jobs(experiment)
+    write_workflow(tmp_path, [jobs])
+    others = ("evaluations/d-mole@1.25/0/easyvqa.parquet", "evaluations/v1/0/easyvqa.parquet", "generations/a.parquet")
+    own = [path for path, job in jobs.items() if job["stage"] not in ("profile", "train-router")]
+    for path in (*jobs, *(f"A/seed-0/{name}" for name in others)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    _delete_outdated(tmp_path, jobs, set(own), force=True)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if ".snakemake" not in path.parts}
+    kept = {path for path in jobs if path.startswith("shared/")} | {f"A/seed-0/{name}" for name in others[1:]}
+    assert left == kept | {"workflow.json"}
+
+
+def test_one_process_at_a_time_runs_a_comparison(tmp_path):
+    with (
+        _alone_in(tmp_path / "new"),
+        pytest.raises(DmoleError, match="another process runs the comparison"),
+        _alone_in(tmp_path / "new"),
+    ):
+        pass
+    with _alone_in(tmp_path / "new"):
+        pass
 
 
 def test_every_method_has_the_same_number_of_trials_with_options_that_it_has():
@@ -169,14 +217,14 @@ def test_a_stage_uses_the_arguments_that_the_plan_gives_it(tmp_path):
     plan = read_toml(PLAN)
     comparison = Comparison(tmp_path, plan, read_toml(CONFIG))
     for experiment in (*main_experiments(plan, seeds=[0]), *study_experiments(plan)):
-        arguments = [word for step in comparison.training_steps(experiment) for word in step.arguments]
-        assert {*experiment.allocate, *experiment.train} <= set(arguments)
+        arguments = {word for job in comparison.jobs(experiment)[1].values() for word in shlex.split(job["command"])}
+        assert {*experiment.router, *experiment.allocate, *experiment.train, *experiment.evaluate} <= arguments
     ignored = Experiment("v4-1%", "v4-routed", "A", 0, "tight", allocate=("--budget", "1%"))
     with pytest.raises(DmoleError, match="v4-1% gives allocate --budget 1%, but v4-routed has no such stage"):
-        comparison.training_steps(ignored)
+        comparison.jobs(ignored)
     for method, words in (("zero-shot", {"train": ("--rate",)}), ("seq-ft", {"router": ("--decoder", "linear")})):
         with pytest.raises(DmoleError, match=f"but {method} has no such stage"):
-            comparison.training_steps(Experiment("x", method, "A", 0, **words))
+            comparison.jobs(Experiment("x", method, "A", 0, **words))
 
 
 def test_every_budget_of_the_plan_can_be_spent_at_its_rank():

@@ -304,12 +304,16 @@ class Forks:
 
 
 class Interpreter:
-    """A replacement for `python` in scripts that run `python -m dmole_cli`: the command is forked by `Forks` instead."""
+    """A replacement for `python` in scripts that run `python -m dmole_cli`: the command is forked by `Forks` instead.
+
+    Other modules and scripts run in the usual interpreter.
+    """
 
     def __init__(self, folder: Path, forks: Forks) -> None:
         self.program, address = folder / "python", str(folder / "socket")
         self.program.write_text(
             f"#!{sys.executable} -SE\nimport json, os, socket, sys\n"
+            f"if 'dmole_cli' not in sys.argv: os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
             f"line = socket.socket(socket.AF_UNIX)\nline.connect({address!r})\n"
             "file = line.makefile('rw', encoding='utf-8')\n"
             "args = sys.argv[sys.argv.index('dmole_cli') + 1:]\n"

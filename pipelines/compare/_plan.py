@@ -34,6 +34,7 @@ class Experiment:
         seed: `--seed` of the training.
         group: the table it belongs to, `main` or a study.
         router, allocate, train, evaluate: additional arguments of these stages' commands.
+        result: the last of its evaluations that is written, in the folder of the comparison: it exists if all of them do.
     """
 
     label: str
@@ -45,6 +46,7 @@ class Experiment:
     allocate: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ()
+    result: str = ""
 
     @property
     def trained_apart(self) -> bool:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from _comparison import cost_of
 from _plan import Experiment, Record
 
 from dmole_cli.artifacts.run import Run
@@ -44,11 +42,11 @@ def rows_of(folder: Path, record: Record, *, group: str) -> list[Row]:
 
 
 def _rows_of_experiment(folder: Path, record: Record, experiment: Experiment) -> Iterator[Row]:
-    root = folder / experiment.folder
-    evaluations = _finished_evaluations(root, experiment)
-    if evaluations is None:
+    result = folder / experiment.result
+    if not result.is_file():
         return
-    run, tasks = Run(root, folder / experiment.shared), record.orders[experiment.order]
+    run, tasks = Run(folder / experiment.folder, folder / experiment.shared), record.orders[experiment.order]
+    evaluations = result.parts[-3]
     (report,) = collect(run, tasks=tasks, methods=[evaluations], split=record.split)
     values = {**_scores(report), **_shares(report), **_knowledge(report)}
     values |= {(ALL, name): getattr(report, name) for name in ("trainable_parameters", "stored_parameters")}
@@ -58,14 +56,6 @@ def _rows_of_experiment(folder: Path, record: Record, experiment: Experiment) ->
     for (task, quantity), value in values.items():
         if value is not None:
             yield Row(experiment.label, experiment.order, experiment.seed, task, quantity, value)
-
-
-def _finished_evaluations(root: Path, experiment: Experiment) -> str | None:
-    """The name of an experiment's evaluations, None unless they are complete."""
-    name = experiment.label if experiment.evaluate else experiment.method
-    marker = root / "steps" / f"evaluate-{name}.json"
-    found = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
-    return found["evaluations"] if found.get("finished") else None
 
 
 def _scores(report: MethodReport) -> dict[tuple[str, str], float | None]:
@@ -113,10 +103,15 @@ def _shares(report: MethodReport) -> dict[tuple[str, str], float | None]:
 def _seconds(run: Run, experiment: Experiment, evaluations: str, split: str, *, routes: bool) -> dict[str, float]:
     costs = {row["stage"]: row["seconds"] for row in cost_rows(run)}
     # Profiles and routers count only for a method that uses them.
-    allocates = (run.root / "steps" / f"allocate-{experiment.method}.json").exists()
+    allocates = any(run.allocation("task", experiment.method).parent.glob("*.json"))
     prepared = [name for name, used in (("profile", allocates), ("train-router", routes)) if used]
     return {
         "preparation_seconds": sum(costs.get(name, 0.0) for name in prepared),
         "training_seconds": costs.get(f"train-task-{experiment.method}", 0.0),
         "evaluation_seconds": costs.get(cost_of(evaluations, split), 0.0),
     }
+
+
+def cost_of(evaluations: str, split: str, *, work: str = "evaluate") -> str:
+    """The name of the costs of a method's evaluations or likelihoods."""
+    return "-".join([work, *([] if split == "test" else [split]), evaluations])

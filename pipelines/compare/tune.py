@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _comparison import Comparison
+from _engine import add_options, engine_options, run_experiments
 from _files import read_toml, toml, write_csv, write_lines
 from _plan import CONFIG, PLAN, Experiment, read_record, variant_experiment
 from _program import exit_with, reported_errors
 from _results import MEAN, Row, rows_of
 from _sheets import Sheet, markdown
-from run import run_experiments
+from _workflow import Comparison
 
 from dmole_cli.data.card import load_card
 from dmole_cli.errors import DmoleError
@@ -38,7 +38,7 @@ def main() -> None:
         config = smaller(read_toml(options.config), grid, options.folder)
         comparison = Comparison(options.folder, plan, config, split="validation", diagonal=True)
         experiments = trials(plan, grid, methods=options.methods)
-        failed = run_experiments(comparison, experiments, jobs=options.jobs)
+        failed = run_experiments(comparison, experiments, options=engine_options(options))
         rows = rows_of(options.folder, read_record(options.folder), group=GROUP)
         write_tuning(options.results or options.folder / "results", plan, grid, rows)
     exit_with(failed, of=len(experiments), what="trials")
@@ -162,7 +162,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--plan", type=Path, default=PLAN, help="orders and variants [pipelines/compare/plan.toml]")
     parser.add_argument("--config", type=Path, default=CONFIG, help="tasks and settings [pipelines/compare/dmole.toml]")
     parser.add_argument("--results", type=Path, metavar="DIR", help="output folder of the tables [FOLDER/results]")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="number of trials that run at once [1]")
+    add_options(parser)
     return parser.parse_args()
 
 
