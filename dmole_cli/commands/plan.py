@@ -53,6 +53,7 @@ def run(
     from dmole_cli.cli.unused import refuse_unused_in_allocation
     from dmole_cli.errors import DmoleError
     from dmole_cli.methods.base import load_method
+    from dmole_cli.planning.durations import seconds_of_process
 
     refuse_unused_in_allocation(work.typed, work.settings.allocate, load_method(D_MOLE))
     if measure and earlier is not None:
@@ -62,8 +63,9 @@ def run(
             f"there is no run directory {earlier}", "pass --from a run whose stages have run, or --measure"
         )
     names = work.chosen(task)
+    begun = seconds_of_process()
     from dmole_cli.reports.plans import show_plan
-    from dmole_cli.stages.plan import plan
+    from dmole_cli.stages.plan import Scope, plan
 
     parts = work.parts
     if batch_size is not None:
@@ -73,10 +75,13 @@ def run(
     planned = plan(
         names if task else names[:1],
         **parts,
-        stream=names if task else (*names, *work.settings.unseen),
-        measure=measure,
-        earlier=Run(earlier, work.run.shared) if earlier else None,
-        processes=processes,
+        of=Scope(
+            stream=names if task else (*names, *work.settings.unseen),
+            processes=processes,
+            measure=measure,
+            earlier=Run(earlier, work.run.shared) if earlier else None,
+            begun=begun,
+        ),
         track=work.track,
     )
     console.data(planned) if work.json else show_plan(planned)

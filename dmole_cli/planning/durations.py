@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -38,25 +39,31 @@ class Part:
 
 @dataclass(frozen=True)
 class Start:
-    """What every process of a stage does before it computes.
+    """What every process does before it reads data; pairs of seconds by the wall clock and of processor time.
 
     Attributes:
-        seconds: from the start of the process until all libraries are imported.
-        cpu_seconds: of its processor time.
-        loading: seconds that loading the backbone takes; None where it was not measured.
-        loading_cpu: of its processor time.
+        light: until a stage without a backbone begins.
+        libraries: until a stage with one has imported its libraries.
+        loading: of the backbone; None where it was not measured.
     """
 
-    seconds: float
-    cpu_seconds: float
-    loading: float | None = None
-    loading_cpu: float | None = None
+    light: tuple[float, float]
+    libraries: tuple[float, float]
+    loading: tuple[float, float] | None = None
 
     def of(self, stage: str) -> tuple[float, float]:
-        """Seconds before a stage computes: by the wall clock, and of processor time."""
+        """Both seconds before a stage reads data."""
         if stage in WITHOUT_BACKBONE:
-            return self.seconds, self.cpu_seconds
-        return self.seconds + (self.loading or 0.0), self.cpu_seconds + (self.loading_cpu or 0.0)
+            return self.light
+        loading = self.loading or (0.0, 0.0)
+        return self.libraries[0] + loading[0], self.libraries[1] + loading[1]
+
+
+def seconds_of_process() -> tuple[float, float]:
+    """Seconds since this process started: by the wall clock, and of its processor time."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time(), time.process_time()
 
 
 def time_of(parts: Sequence[Part], start: Start, *, processes: int, source: str) -> dict[str, Any]:
@@ -68,7 +75,7 @@ def time_of(parts: Sequence[Part], start: Start, *, processes: int, source: str)
         processes: that share the work of a command.
         source: where the figures come from.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for stage in STAGES:
         own = [part for part in parts if part.stage == stage]
         tasks: dict[str, float] = {}

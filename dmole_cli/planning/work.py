@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,9 @@ from dmole_cli.artifacts.kinds import D_MOLE
 from dmole_cli.backbones.inputs import Inputs
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import seed_for
+from dmole_cli.data.tasks import Tasks
 from dmole_cli.methods.base import load_method
+from dmole_cli.planning.durations import STAGES, Part
 from dmole_cli.planning.inputs import PlanInputs
 from dmole_cli.profiling.sensitivity import draw_batches
 from dmole_cli.training.order import shuffled_batches
@@ -37,6 +40,7 @@ class TaskWork:
         train_tokens: tokens in the steps of training, padding included.
         entries: entries of the score matrix.
         micro_batch: samples of a micro-batch of training; 0 where a step is one.
+        reading: split -> seconds of reading and digesting its records: by the wall clock, and of processor time.
     """
 
     task: str
@@ -49,6 +53,7 @@ class TaskWork:
     train_tokens: int = 0
     entries: int = 0
     micro_batch: int = 0
+    reading: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def sets(self) -> int:
@@ -88,11 +93,11 @@ def stream_work(inputs: PlanInputs, tasks: Sequence[str], prepared: Inputs) -> l
 
 def _work_of(inputs: PlanInputs, task: str, prepared: Inputs) -> TaskWork:
     settings, data = inputs.settings, inputs.data
-    test = data.samples(task, settings.evaluate.split)
-    count = len(settings.tasks) + 1
+    count, reading = len(settings.tasks) + 1, {}
+    test, reading["test"] = _read(data, task, settings.evaluate.split)
     if task not in settings.tasks:
-        return TaskWork(task, False, (), test, entries=count)
-    train = data.samples(task, "train")
+        return TaskWork(task, False, (), test, entries=count, reading=reading)
+    train, reading["train"] = _read(data, task, "train")
     chosen = settings.profile
     recipe = recipe_for(
         task,
@@ -117,9 +122,24 @@ def _work_of(inputs: PlanInputs, task: str, prepared: Inputs) -> TaskWork:
     tokens = (_padded(profiled, lengths), _padded(steps, lengths))
     # Declared by settings that have micro-batches; `auto` is found when training starts.
     micro = getattr(settings.train, "micro_batch", 0)
-    return TaskWork(
-        task, True, train, test, profiled, steps, *tokens, count, micro_batch=micro if isinstance(micro, int) else 0
-    )
+    micro = micro if isinstance(micro, int) else 0
+    return TaskWork(task, True, train, test, profiled, steps, *tokens, count, micro, reading)
+
+
+def _read(data: Tasks, task: str, split: str) -> tuple[Sequence[Sample], tuple[float, float]]:
+    """The samples of a split, and the seconds that reading them took."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    samples = data.samples(task, split)
+    data.inputs((task, split))
+    return samples, (time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def reading_parts(work: Sequence[TaskWork]) -> Iterator[Part]:
+    """The time in which every stage reads the data of its tasks, to compare it with what artifacts were made from."""
+    for item in work:
+        for split, seconds in item.reading.items():
+            for stage in STAGES if split == "train" else ("evaluate",):
+                yield Part(stage, item.task, f"reading {split}", *seconds)
 
 
 def _lengths(samples: Sequence[Sample], prepared: Inputs, *, max_length: int) -> list[int]:

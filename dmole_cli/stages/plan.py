@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,12 +19,12 @@ from dmole_cli.backbones.reach import find_candidates
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError, first_line
 from dmole_cli.planning.disk import BYTES_PER_PARAMETER, disk_rows
-from dmole_cli.planning.durations import Part, Start, time_of
+from dmole_cli.planning.durations import Start, seconds_of_process, time_of
 from dmole_cli.planning.earlier import earlier_parts, has_figures
 from dmole_cli.planning.inputs import PlanInputs
 from dmole_cli.planning.measuring import measured_parts
 from dmole_cli.planning.memory import memory_rows
-from dmole_cli.planning.work import TaskWork, stream_work
+from dmole_cli.planning.work import TaskWork, reading_parts, stream_work
 from dmole_cli.profiling.estimates import FRAGMENTATION, library_bytes
 from dmole_cli.profiling.memory import as_fake_tensors
 from dmole_cli.progress import Track, quiet
@@ -51,6 +51,25 @@ TIME_ASSUMPTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Scope:
+    """What bytes and time are planned of, and where the time is known from.
+
+    Attributes:
+        stream: tasks whose artifacts and time are planned; by default those whose memory is.
+        processes: processes that share the work of a command.
+        measure: load the backbone, and measure the stages' work for a minute.
+        earlier: run whose figures of time are used; None for the run itself, if it has some.
+        begun: seconds of this process when the command began, by `seconds_of_process`; None for those at the call.
+    """
+
+    stream: Sequence[str] = ()
+    processes: int = 1
+    measure: bool = False
+    earlier: Run | None = None
+    begun: tuple[float, float] | None = None
+
+
 def plan(
     tasks: Sequence[str],
     *,
@@ -58,10 +77,7 @@ def plan(
     data: Tasks,
     model: LazyModel,
     run: Run,
-    stream: Sequence[str] = (),
-    measure: bool = False,
-    earlier: Run | None = None,
-    processes: int = 1,
+    of: Scope = Scope(),
     track: Track = quiet,
 ) -> dict[str, Any]:
     """State sites, parameters and bytes per budget, the memory of profiling and training, and bytes and time of a stream.
@@ -72,22 +88,21 @@ def plan(
         data: the tasks.
         model: the backbone; its weights are loaded only to measure.
         run: the run directory, for allocations and figures that exist.
-        stream: tasks whose artifacts and time are planned; by default `tasks`.
-        measure: load the backbone, and measure the time of the stages' work for a minute.
-        earlier: run whose figures of time are used; None for `run`, if it has some.
-        processes: processes that share the work of a command.
+        of: what bytes and time are planned of.
         track: shows the progress of the measurement.
 
     Raises:
-        DmoleError: the backbone has no configuration or no processor, a task's data cannot be read, or `earlier` has no figures.
+        DmoleError: the backbone has no configuration or no processor, a task's data cannot be read, or the named run has no
+            figures of time.
     """
+    light = of.begun or seconds_of_process()
     empty = meta_model(model.name, attention=settings.attention)
-    started = _since_start()
+    heavy = seconds_of_process()
     sites = find_candidates(empty, settings.profile.sites)
     inputs = PlanInputs(settings, data, model, run, sites, sum(p.numel() for p in empty.parameters()))
     libraries = library_bytes()
     backbone = _without_weights(inputs, empty)
-    work = stream_work(inputs, stream or tasks, backbone.inputs)
+    work = stream_work(inputs, of.stream or tasks, backbone.inputs)
     budgets = dict.fromkeys((settings.allocate.budget, *BUDGETS))
     found = {
         "model": type(empty).__name__,
@@ -100,19 +115,26 @@ def plan(
         "disk": disk_rows(inputs, work),
     }
     # Before the memory, whose FakeTensors need further libraries.
-    if measure:
-        parts, start = _measured(inputs, work, started, track)
-        found["time"] = time_of(parts, start, processes=processes, source="measured")
-    elif earlier is not None or has_figures(inputs, run):
-        source = earlier or run
-        start = Start(*started)
-        found["time"] = time_of(
-            earlier_parts(inputs, work, source), start, processes=processes, source=str(source.root)
-        )
-    else:
-        found["time"] = None
+    found["time"] = _time(inputs, work, Start(light, heavy), of, track)
     found["memory"] = memory_rows(inputs, tasks, backbone, libraries=libraries)
     return found | {"assumes": [*ASSUMPTIONS, *(TIME_ASSUMPTIONS if found["time"] else ())]}
+
+
+def _time(inputs: PlanInputs, work: Sequence[TaskWork], start: Start, of: Scope, track: Track) -> dict[str, Any] | None:
+    """Seconds per stage and in all; None where no figures are known."""
+    reading = list(reading_parts(work))
+    if of.measure:
+        before = seconds_of_process()
+        inputs.model.load()
+        after = seconds_of_process()
+        start = replace(start, loading=(after[0] - before[0], after[1] - before[1]))
+        measured = measured_parts(inputs, work, track=track)
+        return time_of([*reading, *measured], start, processes=of.processes, source="measured")
+    if of.earlier is None and not has_figures(inputs, inputs.run):
+        return None
+    source = of.earlier or inputs.run
+    parts = [*reading, *earlier_parts(inputs, work, source)]
+    return time_of(parts, start, processes=of.processes, source=str(source.root))
 
 
 def _without_weights(inputs: PlanInputs, empty: Any) -> Backbone:
@@ -132,22 +154,6 @@ def _without_weights(inputs: PlanInputs, empty: Any) -> Backbone:
         ) from error
     fake = as_fake_tensors(empty, getattr(torch, settings.dtype))
     return Backbone(model.name, "", fake, processor, precision=model.precision)
-
-
-def _measured(
-    inputs: PlanInputs, work: Sequence[TaskWork], started: tuple[float, float], track: Track
-) -> tuple[list[Part], Start]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    inputs.model.load()
-    loading, loading_cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return measured_parts(inputs, work, track=track), Start(*started, loading, loading_cpu)
-
-
-def _since_start() -> tuple[float, float]:
-    """Seconds since this process started: by the wall clock, and of its processor time."""
-    import psutil
-
-    return time.time() - psutil.Process().create_time(), time.process_time()
 
 
 def _budget(inputs: PlanInputs, text: str) -> dict[str, Any]:
