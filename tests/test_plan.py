@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import pytest
 import tiny
@@ -9,16 +10,27 @@ import torch
 from builders import every_family, family  # noqa: F401 - a fixture
 from PIL import Image
 
+from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.sites import find_sites
+from dmole_cli.cli.workspace import workspace
 from dmole_cli.data.sample import Sample
+from dmole_cli.errors import DmoleError
+from dmole_cli.planning import meter
+from dmole_cli.planning.disk import disk_rows
+from dmole_cli.planning.durations import Part
+from dmole_cli.planning.earlier import earlier_parts, has_figures
+from dmole_cli.planning.inputs import PlanInputs
+from dmole_cli.planning.measuring import measured_parts
+from dmole_cli.planning.work import TaskWork, stream_work
 from dmole_cli.profiling.memory import as_fake_tensors, held_bytes, peak_bytes
 from dmole_cli.profiling.sensitivity import measure_sensitivity
+from dmole_cli.reports.plans import duration
+from dmole_cli.settings.reading import read_settings
 
 TASK = tiny.TASKS[0]
-STAGES = ("profile", "allocate", "train-router", "train-task", "evaluate")
 SAMPLES = [
     Sample(
         str(side), "Which colour?", "red", ("red",), ((lambda side=side: Image.new("RGB", (side, 40), (side, 90, 9))),)
@@ -95,6 +107,8 @@ def test_no_weights_and_no_profile_are_needed(stream, tmp_path, run):
     assert after == before
     shown = tiny.succeed("plan", cwd=tmp_path / "here", run=run).stdout
     assert "peak memory, MB" in shown and "assumes: " in shown
+    # Without figures of a run, the command that gives the time.
+    assert "time: unknown" in shown and "dmole plan --measure" in shown and "dmole plan --from RUN" in shown
     (tmp_path / "here" / "backbone" / "processor_config.json").unlink()
     done = run("plan", cwd=tmp_path / "here")
     assert done.returncode == 1 and "has no processor" in done.stderr
@@ -136,29 +150,38 @@ def test_the_plan_of_two_billion_parameters(tmp_path, run):
 # --- bytes and time of the stream ---
 
 
-def stages(time: dict) -> dict[str, dict]:
-    return {row["stage"]: row for row in time["stages"]}
+def opened(folder, backbone, **changed) -> PlanInputs:
+    """The inputs of a plan for the stream of a folder, with its backbone loaded."""
+    config = read_settings(folder / "dmole.toml")
+    at = {name: tuple(str(folder / card) for card in getattr(config, name)) for name in ("tasks", "unseen")}
+    work = workspace(config.updated(backbone=str(folder / "backbone"), **at, **changed), Run(folder / "dmole-run"))
+    work.model.__dict__["_loaded"] = backbone  # instead of loading it again
+    return PlanInputs(**work.parts, sites=find_sites(backbone.model, "attention"), parameters=backbone.parameters)
 
 
-def test_without_figures_the_plan_names_the_commands_that_give_the_time(stream, run):
-    assert planned(stream, run)["time"] is None
-    shown = tiny.succeed("plan", cwd=stream, run=run).stdout
-    assert "dmole plan --measure" in shown and "dmole plan --from RUN" in shown
+def work_of(inputs, backbone) -> list[TaskWork]:
+    return stream_work(inputs, (*inputs.settings.tasks, *inputs.settings.unseen), backbone.inputs)
 
 
-def test_the_time_comes_from_the_figures_of_the_run_and_the_bytes_are_those_of_its_files(finished, run):
-    here = finished / "dmole-run"
-    said = planned(finished, run)
-    assert said["time"]["source"].endswith("dmole-run") and list(stages(said["time"])) == list(STAGES)
-    parts = {(p["stage"], p["task"]): p for p in said["time"]["parts"] if not p["what"].startswith("reading")}
-    folders = {"profile": "profile", "train-router": "train-router", "train-task": "train-task-d-mole"}
+def by_task(parts) -> dict[tuple[str, str], Part]:
+    return {(part.stage, part.task): part for part in parts}
+
+
+def test_the_time_is_that_of_the_cost_files_where_the_work_is_the_same(finished, backbone):
+    inputs = opened(finished, backbone)
+    parts = by_task(earlier_parts(inputs, work_of(inputs, backbone), inputs.run))
+    folders = {"train-task": "train-task-d-mole", "evaluate": "evaluate-d-mole"}
     for (stage, task), part in parts.items():
-        cost = json.loads((here / "costs" / folders.get(stage, "evaluate-d-mole") / f"{task}.json").read_text())
-        # The same work again: what is planned has as many tokens and predictions as were counted.
-        assert part["seconds"] == pytest.approx(cost["seconds"], rel=0.02)
+        cost = json.loads(inputs.run.cost(folders.get(stage, stage), task).read_text(encoding="utf-8"))
+        # What is planned has as many tokens and predictions as the run has counted.
+        assert part.seconds == pytest.approx(cost["seconds"], rel=0.02)
     assert {task for stage, task in parts if stage == "train-task"} == set(tiny.TASKS)
     assert {task for stage, task in parts if stage == "evaluate"} == {*tiny.TASKS, tiny.UNSEEN}
-    disk = {row["kind"]: row for row in said["disk"]}
+
+
+def test_bytes_are_those_of_the_files(finished, backbone):
+    inputs = opened(finished, backbone)
+    disk = {row["kind"]: row for row in disk_rows(inputs, work_of(inputs, backbone))}
     for kind, pattern in {
         "expert": "experts/*.safetensors",
         "router": "routers/*.safetensors",
@@ -166,84 +189,86 @@ def test_the_time_comes_from_the_figures_of_the_run_and_the_bytes_are_those_of_i
         "features": "features/*.parquet",
         "evaluation": "evaluations/d-mole/*/*.parquet",
     }.items():
-        files = list(here.glob(pattern))
+        files = list(inputs.run.root.glob(pattern))
         assert disk[kind]["files"] == len(files)
-        assert disk[kind]["bytes"] == pytest.approx(sum(file.stat().st_size for file in files), rel=0.25)
+        assert disk[kind]["bytes"] == pytest.approx(sum(file.stat().st_size for file in files), rel=0.2), kind
     assert disk["in all"]["bytes"] == sum(row["bytes"] for kind, row in disk.items() if kind != "in all")
 
 
-def test_figures_of_another_run_are_scaled_to_the_work(copy, run):
-    (copy / "dmole-run").rename(copy / "earlier")
-    seconds = {}
-    for batch in ("0", "1", "2"):
-        options = ["--batch-size", "4"] if batch == "1" else []
-        if batch == "2":
-            for path in (copy / "earlier" / "costs").rglob("*.json"):
-                cost = json.loads(path.read_text(encoding="utf-8"))
-                path.write_text(json.dumps(cost | {"seconds": 3 * cost["seconds"]}), encoding="utf-8")
-        time = planned(copy, run, "--from", "earlier", *options)["time"]
-        seconds[batch] = sum(p["seconds"] for p in time["parts"] if not p["what"].startswith("reading"))
-    assert seconds["2"] == pytest.approx(3 * seconds["0"]) and seconds["1"] < seconds["0"]  # less padding
+def test_figures_are_scaled_to_the_work_and_borrowed_between_tasks(copy, backbone):
+    inputs = opened(copy, backbone)
+    before = by_task(earlier_parts(inputs, work_of(inputs, backbone), inputs.run))
+    longer = opened(copy, backbone, train=inputs.settings.train.updated(epochs=36))  # three times the card's
+    after = by_task(earlier_parts(longer, work_of(longer, backbone), inputs.run))
+    for key, part in after.items():
+        factor = 3 if key[0] == "train-task" else 1
+        assert part.seconds == pytest.approx(factor * before[key].seconds, rel=0.02)
+    inputs.run.cost("profile", tiny.TASKS[1]).unlink()
+    borrowed = by_task(earlier_parts(inputs, work_of(inputs, backbone), inputs.run))["profile", tiny.TASKS[1]]
+    first, second = (item.profile_tokens for item in work_of(inputs, backbone)[:2])
+    assert borrowed.seconds == pytest.approx(before["profile", TASK].seconds * second / first)
 
 
-def test_figures_of_no_use_are_refused(copy, run):
-    def error(*options: str) -> str:
-        done = run("plan", *options, cwd=copy)
-        assert done.returncode == 1
-        return " ".join(done.stderr.split())
-
-    assert "there is no run directory nowhere" in error("--from", "nowhere")
-    assert "with another backbone" in error("--from", "dmole-run", "--dtype", "bfloat16")
+def test_figures_of_no_use_are_refused(copy, backbone):
+    inputs = opened(copy, backbone)
+    work = work_of(inputs, backbone)
+    other = opened(copy, backbone, dtype="bfloat16")
+    with pytest.raises(DmoleError, match="with another backbone"):
+        earlier_parts(other, work, other.run)
+    assert has_figures(inputs, inputs.run) and not has_figures(inputs, Run(copy / "nowhere"))
     shutil.rmtree(copy / "dmole-run" / "costs" / "profile")
-    assert "has no figures of the stage profile" in error("--from", "dmole-run")
-    assert run("plan", "--measure", "--from", "dmole-run", cwd=copy).returncode == 2
-    assert planned(copy, run)["time"] is None
+    assert not has_figures(inputs, inputs.run)
+    with pytest.raises(DmoleError, match="no figures of the stage profile"):
+        earlier_parts(inputs, work, inputs.run)
 
 
-def test_a_measured_plan_has_every_part_of_every_task(stream, run):
-    said = planned(stream, run, "--measure", "--processes", "2")
+def test_every_part_of_every_task_is_measured_or_borrowed(stream, backbone):
+    inputs = opened(stream, backbone)
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    kinds = {"profile": ("profile",), "train-router": ("features", "router"), "train-task": ("training",)}
+    expected = {(stage, what, task) for task in tiny.TASKS for stage, names in kinds.items() for what in names}
+    tested = ("test features", "predictions", "scores")
+    expected |= {("evaluate", what, task) for task in (*tiny.TASKS, tiny.UNSEEN) for what in tested}
+    for seconds in (2.0, 0.0):  # with no time for more than one batch of each kind of work
+        parts = measured_parts(inputs, work_of(inputs, backbone), seconds=seconds)
+        assert {(part.stage, part.what, part.task) for part in parts} == expected
+        assert all(part.seconds > 0 and part.cpu_seconds is not None for part in parts)
+    # Batches are dealt out to processes; the training of a router, and steps of one micro-batch, are not.
+    shares = {(part.stage, part.what): part.shares for part in parts if part.task == TASK}
+    assert shares["profile", "profile"] == 4
+    assert shares["train-router", "router"] == shares["train-task", "training"] == 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.model.state_dict().items())
+
+
+def test_a_plan_shows_its_time(finished, run):
+    said = planned(finished, run, "--processes", "2")
     time = said["time"]
-    assert time["source"] == "measured" and time["processes"] == 2
-    found = {(p["stage"], p["what"], p["task"]): p for p in time["parts"]}
-    expected = {
-        (stage, what, task)
-        for task in tiny.TASKS
-        for stage, what in (
-            ("profile", "profile"), ("train-router", "features"), ("train-router", "router"), ("train-task", "training"),
-        )
-    }  # fmt: skip
-    expected |= {
-        ("evaluate", what, task)
-        for task in (*tiny.TASKS, tiny.UNSEEN)
-        for what in ("features", "predictions", "scores")
-    }
-    computed = {key: part for key, part in found.items() if not key[1].startswith("reading")}
-    assert {(s, w.removeprefix("test "), t) for s, w, t in computed} == expected
-    assert all(part["seconds"] > 0 and part["cpu_seconds"] > 0 for part in computed.values())
-    # Batches are dealt out to the two processes; the training of a router, and steps of one micro-batch, are not.
-    assert computed["profile", "profile", TASK]["shares"] == 4
-    assert computed["train-router", "router", TASK]["shares"] == computed["train-task", "training", TASK]["shares"] == 1
-    row = stages(time)["profile"]
-    parts = [part for part in found.values() if part["stage"] == "profile"]
-    halved = sum(p["seconds"] / (2 if p["what"] == "profile" else 1) for p in parts)
-    assert row["computing"] == pytest.approx(halved, abs=0.01)
-    assert time["start"]["loading"][0] > 0
-    assert time["seconds"] == pytest.approx(sum(r["seconds"] for r in time["stages"]), abs=0.01)
+    assert time["source"].endswith("dmole-run") and time["processes"] == 2
+    assert [row["stage"] for row in time["stages"]] == ["profile", "allocate", "train-router", "train-task", "evaluate"]
+    parts = [part for part in time["parts"] if part["stage"] == "profile"]
+    halved = sum(part["seconds"] / (1 if part["what"].startswith("reading") else 2) for part in parts)
+    assert time["stages"][0]["computing"] == pytest.approx(halved, abs=0.01)
+    assert time["seconds"] == pytest.approx(sum(row["seconds"] for row in time["stages"]), abs=0.01)
+
+
+def test_one_source_of_times_that_exists(stream, run):
+    assert run("plan", "--measure", "--from", "dmole-run", cwd=stream).returncode == 2
+    done = run("plan", "--from", "nowhere", cwd=stream)
+    assert done.returncode == 1 and "there is no run directory nowhere" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(4.21, "4.2 s"), (75, "1 min 15 s"), (7500, "2 h 05 min")])
+def test_durations_are_readable(seconds, shown):
+    assert duration(seconds) == shown
 
 
 def test_the_slowest_process_determines_the_time():
-    from dmole_cli.planning.durations import Part
-
     part = Part("evaluate", TASK, "predictions", 30.0, shares=3)
     assert [part.by(processes) for processes in (1, 2, 3, 4)] == [30, 20, 10, 10]
     assert Part("train-router", TASK, "router", 30.0).by(4) == 30
 
 
 def test_a_meter_times_the_first_batch_apart_and_stops_at_its_limit(monkeypatch):
-    from collections import Counter
-
-    from dmole_cli.planning import meter
-
     clock, counts, seen = [0.0], Counter(), []
     monkeypatch.setattr(meter.time, "perf_counter", lambda: clock[0])
     timed = meter.Meter(torch.device("cpu"), lambda: counts, 3.0)

@@ -26,7 +26,7 @@ from dmole_cli.artifacts.kinds import (
     Kind,
 )
 from dmole_cli.artifacts.profile import SiteProfile, write_profile
-from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.provenance import Header, versions
 from dmole_cli.backbones.sites import Site
 from dmole_cli.data.sample import Sample
 from dmole_cli.planning.inputs import PlanInputs
@@ -35,7 +35,8 @@ from dmole_cli.routing.autoencoder import Autoencoder
 
 ROWS = 512  # rows of a table that is written to see its size
 BYTES_PER_PARAMETER = 4  # experts and routers are float32, in training and on disk
-BYTES_PER_HEADER = 2000  # of a file: provenance, versions, digests
+BYTES_PER_HEADER = 2000  # of a file that is no table: provenance, versions, digests
+DIGEST, SETTINGS = 64, 250  # characters of a digest, and of the settings in a header
 
 
 def disk_rows(inputs: PlanInputs, work: Sequence[TaskWork]) -> list[dict[str, Any]]:
@@ -83,11 +84,11 @@ class _Sizes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def _scaled(self, kind: Kind, rows: int, write: Callable[[Path, int, Header], None]) -> float:
-        """Bytes of a table of so many rows, in proportion to those of its first rows."""
+    def _scaled(self, kind: Kind, rows: int, write: Callable[[Path, int, Header], None], *, inputs: int = 1) -> float:
+        """Bytes of a table of so many rows, in proportion to those of its first rows; its header names that many inputs."""
         if not rows:
             return 0.0
-        written, header = min(rows, ROWS), Header.of(kind, backbone="")
+        written, header = min(rows, ROWS), _header(kind, inputs)
         sizes = []
         for count in (written, max(1, written // 2)):
             path = self._folder / f"{kind.folder}.{count}.parquet"
@@ -129,7 +130,8 @@ class _Sizes:
             rows = [_answer(sample, [draw.random() for _ in range(routers // 2)]) for sample in work.test[:count]]
             write_evaluation(path, rows, header)
 
-        return self._scaled(EVALUATION, len(work.test), write)
+        # After half of the stream: an expert and a router per task.
+        return self._scaled(EVALUATION, len(work.test), write, inputs=1 + 2 * (routers // 2))
 
     def generations(self, work: TaskWork) -> float:
         """Of the cache of predictions."""
@@ -140,6 +142,15 @@ class _Sizes:
             write_generations(path, {key: answers[row % len(answers)] for row, key in enumerate(keys)}, "")
 
         return self._scaled(GENERATIONS, work.sets * len(work.test), write)
+
+
+def _header(kind: Kind, inputs: int) -> Header:
+    """A header of usual length."""
+    digests = {f"experts/task-{number}.safetensors": "0" * DIGEST for number in range(inputs)}
+    settings = {"settings": "0" * SETTINGS}
+    return Header.of(
+        kind, backbone="0" * DIGEST, inputs=digests, settings=settings, versions=versions("torch", "transformers")
+    )
 
 
 def _keys(count: int) -> list[str]:
