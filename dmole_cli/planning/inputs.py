@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,8 +73,8 @@ class PlanInputs:
         except DmoleError:  # reported beside the budget; the plan is made for the largest expert
             return [site.name for site in self.sites if site.modality in chosen.modalities]
 
-    def new_expert(self, task: str, *, device: torch.device | str = "cpu") -> Expert:
-        """An untrained expert of a task."""
+    def new_expert(self, task: str, *, device: Callable[[str], torch.device]) -> Expert:
+        """An untrained expert of a task; `device` gives that of a site."""
         chosen = self.settings.allocate
         shapes = {site.name: (chosen.rank, site.in_features, site.out_features) for site in self.hosts(task)}
         generator = torch.Generator().manual_seed(0)

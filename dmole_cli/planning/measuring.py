@@ -156,7 +156,7 @@ class Measuring:
 
     def _training(self, work: TaskWork, limit: float) -> Speed:
         chosen, meter = self.settings.train, self._meter(limit)
-        expert = self.inputs.new_expert(work.task, device=self.backbone.device)
+        expert = self.inputs.new_expert(work.task, device=self.backbone.device_of)
         encoded = self._encoded(work.train, work.steps, with_answer=True)
         ids = ([work.train[row].sample_id for row in rows] for rows in work.steps)
         steps = (Batch(names, [(work.task,)] * len(names), batch) for names, batch in zip(ids, encoded, strict=False))
@@ -173,7 +173,7 @@ class Measuring:
         batches = _shuffled(lengths, self.settings.evaluate.batch_size)
         encoded = self._encoded(work.test, batches, with_answer=False)
         answers = [[work.test[row].answer for row in rows] for rows in batches]
-        expert = self.inputs.new_expert(work.task, device=self.backbone.device) if work.trains else None
+        expert = self.inputs.new_expert(work.task, device=self.backbone.device_of) if work.trains else None
         with self._attached(work.task, expert) as routed:
             return prediction_speed(
                 self.backbone,

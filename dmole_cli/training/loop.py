@@ -145,7 +145,7 @@ def train_expert(
         if penalty is not None:
             losses.penalty.append(added)
     # The losses do not show what the last step did.
-    if not torch.stack([parameter.isfinite().all() for parameter in parameters]).all():
+    if not torch.stack([parameter.isfinite().all().to(backbone.device) for parameter in parameters]).all():
         raise _diverged(schedule)
     return losses
 
