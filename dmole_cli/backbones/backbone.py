@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from dmole_cli.backbones.device import device_of, is_divided
 from dmole_cli.backbones.families.base import Family, family_class
 from dmole_cli.backbones.image_layouts import GRIDS, View
 from dmole_cli.backbones.inputs import IGNORED, Encoded, Inputs, pad
@@ -94,8 +95,12 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.model.parameters()).device
+        """Device of the weights; of a model that is spread over devices, that of its inputs and outputs."""
+        return device_of(self.model.get_input_embeddings()) if is_divided(self.model) else device_of(self.model)
+
+    def device_of(self, site: str) -> torch.device:
+        """Device on which the module of a path computes, and the tensors of its experts lie."""
+        return device_of(self.model.get_submodule(site)) if is_divided(self.model) else self.device
 
     @property
     def end_tokens(self) -> list[int]:
@@ -156,7 +161,8 @@ class Backbone:
         positions = self.to_device(rows * labels.shape[1] + columns)
 
         def select(head: torch.nn.Module, hidden: tuple[torch.Tensor]) -> torch.Tensor:
-            return hidden[0].flatten(0, 1).index_select(0, positions)
+            states = hidden[0].flatten(0, 1)
+            return states.index_select(0, positions.to(states.device))
 
         # A hook before the head, and not a replacement of it, keeps what the model does to its logits, such as soft-capping.
         hook = self.model.get_output_embeddings().register_forward_pre_hook(select)

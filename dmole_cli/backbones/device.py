@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
+from torch import nn
 
 from dmole_cli.errors import DmoleError
 from dmole_cli.processes import world
@@ -64,3 +68,51 @@ def find_precision(name: str, device: torch.device, *, dtype: str = "float32") -
     if name != "auto":
         return name
     return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module with weights computes: where its weights are; offloaded ones are moved there for each forward pass."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    if is_offloaded(module):
+        device = hook.execution_device
+        return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    return next(module.parameters()).device
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate keeps a module's own weights in the CPU's memory or on disk while the module does not compute."""
+    return bool(getattr(getattr(module, "_hf_hook", None), "offload", False))
+
+
+def is_divided(model: nn.Module) -> bool:
+    """Whether accelerate has spread a model over devices (`--device-map auto`)."""
+    return len(getattr(model, "hf_device_map", ())) > 1
+
+
+def require_own_weights(model: nn.Module, names: Iterable[str], *, work: str) -> None:
+    """Refuse work that changes weights, or needs their gradients, where they are offloaded.
+
+    Args:
+        model: the backbone's model.
+        names: module paths.
+        work: what needs them, for the message.
+
+    Raises:
+        DmoleError: a module's weights are offloaded.
+    """
+    away = [name for name in names if is_offloaded(model.get_submodule(name))]
+    if away:
+        raise DmoleError(
+            f"{work} needs the weights of {len(away)} module(s) on a device, and --device-map auto has offloaded them: {away[0]}",
+            "use a machine with more GPUs or memory, or --dtype bfloat16, which halves the weights",
+        )
+
+
+def memory_limits(device: torch.device) -> dict[int | str, int]:
+    """Device -> bytes that `--device-map auto` may fill: all GPUs and the CPU for `cuda`; one GPU and the CPU for `cuda:1`."""
+    from accelerate.utils import get_max_memory
+
+    found = get_max_memory()
+    if device.type == "cuda" and device.index is None:
+        return found
+    return {name: size for name, size in found.items() if name in ("cpu", device.index)}

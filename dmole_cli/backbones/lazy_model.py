@@ -24,12 +24,14 @@ class LazyModel:
         loading: data type, attention implementation and quantization of its weights.
         device_name: where it computes, as in the settings.
         precision_name: precision of losses and predictions, as in the settings.
+        device_map: how it is spread over devices, as in the settings.
     """
 
     name: str
     loading: Loading
     device_name: str = "auto"
     precision_name: str = "auto"
+    device_map: str = "none"
 
     @classmethod
     def of(cls, settings: Settings) -> LazyModel:
@@ -37,7 +39,7 @@ class LazyModel:
         from dmole_cli.backbones.loading import Loading
 
         loading = Loading(settings.dtype, settings.attention, settings.quantize)
-        return cls(settings.backbone, loading, settings.device, settings.precision)
+        return cls(settings.backbone, loading, settings.device, settings.precision, settings.device_map)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -64,7 +66,9 @@ class LazyModel:
     def _loaded(self) -> Backbone:
         from dmole_cli.backbones.loading import load_backbone
 
-        return load_backbone(self.name, device=self.device, precision=self.precision, loading=self.loading)
+        return load_backbone(
+            self.name, device=self.device, precision=self.precision, loading=self.loading, device_map=self.device_map
+        )
 
     def load(self) -> Backbone:
         """The loaded model; a process loads it once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,12 @@ PLAIN = Loading()
 
 
 def load_backbone(
-    name: str, *, device: torch.device | str = "cpu", precision: str = "float32", loading: Loading = PLAIN
+    name: str,
+    *,
+    device: torch.device | str = "cpu",
+    precision: str = "float32",
+    loading: Loading = PLAIN,
+    device_map: str = "none",
 ) -> Backbone:
     """Load a backbone from a folder, a hub id, or `embedded`.
 
@@ -55,6 +61,7 @@ def load_backbone(
         device: device of the weights.
         precision: precision of losses and answers, `float32` or `bfloat16` (see `Backbone`).
         loading: type and quantisation of the weights.
+        device_map: `auto` spreads the weights over all GPUs, the CPU's memory and the disk, where they do not fit on the device.
 
     Raises:
         DmoleError: there is no such model, it is not an image-text-to-text model, its weights are incomplete, not finite or
@@ -76,6 +83,7 @@ def load_backbone(
     require_safe_weights(name)
     _require_quantizer(loading)
     check_type(path)
+    spreading, folder = _spreading(device_map, device)
     try:
         from transformers import AutoModelForImageTextToText
 
@@ -90,15 +98,17 @@ def load_backbone(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `require_complete` names them; the error of transformers does not
             **_arguments(loading, device),
+            **spreading,
         )
         model, found = loaded
         # Quantised modules are created on their device.
-        model = model if loading.quantize != "none" else model.to(device)
+        model = model if loading.quantize != "none" or device_map != "none" else model.to(device)
     # Libraries raise anything on incomplete weights, unknown keys, a missing repository or no network.
     except Exception as error:
         raise _loading_error(name, error, loading) from error
     if getattr(processor, "tokenizer", None) is None:
         raise not_a_backbone(name, "its processor has no tokenizer")
+    model.offload_folder = folder  # is deleted together with the model
     require_complete(name, found)
     require_finite(name, model)
     backbone = Backbone(name, fingerprint, model, processor, precision=precision)
@@ -173,6 +183,19 @@ def _arguments(loading: Loading, device: torch.device | str) -> dict[str, Any]:
         options = {"load_in_4bit": True, **four} if loading.quantize == "4bit" else {"load_in_8bit": True, **eight}
         arguments |= {"quantization_config": BitsAndBytesConfig(**options), "device_map": {"": device}}
     return arguments
+
+
+def _spreading(device_map: str, device: torch.device | str) -> tuple[dict[str, Any], Any]:
+    """Further arguments of `from_pretrained` that spread a model over devices, and the folder of what fits nowhere else."""
+    import torch
+
+    if device_map == "none":
+        return {}, None
+    from dmole_cli.backbones.device import memory_limits
+
+    folder = tempfile.TemporaryDirectory(prefix="dmole-offload-")
+    limits = memory_limits(torch.device(device))
+    return {"device_map": device_map, "max_memory": limits, "offload_folder": folder.name}, folder
 
 
 def _require_quantizer(loading: Loading) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmole_cli.backbones.device import is_offloaded
 from dmole_cli.backbones.files import local_folder, not_a_backbone
 from dmole_cli.errors import DmoleError
 from dmole_cli.settings.documents import read_json
@@ -96,12 +97,14 @@ def require_complete(name: str, found: Mapping[str, Any]) -> None:
 
 
 def require_finite(name: str, model: nn.Module) -> None:
-    """Refuse weights with a NaN or an infinity.
+    """Refuse weights with a NaN or an infinity; offloaded ones are not read.
 
     Raises:
         DmoleError: names the tensors.
     """
-    wrong = [key for key, p in model.named_parameters() if p.is_floating_point() and not bool(p.isfinite().all())]
+    offloaded = {id(p) for module in model.modules() if is_offloaded(module) for p in module.parameters(recurse=False)}
+    loaded = ((key, p) for key, p in model.named_parameters() if p.is_floating_point() and id(p) not in offloaded)
+    wrong = [key for key, p in loaded if not bool(p.isfinite().all())]
     if wrong:
         raise DmoleError(
             f"the weights of backbone '{name}' hold values that are not finite: {_listed(wrong)}",

@@ -29,7 +29,7 @@ from dmole_cli.settings.model import Settings
 
 PANELS = {"data_root": FILES, "shared": FILES, "seed": HOW, "vision_cache": FILES}
 DEFAULT_RUN = Path("dmole-run")
-MODEL = ("backbone", "dtype", "attention", "quantize", "device", "precision")
+MODEL = ("backbone", "dtype", "attention", "quantize", "device", "device_map", "precision")
 
 RunOption = Annotated[Path, typer.Option("--run", help="Run directory of all artifacts.", rich_help_panel=FILES)]
 ConfigOption = Annotated[

@@ -39,10 +39,12 @@ class DenseMixture:
         return output + F.linear(low, b.to(x.dtype)).to(output.dtype)
 
 
-def plan_mixture(site: str, name: str, active: ActiveExperts, modality: str) -> DenseMixture:
-    """The mixture of an expert at a site, with its scales for the batch."""
-    expert = active.experts[name]
+def plan_mixture(
+    site: str, name: str, active: ActiveExperts, modality: str, device: torch.device | None = None
+) -> DenseMixture:
+    """The mixture of an expert at a site, with its scales for the batch, on the device of the site."""
+    expert, device = active.experts[name], device or active.device
     (a, b), gate = expert.sites[site], expert.gates[site]
     if not expert.trainable:
-        a, b, gate = (matrix.to(active.device) for matrix in (a, b, gate))
-    return DenseMixture(a, b, gate, active.scales([(name, 1)], modality))
+        a, b, gate = (matrix.to(device) for matrix in (a, b, gate))
+    return DenseMixture(a, b, gate, active.scales([(name, 1)], modality, device))

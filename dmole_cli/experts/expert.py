@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def new_expert(
     *,
     scale: float,
     generator: torch.Generator,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | Callable[[str], torch.device] = "cpu",
 ) -> Expert:
     """Initialise an expert as LoRA does (arXiv 2106.09685): A Kaiming-uniform, B zero, so that the output is unchanged.
 
@@ -62,12 +62,13 @@ def new_expert(
         scale: alpha / rank.
         generator: a CPU generator, so that every device starts from the same numbers; sites are initialised in the order
             of `shapes`.
-        device: of the expert's tensors.
+        device: of the expert's tensors, or a function that gives that of a site.
     """
     sites = {}
     for site, (rank, width_in, width_out) in shapes.items():
+        place = device(site) if callable(device) else device
         a = torch.empty(rank, width_in)
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
-        b = torch.zeros(width_out, rank, device=device)
-        sites[site] = (a.to(device).requires_grad_(), b.requires_grad_())
+        b = torch.zeros(width_out, rank, device=place)
+        sites[site] = (a.to(place).requires_grad_(), b.requires_grad_())
     return Expert(sites, scale, trainable=True)

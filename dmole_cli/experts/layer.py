@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dmole_cli.backbones.device import is_offloaded
 from dmole_cli.experts.routing_plan import SitePlan
 
 
@@ -89,8 +90,8 @@ def add_experts(
 
 
 def _plain_weight(module: nn.Module, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
-    """W of a frozen plain linear module with no hook but ours; None for every other host."""
-    if type(module) is not nn.Linear or len(module._forward_hooks) > 1:
+    """W of a frozen plain linear module with no hook but ours; None for every other host, and for offloaded weights."""
+    if type(module) is not nn.Linear or len(module._forward_hooks) > 1 or is_offloaded(module):
         return None
     if module.weight.requires_grad or (module.bias is not None and module.bias.requires_grad):
         return None

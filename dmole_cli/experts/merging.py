@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dmole_cli.backbones.device import require_own_weights
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 
@@ -35,6 +36,7 @@ class MergedExperts:
         # All checks come before the first change, so that an error leaves every weight as it is.
         for name in wanted:
             self._require_mergeable(name, experts[name])
+            require_own_weights(self.model, experts[name].sites, work="merging experts")
         self._names = wanted
         for site, weight in self._originals.items():
             self._host(site).weight.copy_(weight)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dmole_cli.backbones.device import device_of, is_divided
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.dense_mixture import DenseMixture, plan_mixture
 from dmole_cli.experts.expert import Expert
@@ -65,6 +66,8 @@ class RoutedExperts:
         self._stacked = StackedExperts()
         self._merged = MergedExperts(model)
         self._plan = BatchPlan()
+        # Of the sites of a model that is spread over devices.
+        self._devices: dict[str, torch.device] = {}
 
     def add(self, name: str, expert: Expert) -> None:
         """Attach an expert; it changes no output until a batch is routed to it.
@@ -73,6 +76,8 @@ class RoutedExperts:
             DmoleError: the backbone lacks one of its sites, or a site has another size.
         """
         hosts = {site: _host(self.model, name, expert, site) for site in expert.sites}
+        if is_divided(self.model):
+            self._devices |= {site: device_of(host) for site, host in hosts.items()}
         self.experts[name] = expert
         self._stacked.clear()
         for site, host in hosts.items():
@@ -113,7 +118,8 @@ class RoutedExperts:
             sets: names of the experts of each sample; any number, also none.
             rows: modality -> sample index of each row of that tower's tensors [rows], where rows are not samples but tiles
                 or images.
-            device: of the backbone; None for that of its first weight.
+            device: of the backbone; None for that of its first weight. Of a backbone that is spread over devices, every site has
+                its own.
             dtype: of its activations; experts stay float32 and are cast for the products. None for that of its first weight.
         """
         before, weight = self._plan, next(self.model.parameters())
@@ -137,7 +143,7 @@ class RoutedExperts:
         """
         for scales in self._plan.scales():
             if scales.per_sample:
-                scales.values = scales.values[samples]
+                scales.values = scales.values[samples.to(scales.values.device)]
 
     def has_vision_expert(self, active: Iterable[Iterable[str]]) -> bool:
         """Whether any of these experts has a site in the vision encoder.
@@ -163,14 +169,14 @@ class RoutedExperts:
     def _plan_batch(self, active: ActiveExperts) -> BatchPlan:
         plan = BatchPlan()
         for site in self._hooks:
-            modality = self.modality_of(site)
+            modality, device = self.modality_of(site), self._devices.get(site)
             here = [name for name in active.names if site in self.experts[name].sites]
             mixtures = [name for name in here if site in self.experts[name].gates]
             plain = [name for name in here if name not in mixtures]
             if mixtures:
-                plan.mixtures[site] = [plan_mixture(site, name, active, modality) for name in mixtures]
+                plan.mixtures[site] = [plan_mixture(site, name, active, modality, device) for name in mixtures]
             if plain:
-                plan.sites[site] = self._stacked.plan(site, plain, active, modality)
+                plan.sites[site] = self._stacked.plan(site, plain, active, modality, device)
         return plan
 
     def _hook(self, site: str) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:

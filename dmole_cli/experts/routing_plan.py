@@ -88,19 +88,21 @@ class ActiveExperts:
         self._scales = torch.tensor([[experts[n].scale * (n in names) for n in self.names] for names in chosen])
         self._made: dict[tuple, RowScales] = {}
 
-    def scales(self, ranks: Iterable[tuple[str, int]], modality: str) -> RowScales:
+    def scales(self, ranks: Iterable[tuple[str, int]], modality: str, device: torch.device | None = None) -> RowScales:
         """The scales of some experts in a tower.
 
         Args:
             ranks: (expert, its rank), in the order of the stack.
             modality: of the tower.
+            device: of the site, where it is another one than the backbone's.
         """
+        device = device or self.device
         columns = tuple(self.names.index(name) for name, rank in ranks for _ in range(rank))
-        key = (columns, modality)
+        key = (columns, modality, device)
         if key not in self._made:
-            values = self._scales[:, columns].to(self.device, self.dtype, non_blocking=self.device.type == "cuda")
+            values = self._scales[:, columns].to(device, self.dtype, non_blocking=device.type == "cuda")
             rows = self.rows.get(modality)
-            values = values if rows is None else values.index_select(0, rows)
+            values = values if rows is None else values.index_select(0, rows.to(device))
             self._made[key] = RowScales(values[:, None], per_sample=rows is None)
         return self._made[key]
 
@@ -115,25 +117,35 @@ class StackedExperts:
         """Forget converted matrices, because a name now stands for another expert."""
         self._converted.clear()
 
-    def plan(self, site: str, names: Sequence[str], active: ActiveExperts, modality: str) -> SitePlan:
-        """Stack the matrices of these experts [at least one] at a site."""
-        pairs = [self._matrices(name, site, active) for name in names]
+    def plan(
+        self,
+        site: str,
+        names: Sequence[str],
+        active: ActiveExperts,
+        modality: str,
+        device: torch.device | None = None,
+    ) -> SitePlan:
+        """Stack the matrices of these experts [at least one] at a site, on its device."""
+        device = device or active.device
+        pairs = [self._matrices(name, site, active, device) for name in names]
         ranks = [(name, len(a)) for name, (a, _) in zip(names, pairs, strict=True)]
         experts = [active.experts[name] for name in names]
         return SitePlan(
             a=torch.cat([a for a, _ in pairs]) if len(pairs) > 1 else pairs[0][0],
             b=torch.cat([b for _, b in pairs]) if len(pairs) > 1 else pairs[0][1],
-            scales=active.scales(ranks, modality),
+            scales=active.scales(ranks, modality, device),
             trained=tuple(matrix for expert in experts if expert.trainable for matrix in expert.sites[site]),
         )
 
-    def _matrices(self, name: str, site: str, active: ActiveExperts) -> tuple[torch.Tensor, torch.Tensor]:
-        """A and the transposed B on the batch's device and in its dtype."""
-        expert, key = active.experts[name], (name, site, active.device, active.dtype)
+    def _matrices(
+        self, name: str, site: str, active: ActiveExperts, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and the transposed B on the site's device and in the batch's dtype."""
+        expert, key = active.experts[name], (name, site, device, active.dtype)
         if key in self._converted:
             return self._converted[key]
         a, b = expert.sites[site]
-        pair = a.detach().to(active.device, active.dtype), b.detach().to(active.device, active.dtype).t().contiguous()
+        pair = a.detach().to(device, active.dtype), b.detach().to(device, active.dtype).t().contiguous()
         if not expert.trainable:
             self._converted[key] = pair
         return pair

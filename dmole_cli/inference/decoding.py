@@ -106,6 +106,9 @@ def _select_cached(cache: Any, rows: torch.Tensor) -> None:
     method selects all of their states.
     """
     for layer in cache.layers:
+        # Of a model that is spread over devices, each layer's states are on its own.
+        states = getattr(layer, "keys", None)
+        rows = rows.to(states.device) if isinstance(states, torch.Tensor) else rows
         if hasattr(layer, "recurrent_states") or not hasattr(layer, "batch_select_indices"):
             layer.reorder_cache(rows)
         else:

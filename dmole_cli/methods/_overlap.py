@@ -31,7 +31,7 @@ def row_overlap(new: Expert, earlier: Sequence[torch.Tensor | None]) -> torch.Te
         for site, old in zip(sorted(new.sites), earlier, strict=True)
         if old is not None
     ]
-    return torch.stack(parts).sum() if parts else torch.zeros(())
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum() if parts else torch.zeros(())
 
 
 def overlap_penalty(context: LoadedContext, training: Training, *, weight: float) -> Penalty | None:

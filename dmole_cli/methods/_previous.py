@@ -49,11 +49,11 @@ def trainable_copy(context: LoadedContext, task: str) -> Expert:
     from dmole_cli.experts.expert import Expert
 
     file = read_expert(context.run.expert(task, context.method.name))
-    device = context.backbone.device
+    place = context.backbone.device_of
 
-    def copied(matrix: torch.Tensor) -> torch.Tensor:
-        return matrix.to(device, copy=True).requires_grad_()
+    def copied(site: str, matrix: torch.Tensor) -> torch.Tensor:
+        return matrix.to(place(site), copy=True).requires_grad_()
 
-    sites = {site: (copied(a), copied(b)) for site, (a, b) in file.sites.items()}
-    gates = {site: copied(gate) for site, gate in file.gates.items()}
+    sites = {site: (copied(site, a), copied(site, b)) for site, (a, b) in file.sites.items()}
+    gates = {site: copied(site, gate) for site, gate in file.gates.items()}
     return Expert(sites, file.scale, trainable=True, gates=gates)

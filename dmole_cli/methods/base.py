@@ -212,7 +212,7 @@ class Method:
                 allocation = context.run.allocation(context.task, self.name)
                 raise StaleArtifact(allocation, f"the backbone has no module '{site}'") from error
             shapes[site] = (rank, module.in_features, module.out_features)
-        return new_expert(shapes, scale=self.scale(context), generator=generator, device=context.backbone.device)
+        return new_expert(shapes, scale=self.scale(context), generator=generator, device=context.backbone.device_of)
 
     def inputs(self, context: TaskContext) -> list[Path]:
         """Artifacts that training reads, beside expert and memory of `previous_task`: none."""

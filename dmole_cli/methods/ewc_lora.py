@@ -80,4 +80,5 @@ def _quadratic(
     """Sum over all parameters of F (theta - theta*)^2 (scalar)."""
     import torch
 
-    return torch.stack([(fisher[name] * (now[name] - anchor[name]) ** 2).sum() for name in sorted(now)]).sum()
+    parts = [(fisher[name] * (now[name] - anchor[name]) ** 2).sum() for name in sorted(now)]
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum()

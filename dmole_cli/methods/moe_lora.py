@@ -44,7 +44,9 @@ class MoeLora(Method):
             raise DmoleError(message, f"raise --budget to at least params:{widths + gates}")
         rank = (budget // parts - gates) // widths
         shapes = {site.name: (parts * rank, site.in_features, site.out_features) for site in sites}
-        device = context.backbone.device
-        expert = new_expert(shapes, scale=self.scale(context), generator=generator, device=device)
-        expert.gates = {s.name: torch.zeros(parts, s.in_features, device=device, requires_grad=True) for s in sites}
+        place = context.backbone.device_of
+        expert = new_expert(shapes, scale=self.scale(context), generator=generator, device=place)
+        expert.gates = {
+            s.name: torch.zeros(parts, s.in_features, device=place(s.name), requires_grad=True) for s in sites
+        }
         return expert

@@ -76,7 +76,7 @@ class SiteGradients:
         norms: dict[str, float] = {}
         self._batch_norms.clear()
         yield norms
-        values = torch.stack(list(self._batch_norms.values())).tolist() if self._batch_norms else []
+        values = _together(list(self._batch_norms.values())).tolist()
         found = dict(zip(self._batch_norms, values, strict=True))
         for name, group in self._parameters.items():
             # Parameters that the loss does not depend on (a layer above the features in use) count as zero.
@@ -175,7 +175,7 @@ class SampleNorms:
         yield norms
         own_loss = answers.sum() / answers / self._backbone.loss_scale
         # One transfer for all values: each one synchronises with the device.
-        values = torch.stack(list(self._batch_norms.values())).cpu() * own_loss if self._batch_norms else torch.empty(0)
+        values = _together(list(self._batch_norms.values())).cpu() * own_loss if self._batch_norms else torch.empty(0)
         found = dict(zip(self._batch_norms, values.tolist(), strict=True))
         for name in self._names:
             # Modules that the loss does not depend on, or a vision encoder without images, have no gradient.
@@ -202,6 +202,11 @@ class SampleNorms:
             return _ObserveBackward.apply(output, args[0], partial(add_norms, module))
 
         return observe
+
+
+def _together(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stack values of all devices on that of the first one; empty without values."""
+    return torch.stack([value.to(values[0].device) for value in values]) if values else torch.empty(0)
 
 
 class _ObserveBackward(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Tables of what commands beside the score reports list: tasks, checks, candidate sites, plans."""
+"""Tables of what commands beside the score reports list: tasks, checks, candidate sites."""
 
 from __future__ import annotations
 
@@ -83,26 +83,3 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number, number])
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
-
-
-def show_plan(planned: Row) -> None:
-    """Print sites and parameters per budget, and the peak memory of the work."""
-    sites = ", ".join(f"{count} {name}" for name, count in planned["sites"].items())
-    show_line(f"{planned['model']}: {planned['parameters']:,} parameters; sites ({planned['pattern']}): {sites}")
-    budgets = Grid(f"what a task may add, at rank {planned['rank']}", ["budget", "sites", "parameters", "expert MB"])
-    for row in planned["budgets"]:
-        bought = (str(row["sites"]), f"{row['parameters']:,}", f"{row['bytes'] / 1e6:,.1f}") if "sites" in row else ()
-        budgets.add_row(row["budget"], *(bought or ("", "", "refused")))
-    show(budgets)
-    for row in planned["budgets"]:
-        if "refused" in row:
-            show_line(row["refused"])
-    figures = ["batch", "tokens", "checkpointing", "tensors", "weights", "libraries", "process"]
-    memory = Grid("peak memory, MB", ["task", "work", *figures], keys=2)
-    for row in planned["memory"]:
-        sizes = (f"{row[name] / 1e6:,.0f}" for name in ("tensors", "weights", "libraries", "process"))
-        recomputed = "yes" if row["checkpointing"] else "no"
-        memory.add_row(row["task"], row["work"], str(row["batch_size"]), str(row["tokens"]), recomputed, *sizes)
-    show(memory)
-    for assumption in planned["assumes"]:
-        show_line(f"assumes: {assumption}")

@@ -196,6 +196,12 @@ class Settings(Section):
         "device of the backbone: cpu, cuda, cuda:1, mps, or auto (cuda where there is one, else cpu)",
         recorded=False,
     )
+    device_map: Literal["none", "auto"] = setting(
+        "none",
+        "auto spreads a backbone that is larger than the device over all GPUs, the CPU's memory and the disk; none loads it on "
+        "one device",
+        recorded=False,
+    )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
         "precision of losses and predictions; bfloat16 means autocast, experts and optimizer stay float32; auto is bfloat16 "

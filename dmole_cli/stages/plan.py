@@ -1,39 +1,36 @@
-"""Stage `plan`: sites and parameters per budget, and peak memory; needs neither weights nor a profile."""
+"""Stage `plan`: sites and parameters per budget, memory, bytes on disk and time; needs neither weights nor a profile."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from dmole_cli.allocation.placement import MODALITIES, Placement, SiteScore, allocate
-from dmole_cli.artifacts.allocation import read_allocation
+from dmole_cli.allocation.placement import MODALITIES
 from dmole_cli.artifacts.run import Run
-from dmole_cli.backbones.backbone import Backbone, Encoded
-from dmole_cli.backbones.checkpointing import activation_checkpointing
+from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.files import resolve
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.meta_model import meta_model
 from dmole_cli.backbones.processors import load_processor
 from dmole_cli.backbones.reach import find_candidates
-from dmole_cli.backbones.sites import Site, find_sites
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError, first_line
-from dmole_cli.experts.expert import Expert
-from dmole_cli.experts.routed import RoutedExperts
-from dmole_cli.profiling.estimates import FRAGMENTATION, estimate_memory, library_bytes, longest_batch
-from dmole_cli.profiling.memory import as_fake_tensors, fake_mode
-from dmole_cli.profiling.sensitivity import measure_sensitivity
-from dmole_cli.settings.budget import parse_budget
+from dmole_cli.planning.disk import BYTES_PER_PARAMETER, disk_rows
+from dmole_cli.planning.durations import Start, seconds_of_process, time_of
+from dmole_cli.planning.earlier import earlier_parts, has_figures
+from dmole_cli.planning.inputs import PlanInputs
+from dmole_cli.planning.measuring import measured_parts
+from dmole_cli.planning.memory import memory_rows
+from dmole_cli.planning.work import TaskWork, reading_parts, stream_work
+from dmole_cli.profiling.estimates import FRAGMENTATION, library_bytes
+from dmole_cli.profiling.memory import as_fake_tensors
+from dmole_cli.progress import Track, quiet
 from dmole_cli.settings.model import Settings
-from dmole_cli.training.loop import Batch, Schedule, train_expert
 
 BUDGETS = ("0.5%", "1%", "2%", "5%", "sites:25%", "sites:50%", "sites:100%")
-BYTES_PER_PARAMETER = 4  # experts are float32, in training and on disk
 ASSUMPTIONS = (
     "batches are the longest samples of the task's training split, at most --max-length, padded to the longest of them",
     "experts sit at the sites of the task's allocation; without one, at the first sites that the budget holds, which keeps "
@@ -43,77 +40,105 @@ ASSUMPTIONS = (
     "fragmentation on a CPU; on a GPU: weights + tensors",
 )
 
+TIME_ASSUMPTIONS = (
+    "one command per stage for all tasks, method d-mole, all entries of the score matrix",
+    "a prediction is made without experts and, for tasks of the stream, again with the task's own expert, whose answers are as "
+    "long as the references; figures of an earlier run say how many predictions there were",
+    "a measured router trains for the maximum number of epochs; few samples have a transfer expert",
+    "the same machine with the same other work; of several processes, each has a device of its own and computes as fast as one",
+    "batches are dealt out; a step of training is divided only where it has several micro-batches; a router's training and "
+    "scores are not divided, and nothing of train-router if the figures are those of an earlier run, which do not separate them",
+)
+
 
 @dataclass(frozen=True)
-class _Inputs:
-    """What a plan depends on."""
+class Scope:
+    """What bytes and time are planned of, and where the time is known from.
 
-    settings: Settings
-    data: Tasks
-    model: LazyModel
-    run: Run
-    sites: Sequence[Site]
-    parameters: int
+    Attributes:
+        stream: tasks whose artifacts and time are planned; by default those whose memory is.
+        processes: processes that share the work of a command.
+        measure: load the backbone, and measure the stages' work for a minute.
+        earlier: run whose figures of time are used; None for the run itself, if it has some.
+        begun: seconds of this process when the command began, by `seconds_of_process`; None for those at the call.
+    """
+
+    stream: Sequence[str] = ()
+    processes: int = 1
+    measure: bool = False
+    earlier: Run | None = None
+    begun: tuple[float, float] | None = None
 
 
-def plan(tasks: Sequence[str], *, settings: Settings, data: Tasks, model: LazyModel, run: Run) -> dict[str, Any]:
-    """State sites, parameters and bytes per budget, and the peak memory of profiling and training.
+def plan(
+    tasks: Sequence[str],
+    *,
+    settings: Settings,
+    data: Tasks,
+    model: LazyModel,
+    run: Run,
+    of: Scope = Scope(),
+    track: Track = quiet,
+) -> dict[str, Any]:
+    """State sites, parameters and bytes per budget, the memory of profiling and training, and bytes and time of a stream.
 
     Args:
         tasks: tasks whose longest samples determine the memory.
         settings: budget, batch sizes, data type and precision.
         data: the tasks.
-        model: the backbone; its weights are not loaded.
-        run: the run directory, for allocations that exist.
+        model: the backbone; its weights are loaded only to measure.
+        run: the run directory, for allocations and figures that exist.
+        of: what bytes and time are planned of.
+        track: shows the progress of the measurement.
 
     Raises:
-        DmoleError: the backbone has no configuration or no processor, or a task's data cannot be read.
+        DmoleError: the backbone has no configuration or no processor, a task's data cannot be read, or the named run has no
+            figures of time.
     """
+    light = of.begun or seconds_of_process()
     empty = meta_model(model.name, attention=settings.attention)
+    heavy = seconds_of_process()
     sites = find_candidates(empty, settings.profile.sites)
-    inputs = _Inputs(settings, data, model, run, sites, sum(p.numel() for p in empty.parameters()))
+    inputs = PlanInputs(settings, data, model, run, sites, sum(p.numel() for p in empty.parameters()))
+    libraries = library_bytes()
+    backbone = _without_weights(inputs, empty)
+    work = stream_work(inputs, of.stream or tasks, backbone.inputs)
     budgets = dict.fromkeys((settings.allocate.budget, *BUDGETS))
-    return {
+    found = {
         "model": type(empty).__name__,
         "parameters": inputs.parameters,
         "pattern": settings.profile.sites,
         "sites": {name: sum(site.modality == name for site in sites) for name in MODALITIES},
         "rank": settings.allocate.rank,
         "budgets": [_budget(inputs, text) for text in budgets],
-        "memory": _memory(inputs, tasks, empty),
-        "assumes": list(ASSUMPTIONS),
+        "work": [item.as_dict() for item in work],
+        "disk": disk_rows(inputs, work),
     }
+    # Before the memory, whose FakeTensors need further libraries.
+    found["time"] = _time(inputs, work, Start(light, heavy), of, track)
+    found["memory"] = memory_rows(inputs, tasks, backbone, libraries=libraries)
+    return found | {"assumes": [*ASSUMPTIONS, *(TIME_ASSUMPTIONS if found["time"] else ())]}
 
 
-def _budget(inputs: _Inputs, text: str) -> dict[str, Any]:
-    """Sites, parameters and bytes of a budget where all sites have the same sensitivity, or why it is refused.
-
-    `unused` is what experts on all sites leave of a larger budget, in its unit.
-    """
-    try:
-        placed = _placed(inputs, text)
-    except DmoleError as error:
-        return {"budget": text, "refused": error.message}
-    found = {"sites": placed.sites, "parameters": placed.parameters, "bytes": BYTES_PER_PARAMETER * placed.parameters}
-    rest = {"unused": placed.budget - placed.spent} if placed.budget > placed.capacity else {}
-    return {"budget": text, **found, **rest}
-
-
-def _placed(inputs: _Inputs, budget: str) -> Placement:
-    """The placement where all sites have the same sensitivity."""
-    chosen = inputs.settings.allocate
-    return allocate(
-        [SiteScore(s.name, s.modality, s.expert_parameters(chosen.rank), 1.0) for s in inputs.sites],
-        budget=parse_budget(budget),
-        backbone_parameters=inputs.parameters,
-        rank=chosen.rank,
-        vision_floor=chosen.vision_floor,
-        curriculum=chosen.curriculum,
-        modalities=chosen.modalities,
-    )
+def _time(inputs: PlanInputs, work: Sequence[TaskWork], start: Start, of: Scope, track: Track) -> dict[str, Any] | None:
+    """Seconds per stage and in all; None where no figures are known."""
+    reading = list(reading_parts(work))
+    if of.measure:
+        before = seconds_of_process()
+        inputs.model.load()
+        after = seconds_of_process()
+        start = replace(start, loading=(after[0] - before[0], after[1] - before[1]))
+        measured = measured_parts(inputs, work, track=track)
+        return time_of([*reading, *measured], start, processes=of.processes, source="measured")
+    if of.earlier is None and not has_figures(inputs, inputs.run):
+        return None
+    source = of.earlier or inputs.run
+    parts = [*reading, *earlier_parts(inputs, work, source)]
+    return time_of(parts, start, processes=of.processes, source=str(source.root))
 
 
-def _memory(inputs: _Inputs, tasks: Sequence[str], empty: Any) -> list[dict[str, Any]]:
+def _without_weights(inputs: PlanInputs, empty: Any) -> Backbone:
+    """The backbone as FakeTensors, with its processor."""
     settings, model = inputs.settings, inputs.model
     if settings.quantize != "none":
         raise DmoleError(
@@ -127,66 +152,19 @@ def _memory(inputs: _Inputs, tasks: Sequence[str], empty: Any) -> list[dict[str,
             f"backbone '{model.name}' has no processor, which determines the length of samples: {first_line(error)}",
             "put its files beside config.json, or list the sites alone: dmole sites",
         ) from error
-    libraries = library_bytes()
     fake = as_fake_tensors(empty, getattr(torch, settings.dtype))
-    backbone = Backbone(model.name, "", fake, processor, precision=model.precision)
-    measured = find_sites(fake, settings.profile.sites)
-    found = []
-    for task in tasks:
-        samples = inputs.data.samples(task, "train")
-        lengths = backbone.inputs.lengths(samples, with_answer=True)
-        for work, size in _batch_sizes(inputs, task, len(samples)).items():
-            batch = longest_batch(backbone, samples, lengths, size, max_length=settings.train.max_length)
-            steps: Callable[..., object] = partial(measure_sensitivity, backbone, measured, [batch, batch])
-            if work == "train-task":
-                steps = partial(_train, inputs, task, backbone, batch)
-            rows = estimate_memory(backbone, batch, steps, libraries=libraries)
-            found += [{"task": task, "work": work, **asdict(row)} for row in rows]
-    return found
+    return Backbone(model.name, "", fake, processor, precision=model.precision)
 
 
-def _batch_sizes(inputs: _Inputs, task: str, samples: int) -> Mapping[str, int]:
-    """Samples per batch of profiling and training, as these stages use them."""
-    profile, train = inputs.settings.profile, inputs.settings.train
-    profiled = max(1, round(samples * profile.portion))
-    training = train.batch_size or inputs.data.card(task).recipe.batch_size
-    return {"profile": min(profile.batch_size, profiled), "train-task": min(training, samples)}
+def _budget(inputs: PlanInputs, text: str) -> dict[str, Any]:
+    """Sites, parameters and bytes of a budget where all sites have the same sensitivity, or why it is refused.
 
-
-def _train(inputs: _Inputs, task: str, backbone: Backbone, batch: list[Encoded], *, checkpointing: bool) -> None:
-    """Two steps of the training loop: at the second one the optimizer's state exists beside the activations."""
-    settings, chosen = inputs.settings, inputs.settings.allocate
-    expert = Expert(_matrices(inputs, task, backbone), chosen.alpha / chosen.rank, trainable=True)
-    routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=settings.train.dropout)
-    routed.add(task, expert)
-    step = Batch([str(number) for number in range(len(batch))], [(task,)] * len(batch), batch)
-    schedule = Schedule(2, 1e-3, settings.train)
+    `unused` is what experts on all sites leave of a larger budget, in its unit.
+    """
     try:
-        with activation_checkpointing(backbone) if checkpointing else nullcontext():
-            train_expert(backbone, routed, expert, [step, step], schedule=schedule)
-    finally:
-        routed.close()
-
-
-def _matrices(inputs: _Inputs, task: str, backbone: Backbone) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    rank, by_name, matrices = inputs.settings.allocate.rank, {site.name: site for site in inputs.sites}, {}
-    with fake_mode(backbone.model):
-        for name in _hosts(inputs, task):
-            site = by_name[name]
-            a, b = torch.empty(rank, site.in_features), torch.empty(site.out_features, rank)
-            matrices[name] = a.requires_grad_(), b.requires_grad_()
-    return matrices
-
-
-def _hosts(inputs: _Inputs, task: str) -> Sequence[str]:
-    """The sites of a task's expert: those of its allocation, else of the budget, else all of the chosen modalities."""
-    chosen = inputs.settings.allocate
-    path = inputs.run.allocation(task)
-    if path.exists():
-        document, made = read_allocation(path)
-        if made.backbone == inputs.model.fingerprint and int(document["rank"]) == chosen.rank:
-            return [name for name in document["sites"] if name in {site.name for site in inputs.sites}]
-    try:
-        return _placed(inputs, chosen.budget).chosen
-    except DmoleError:  # reported beside the budget; the plan is made for the largest expert
-        return [site.name for site in inputs.sites if site.modality in chosen.modalities]
+        placed = inputs.placed(text)
+    except DmoleError as error:
+        return {"budget": text, "refused": error.message}
+    found = {"sites": placed.sites, "parameters": placed.parameters, "bytes": BYTES_PER_PARAMETER * placed.parameters}
+    rest = {"unused": placed.budget - placed.spent} if placed.budget > placed.capacity else {}
+    return {"budget": text, **found, **rest}

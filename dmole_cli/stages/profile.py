@@ -13,6 +13,7 @@ from dmole_cli.artifacts.profile import write_profile
 from dmole_cli.artifacts.provenance import Header, versions
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.batches import encoded_batches
+from dmole_cli.backbones.device import require_own_weights
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.data.seeds import seed_for
@@ -52,6 +53,7 @@ def profile(
     batches = draw_batches(len(samples), chosen.portion, chosen.batch_size, seed=seed)
     backbone = model.load()
     sites = find_sites(backbone.model, chosen.sites)
+    require_own_weights(backbone.model, [site.name for site in sites], work="dmole profile")
     with measured(run.cost("profile", task), model.counts):
         own = world().own(batches)
         encoded = encoded_batches(backbone, samples, own, with_answer=True, max_length=max_length)

@@ -178,7 +178,9 @@ class Trainer:
             self._train_step(source)
             observer.after_step(self)
         # The losses do not show what the last step did.
-        if not torch.stack([parameter.isfinite().all() for parameter in self.parameters]).all():
+        if not torch.stack(
+            [parameter.isfinite().all().to(self.backbone.device) for parameter in self.parameters]
+        ).all():
             raise _diverged(self.schedule)
 
     def _train_step(self, source: Iterator[Batch]) -> None:

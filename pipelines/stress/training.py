@@ -1,7 +1,7 @@
 """Kill trainings at random moments: `python -m pipelines.stress.training 30`.
 
 The same command is started again until it ends well; its expert must then have the bytes of an undisturbed run, and a kill may
-cost no more work than was done since the last checkpoint was due. Also measured: the size of a checkpoint, and what saving it costs.
+cost no more work than was done since the last checkpoint was due. Also measured: the size of a checkpoint, and what saving costs.
 """
 
 from __future__ import annotations
