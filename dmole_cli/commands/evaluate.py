@@ -19,7 +19,7 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.settings.model import Settings
 from dmole_cli.settings.reading import with_options
 
-SETTINGS = ("evaluate", *MODEL, "data_root", "shared", "vision_cache")
+SETTINGS = ("evaluate", *MODEL, "data_root", "shared", "vision_cache", "workers", "sample_cache")
 REPEATABLE = ("evaluate.routing", "evaluate.threshold_scale")
 
 

@@ -6,7 +6,7 @@ from dmole_cli.cli.derive import MODEL
 from dmole_cli.cli.shared_options import TasksOption
 from dmole_cli.cli.workspace import Workspace
 
-SETTINGS = ("profile", "train.max_length", *MODEL, "data_root", "shared")
+SETTINGS = ("profile", "train.max_length", *MODEL, "data_root", "shared", "workers")
 
 
 def run(work: Workspace, task: TasksOption = None) -> None:

@@ -12,7 +12,17 @@ from dmole_cli.cli.shared_options import MethodOption, TasksOption
 from dmole_cli.cli.workspace import Workspace
 from dmole_cli.errors import DmoleError
 
-SETTINGS = ("train", "allocate.budget", "seed", *MODEL, "data_root", "shared", "vision_cache")
+SETTINGS = (
+    "train",
+    "allocate.budget",
+    "seed",
+    *MODEL,
+    "data_root",
+    "shared",
+    "vision_cache",
+    "workers",
+    "sample_cache",
+)
 
 
 def run(

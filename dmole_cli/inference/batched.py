@@ -153,7 +153,11 @@ class BatchedInference:
         results: dict[int, Result] = {}
         with self._attached(pairs) as (routed, cache):
             rows = [[pairs[p][0] for p in batch] for batch in batches]
-            encoded = encoded_batches(backbone, samples, rows, with_answer=False)
+            again = len({index for index, _ in pairs}) < len(pairs)
+            cache_size = self.settings.sample_cache * 2**20 if again else 0
+            encoded = encoded_batches(
+                backbone, samples, rows, with_answer=False, workers=self.settings.workers, cache=cache_size
+            )
             label = f"evaluate {self.task} ({self.method})"
             for batch, encoded_batch in zip(batches, self.track(encoded, label, len(batches)), strict=True):
                 inputs, vision_rows = backbone.collate(encoded_batch, left=True)

@@ -23,7 +23,7 @@ from dmole_cli.artifacts.kinds import FEATURES
 from dmole_cli.artifacts.provenance import Header, differences, versions
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.backbone import Backbone
-from dmole_cli.backbones.batches import encoded_batches, sequential_batches
+from dmole_cli.backbones.batches import AUTO, encoded_batches, sequential_batches
 from dmole_cli.data.sample import Picked, Sample
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError, DmoleWarning
@@ -34,7 +34,7 @@ BATCH = 64  # samples between two updates of the progress bar; no feature depend
 
 
 def routing_features(
-    task: str, split: str, *, data: Tasks, backbone: Backbone, run: Run, track: Track = quiet
+    task: str, split: str, *, data: Tasks, backbone: Backbone, run: Run, track: Track = quiet, workers: int = AUTO
 ) -> torch.Tensor:
     """Routing features [samples, width] of a split, in the order of the split.
 
@@ -49,6 +49,7 @@ def routing_features(
         backbone: the loaded model, with no expert attached.
         run: the run directory.
         track: shows progress.
+        workers: processes that prepare samples.
 
     Raises:
         DmoleError: a sample cannot be read, or a feature is not finite.
@@ -67,7 +68,8 @@ def routing_features(
     width = sum(part["width"] for part in backbone.feature_layout())
     known = cached_features(path.parent, keys, width=width, libraries=LIBRARIES)
     new = {key: row for row, key in enumerate(keys) if key not in known}
-    computed = _computed(backbone, Picked([samples], new.values()), f"features of {task}/{split}", track)
+    label = f"features of {task}/{split}"
+    computed = _computed(backbone, Picked([samples], new.values()), label, track, workers=workers)
     known |= zip(new, computed, strict=True)
     features = torch.stack([known[key] for key in keys])
     write_features(path, [s.sample_id for s in samples], keys, features, header)
@@ -104,14 +106,14 @@ def _pixels(sample: Sample, index: int) -> str:
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
-def _computed(backbone: Backbone, samples: Sequence[Sample], label: str, track: Track) -> torch.Tensor:
+def _computed(backbone: Backbone, samples: Sequence[Sample], label: str, track: Track, *, workers: int) -> torch.Tensor:
     """Features [samples, width], computed in batches of similar length."""
     if not samples:
         return torch.empty(0)
     lengths = backbone.instruction_lengths(samples)
     order = sorted(range(len(samples)), key=lengths.__getitem__)
     batches = [[order[i] for i in indices] for indices in sequential_batches(len(order), BATCH)]
-    encoded = encoded_batches(backbone, samples, batches, with_answer=False)
+    encoded = encoded_batches(backbone, samples, batches, with_answer=False, workers=workers)
     parts = [backbone.features(batch) for batch in track(encoded, label, len(batches))]
     features = torch.cat(parts)[torch.tensor(order).argsort()]
     if wrong := (~features.isfinite().all(dim=1)).nonzero().flatten().tolist():

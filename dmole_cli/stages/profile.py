@@ -52,7 +52,9 @@ def profile(
     backbone = model.load()
     sites = find_sites(backbone.model, chosen.sites)
     with measured(run.cost("profile", task), model.counts):
-        encoded = encoded_batches(backbone, samples, batches, with_answer=True, max_length=max_length)
+        encoded = encoded_batches(
+            backbone, samples, batches, with_answer=True, max_length=max_length, workers=settings.workers
+        )
         rows = measure_sensitivity(
             backbone,
             sites,

@@ -200,7 +200,15 @@ def _train(context: LoadedContext, recipe: Recipe, track: Track) -> Trained:
     voted = rules.voted_experts(context, order)
     truncated = set[int]()
     limit = settings.train.max_length
-    encoded = encoded_batches(backbone, context.samples, order, with_answer=True, max_length=limit)
+    encoded = encoded_batches(
+        backbone,
+        context.samples,
+        order,
+        with_answer=True,
+        max_length=limit,
+        workers=settings.workers,
+        cache=settings.sample_cache * 2**20 if recipe.visited_again else 0,
+    )
     batches = track(record_truncated(order, encoded, truncated=truncated), f"train {task} ({rules.name})", len(order))
     with (
         _attached(context, expert, [*transfer, *voted], dropout=settings.train.dropout) as routed,
@@ -214,6 +222,7 @@ def _train(context: LoadedContext, recipe: Recipe, track: Track) -> Trained:
         # Seeded for this task alone: dropout must not depend on what the process did before.
         with torch.random.fork_rng(devices=[]), saving:
             torch.manual_seed(seed_for(settings.seed, task, "dropout"))
+            torch.empty((), dtype=torch.int64).random_()  # a data loader drew this in earlier versions
             losses = train_expert(
                 backbone,
                 routed,
