@@ -10,9 +10,9 @@ from dmole_cli.training.order import shuffled_batches
 
 @pytest.mark.parametrize("lengths", [None, [random.Random(5).randrange(4, 90) for _ in range(203)]])
 def test_every_pass_holds_every_sample_once_in_a_seeded_order_of_its_own(lengths):
-    batches = shuffled_batches(203, 8, epochs=2, seed=3, lengths=lengths)
-    assert batches == shuffled_batches(203, 8, epochs=2, seed=3, lengths=lengths)
-    assert batches != shuffled_batches(203, 8, epochs=2, seed=4, lengths=lengths)
+    batches = list(shuffled_batches(203, 8, epochs=2, seed=3, lengths=lengths))
+    assert batches == list(shuffled_batches(203, 8, epochs=2, seed=3, lengths=lengths))
+    assert batches != list(shuffled_batches(203, 8, epochs=2, seed=4, lengths=lengths))
     assert len(batches) == 2 * 26
     passes = [[i for batch in half for i in batch] for half in (batches[:26], batches[26:])]
     assert sorted(passes[0]) == sorted(passes[1]) == list(range(203))
@@ -22,7 +22,7 @@ def test_every_pass_holds_every_sample_once_in_a_seeded_order_of_its_own(lengths
 
 def test_batches_of_similar_length_hold_little_padding_and_come_in_no_order_of_length():
     lengths = [random.Random(i).randrange(4, 90) for i in range(3200)]
-    batches = shuffled_batches(3200, 32, epochs=1, seed=0, lengths=lengths)
+    batches = list(shuffled_batches(3200, 32, epochs=1, seed=0, lengths=lengths))
     longest = [max(lengths[i] for i in batch) for batch in batches]
     padded = sum(32 * most for most in longest)
     assert padded / sum(lengths) < 1.05
@@ -34,8 +34,8 @@ JOINS = [random.Random(i).choice([(), ("a",), ("b",), ("a", "b")]) for i in rang
 
 def test_samples_of_one_set_of_experts_go_together():
     lengths = [random.Random(i).randrange(40, 125) for i in range(3200)]
-    batches = shuffled_batches(3200, 32, epochs=2, seed=0, lengths=lengths, transfer=JOINS)
-    assert batches == shuffled_batches(3200, 32, epochs=2, seed=0, lengths=lengths, transfer=JOINS)
+    batches = list(shuffled_batches(3200, 32, epochs=2, seed=0, lengths=lengths, transfer=JOINS))
+    assert batches == list(shuffled_batches(3200, 32, epochs=2, seed=0, lengths=lengths, transfer=JOINS))
     for half in (batches[:100], batches[100:]):
         assert sorted(i for batch in half for i in batch) == list(range(3200))
         kinds = [len({JOINS[i] for i in batch}) for batch in half]
@@ -49,7 +49,7 @@ def test_samples_of_one_set_of_experts_go_together():
 def test_where_all_samples_have_one_set_the_order_is_that_of_lengths_alone(joins, monkeypatch):
     monkeypatch.setattr(module, "WINDOW", 9)
     lengths = [random.Random(i).randrange(4, 90) for i in range(900)]
-    expected = shuffled_batches(900, 8, epochs=2, seed=1, lengths=lengths)
-    assert shuffled_batches(900, 8, epochs=2, seed=1, lengths=lengths, transfer=joins) == expected
+    expected = list(shuffled_batches(900, 8, epochs=2, seed=1, lengths=lengths))
+    assert list(shuffled_batches(900, 8, epochs=2, seed=1, lengths=lengths, transfer=joins)) == expected
     longest = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in expected]
     assert 0 < max(longest) < 85  # sorted within stretches

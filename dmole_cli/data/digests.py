@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from dmole_cli.artifacts.files import digest_of_each
@@ -17,7 +18,8 @@ def data_digest(samples: Sequence[Sample], images: Mapping[Path, str] | ImageDig
         samples: the split.
         images: digest of each image file.
     """
+    content = lru_cache(maxsize=4096)(images.__getitem__)  # rows in a row often share images
     return digest_of_each(
-        [s.sample_id, s.question, s.answer, s.references, s.details, s.sources, [images[file] for file in s.files]]
+        [s.sample_id, s.question, s.answer, s.references, s.details, s.sources, [content(file) for file in s.files]]
         for s in samples
     )

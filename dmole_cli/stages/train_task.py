@@ -22,6 +22,7 @@ from dmole_cli.artifacts.staleness import check_inputs
 from dmole_cli.backbones.backbone import Encoded
 from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.backbones.checkpointing import activation_checkpointing
+from dmole_cli.backbones.inputs import Lengths
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.truncation import record_truncated
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
@@ -242,20 +243,19 @@ def _train(context: LoadedContext, recipe: Recipe, track: Track) -> Trained:
     return Trained(expert, remembered, losses, len(truncated))
 
 
-def _order(context: LoadedContext, recipe: Recipe, transfer: Sequence[tuple[str, ...]]) -> list[list[int]]:
+def _order(context: LoadedContext, recipe: Recipe, transfer: Sequence[tuple[str, ...]]) -> Sequence[Sequence[int]]:
     """Sample indices of every step."""
     rows, visits = recipe.entries()
-    lengths = context.backbone.lengths(context.samples, with_answer=True)
-    order = shuffled_batches(
+    return shuffled_batches(
         len(rows),
         recipe.batch_size,
         epochs=max(visits),
         seed=seed_for(context.settings.seed, context.task, "order"),
-        lengths=[lengths[row] for row in rows],
-        transfer=[transfer[row] for row in rows],
+        lengths=Lengths(context.backbone.inputs, context.samples, with_answer=True),
+        transfer=transfer,
         visits=visits,
+        rows=rows,
     )
-    return [[rows[entry] for entry in batch] for batch in order]
 
 
 @contextmanager

@@ -187,12 +187,21 @@ class FileRows(LazySamples):
     def __len__(self) -> int:
         return len(self.rows) if self.chosen is None else len(self.chosen)
 
+    def __iter__(self) -> Iterator[Sample]:
+        """All samples in order, faster than by their indices."""
+        numbered = enumerate(self.rows)
+        for index, number in enumerate(range(len(self.rows)) if self.chosen is None else self.chosen):  # ascending
+            row = next(row for found, row in numbered if found == number)
+            yield self._sample(index, number, row)
+
     def sample_at(self, index: int) -> Sample:
         """Make a sample from its row."""
         number = index if self.chosen is None else self.chosen[index]
-        row = self.rows[number]
+        return self._sample(index, number, self.rows[number])
+
+    def _sample(self, index: int, number: int, row: Mapping[str, Any]) -> Sample:
         images, sources, files = self.images_of(number, row)
-        details = json.loads(row["details"])
+        details = json.loads(row["details"]) if row["details"] != "{}" else {}
         if len(images) == 1 and "box" in details and all(is_finite(details.get(key)) for key in ("width", "height")):
             place = f"{self.annotations}, {row['place']}"
             images = (partial(_open_in_frame, images[0], details["width"], details["height"], place),)
