@@ -91,6 +91,11 @@ class ArrowRows:
         for number in range(self._reader.num_record_batches):
             yield from self._reader.get_batch(number).to_pylist()
 
+    def values(self, column: str) -> Iterator[Any]:
+        """The values of one column, in order."""
+        for number in range(self._reader.num_record_batches):
+            yield from self._reader.get_batch(number).column(COLUMNS.index(column)).to_pylist()
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, offset = divmod(index, BLOCK)
         if number != self._number:
