@@ -3,7 +3,9 @@
 import random
 
 import pytest
+import torch
 
+from dmole_cli.backbones.inputs import Lengths
 from dmole_cli.training import order as module
 from dmole_cli.training.order import shuffled_batches
 
@@ -53,3 +55,65 @@ def test_where_all_samples_have_one_set_the_order_is_that_of_lengths_alone(joins
     assert list(shuffled_batches(900, 8, epochs=2, seed=1, lengths=lengths, transfer=joins)) == expected
     longest = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in expected]
     assert 0 < max(longest) < 85  # sorted within stretches
+
+
+def plainly(count, size, *, epochs, seed, lengths, transfer, visits, rows):
+    """The same order as lists, all at once."""
+    generator, out = torch.Generator().manual_seed(seed), []
+    sets = [tuple(sorted(transfer[row])) for row in rows]
+    window = module.WINDOW * size * len(set(sets))
+    for epoch in range(epochs):
+        order = torch.randperm(count, generator=generator).tolist()
+        order = [
+            e for e in order
+            if ((epoch + 1) * visits[e] + e % epochs) // epochs > (epoch * visits[e] + e % epochs) // epochs
+        ]  # fmt: skip
+        entries = []
+        for start in range(0, len(order), window):
+            part = order[start : start + window]
+            for turn, names in enumerate(sorted({sets[e] for e in part})):
+                own = [e for e in part if sets[e] == names]
+                entries += sorted(own, key=lambda e: lengths[rows[e]], reverse=turn % 2 == 1)
+        batches = [entries[start : start + size] for start in range(0, len(entries), size)]
+        out += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    return [[rows[e] for e in batch] for batch in out]
+
+
+def test_batches_are_the_same_in_whatever_order_they_are_made(monkeypatch):
+    monkeypatch.setattr(module, "WINDOW", 3)
+    choose = random.Random(1)
+    rows = [*range(170), *range(90)]
+    case = {
+        "epochs": 3,
+        "seed": 4,
+        "lengths": [choose.randrange(4, 30) for _ in range(170)],
+        "transfer": [choose.choice([(), ("b",), ("b", "a"), ("a", "b")]) for _ in range(170)],
+        "visits": [choose.randrange(1, 4) for _ in rows],
+        "rows": rows,
+    }
+    expected = plainly(len(rows), 8, **case)
+    made = shuffled_batches(len(rows), 8, **case)
+    assert list(made) == expected and len(made) == len(expected)
+    places = choose.sample(range(len(expected)), len(expected))
+    made = shuffled_batches(len(rows), 8, **case)
+    assert [made[place] for place in places] == [expected[place] for place in places]
+    assert made[-1] == expected[-1] and made[2:9] == expected[2:9]
+
+
+def test_lengths_are_counted_for_the_windows_that_are_reached(monkeypatch):
+    monkeypatch.setattr(module, "WINDOW", 4)
+    counted = []
+
+    class Inputs:
+        def lengths(self, samples, *, with_answer):
+            counted.extend(samples)
+            return [sample % 7 for sample in samples]
+
+    lengths = Lengths(Inputs(), range(1000), with_answer=True)
+    made = shuffled_batches(1000, 5, epochs=2, seed=0, lengths=lengths)
+    assert len(made) == 400 and counted == []
+    first = made[0]
+    assert len(counted) == 20 and set(first) <= set(counted)
+    whole = list(made)
+    assert sorted(counted) == list(range(1000)), "each once, for both passes"
+    assert whole == list(shuffled_batches(1000, 5, epochs=2, seed=0, lengths=[row % 7 for row in range(1000)]))
