@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 import tiny
 from PIL import Image
 
+from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.data.card import load_card
+from dmole_cli.data.digests import data_digest
 from dmole_cli.data.formats import _arrow, _json
 from dmole_cli.data.loading import check_card, samples
 from dmole_cli.errors import DmoleError
@@ -308,6 +311,55 @@ def test_a_damaged_cache_of_rows_is_written_again(tmp_path, monkeypatch):
     assert len(samples(load_card(card), "train")) == 11
 
 
+def test_the_digest_of_a_cached_split_holds_until_rows_or_images_change(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMOLE_CACHE", str(tmp_path / "cache"))
+    card = write_card(tmp_path)
+    card.write_text(card.read_text().replace('validation = "validation.jsonl"', "held_out = 0.3"))
+    write_lines(tmp_path / "train.jsonl", *(record(answer=f"a {n}", image=f"{n % 20}.png") for n in range(40)))
+    for number in range(20):
+        Image.new("RGB", (9, 9), (9 * number, 0, 0)).save(tmp_path / f"{number}.png")
+
+    class Counted(dict):
+        def __missing__(self, path):
+            read.append(path)
+            return digest_of_file(path) if path.exists() else "missing"
+
+    def digest(split="train"):
+        return data_digest(samples(load_card(card), split), Counted())
+
+    read = []
+    plain = [digest(split) for split in ("train", "validation")]  # of few rows nothing is cached
+    monkeypatch.setattr(_arrow, "IN_MEMORY", 100)
+    assert [digest(split) for split in ("train", "validation")] == plain and plain[0] != plain[1]
+    read.clear()
+    assert [digest(split) for split in ("train", "validation")] == plain and not read
+    [*stored] = (tmp_path / "cache" / "digests").iterdir()
+    assert len(stored) == 2
+    for file in stored:
+        file.write_text("0" * 64 + " damaged")
+    assert digest() == plain[0] and read
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(tmp_path / "0.png")
+    changed = digest(), digest("validation")
+    assert changed != tuple(plain)
+    shutil.rmtree(tmp_path / "cache" / "digests")
+    assert (digest(), digest("validation")) == changed
+    (tmp_path / "1.png").unlink()
+    assert (digest(), digest("validation")) != changed
+
+
+def test_going_through_all_samples_gives_those_at_their_indices(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMOLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_arrow, "IN_MEMORY", 100)
+    monkeypatch.setattr(_arrow, "BLOCK", 4)
+    card = write_card(tmp_path)
+    card.write_text(card.read_text().replace('validation = "validation.jsonl"', "held_out = 0.3"))
+    write_lines(tmp_path / "train.jsonl", *(record(f"What is {n}?", image=f"{n % 15}.png") for n in range(31)))
+    splits = [samples(load_card(card), split) for split in ("train", "validation")]
+    for rows in splits:
+        assert [str(row) for row in rows] == [str(rows[index]) for index in range(len(rows))]
+    assert sum(map(len, splits)) == 31 and all(splits)
+
+
 def test_an_invalid_record_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DMOLE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(_arrow, "IN_MEMORY", 0)
@@ -330,7 +382,7 @@ def test_memory_does_not_grow_with_the_rows():
     few, many = (next(bench.measured(count, times=1))["peak"] for count in (1_000, 48_000))
     assert many - few < 15 * 2**20
     # The measurement would show it: the same number of samples in a list takes more.
-    (in_memory,) = bench.measured(48_000, times=1, keep=True)
+    (in_memory,) = bench.measured(48_000, times=1, how="--keep")
     assert in_memory["peak"] - few > 30 * 2**20
 
 

@@ -28,7 +28,7 @@ from dmole_cli.settings.reading import read_settings
 from dmole_cli.stages.train_task import train_task
 from dmole_cli.training.gradients import ANSWERS, LOSS, TOKENS
 from dmole_cli.training.loop import Batch, Schedule, Trainer
-from dmole_cli.training.micro_batches import divided, largest_that_fits
+from dmole_cli.training.micro_batches import largest_that_fits
 
 FIRST, SECOND = tiny.TASKS
 
@@ -45,6 +45,12 @@ def samples(backbone, stream):
     return [backbone.encode(sample, with_answer=True) for sample in [*answered, *plain]]
 
 
+def divided(samples: list, size: int) -> list[list]:
+    """Micro-batches of `size` samples; 0 for all of them."""
+    size = size or len(samples)
+    return [samples[i : i + size] for i in range(0, len(samples), size)]
+
+
 def sites_of(backbone) -> list[str]:
     """One site of each tower."""
     names = [name for name, module in backbone.model.named_modules() if name.endswith("q_proj")]
@@ -59,7 +65,7 @@ def gradient(backbone, samples, size: int, *, penalty=None) -> tuple[list, list]
         b.data.normal_(generator=torch.Generator().manual_seed(2))
     routed = RoutedExperts(backbone.model, backbone.modality_of)
     routed.add("it", expert)
-    parts = divided([samples], size)[0]
+    parts = divided(samples, size)
     schedule = Schedule(1, 0.1, TrainSettings(), [len(parts)])
     trainer = Trainer(backbone, routed, expert, schedule=schedule, penalty=penalty)
     try:
@@ -84,7 +90,7 @@ def test_a_divided_step_has_the_loss_and_the_gradient_of_the_whole_step(backbone
 def test_the_mean_is_over_answer_tokens_not_over_micro_batches(backbone, samples):
     """The mean of the parts' means, which other tools compute, is another number here."""
     figures, _ = gradient(backbone, samples, 0)
-    means = [gradient(backbone, part, 0)[0][LOSS] for part in divided([samples], 4)[0]]
+    means = [gradient(backbone, part, 0)[0][LOSS] for part in divided(samples, 4)]
     assert abs(sum(means) / len(means) - figures[LOSS]) > 1e-3
 
 

@@ -13,7 +13,8 @@ from dmole_cli.data.card import load_card
 from dmole_cli.data.loading import samples
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.training.batches import micro_batches
+from dmole_cli.settings.model import Settings, TrainSettings
+from dmole_cli.training.batches import MicroBatches, counts_of, micro_batches
 
 LONG = "First a story that nobody needs. " * 3 + "Colour, in one letter?"
 
@@ -61,12 +62,19 @@ def test_a_limit_below_template_images_and_answer_is_an_error(backbone, sample):
 def test_truncated_samples_are_counted_once(backbone, sample):
     rows = [replace(sample, question="Colour?"), sample]
     limit = len(backbone.encode(sample, with_answer=True).tokens) - 30
-    steps = [[[1, 0]], [[0], [1]], [[1]]]
-    found = list(micro_batches(backbone, rows, steps, active=lambda step, row: (), max_length=limit))
-    assert [batch.truncated for batch in found] == [1, 0, 0, 0]
-    assert [len(batch.encoded[0].tokens) for batch in found[2:]] == [limit, limit]
-    resumed = micro_batches(backbone, rows, steps, active=lambda step, row: (), max_length=limit, first=1)
-    assert [batch.truncated for batch in resumed] == [0, 0, 0]
+    order = [[1, 0], [0, 1], [1]]
+
+    def batches(first: int):
+        own = MicroBatches(order, counts_of([2, 2, 1], 1), 1, first=first)
+        chosen = Settings(train=TrainSettings(max_length=limit))
+        return list(
+            micro_batches(backbone, rows, order, own, active=lambda step, row: (), settings=chosen, again=False)
+        )
+
+    found = batches(0)
+    assert [batch.truncated for batch in found] == [1, 0, 0, 0, 0]
+    assert [len(batch.encoded[0].tokens) for batch in found if batch.truncated] == [limit]
+    assert [batch.truncated for batch in batches(1)] == [0, 0, 0]
 
 
 def test_training_reports_the_number_of_truncated_samples(tmp_path, run):

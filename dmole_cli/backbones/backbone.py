@@ -143,7 +143,10 @@ class Backbone:
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """Move a CPU tensor to the device without synchronising; floating-point values take the weights' type."""
         dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(self.device, dtype, non_blocking=self.device.type == "cuda")
+        if self.device.type != "cuda":
+            return tensor.to(self.device, dtype)
+        # Only from pinned memory does a copy return before it is done; it must have the type already.
+        return tensor.to(dtype).pin_memory().to(self.device, non_blocking=True)
 
     # ------------------------------------------------------------------------------------------------ outputs
 

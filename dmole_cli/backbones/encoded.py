@@ -31,6 +31,15 @@ class Encoded:
     images: int = 0
     truncated: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        labels = () if self.labels is None else (self.labels,)
+        return sum(
+            t.nbytes
+            for t in (self.tokens, self.instruction, *labels, *self.vision.values(), *self.token_types.values())
+        )
+
     def mapped(self, convert: Callable[[Any], Any]) -> Encoded:
         """A copy with every tensor converted."""
         labels = None if self.labels is None else convert(self.labels)

@@ -5,7 +5,9 @@ Samples are encoded one by one, because the number of vision rows per sample mus
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from dmole_cli.backbones.families.base import Family
 from dmole_cli.backbones.prompts import Prompts
 from dmole_cli.data import markers
 from dmole_cli.data.images import shown_size
-from dmole_cli.data.sample import Sample
+from dmole_cli.data.sample import Picked, Sample
 from dmole_cli.errors import DmoleError
 
 IGNORED = -100
@@ -129,7 +131,8 @@ class Inputs:
     def _lengths(self, samples: Sequence[Sample], *, with_answer: bool) -> list[int]:
         texts = [markers.without(sample.question) + (f" {sample.answer}" if with_answer else "") for sample in samples]
         counts = [len(tokens) for tokens in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        sizes = [image_sizes(sample) for sample in samples]
+        read = cache(_image_size)  # samples often share images
+        sizes = [image_sizes(sample, read=read) for sample in samples]
         tokens = {number: self._image_tokens(sizes, number) for number in {len(row) for row in sizes}}
         return [count + sum(tokens[len(row)][size] for size in row) for count, row in zip(counts, sizes, strict=True)]
 
@@ -186,16 +189,38 @@ def _full_precision(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def image_sizes(sample: Sample) -> list[tuple[int, int]]:
-    """(height, width) of each image, read from the file headers; `DEFAULT_SIZE` without files."""
-    if len(sample.files) != len(sample.images):
-        return [DEFAULT_SIZE] * len(sample.images)
-    return [_image_size(file) for file in sample.files]
-
-
 def _image_size(file: Path) -> tuple[int, int]:
     try:
         width, height = shown_size(file)
     except DmoleError:
         return DEFAULT_SIZE  # reported when the pixels are needed
     return height, width
+
+
+def image_sizes(sample: Sample, *, read: Callable[[Path], tuple[int, int]] = _image_size) -> list[tuple[int, int]]:
+    """(height, width) of each image, read from the file headers by `read`; `DEFAULT_SIZE` without files."""
+    if len(sample.files) != len(sample.images):
+        return [DEFAULT_SIZE] * len(sample.images)
+    return [read(file) for file in sample.files]
+
+
+class Lengths:
+    """Lengths of samples as `Inputs.lengths` counts them, counted when they are asked for and then held, in 4 bytes each.
+
+    Args:
+        inputs: counts them.
+        samples: of a split.
+        with_answer: whether the answers count, too.
+    """
+
+    def __init__(self, inputs: Inputs, samples: Sequence[Sample], *, with_answer: bool) -> None:
+        self._inputs, self._samples, self._with_answer = inputs, samples, with_answer
+        self._known = array("i", [-1]) * len(samples)
+
+    def of(self, rows: Sequence[int]) -> list[int]:
+        """The lengths of the samples at these indices."""
+        if missing := sorted({row for row in rows if self._known[row] < 0}):
+            found = self._inputs.lengths(Picked([self._samples], missing), with_answer=self._with_answer)
+            for row, length in zip(missing, found, strict=True):
+                self._known[row] = length
+        return [self._known[row] for row in rows]

@@ -7,7 +7,7 @@ from dmole_cli.cli.shared_options import TasksOption
 from dmole_cli.cli.workspace import Workspace
 
 SHARED_BY_PROCESSES = True
-SETTINGS = ("profile", "train.max_length", *MODEL, "data_root", "shared")
+SETTINGS = ("profile", "train.max_length", *MODEL, "data_root", "shared", "workers")
 
 
 def run(work: Workspace, task: TasksOption = None) -> None:

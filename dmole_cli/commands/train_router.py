@@ -8,7 +8,7 @@ from dmole_cli.cli.workspace import Workspace
 
 # Features are computed in the data type of the weights, whatever the precision.
 SHARED_BY_PROCESSES = True
-SETTINGS = ("router", *(name for name in MODEL if name != "precision"), "data_root", "shared")
+SETTINGS = ("router", *(name for name in MODEL if name != "precision"), "data_root", "shared", "workers")
 
 
 def run(work: Workspace, task: TasksOption = None) -> None:

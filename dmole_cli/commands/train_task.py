@@ -13,7 +13,17 @@ from dmole_cli.cli.workspace import Workspace
 from dmole_cli.errors import DmoleError
 
 SHARED_BY_PROCESSES = True
-SETTINGS = ("train", "allocate.budget", "seed", *MODEL, "data_root", "shared", "vision_cache")
+SETTINGS = (
+    "train",
+    "allocate.budget",
+    "seed",
+    *MODEL,
+    "data_root",
+    "shared",
+    "vision_cache",
+    "workers",
+    "sample_cache",
+)
 
 
 def run(

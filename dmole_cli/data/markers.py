@@ -23,7 +23,7 @@ _LEADING = re.compile(rf"(?:\s*{IMAGE})+\s*")
 
 def count(text: str) -> int:
     """Number of image markers, in any spelling."""
-    return sum(1 for _ in _SPELLINGS.finditer(text))
+    return sum(1 for _ in _SPELLINGS.finditer(text)) if "<" in text else 0
 
 
 def with_plain_markers(text: str) -> str:
@@ -32,6 +32,8 @@ def with_plain_markers(text: str) -> str:
     Raises:
         ValueError: markers have numbers that are not in order, so they do not stand for the images in order.
     """
+    if "<" not in text:  # no spelling is without it
+        return text
     numbers = [int(found["number"]) for found in _SPELLINGS.finditer(text) if found["number"]]
     if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         raise ValueError(f"its image markers have the numbers {', '.join(map(str, numbers))}, which are not in order")

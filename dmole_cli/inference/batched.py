@@ -210,7 +210,11 @@ class BatchedInference:
         # All pairs, and not only those of this process, decide about the cache of vision features.
         with self._attached(pairs) as (routed, vision):
             rows = [[pairs[p][0] for p in batches[number]] for number in own]
-            encoded = encoded_batches(backbone, samples, rows, with_answer=False)
+            again = len({index for index, _ in pairs}) < len(pairs)
+            size = self.settings.sample_cache * 2**20 if again else 0
+            encoded = encoded_batches(
+                backbone, samples, rows, with_answer=False, workers=self.settings.workers, cache=size
+            )
             label = f"evaluate {self.task} ({self.method})"
             for number, encoded_batch in zip(own, self.track(encoded, label, len(own)), strict=True):
                 inputs, vision_rows = backbone.collate(encoded_batch, left=True)

@@ -16,7 +16,7 @@ class EveryExpert(Method):
 
     def transfer_experts(self, context: LoadedContext) -> list[tuple[str, ...]]:
         """All earlier tasks, for every sample."""
-        return [context.earlier for _ in context.samples]
+        return [context.earlier] * len(context.samples)
 
     def active_experts(self, routing: Routing) -> list[tuple[str, ...]]:
         """All tasks trained so far, for every sample."""

@@ -53,7 +53,7 @@ class RoutedMixture(Method):
 
         train, earlier = context.settings.train, context.earlier
         if not earlier or not train.transfer or train.training_vote == "batch":
-            return [() for _ in context.samples]
+            return [()] * len(context.samples)
         rows, thresholds = _earlier_losses(context)
         return [tuple(earlier[t] for t in top_candidates(row, thresholds, most=1)) for row in rows]
 
@@ -67,7 +67,7 @@ class RoutedMixture(Method):
 
         train, earlier = context.settings.train, context.earlier
         if not earlier or not train.transfer or train.training_vote != "batch":
-            return [() for _ in batches]
+            return [()] * len(batches)
         rows, thresholds = _earlier_losses(context)
         votes = (training_vote([rows[i] for i in batch], thresholds) for batch in batches)
         return [tuple(earlier[t] for t in voted) for voted in votes]

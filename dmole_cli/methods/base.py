@@ -228,7 +228,7 @@ class Method:
 
     def transfer_experts(self, context: LoadedContext) -> list[tuple[str, ...]]:
         """Earlier tasks whose experts are active, frozen, in training, for each sample: none."""
-        return [() for _ in context.samples]
+        return [()] * len(context.samples)
 
     def voted_experts(self, context: LoadedContext, batches: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
         """Earlier tasks whose experts are active, frozen, for all samples of a training batch, for each batch: none.
@@ -237,7 +237,7 @@ class Method:
             context: of the task that trains.
             batches: indices of the samples of each step.
         """
-        return [() for _ in batches]
+        return [()] * len(batches)
 
     def penalty(self, context: LoadedContext, training: Training) -> Penalty | None:
         """A function from a `training.loop.Step` to a term that is added to its loss (scalar): None, no such term."""

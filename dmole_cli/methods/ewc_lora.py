@@ -55,7 +55,10 @@ class EwcLora(Method):
         now = _named(training)
         total = {name: torch.zeros_like(matrix) for name, matrix in now.items()}
         batches, limit = [[row] for row in rows], settings.train.max_length
-        for encoded in encoded_batches(backbone, samples, batches, with_answer=True, max_length=limit):
+        prepared = encoded_batches(
+            backbone, samples, batches, with_answer=True, max_length=limit, workers=settings.workers
+        )
+        for encoded in prepared:
             inputs, image_rows = backbone.collate(encoded, left=False)
             with training.routed.route([(context.task,)], rows=image_rows):
                 loss = backbone.answer_loss(inputs)

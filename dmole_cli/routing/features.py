@@ -28,7 +28,7 @@ from dmole_cli.artifacts.partial import PartialResults, partial_results
 from dmole_cli.artifacts.provenance import Header, differences, versions
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.backbone import Backbone
-from dmole_cli.backbones.batches import encoded_batches, sequential_batches
+from dmole_cli.backbones.batches import AUTO, encoded_batches, sequential_batches
 from dmole_cli.data.sample import Picked, Sample
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError, DmoleWarning
@@ -41,7 +41,7 @@ STORED = np.dtype("<f4")  # of the values that are stored batch by batch
 
 
 def routing_features(
-    task: str, split: str, *, data: Tasks, backbone: Backbone, run: Run, track: Track = quiet
+    task: str, split: str, *, data: Tasks, backbone: Backbone, run: Run, track: Track = quiet, workers: int = AUTO
 ) -> torch.Tensor:
     """Routing features [samples, width] of a split, in the order of the split.
 
@@ -56,6 +56,7 @@ def routing_features(
         backbone: the loaded model, with no expert attached.
         run: the run directory.
         track: shows progress.
+        workers: processes that prepare samples.
 
     Raises:
         DmoleError: a sample cannot be read, or a feature is not finite.
@@ -81,7 +82,7 @@ def routing_features(
             if stored.waited and world().first:  # for a command that has perhaps made them
                 features = _stored(path, header, sample_ids)
             if world().share(features is None):
-                computed = _computed(backbone, Picked([samples], new.values()), stored, label, track)
+                computed = _computed(backbone, Picked([samples], new.values()), stored, label, track, workers=workers)
                 if world().first:
                     known |= zip(new, computed, strict=True)
                     features = torch.stack([known[key] for key in keys])
@@ -121,7 +122,7 @@ def _pixels(sample: Sample, index: int) -> str:
 
 
 def _computed(
-    backbone: Backbone, samples: Sequence[Sample], stored: PartialResults, label: str, track: Track
+    backbone: Backbone, samples: Sequence[Sample], stored: PartialResults, label: str, track: Track, *, workers: int
 ) -> torch.Tensor:
     """Features [samples, width], in the first process; each computes its part of the batches, which are of similar length."""
     if not samples:
@@ -130,7 +131,9 @@ def _computed(
     order = sorted(range(len(samples)), key=lengths.__getitem__)
     batches = [[order[i] for i in indices] for indices in sequential_batches(len(order), BATCH)]
     own = stored.missing(len(batches))
-    encoded = encoded_batches(backbone, samples, [batches[number] for number in own], with_answer=False)
+    encoded = encoded_batches(
+        backbone, samples, [batches[number] for number in own], with_answer=False, workers=workers
+    )
     for number, batch in zip(own, track(encoded, label, len(own)), strict=True):
         features = backbone.features(batch)
         _require_finite(features, [samples[row].sample_id for row in batches[number]], label)

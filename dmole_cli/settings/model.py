@@ -223,6 +223,19 @@ class Settings(Section):
         recorded=False,
         ge=0,
     )
+    workers: int = setting(
+        -1,
+        "processes that prepare samples while the model computes; -1 chooses by cores, device and number of samples",
+        expected="0 or more, or -1 to choose by the machine",
+        recorded=False,
+        ge=-1,
+    )
+    sample_cache: int = setting(
+        512,
+        "megabytes in memory, while a command runs, for prepared samples that are used again; 0 disables the cache",
+        recorded=False,
+        ge=0,
+    )
     shared: str | None = setting(
         None, "folder of profiles, features and routers that several runs share, by default the run directory"
     )

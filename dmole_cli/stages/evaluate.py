@@ -229,7 +229,9 @@ def _router_losses(parts: _Parts, task: str, after: int, track: Track) -> dict[s
     if not trained:
         return {}
     split, backbone = parts.settings.evaluate.split, parts.model.load()
-    features = routing_features(task, split, data=parts.data, backbone=backbone, run=run, track=track)
+    features = routing_features(
+        task, split, data=parts.data, backbone=backbone, run=run, track=track, workers=parts.settings.workers
+    )
     found = {}
     for name in trained:
         router = read_router(run.router(name))

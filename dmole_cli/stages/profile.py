@@ -56,7 +56,9 @@ def profile(
     require_own_weights(backbone.model, [site.name for site in sites], work="dmole profile")
     with measured(run.cost("profile", task), model.counts):
         own = world().own(batches)
-        encoded = encoded_batches(backbone, samples, own, with_answer=True, max_length=max_length)
+        encoded = encoded_batches(
+            backbone, samples, own, with_answer=True, max_length=max_length, workers=settings.workers
+        )
         rows = measure_sensitivity(
             backbone,
             sites,

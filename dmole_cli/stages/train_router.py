@@ -59,7 +59,9 @@ def train_router(
         return outcome
     backbone = model.load()
     with measured(run.cost("train-router", task), model.counts):
-        features = routing_features(task, "train", data=data, backbone=backbone, run=run, track=track)
+        features = routing_features(
+            task, "train", data=data, backbone=backbone, run=run, track=track, workers=settings.workers
+        )
         router, epochs = build_router(features, chosen, task=task, layout=backbone.feature_layout(), header=header)
     write_router(path, router)
     data.image_digests.save()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,25 +23,24 @@ from dmole_cli.artifacts.staleness import check_inputs
 from dmole_cli.artifacts.training_log import StepFigures, write_training_log
 from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.lazy_model import LazyModel
-from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.recipes import few_steps
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.expert import Expert, load_expert
-from dmole_cli.experts.routed import RoutedExperts
+from dmole_cli.experts.expert import Expert
 from dmole_cli.methods._previous import previous_artifacts, require_same_shape, trainable_copy
+from dmole_cli.methods._session import attached, training_order, vision_cache
 from dmole_cli.methods._stream import require_stream
 from dmole_cli.methods.base import LoadedContext, TaskContext, Training, load_method
 from dmole_cli.processes import world
 from dmole_cli.progress import Track, quiet
 from dmole_cli.settings.model import Settings
-from dmole_cli.training.batches import Active, micro_batches
+from dmole_cli.training.batches import Active, MicroBatches, counts_of, micro_batches
 from dmole_cli.training.checkpoints import Checkpoints
 from dmole_cli.training.following import Followed, open_tracker
 from dmole_cli.training.loop import Schedule, Trainer, train_expert
-from dmole_cli.training.micro_batches import divided, micro_batch_size
-from dmole_cli.training.order import shuffled_batches
+from dmole_cli.training.micro_batches import micro_batch_size
+from dmole_cli.training.order import ShuffledBatches
 from dmole_cli.training.samples import Recipe, recipe_for, row_counts, training_samples
 
 
@@ -237,7 +236,7 @@ def _train(plan: Plan, data: Tasks, model: LazyModel, track: Track) -> Trained:
         expert = rules.new_expert(context, generator) if previous is None else trainable_copy(context, previous)
         memory = read_memory(run.memory(previous, rules.name)) if previous and rules.has_memory else {}
         transfer = rules.transfer_experts(context)
-        order = _order(context, plan.recipe, transfer)
+        order = training_order(context, plan.recipe, transfer)
         voted = rules.voted_experts(context, order)
         # Merged experts are part of the weights and not active beside them.
         beside = [() for _ in transfer] if rules.merges else transfer
@@ -245,7 +244,7 @@ def _train(plan: Plan, data: Tasks, model: LazyModel, track: Track) -> Trained:
         def active(step: int, row: int) -> tuple[str, ...]:
             return (task, *beside[row], *voted[step])
 
-        with _attached(context, expert, [*transfer, *voted], dropout=settings.train.dropout) as routed:
+        with attached(context, expert, [*transfer, *voted], dropout=settings.train.dropout) as routed:
             training = Training(routed, expert, memory)
             trained = _fit(plan, context, training, order, active, track)
             cost.add(seconds=sum(row.seconds for row in trained.figures[: trained.resumed]))
@@ -260,12 +259,12 @@ def _train(plan: Plan, data: Tasks, model: LazyModel, track: Track) -> Trained:
 
 
 def _fit(
-    plan: Plan, context: LoadedContext, training: Training, order: list[list[int]], active: Active, track: Track
+    plan: Plan, context: LoadedContext, training: Training, order: ShuffledBatches, active: Active, track: Track
 ) -> Trained:
     """Train the expert on all steps that an interrupted run has not done."""
     rules, run, settings, task, backbone = context.method, context.run, context.settings, context.task, context.backbone
     with (
-        _vision_cache(context, plan.recipe) as cache,
+        vision_cache(context, plan.recipe) as cache,
         activation_checkpointing(backbone) if settings.train.checkpointing else nullcontext(),
         # Seeded for this task alone: dropout must not depend on what the process did before.
         torch.random.fork_rng(devices=[]),
@@ -273,14 +272,13 @@ def _fit(
         rate, seed = plan.recipe.settings["learning_rate"], seed_for(settings.seed, task, "dropout")
         penalty = rules.penalty(context, training)
         size = micro_batch_size(
-            settings.train.micro_batch, context.samples, order,
+            settings.train.micro_batch, context.samples, order.sizes,
             trainer=Trainer(
                 backbone, training.routed, training.expert, schedule=Schedule(1, rate, settings.train), penalty=penalty
             ),
             active=active, remembered=run.root / "cache" / "micro_batches.json", settings=settings.train,
         )  # fmt: skip
-        steps = divided(order, size)
-        schedule = Schedule(len(order), rate, settings.train, [len(parts) for parts in steps], seed)
+        schedule = Schedule(len(order), rate, settings.train, counts_of(order.sizes, size), seed)
         # Bytes depend on the division, too.
         header = replace(plan.header, settings={**plan.header.settings, "micro_batch": size if schedule.divided else 0})
         checkpoints = Checkpoints(run.checkpoint(task, rules.name), header, every=settings.train.save_every)
@@ -291,13 +289,21 @@ def _fit(
             label=f"{rules.name}-{task}",
             settings=header.settings,
         )
+        own = MicroBatches(order, schedule.micro_batches, size, first=resumed)
         torch.manual_seed(seed)
+        torch.empty((), dtype=torch.int64).random_()  # a data loader drew this in earlier versions
         figures = train_expert(
             backbone,
             training.routed,
             training.expert,
             micro_batches(
-                backbone, context.samples, steps, active=active, first=resumed, max_length=settings.train.max_length
+                backbone,
+                context.samples,
+                order,
+                own,
+                active=active,
+                settings=settings,
+                again=plan.recipe.visited_again,
             ),
             schedule=schedule,
             penalty=penalty,
@@ -306,48 +312,3 @@ def _fit(
         )
         finish()
     return Trained(training.expert, {}, figures, size if schedule.divided else 0, resumed)
-
-
-def _order(context: LoadedContext, recipe: Recipe, transfer: Sequence[tuple[str, ...]]) -> list[list[int]]:
-    """Sample indices of every step."""
-    rows, visits = recipe.entries()
-    lengths = context.backbone.lengths(context.samples, with_answer=True)
-    order = shuffled_batches(
-        len(rows),
-        recipe.batch_size,
-        epochs=max(visits),
-        seed=seed_for(context.settings.seed, context.task, "order"),
-        lengths=[lengths[row] for row in rows],
-        transfer=[transfer[row] for row in rows],
-        visits=visits,
-    )
-    return [[rows[entry] for entry in batch] for batch in order]
-
-
-@contextmanager
-def _attached(
-    context: LoadedContext, expert: Expert, transfer: Sequence[tuple[str, ...]], *, dropout: float
-) -> Iterator[RoutedExperts]:
-    """The backbone with the new expert and the transfer experts attached, or merged where the method merges."""
-    rules, backbone = context.method, context.backbone
-    routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=dropout)
-    try:
-        for name in sorted({name for names in transfer for name in names}):
-            routed.add(name, load_expert(context.run.expert(name, rules.name)))
-        routed.add(context.task, expert)
-        if rules.merges:
-            routed.merge(transfer[0])
-        yield routed
-    finally:
-        routed.close()
-
-
-@contextmanager
-def _vision_cache(context: LoadedContext, recipe: Recipe) -> Iterator[VisionFeatureCache]:
-    """The cache of frozen vision features; of size 0 where no sample is visited twice."""
-    limit = context.settings.vision_cache * 2**20 if recipe.visited_again else 0
-    cache = VisionFeatureCache(context.backbone, folder=context.run.root / "cache", limit=limit)
-    try:
-        yield cache
-    finally:
-        cache.close()

@@ -2,51 +2,107 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
+from typing import overload
 
 from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.data.sample import Sample
 from dmole_cli.processes import world
+from dmole_cli.settings.model import Settings
 from dmole_cli.training.loop import Batch
 
 # (step, row) -> names of the active experts of a sample.
 Active = Callable[[int, int], Sequence[str]]
 
 
+def counts_of(sizes: Sequence[int], micro_batch: int) -> list[int]:
+    """Number of micro-batches of each step, from its number of samples; `micro_batch` is 0 for whole steps."""
+    return [-(-size // micro_batch) if micro_batch else 1 for size in sizes]
+
+
+class MicroBatches(Sequence[list[int]]):
+    """Indices of the samples of this process's micro-batches: those of a step are dealt out to the processes in turn.
+
+    Args:
+        order: indices of the samples of each step; made on access.
+        counts: number of micro-batches of each step.
+        micro_batch: samples of a micro-batch, 0 for whole steps.
+        first: the first step that is left.
+
+    Attributes:
+        steps: the step of each micro-batch.
+    """
+
+    def __init__(
+        self, order: Sequence[Sequence[int]], counts: Sequence[int], micro_batch: int, *, first: int = 0
+    ) -> None:
+        self._order, self._micro_batch = order, micro_batch
+        self.steps, self._parts = array("q"), array("q")
+        for step in range(first, len(counts)):
+            own = range(world().rank, counts[step], world().size)
+            self.steps.extend([step] * len(own))
+            self._parts.extend(own)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        rows, start = list(self._order[self.steps[index]]), self._parts[index] * self._micro_batch
+        return rows[start : start + self._micro_batch] if self._micro_batch else rows
+
+
 def micro_batches(
     backbone: Backbone,
     samples: Sequence[Sample],
-    steps: Sequence[Sequence[Sequence[int]]],
+    order: Sequence[Sequence[int]],
+    own: MicroBatches,
     *,
     active: Active,
-    first: int = 0,
-    max_length: int = 0,
+    settings: Settings,
+    again: bool,
 ) -> Iterator[Batch]:
-    """Encode this process's micro-batches of the steps that are left; those of a step are dealt out to the processes in turn.
+    """Encode this process's micro-batches.
 
     Args:
         backbone: encodes the samples.
         samples: training samples.
-        steps: indices of the samples of each micro-batch of each step.
+        order: indices of the samples of each step.
+        own: the micro-batches.
         active: names of a sample's active experts.
-        first: the first step that is left.
-        max_length: maximum number of tokens of a sample, 0 for no limit.
+        settings: maximum length, workers and cache of encoded samples.
+        again: whether samples are visited more than once, so that a cache is useful.
 
     Raises:
         DmoleError: a sample cannot be read or encoded.
     """
-    own = [(step, rows) for step in range(first, len(steps)) for rows in steps[step][world().rank :: world().size]]
-    encoded = encoded_batches(backbone, samples, [rows for _, rows in own], with_answer=True, max_length=max_length)
+    limit = settings.train.max_length
+    encoded = encoded_batches(
+        backbone,
+        samples,
+        own,
+        with_answer=True,
+        max_length=limit,
+        workers=settings.workers,
+        cache=settings.sample_cache * 2**20 if again else 0,
+    )
     visited, done = bytearray(len(samples)), 0
-    for (step, rows), batch in zip(own, encoded, strict=True):
-        for parts in steps[done:step]:
-            for part in parts:
-                for row in part:
+    for number, batch in enumerate(encoded):
+        step, rows = own.steps[number], own[number]
+        if limit:
+            for earlier in range(done, step):
+                for row in order[earlier]:
                     visited[row] = 1
-        done = step
+            done = step
+        # A sample that is in two micro-batches of a step counts in the first one.
+        before = set(order[step][: order[step].index(rows[0])]) if limit else set[int]()
         truncated = {row for row, sample in zip(rows, batch, strict=True) if sample.truncated and not visited[row]}
-        # Two micro-batches of a step may hold the same sample.
-        yield Batch(
-            [samples[row].sample_id for row in rows], [active(step, row) for row in rows], batch, len(truncated)
-        )
+        names = [active(step, row) for row in rows]
+        yield Batch([samples[row].sample_id for row in rows], names, batch, len(truncated - before))

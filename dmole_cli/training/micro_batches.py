@@ -1,17 +1,16 @@
-"""Division of a step's samples into micro-batches, and the largest micro-batch that fits into memory."""
+"""The size of micro-batches: as chosen, or the largest that fits into memory."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 from dmole_cli.artifacts.files import digest_of, write_json
 from dmole_cli.backbones.truncation import encode_truncated
-from dmole_cli.data.sample import Picked, Sample
+from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError, DmoleWarning
 from dmole_cli.processes import world
 from dmole_cli.settings.documents import read_json
@@ -19,18 +18,11 @@ from dmole_cli.settings.model import TrainSettings
 from dmole_cli.training.batches import Active
 from dmole_cli.training.loop import Batch, Trainer
 
-Item = TypeVar("Item")
-
-
-def divided(steps: Sequence[Sequence[Item]], size: int) -> list[list[Sequence[Item]]]:
-    """The micro-batches of each step: its samples in their order, `size` in each; 0 for all of them."""
-    return [[step[i : i + (size or len(step))] for i in range(0, len(step), size or len(step))] for step in steps]
-
 
 def micro_batch_size(
     chosen: str,
     samples: Sequence[Sample],
-    order: Sequence[Sequence[int]],
+    sizes: Sequence[int],
     *,
     trainer: Trainer,
     active: Active,
@@ -42,7 +34,7 @@ def micro_batch_size(
     Args:
         chosen: the setting: a number, or `auto` for the largest that fits, which is found once and remembered.
         samples: training samples.
-        order: indices of the samples of each step.
+        sizes: number of samples of each step.
         trainer: computes a micro-batch; its expert stays as it is.
         active: names of a sample's active experts.
         remembered: file of the sizes that were found.
@@ -51,7 +43,7 @@ def micro_batch_size(
     Raises:
         DmoleError: a single sample does not fit into memory.
     """
-    most = max(map(len, order))
+    most = max(sizes)
     if chosen != "auto":
         if world().size > 1 and not 0 < int(chosen) < most:
             share = -(-most // world().size)
@@ -59,9 +51,8 @@ def micro_batch_size(
             warnings.warn(DmoleWarning(f"{message}; pass --micro-batch {share} or less"), stacklevel=2)
         return int(chosen)
     backbone = trainer.backbone
-    rows = sorted({row for step in order for row in step})
-    lengths = backbone.lengths(Picked([samples], rows), with_answer=True)
-    longest = [rows[i] for i in sorted(range(len(rows)), key=lambda i: -lengths[i])[:most]]
+    lengths = backbone.lengths(samples, with_answer=True)
+    longest = sorted(range(len(samples)), key=lambda row: -lengths[row])[:most]
     device = torch.cuda.get_device_name(backbone.device) if backbone.device.type == "cuda" else backbone.device.type
     values = [settings.max_length, settings.checkpointing, settings.dropout, world().size]
     ids = [samples[row].sample_id for row in longest]

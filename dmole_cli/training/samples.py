@@ -35,9 +35,12 @@ def training_samples(task: str, shares: Mapping[str, float], *, data: Tasks, see
     for name in sorted(shares, key=lambda other: other != task):
         split = data.samples(name, "train")
         count = _count(shares[name], len(split))
-        generator = torch.Generator().manual_seed(seed_for(seed, name, "share"))
-        rows = torch.randperm(len(split), generator=generator)[:count]
-        chosen.extend(before + row for row in sorted(rows.tolist()))
+        if count == len(split):
+            chosen.extend(range(before, before + count))
+        else:
+            generator = torch.Generator().manual_seed(seed_for(seed, name, "share"))
+            rows = torch.randperm(len(split), generator=generator)[:count].sort().values + before
+            chosen.frombytes(rows.numpy().tobytes())
         splits.append(split)
         before += len(split)
     return Picked(splits, chosen)
@@ -80,15 +83,15 @@ class Recipe:
         """Whether a row is visited more than once."""
         return any(self.epochs[name] * self.repeats[name] > 1 for name in self.rows)
 
-    def entries(self) -> tuple[list[int], list[int]]:
+    def entries(self) -> tuple[array[int], array[int]]:
         """The entries of a full pass: the row of each, and the number of passes in which it takes part."""
         starts = dict(zip(self.rows, accumulate(self.rows.values(), initial=0), strict=False))
-        rows, visits = list[int](), list[int]()
+        rows, visits = array("q"), array("i")
         for copy in range(max(self.repeats.values())):
             for name, count in self.rows.items():
                 if copy < self.repeats[name]:
                     rows.extend(range(starts[name], starts[name] + count))
-                    visits.extend([self.epochs[name]] * count)
+                    visits.extend(array("i", [self.epochs[name]]) * count)
         return rows, visits
 
 

@@ -2,6 +2,7 @@
 
     python pipelines/bench/rows.py                      # prints a line for each, takes minutes
     python pipelines/bench/rows.py --rows 2000 40000    # other sizes
+    python pipelines/bench/rows.py --start              # the start of `train-task`, until the first batch is ready
 
 Each size runs in its own process; records have LLaVA's format, as JSON lines or as one array, and share a few images. The printed
 value is the process's peak memory (VmHWM), once for the first read, which converts the file, and once for a read from the
@@ -18,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,29 @@ def read(card: str, *, keep: bool = False) -> dict[str, Any]:
     return {**found, "seconds": time.perf_counter() - started, "peak": peak()}
 
 
+class _Started(Exception):
+    """The first batch of a training run is ready."""
+
+
+def start(card: str, *, since: float) -> dict[str, Any]:
+    """Begin to train on the embedded backbone; gives seconds since a time, processor time and peak memory at the first step."""
+    from dmole_cli.artifacts.run import Run
+    from dmole_cli.cli.workspace import workspace
+    from dmole_cli.settings.model import Settings
+    from dmole_cli.stages.train_task import train_task
+
+    def until_first(batches: Any, label: str, total: int) -> Iterator[Any]:
+        for _ in batches:
+            raise _Started
+        yield from ()
+
+    folder = Path(card).parent
+    work = workspace(Settings(tasks=(card,), unseen=(), device="cpu"), Run(folder / "run"))
+    with suppress(_Started):
+        train_task("rows", **work.parts, method="finetune", track=until_first)
+    return {"seconds": time.time() - since, "cpu": sum(os.times()[:2]), "peak": peak()}
+
+
 def peak() -> int:
     """Peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
@@ -75,12 +100,12 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measured(rows: int, *, array: bool = False, times: int = 2, keep: bool = False) -> Iterator[dict[str, Any]]:
-    """The results of `read` in a first and in further processes, for a task of so many rows."""
+def measured(rows: int, *, array: bool = False, times: int = 2, how: str = "--read") -> Iterator[dict[str, Any]]:
+    """The results of `read`, or with `--start` of `start`, in a first and in further processes, for a task of so many rows."""
     with tempfile.TemporaryDirectory() as folder:
         card = write_task(Path(folder), rows, array=array) if rows else ""
         for _ in range(times if rows else 1):
-            command = [sys.executable, __file__, "--read", str(card), *(["--keep"] if keep else [])]
+            command = [sys.executable, __file__, "--child", str(card), how, "--since", str(time.time())]
             env = {**os.environ, "DMOLE_CACHE": f"{folder}/cache", "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
             yield json.loads(done.stdout)
@@ -95,15 +120,35 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> list[Any]:
     return [counted(f"peak memory: {most:,} rows over {least:,}", peaks[1] / peaks[0], 1.1)]
 
 
+def show_starts(sizes: Sequence[int]) -> None:
+    """Print a line for each size."""
+    head = "peak MB | seconds | of processor time"
+    print(f"| rows | file | first time: {head} | again: {head} |\n|---|---|---|---|---|---|---|---|")
+    for rows in sizes:
+        for array in (False, True):
+            columns = [
+                f"{found['peak'] / 2**20:.0f} | {found['seconds']:.0f} | {found['cpu']:.0f}"
+                for found in measured(rows, array=array, how="--start")
+            ]
+            print(f"| {rows:,} | {'array' if array else 'lines'} | {' | '.join(columns)} |", flush=True)
+
+
 def main() -> None:
     """Print a line for each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=list(SIZES), help="numbers of rows")
-    parser.add_argument("--read", help=argparse.SUPPRESS)
+    parser.add_argument("--start", action="store_true", help="measure the start of train-task")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--read", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--since", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.read is not None:
-        print(json.dumps(read(options.read, keep=options.keep)))
+    if options.child is not None:
+        found = start(options.child, since=options.since) if options.start else read(options.child, keep=options.keep)
+        print(json.dumps(found))
+        return
+    if options.start:
+        show_starts(options.rows)
         return
     print("| rows | file | first time: peak MB | seconds | again: peak MB | seconds |\n|---|---|---|---|---|---|")
     [bare] = measured(0)

@@ -7,6 +7,7 @@ Prints each result with its quartiles and target, and writes all to bench.json. 
     python pipelines/bench/run.py --only backward            # the hand-written backward pass against plain autograd
     python pipelines/bench/run.py --only compiled            # torch.compile; takes minutes and needs a C++ compiler
     python pipelines/bench/run.py --only rows                # a training file of a million rows
+    python pipelines/bench/run.py --only memory              # memory of all processes of a training with large images
     python pipelines/bench/run.py --only plan                # estimated against measured memory of processes
 """
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_") and path.stem != "run")
-ONLY_BY_NAME = ("backward", "compiled", "plan", "processes", "rows")  # not part of a run without --only
+ONLY_BY_NAME = ("backward", "compiled", "memory", "plan", "processes", "rows")  # not part of a run without --only
 
 
 def main(arguments: list[str] | None = None) -> None:

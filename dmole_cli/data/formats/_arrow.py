@@ -86,6 +86,16 @@ class ArrowRows:
     def __len__(self) -> int:
         return self._count
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """All rows in order: a block at once, which takes a fraction of the time of single values."""
+        for number in range(self._reader.num_record_batches):
+            yield from self._reader.get_batch(number).to_pylist()
+
+    def values(self, column: str) -> Iterator[Any]:
+        """The values of one column, in order."""
+        for number in range(self._reader.num_record_batches):
+            yield from self._reader.get_batch(number).column(COLUMNS.index(column)).to_pylist()
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, offset = divmod(index, BLOCK)
         if number != self._number:

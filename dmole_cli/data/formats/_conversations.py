@@ -25,6 +25,7 @@ ROLES = {
     **dict.fromkeys(("gpt", "assistant", "model", "bot", "chatgpt"), "answer"),
     "system": "system",
 }
+PLAIN = {"from", "role", "value", "content", "text"}  # fields of a turn without images of its own
 TEXT_PARTS, IMAGE_PARTS = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
 PATH_IN_TEXT = re.compile(r"<img>([^<>]*|<[^<>]*>)</img>")
 # Placeholders of ms-swift and LLaMA-Factory for what is not read here.
@@ -159,7 +160,9 @@ class _Parser:
             own = f", not {role!r}" if isinstance(role, str) else ""
             self.record.invalid(f"a turn must be a text of 'human' or of 'gpt'{own}")
         content = next((turn[name] for name in ("value", "content", "text") if turn.get(name) is not None), None)
-        own_images = image_names(Record(self.record.path, self.record.place, turn, hint=self.record.hint))
+        own_images: tuple[str, ...] = ()
+        if not turn.keys() <= PLAIN:
+            own_images = image_names(Record(self.record.path, self.record.place, turn, hint=self.record.hint))
         text = self.text(content)
         if own_images and not text.count(markers.IMAGE):
             text = markers.IMAGE * len(own_images) + text
@@ -172,6 +175,8 @@ class _Parser:
             content = "".join(map(self._part, content if isinstance(content, list) else [content]))
         if not isinstance(content, str):
             self.record.invalid("a turn must be a text of 'human' or of 'gpt'")
+        if "<" not in content:
+            return content.strip()
         if found := next((marker for marker in OTHER_MARKERS if marker in content), None):
             self.record.invalid(f"its text has '{found}', and only images are placed in a text", "remove the record")
         content = PATH_IN_TEXT.sub(self._named_in_text, content)

@@ -59,8 +59,8 @@ def rows_of_split(
     """
     items, groups = array("Q"), _Groups()
     with _digests(len(rows)) as digests:
-        for index in range(len(rows)):
-            found = [stable_hash("held out", name) for name in _identities(rows[index], images, digests)]
+        for row in rows:
+            found = [stable_hash("held out", name) for name in _identities(row, images, digests)]
             items.append(found[0])
             groups.join(found)
     chosen = array("q")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -68,16 +69,22 @@ def image_names(record: Fields, key: str = "image") -> tuple[str, ...]:
 
 def _by_field(record: Fields, fields: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Field -> names, of the fields that name images."""
-    found = {name: names_of(record, name, record.value.get(name)) for name in fields}
+    value = record.value
+    found = {name: names_of(record, name, value[name]) for name in fields if name in value}
     return {name: names for name, names in found.items() if names}
 
 
 def refuse_other_media(record: Fields) -> None:
     """Raise an error if the record names a video or a sound."""
     for name, value in record.value.items():
-        if OTHER_MEDIA.fullmatch(name) and value not in (*NOTHING, False):
+        if _is_other_media(name) and value not in (*NOTHING, False):
             hint = "remove the record, or the field if the question is about images alone"
             record.invalid(f"it names a video or a sound ('{name}'), and only images are read", hint)
+
+
+@lru_cache(maxsize=1024)  # all records of a file have the same few fields
+def _is_other_media(name: str) -> bool:
+    return OTHER_MEDIA.fullmatch(name) is not None
 
 
 def names_of(record: Fields, key: str, value: Any) -> tuple[str, ...]:
@@ -98,7 +105,7 @@ def _name_of(record: Fields, key: str, value: Any) -> str:
         record.invalid(f"'{key}' must be a path or a list of paths", HINT)
     if "\0" in value:
         record.invalid(f"'{key}' contains a null character", HINT)
-    scheme = re.match(r"([A-Za-z][\w+.-]+):(//)?", value)
+    scheme = re.match(r"([A-Za-z][\w+.-]+):(//)?", value) if ":" in value else None
     if scheme is None or not (scheme[2] or scheme[1] == "data"):
         return value
     if scheme[1].lower() != "file":

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,12 +188,49 @@ class FileRows(LazySamples):
     def __len__(self) -> int:
         return len(self.rows) if self.chosen is None else len(self.chosen)
 
+    def __iter__(self) -> Iterator[Sample]:
+        """All samples in order, faster than by their indices."""
+        numbered = enumerate(self.rows)
+        for index, number in enumerate(range(len(self.rows)) if self.chosen is None else self.chosen):  # ascending
+            row = next(row for found, row in numbered if found == number)
+            yield self._sample(index, number, row)
+
+    def state(self) -> str | None:
+        """Digest of all that the samples depend on: the cached rows, and size and modification time of the image files.
+
+        None where the rows are not cached, because they are few.
+        """
+        if not isinstance(self.rows.source, Path) or self.rows.folder is not None:
+            return None
+        chosen = "" if self.chosen is None else hashlib.blake2b(self.chosen.tobytes()).hexdigest()
+        about = [self.rows.source.name, self.split, str(self.images.absolute()), self.subfolder, chosen]
+        found = hashlib.blake2b(json.dumps(about).encode(), digest_size=32)
+        for state in self.image_states():
+            found.update(state)
+        return found.hexdigest()
+
+    def image_states(self) -> Iterator[bytes]:
+        """The image files of all rows, also of those that other splits have, with their sizes and modification times."""
+        folder = str(self.images)
+
+        @lru_cache(maxsize=4096)  # rows in a row often share images
+        def state(name: str) -> bytes:
+            try:
+                status = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118 (a third of the time of a Path)
+            except (OSError, ValueError):
+                return f"{name}\0missing\0".encode(errors="surrogatepass")
+            return f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}\0".encode(errors="surrogatepass")
+
+        return (state(name) for names in self.rows.values("images") for name in names)
+
     def sample_at(self, index: int) -> Sample:
         """Make a sample from its row."""
         number = index if self.chosen is None else self.chosen[index]
-        row = self.rows[number]
+        return self._sample(index, number, self.rows[number])
+
+    def _sample(self, index: int, number: int, row: Mapping[str, Any]) -> Sample:
         images, sources, files = self.images_of(number, row)
-        details = json.loads(row["details"])
+        details = json.loads(row["details"]) if row["details"] != "{}" else {}
         if len(images) == 1 and "box" in details and all(is_finite(details.get(key)) for key in ("width", "height")):
             place = f"{self.annotations}, {row['place']}"
             images = (partial(_open_in_frame, images[0], details["width"], details["height"], place),)

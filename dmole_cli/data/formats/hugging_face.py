@@ -184,6 +184,10 @@ class _EmbeddedImageRows(FileRows):
         super().__init__(*args, **options)
         self.data, self.columns, self.folders = data, columns, folders
 
+    def image_states(self) -> Iterator[bytes]:
+        """None: the rows have the digests of the images."""
+        return iter(())
+
     def images_of(self, number: int, row: Mapping[str, Any]) -> Images:
         """The images of row `number`; they have no files."""
         place = f"{self.annotations}, {row['place']}"
