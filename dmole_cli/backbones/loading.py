@@ -83,37 +83,44 @@ def load_backbone(
     require_safe_weights(name)
     _require_quantizer(loading)
     check_type(path)
-    spreading, folder = _spreading(device_map, device)
     try:
-        from transformers import AutoModelForImageTextToText
-
         from dmole_cli.backbones.backbone import Backbone
         from dmole_cli.backbones.processors import load_processor
 
         processor = load_processor(path)
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            path,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # `require_complete` names them; the error of transformers does not
-            **_arguments(loading, device),
-            **spreading,
-        )
-        model, found = loaded
-        # Quantised modules are created on their device.
-        model = model if loading.quantize != "none" or device_map != "none" else model.to(device)
+        model, found = _load_model(path, loading, device, device_map)
     # Libraries raise anything on incomplete weights, unknown keys, a missing repository or no network.
     except Exception as error:
         raise _loading_error(name, error, loading) from error
     if getattr(processor, "tokenizer", None) is None:
         raise not_a_backbone(name, "its processor has no tokenizer")
-    model.offload_folder = folder  # is deleted together with the model
     require_complete(name, found)
     require_finite(name, model)
     backbone = Backbone(name, fingerprint, model, processor, precision=precision)
     _require_bounded_template(name, backbone.inputs)
     return backbone
+
+
+def _load_model(path: str, loading: Loading, device: torch.device | str, device_map: str) -> tuple[Any, Any]:
+    """The model with its weights, and the loading information of transformers."""
+    from transformers import AutoModelForImageTextToText
+
+    spreading, folder = _spreading(device_map, device)
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        path,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # `require_complete` names them; the error of transformers does not
+        **_arguments(loading, device),
+        **spreading,
+    )
+    model, found = loaded
+    if folder is not None:
+        model.offload_folder = folder  # is deleted together with the model
+    # Quantised modules, and those of a model that is spread over devices, are created on their device.
+    placed = loading.quantize != "none" or device_map != "none"
+    return model if placed else model.to(device), found
 
 
 def load_inputs(name: str) -> tuple[Inputs, Any]:

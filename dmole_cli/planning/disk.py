@@ -111,13 +111,8 @@ class _Sizes:
 
         def write(path: Path, count: int, header: Header) -> None:
             draw = random.Random(0)
-            rows = [
-                SiteProfile(
-                    s.name, s.modality, s.block, s.kind, s.in_features, s.out_features, s.parameters,
-                    *(draw.random() for _ in range(3)), 1, 1,
-                )
-                for s in sites[:count]
-            ]  # fmt: skip
+            scores = [(draw.random(), draw.random(), draw.random()) for _ in range(count)]
+            rows = [_site_profile(site, *row) for site, row in zip(sites, scores, strict=False)]
             write_profile(path, rows, header.with_facts(backbone_parameters=1))
 
         return self._scaled(PROFILE, len(sites), write)
@@ -142,6 +137,23 @@ class _Sizes:
             write_generations(path, {key: answers[row % len(answers)] for row, key in enumerate(keys)}, "")
 
         return self._scaled(GENERATIONS, work.sets * len(work.test), write)
+
+
+def _site_profile(site: Site, score: float, mean: float, deviation: float) -> SiteProfile:
+    return SiteProfile(
+        site=site.name,
+        modality=site.modality,
+        block=site.block,
+        kind=site.kind,
+        in_features=site.in_features,
+        out_features=site.out_features,
+        parameters=site.parameters,
+        score=score,
+        norm_mean=mean,
+        norm_std=deviation,
+        batches=1,
+        samples=1,
+    )
 
 
 def _header(kind: Kind, inputs: int) -> Header:

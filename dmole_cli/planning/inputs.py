@@ -39,6 +39,12 @@ class PlanInputs:
     sites: Sequence[Site]
     parameters: int
 
+    @property
+    def micro_batch(self) -> int:
+        """Samples of a micro-batch of training; 0 where a step is one, and for `auto`, which is found when training starts."""
+        chosen = str(getattr(self.settings.train, "micro_batch", 0))
+        return int(chosen) if chosen.isdecimal() else 0
+
     def placed(self, budget: str) -> Placement:
         """The placement where all sites have the same sensitivity.
 

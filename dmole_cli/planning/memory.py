@@ -53,7 +53,10 @@ def _batch_sizes(inputs: PlanInputs, task: str, samples: int) -> Mapping[str, in
     profile, train = inputs.settings.profile, inputs.settings.train
     profiled = max(1, round(samples * profile.portion))
     training = train.batch_size or inputs.data.card(task).recipe.batch_size
-    return {"profile": min(profile.batch_size, profiled), "train-task": min(training, samples)}
+    return {
+        "profile": min(profile.batch_size, profiled),
+        "train-task": min(inputs.micro_batch or training, training, samples),
+    }
 
 
 def _train(inputs: PlanInputs, task: str, backbone: Backbone, batch: list[Encoded], *, checkpointing: bool) -> None:

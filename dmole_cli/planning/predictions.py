@@ -45,11 +45,14 @@ def prediction_speed(
         prepared = _now(backbone) - before
         timer = _Timer(backbone, routed, batch, card)
         longest = max(len(backbone.inputs.answer_tokens(answer)) for answer in own)
-        total = prepared + timer.free() + (sets - 1) * (timer.forced(longest) if sets > 1 else 0)
-        spent.append((total, sets * len(batch)))
+        seconds = prepared + timer.free()
+        if sets > 1:
+            seconds += (sets - 1) * timer.forced(longest)
+        spent.append((seconds, sets * len(batch)))
         before = _now(backbone)
     spent = spent[1:] or spent  # in the first batch, libraries choose kernels
-    wall, cpu = (sum(seconds for seconds, _ in spent) / sum(count for _, count in spent)).tolist()
+    total = torch.stack([seconds for seconds, _ in spent]).sum(dim=0)
+    wall, cpu = (total / sum(count for _, count in spent)).tolist()
     return Speed(wall, cpu)
 
 

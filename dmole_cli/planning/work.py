@@ -120,10 +120,7 @@ def _work_of(inputs: PlanInputs, task: str, prepared: Inputs) -> TaskWork:
     profiled = draw_batches(len(train), chosen.portion, chosen.batch_size, seed=seed_for(chosen.seed, task, "profile"))
     steps = [[rows[entry] for entry in step] for step in order]
     tokens = (_padded(profiled, lengths), _padded(steps, lengths))
-    # Declared by settings that have micro-batches; `auto` is found when training starts.
-    micro = getattr(settings.train, "micro_batch", 0)
-    micro = micro if isinstance(micro, int) else 0
-    return TaskWork(task, True, train, test, profiled, steps, *tokens, count, micro, reading)
+    return TaskWork(task, True, train, test, profiled, steps, *tokens, count, inputs.micro_batch, reading)
 
 
 def _read(data: Tasks, task: str, split: str) -> tuple[Sequence[Sample], tuple[float, float]]:
