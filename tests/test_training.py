@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import traceback
 from pathlib import Path
 
 import pytest
@@ -136,9 +137,10 @@ def work(finished, tmp_path, monkeypatch):
     return at(Run(Path("dmole-run")))
 
 
-def at(run: Run, **train):
+def at(run: Run, *, budget: str = "4%", **train):
     settings = read_settings(Path("dmole.toml"))
-    return workspace(settings.updated(train=settings.train.updated(**train)), run)
+    allocate = settings.allocate.updated(budget=budget)
+    return workspace(settings.updated(train=settings.train.updated(**train), allocate=allocate), run)
 
 
 def killed_at(step: int, train) -> None:
@@ -154,6 +156,8 @@ def killed_at(step: int, train) -> None:
     if child == 0:
         try:
             train(track)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(3)
     _, status = os.waitpid(child, 0)
@@ -193,8 +197,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(work, method, tr
 
 
 def test_a_checkpoint_holds_the_expert_and_its_moments_and_nothing_of_the_backbone(work):
-    there = at(Run(Path("large")), save_every=0.0)
-    there = workspace(there.settings.updated(allocate=there.settings.allocate.updated(budget="params:60k")), there.run)
+    there = at(Run(Path("large")), budget="params:60k", save_every=0.0)
     killed_at(9, lambda track: train_task(FIRST, **there.parts, method="finetune", track=track))
     size = there.run.checkpoint(FIRST, "finetune").stat().st_size
     header = header_of(there.run.checkpoint(FIRST, "finetune"), CHECKPOINT)
