@@ -1,6 +1,7 @@
 """Micro-batches, checkpoints and the figures of steps: a division, an interruption or another process changes no result."""
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -237,3 +238,30 @@ def test_a_tracker_whose_package_is_missing_is_named(work):
     with pytest.raises(DmoleError, match="--log-to trackio needs the package trackio") as caught:
         train_task(FIRST, **at(work.run, log_to="trackio").parts, method="finetune")
     assert caught.value.hint == "pip install trackio"
+
+
+def test_figures_in_tensorboard(work):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_task(FIRST, **at(work.run, log_to="tensorboard").parts, method="finetune")
+    events = EventAccumulator(str(work.run.root / "training" / "logs" / f"finetune-{FIRST}"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(row.step, row.loss) for row in read_training_log(work.run.training_log(FIRST, "finetune"))]
+
+
+def test_an_automatic_micro_batch_is_remembered(work):
+    """Where the whole step fits, it is not divided, and the expert has the bytes that it has without the option."""
+    bytes_of = []
+    for name, size in (("plain", "0"), ("automatic", "auto")):
+        there = at(Run(Path(name)), micro_batch=size)
+        assert "micro_batch" not in train_task(FIRST, **there.parts, method="finetune").facts
+        bytes_of.append(there.run.expert(FIRST, "finetune").read_bytes())
+    assert bytes_of[0] == bytes_of[1]
+    remembered = Path("automatic", "cache", "micro_batches.json")
+    [(key, size)] = json.loads(remembered.read_text(encoding="utf-8")).items()
+    assert size == 8
+    remembered.write_text(json.dumps({key: 3}), encoding="utf-8")
+    outcome = train_task(FIRST, **at(Run(Path("automatic")), micro_batch="auto").parts, method="finetune", force=True)
+    assert outcome.facts["micro_batch"] == 3

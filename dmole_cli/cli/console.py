@@ -82,7 +82,9 @@ def tracker(enabled: bool) -> Track:
 
 
 def _bar(items: Iterable[Item], description: str, total: int, *, done: int, status: Status | None) -> Iterator[Item]:
-    from rich.console import Console
+    """A bar, and the status on a line of its own."""
+    from rich.console import Console, Group
+    from rich.live import Live
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -91,17 +93,23 @@ def _bar(items: Iterable[Item], description: str, total: int, *, done: int, stat
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
     columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=None if status is None else 10),
-        MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[status]}", markup=False),
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), MofNCompleteColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(description, total=total, completed=done, status="")
+    progress = Progress(*columns, expand=True)
+
+    def shown() -> Group:
+        return Group(progress, *([Text(f"  {status()}", style="dim")] if status else []))
+
+    with Live(console=Console(stderr=True), get_renderable=shown, transient=True, refresh_per_second=4):
+        task = progress.add_task(description, total=total, completed=done)
         for item in items:
             yield item
             # Here the caller has finished its work on the item.
-            progress.update(task, advance=1, status=status() if status else "")
+            progress.update(task, advance=1)
 
 
 def _lines(items: Iterable[Item], description: str, total: int, *, done: int, status: Status | None) -> Iterator[Item]:

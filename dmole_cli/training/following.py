@@ -48,7 +48,7 @@ class Followed(Observer):
     def steps(self, trainer: Trainer) -> Iterable[int]:
         """The steps that are left, with progress."""
         done, total = trainer.step, trainer.schedule.steps
-        label = f"{self.label}, resumed after step {done}" if done else self.label
+        label = f"{self.label}, from step {done + 1}" if done else self.label
         return self.track(range(done, total), label, total, done=done, status=lambda: _status(trainer))
 
     def after_step(self, trainer: Trainer) -> None:
@@ -64,6 +64,8 @@ class Followed(Observer):
 def _status(trainer: Trainer) -> str:
     """Loss, learning rate, tokens per second and memory, in a few words."""
     last = trainer.figures[-SHOWN:]
+    if not last:
+        return _memory(trainer.backbone.device)
     loss = sum(row.loss for row in last) / len(last)
     rate = sum(row.tokens for row in last) / max(sum(row.seconds for row in last), 1e-9)
     return f"loss {loss:.3f}, lr {last[-1].learning_rate:.1e}, {rate:.0f} tokens/s, {_memory(trainer.backbone.device)}"
