@@ -123,8 +123,13 @@ class Measuring:
         chosen, meter = self.settings.profile, self._meter(limit)
         batches = self._encoded(work.train, work.profile_batches, with_answer=True)
         sites = find_sites(self.backbone.model, chosen.sites)
-        saving = {"checkpointing": chosen.checkpointing, "per_sample": chosen.per_sample}
-        measure_sensitivity(self.backbone, sites, meter.over(batches), **saving)
+        measure_sensitivity(
+            self.backbone,
+            sites,
+            meter.over(batches),
+            checkpointing=chosen.checkpointing,
+            per_sample=chosen.per_sample,
+        )
         return meter.speed("training_tokens")
 
     def _features(self, samples: Sequence[Sample], limit: float) -> Speed:

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
+from dmole_cli.backbones.ahead import collated
 from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.data.sample import Sample
@@ -94,7 +95,7 @@ def micro_batches(
         cache=settings.sample_cache * 2**20 if again else 0,
     )
     visited, done = bytearray(len(samples)), 0
-    for number, batch in enumerate(encoded):
+    for number, (batch, inputs, tower_rows) in enumerate(collated(backbone, encoded, left=False)):
         step, rows = own.steps[number], own[number]
         if limit:
             for earlier in range(done, step):
@@ -105,4 +106,5 @@ def micro_batches(
         before = set(order[step][: order[step].index(rows[0])]) if limit else set[int]()
         truncated = {row for row, sample in zip(rows, batch, strict=True) if sample.truncated and not visited[row]}
         names = [active(step, row) for row in rows]
-        yield Batch([samples[row].sample_id for row in rows], names, batch, len(truncated - before))
+        ids = [samples[row].sample_id for row in rows]
+        yield Batch(ids, names, batch, len(truncated - before), (inputs, tower_rows))

@@ -32,12 +32,14 @@ class Batch:
         active: names of each sample's active experts.
         encoded: the samples.
         truncated: number of samples whose question was truncated, and that no earlier step has visited.
+        collated: result of `Backbone.collate`, where that was computed ahead.
     """
 
     sample_ids: Sequence[str]
     active: Sequence[Sequence[str]]
     encoded: list[Encoded]
     truncated: int = 0
+    collated: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ class Trainer:
         A graph that outlived its step would fragment the memory of the next one.
         """
         backbone = self.backbone
-        inputs, rows = backbone.collate(batch.encoded, left=False)
+        inputs, rows = batch.collated or backbone.collate(batch.encoded, left=False)
         if self.cache is not None and not self.routed.has_vision_expert(batch.active):
             inputs = self.cache.replace(inputs, batch.encoded)
         with self.routed.route(batch.active, rows=rows, device=backbone.device, dtype=backbone.compute_dtype):
