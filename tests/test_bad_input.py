@@ -454,7 +454,7 @@ def test_no_java_for_captions(fresh):
         (("profile",), "costs/profile/colours.json"),
         (("train-router",), "routers/colours.safetensors"),
         (("train-task", "--epochs", "1"), "costs/train-task-d-mole/colours.json"),
-        (("evaluate", "--stage", "0"), "generations/colours.parquet"),
+        (("evaluate", "--stage", "0"), "cache/partial/"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

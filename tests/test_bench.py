@@ -319,6 +319,7 @@ def test_every_benchmark_has_a_row_and_bench_json_its_form(tmp_path):
     assert ran == set(NAMES) - set(run.ONLY_BY_NAME) and run.ONLY_BY_NAME == (
         "backward",
         "compiled",
+        "memory",
         "plan",
         "processes",
         "rows",

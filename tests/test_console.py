@@ -80,9 +80,13 @@ def test_progress_in_a_pipe_is_lines(monkeypatch: pytest.MonkeyPatch, capsys: py
         if number == 20:
             seen += capsys.readouterr().err.splitlines()
     lines = [*seen, *capsys.readouterr().err.splitlines()]
-    assert len(seen) == 5, "before the end"
-    assert [line.partition(",")[0] for line in lines] == [f"train [digits]: {n} of 40" for n in range(4, 41, 4)]
+    assert len(seen) == 20, "before the end"
+    assert [line.partition(",")[0] for line in lines] == [f"train [digits]: {n} of 40" for n in range(1, 41)]
+    assert all(line.endswith(" s left") for line in lines[:-1])
     monkeypatch.undo()
+    resumed = console.tracker(True)(range(7, 40), "train", 40, done=7, status=lambda: "loss 0.5")
+    assert list(resumed) == list(range(7, 40))
+    assert capsys.readouterr().err == "train: 40 of 40, 0 s, loss 0.5\n"
     assert list(console.tracker(True)(items(), "fast", 40)) == list(range(40))
     assert capsys.readouterr().err.startswith("fast: 40 of 40, 0 s\n")
     assert list(console.tracker(False)(items(), "quiet", 40)) + list(console.tracker(True)([], "empty", 0)) == [

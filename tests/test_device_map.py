@@ -75,7 +75,7 @@ def work(backbone: Backbone) -> dict[str, torch.Tensor | list[str]]:
         routed.add(name, expert)
     routes = [NAMES[: 1 + row % 2] for row in range(len(SAMPLES))]
     step = Batch([s.sample_id for s in SAMPLES], routes, encoded)
-    losses = train_expert(backbone, routed, made["first"], [step], schedule=Schedule(1, 0.01, TrainSettings()))
+    figures = train_expert(backbone, routed, made["first"], [step], schedule=Schedule(1, 0.01, TrainSettings()))
     inputs, rows = backbone.collate([backbone.encode(s, with_answer=False) for s in SAMPLES], left=True)
     with routed.route(routes, rows=rows):
         said = generate(backbone, inputs, max_new_tokens=5, min_new_tokens=0, leave=routed.keep)
@@ -83,7 +83,7 @@ def work(backbone: Backbone) -> dict[str, torch.Tensor | list[str]]:
     grads = {f"{site}.{n}": m.grad.cpu() for site, pair in made["first"].sites.items() for n, m in enumerate(pair)}
     return {
         "said": said,
-        "losses": torch.tensor(losses.answers),
+        "losses": torch.tensor([row.loss for row in figures]),
         "features": backbone.features(encoded),
         **grads,
     }

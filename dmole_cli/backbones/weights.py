@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.backbones.device import is_offloaded
 from dmole_cli.backbones.files import local_folder, not_a_backbone
 from dmole_cli.errors import DmoleError
 from dmole_cli.settings.documents import read_json
@@ -102,6 +101,8 @@ def require_finite(name: str, model: nn.Module) -> None:
     Raises:
         DmoleError: names the tensors.
     """
+    from dmole_cli.backbones.device import is_offloaded
+
     offloaded = {id(p) for module in model.modules() if is_offloaded(module) for p in module.parameters(recurse=False)}
     loaded = ((key, p) for key, p in model.named_parameters() if p.is_floating_point() and id(p) not in offloaded)
     wrong = [key for key, p in loaded if not bool(p.isfinite().all())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
@@ -27,12 +27,23 @@ from dmole_cli.planning.work import FEATURE_BATCH, TaskWork
 from dmole_cli.profiling.sensitivity import measure_sensitivity
 from dmole_cli.progress import Track, quiet
 from dmole_cli.routing.autoencoder import Autoencoder, fit
-from dmole_cli.training.loop import Batch, Schedule, train_expert
+from dmole_cli.training.loop import Batch, Observer, Schedule, Trainer, train_expert
 
 SECONDS = 60.0  # of the whole measurement, without loading
 LEARNING_RATE = 1e-6  # of the measured steps, whose expert is dropped
 FIT_ROWS, FIT_EPOCHS = 4096, 20  # of the measured router; rows are random, because time does not depend on them
 SCORED = 1000  # answers that are scored at most
+
+
+class _Metered(Observer):
+    """Ends a training when the time of a meter is over."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def steps(self, trainer: Trainer) -> Iterable[int]:
+        """The steps that fit into the limit."""
+        return self._meter.over(super().steps(trainer))
 
 
 @dataclass(frozen=True)
@@ -169,7 +180,7 @@ class Measuring:
         saving = activation_checkpointing(self.backbone) if chosen.checkpointing else nullcontext()
         attached = self._attached(work.task, expert, dropout=chosen.dropout)
         with attached as routed, torch.random.fork_rng(devices=[]), saving:
-            train_expert(self.backbone, routed, expert, meter.over(steps), schedule=schedule)
+            train_expert(self.backbone, routed, expert, steps, schedule=schedule, observer=_Metered(meter))
         return meter.speed("training_tokens")
 
     def _predictions(self, work: TaskWork, limit: float) -> Speed:
