@@ -10,7 +10,8 @@ import torch
 
 from dmole_cli.backbones.backbone import Backbone, Encoded
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 # The encoded samples, the model's inputs, and modality -> sample index of each row (see `Inputs.collate`).
 Collated = tuple[list[Encoded], dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
