@@ -67,7 +67,7 @@ def experts_for(backbone: Backbone) -> dict:
 
 
 def work(backbone: Backbone) -> dict[str, torch.Tensor | list[str]]:
-    """A training step's loss and gradients, predictions with mixed routes after it, and features."""
+    """A training step's loss and expert, predictions with mixed routes after it, and features."""
     encoded = [backbone.encode(sample, with_answer=True) for sample in SAMPLES]
     made = experts_for(backbone)
     routed = RoutedExperts(backbone.model, backbone.modality_of)
@@ -80,12 +80,13 @@ def work(backbone: Backbone) -> dict[str, torch.Tensor | list[str]]:
     with routed.route(routes, rows=rows):
         said = generate(backbone, inputs, max_new_tokens=5, min_new_tokens=0, leave=routed.keep)
     routed.close()
-    grads = {f"{site}.{n}": m.grad.cpu() for site, pair in made["first"].sites.items() for n, m in enumerate(pair)}
+    trained = made["first"].sites.items()
+    values = {f"{site}.{n}": m.detach().cpu() for site, pair in trained for n, m in enumerate(pair)}
     return {
         "said": said,
         "losses": torch.tensor([row.loss for row in figures]),
         "features": backbone.features(encoded),
-        **grads,
+        **values,
     }
 
 

@@ -19,13 +19,15 @@ class DenseMixture:
             reach it, as are b and gate.
         b: B of all parts [out, ranks].
         gate: weights of the gate's logits [parts, in].
-        scales: the expert's scale per row, 0 where it is not active.
+        scales: of the tower.
+        columns: of the expert's scale per row, 0 where it is not active.
     """
 
     a: torch.Tensor
     b: torch.Tensor
     gate: torch.Tensor
     scales: RowScales
+    columns: slice
 
     def add_to(self, output: torch.Tensor, x: torch.Tensor, *, dropout: float = 0.0) -> torch.Tensor:
         """Return output [rows, ..., out] plus the weighted sum of the parts' outputs for x [rows, ..., in].
@@ -33,7 +35,7 @@ class DenseMixture:
         `dropout` applies to the input of the parts, not to that of the gate.
         """
         a, b, gate = (matrix.to(x.device) for matrix in (self.a, self.b, self.gate))
-        weights = torch.softmax(F.linear(x.float(), gate.float()), dim=-1) * self.scales.like(output)
+        weights = torch.softmax(F.linear(x.float(), gate.float()), dim=-1) * self.scales.like(output, self.columns)
         low = F.linear(F.dropout(x, dropout) if dropout else x, a.to(x.dtype))
         low = low * weights.repeat_interleave(len(a) // len(gate), dim=-1).to(x.dtype)
         return output + F.linear(low, b.to(x.dtype)).to(output.dtype)
@@ -47,4 +49,4 @@ def plan_mixture(
     (a, b), gate = expert.sites[site], expert.gates[site]
     if not expert.trainable:
         a, b, gate = (matrix.to(device) for matrix in (a, b, gate))
-    return DenseMixture(a, b, gate, active.scales([(name, 1)], modality, device))
+    return DenseMixture(a, b, gate, *active.scales([name], modality, device))

@@ -14,6 +14,21 @@ from dmole_cli.artifacts.expert import read_expert
 
 
 @dataclass
+class MatrixGradients:
+    """Where the backward pass writes the gradients of one site's matrices.
+
+    Attributes:
+        a: of A [rank, in].
+        b: of the transposed B [rank, out].
+        reached: whether they hold a gradient; further ones are added to it.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    reached: bool = False
+
+
+@dataclass
 class Expert:
     """The matrices of one expert.
 
@@ -23,12 +38,14 @@ class Expert:
         trainable: whether A and B take gradients.
         gates: site -> [parts, in] where the expert is a dense mixture of that many parts: the ranks of A and B are split
             evenly among the parts, in order, and every token weights the parts by a softmax over its gate logits.
+        gradients: site -> where the backward pass writes the gradients of A and B; empty to leave them to autograd.
     """
 
     sites: dict[str, tuple[torch.Tensor, torch.Tensor]]
     scale: float
     trainable: bool = False
     gates: dict[str, torch.Tensor] = field(default_factory=dict)
+    gradients: dict[str, MatrixGradients] = field(default_factory=dict)
 
     def parameters(self) -> Iterator[torch.Tensor]:
         """A and B of every site, and its gate if it has one, in a fixed order."""

@@ -2,10 +2,11 @@
 
 y = W x + sum over the sample's experts e at this site of (alpha / rank) B_e A_e x      (D-MoLE, arXiv 2506.11672, section 4.1)
 
-The experts are forward hooks on the backbone's own linear modules: the module tree, its names and its weights stay
-unchanged, and whatever computes W x (fused projections, quantised weights) is called as it is. A plan is made once per batch
-(routing_plan.py), and one pair of matrix products per site then serves the whole batch (layer.py). At a site without an
-active expert, the module's output is returned as it is.
+The module tree of the backbone, its names and its weights stay unchanged. A plan is made once per batch (routing_plan.py), and
+one pair of matrix products per site then serves the whole batch (layer.py). While experts are attached, a frozen linear module in
+memory computes its output together with its experts, and with the sites that share its input. At every other module (fused
+projections, quantised weights, weights that train), the experts are a forward hook, and whatever computes W x is called as it is.
+At a site without an active expert, the module's output is returned as it is.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from dmole_cli.backbones.device import device_of, is_divided
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.dense_mixture import DenseMixture, plan_mixture
 from dmole_cli.experts.expert import Expert
-from dmole_cli.experts.layer import add_experts
+from dmole_cli.experts.groups import is_plain, same_input
+from dmole_cli.experts.layer import add_experts, output_of
 from dmole_cli.experts.merging import MergedExperts
-from dmole_cli.experts.routing_plan import ActiveExperts, RowScales, SitePlan, StackedExperts
+from dmole_cli.experts.routing_plan import ActiveExperts, GroupPlan, RowScales, Stacks, refresh
 
 
 @dataclass
@@ -32,18 +35,14 @@ class BatchPlan:
     """The plan of one batch.
 
     Attributes:
-        sites: site -> its active LoRA experts.
+        groups: site -> the active LoRA experts of the sites that share its input.
         mixtures: site -> its active dense mixtures.
+        scales: of every tower.
     """
 
-    sites: dict[str, SitePlan] = field(default_factory=dict)
+    groups: dict[str, GroupPlan] = field(default_factory=dict)
     mixtures: dict[str, list[DenseMixture]] = field(default_factory=dict)
-
-    def scales(self) -> list[RowScales]:
-        """Every tensor of scales, once."""
-        every = [plan.scales for plan in self.sites.values()]
-        every += [mixture.scales for mixtures in self.mixtures.values() for mixture in mixtures]
-        return list({id(scales): scales for scales in every}.values())
+    scales: list[RowScales] = field(default_factory=list)
 
 
 class RoutedExperts:
@@ -63,7 +62,10 @@ class RoutedExperts:
         self.model, self.modality_of, self.dropout = model, modality_of, dropout
         self.experts: dict[str, Expert] = {}
         self._hooks: dict[str, torch.utils.hooks.RemovableHandle] = {}
-        self._stacked = StackedExperts()
+        # Sites whose module computes its experts itself, and sites that share an input.
+        self._plain: dict[str, nn.Linear] = {}
+        self._groups: list[tuple[str, ...]] = []
+        self._stacks = Stacks()
         self._merged = MergedExperts(model)
         self._plan = BatchPlan()
         # Of the sites of a model that is spread over devices.
@@ -79,10 +81,15 @@ class RoutedExperts:
         if is_divided(self.model):
             self._devices |= {site: device_of(host) for site, host in hosts.items()}
         self.experts[name] = expert
-        self._stacked.clear()
+        self._stacks.clear()
         for site, host in hosts.items():
-            if site not in self._hooks:
+            if site not in {*self._hooks, *self._plain} and is_plain(host):
+                self._plain[site] = host
+                vars(host)["forward"] = self._forward(site, host)
+            if site not in self._hooks and (site not in self._plain or site in expert.gates):
                 self._hooks[site] = host.register_forward_hook(self._hook(site))
+        others = [(site,) for site in self._hooks if site not in self._plain]
+        self._groups = [*same_input(self._plain, self.model), *others]
 
     def merge(self, names: Iterable[str]) -> None:
         """Merge these experts, and only these, into the weights of their hosts; none restores the original weights.
@@ -97,8 +104,12 @@ class RoutedExperts:
         self.merge(())
         for hook in self._hooks.values():
             hook.remove()
+        for host in self._plain.values():
+            vars(host).pop("forward", None)
         self._hooks.clear()
-        self._stacked.clear()
+        self._plain.clear()
+        self._groups.clear()
+        self._stacks.clear()
         self.experts.clear()
 
     @contextmanager
@@ -109,6 +120,7 @@ class RoutedExperts:
         rows: Mapping[str, torch.Tensor | None] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        every: bool = False,
     ) -> Iterator[None]:
         """Route a batch: inside the block, sample i passes through the experts `sets[i]`.
 
@@ -121,6 +133,8 @@ class RoutedExperts:
             device: of the backbone; None for that of its first weight. Of a backbone that is spread over devices, every site has
                 its own.
             dtype: of its activations; experts stay float32 and are cast for the products. None for that of its first weight.
+            every: plan for all attached experts, at the same sites and with the same tensors for every batch; only the scales
+                differ.
         """
         before, weight = self._plan, next(self.model.parameters())
         active = ActiveExperts(
@@ -130,7 +144,7 @@ class RoutedExperts:
             device=weight.device if device is None else torch.device(device),
             dtype=weight.dtype if dtype is None else dtype,
         )
-        self._plan = self._plan_batch(active)
+        self._plan = self._plan_batch(active, every=every)
         try:
             yield
         finally:
@@ -141,7 +155,7 @@ class RoutedExperts:
 
         Only the language model may run afterwards: the rows of the vision tower keep their scales.
         """
-        for scales in self._plan.scales():
+        for scales in self._plan.scales:
             if scales.per_sample:
                 scales.values = scales.values[samples.to(scales.values.device)]
 
@@ -157,7 +171,7 @@ class RoutedExperts:
     @contextmanager
     def narrowed(self, samples: torch.Tensor) -> Iterator[None]:
         """Inside the block, reduce the batch to these samples [indices, each any number of times], as `keep` does."""
-        before = [(scales, scales.values) for scales in self._plan.scales()]
+        before = [(scales, scales.values) for scales in self._plan.scales]
         self.keep(samples)
         try:
             yield
@@ -166,24 +180,49 @@ class RoutedExperts:
                 scales.values = values
 
     @torch.no_grad()
-    def _plan_batch(self, active: ActiveExperts) -> BatchPlan:
-        plan = BatchPlan()
-        for site in self._hooks:
-            modality, device = self.modality_of(site), self._devices.get(site)
-            here = [name for name in active.names if site in self.experts[name].sites]
-            mixtures = [name for name in here if site in self.experts[name].gates]
-            plain = [name for name in here if name not in mixtures]
-            if mixtures:
-                plan.mixtures[site] = [plan_mixture(site, name, active, modality, device) for name in mixtures]
-            if plain:
-                plan.sites[site] = self._stacked.plan(site, plain, active, modality, device)
+    def _plan_batch(self, active: ActiveExperts, *, every: bool) -> BatchPlan:
+        plan, keep = BatchPlan(), every or active.device.type == "cuda"
+        for group in self._groups:
+            modality, device = self.modality_of(group[0]), self._devices.get(group[0])
+            names: dict[str, list[str]] = {}
+            for site in group:
+                attached = [name for name in active.every if site in self.experts[name].sites]
+                here = attached if every else [name for name in attached if name in active.names]
+                mixtures = [name for name in here if site in self.experts[name].gates]
+                if mixtures:
+                    plan.mixtures[site] = [plan_mixture(site, name, active, modality, device) for name in mixtures]
+                if len(mixtures) < len(here):
+                    names[site] = [n for n in (attached if keep else here) if site not in self.experts[n].gates]
+            if names:
+                found = self._stacks.plan(names, active, modality, device, keep=keep)
+                plan.groups |= dict.fromkeys(names, found)
+        active.fill(self._stacks.columns)
+        if keep:
+            refresh({id(group): group for group in plan.groups.values()}.values())
+        plan.scales = active.tables()
         return plan
+
+    def _forward(self, site: str, module: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What computes a plain linear module while experts are attached."""
+
+        def forward(input: torch.Tensor) -> torch.Tensor:
+            plan = self._plan.groups.get(site)
+            if plan is None:
+                return F.linear(input, module.weight, module.bias)
+            dropout = self.dropout if torch.is_grad_enabled() else 0.0
+            same = input.dtype == module.weight.dtype == plan.stack.a.dtype
+            if dropout or not same or _under_autocast(input.device.type):
+                output = F.linear(input, module.weight, module.bias)
+                return add_experts(module, input, output, plan, site, dropout=dropout)
+            return output_of(site, input, plan, [self._plain[name] for name in plan.stack.sites])
+
+        return forward
 
     def _hook(self, site: str) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:
         def add_active_experts(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
             dropout = self.dropout if torch.is_grad_enabled() else 0.0
-            if site in self._plan.sites:
-                output = add_experts(module, args[0], output, self._plan.sites[site], dropout=dropout)
+            if site in self._plan.groups and site not in self._plain:
+                output = add_experts(module, args[0], output, self._plan.groups[site], site, dropout=dropout)
             for mixture in self._plan.mixtures.get(site, ()):
                 output = mixture.add_to(output, args[0], dropout=dropout)
             return output
@@ -208,3 +247,8 @@ def _host(model: nn.Module, name: str, expert: Expert, site: str) -> nn.Module:
             "use the backbone that the expert was trained on, or train the task again",
         )
     return host
+
+
+def _under_autocast(device: str) -> bool:
+    """Whether linear layers cast their input on this type of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

@@ -1,8 +1,12 @@
-"""What each site computes for one batch: the stacked matrices of the active experts, and their scales per sample.
+"""What the sites compute for one batch: the stacked matrices of the active experts, and their scales per sample.
 
-A plan is made once per batch and serves all its forward passes, every step of decoding among them. Per site, the A and B of
-the experts that any sample uses are stacked; a tensor of scales [rows, 1, ranks], zero where an expert is not active for a
-row's sample, then selects each sample's own experts. A site without an active expert has no plan.
+A plan is made once per batch and serves all its forward passes, every step of decoding among them. For the sites that share an
+input (groups.py), the A of the experts are stacked, as are the B of each site; scales [rows, 1, ranks], zero where an expert is
+not active for a row's sample, then select each sample's own experts. A site without an active expert has no plan.
+
+On CUDA, the stacks hold all attached experts of a site and are kept between batches, so that a batch costs one copy of the
+matrices that train, and one selection of scales for each tower. On the CPU, where the products cost more than the copies, they
+hold only the experts that the batch uses.
 """
 
 from __future__ import annotations
@@ -13,48 +17,93 @@ from dataclasses import dataclass, field
 import torch
 
 from dmole_cli.backbones.image_layouts import spread
-from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.expert import Expert, MatrixGradients
+
+REMEMBERED = 16  # selections of scales whose columns stay on the device
 
 
 @dataclass
 class RowScales:
-    """Scales of the active experts for each row of a tower's tensors, 0 where an expert is not active.
+    """Scales of experts for each row of a tower's tensors, 0 where an expert is not active.
 
     Attributes:
-        values: [rows, 1, ranks].
+        values: [rows, 1, columns]; every site has its own columns.
         per_sample: whether each row is one sample, as in the language model; rows of the vision tower are tiles or images.
     """
 
     values: torch.Tensor
     per_sample: bool
 
-    def like(self, x: torch.Tensor) -> torch.Tensor:
-        """The scales of x [rows, ..., features], with as many dimensions as x (see `spread` for its layouts).
+    def like(self, x: torch.Tensor, columns: slice) -> torch.Tensor:
+        """Some columns as the scales of x [rows, ..., features], with as many dimensions as x (see `spread` for its layouts).
 
         Raises:
             DmoleError: x has another number of rows.
         """
-        if len(self.values) == len(x) and x.dim() == 3:
-            return self.values
-        values, packed = spread(self.values[:, 0], x, per_sample=self.per_sample)
+        own = self.values[:, :, columns]
+        if len(own) == len(x) and x.dim() == 3:
+            return own
+        values, packed = spread(own[:, 0], x, per_sample=self.per_sample)
         return values[None] if packed else values.view(len(x), *([1] * (x.dim() - 2)), values.shape[-1])
 
 
 @dataclass
-class SitePlan:
-    """The active LoRA experts of one site.
+class TrainedMatrices:
+    """A and B of a trainable expert at one site, as part of a stack.
 
     Attributes:
-        a: stacked A [ranks, in], trainable experts first; detached.
-        b: stacked and transposed B [ranks, out], detached; contiguous rows make a decoding step's reads sequential.
-        scales: shared by all sites with the same experts at the same ranks.
-        trained: A and B of the trainable experts, in the order of the stack.
+        site: index in the stack's sites.
+        ranks: of the stack's A.
+        a: the expert's A [rank, in], float32.
+        b: the expert's B [out, rank], float32.
+        gradients: where the backward pass writes their gradients; None to leave them to autograd.
     """
 
+    site: int
+    ranks: slice
     a: torch.Tensor
     b: torch.Tensor
+    gradients: MatrixGradients | None = None
+
+
+@dataclass
+class Stack:
+    """Matrices of experts at sites that share an input.
+
+    Attributes:
+        sites: their paths.
+        a: A of all experts of all sites [ranks, in], site by site, trainable experts first; detached.
+        b: of each site, the transposed B [ranks of the site, out]; contiguous rows make a decoding step's reads sequential.
+        ranks: of each site, its part of a.
+        owners: the expert of each rank.
+        trained: (expert, index of the site, its ranks in a) of the trainable ones.
+    """
+
+    sites: tuple[str, ...]
+    a: torch.Tensor
+    b: list[torch.Tensor]
+    ranks: list[slice]
+    owners: list[str]
+    trained: list[tuple[str, int, slice]]
+
+
+@dataclass
+class GroupPlan:
+    """The experts of sites that share an input, for one batch.
+
+    Attributes:
+        stack: their matrices.
+        scales: of the tower.
+        columns: of the stack's ranks in the scales.
+        trained: of the trainable experts.
+        ready: outputs that were computed with those of another site of the group: their input, and site -> output.
+    """
+
+    stack: Stack
     scales: RowScales
-    trained: tuple[torch.Tensor, ...]
+    columns: slice
+    trained: list[TrainedMatrices]
+    ready: tuple[torch.Tensor, dict[str, torch.Tensor]] | None = None
 
 
 class ActiveExperts:
@@ -68,7 +117,8 @@ class ActiveExperts:
         dtype: of its activations.
 
     Attributes:
-        names: the experts that any sample uses, trainable ones first.
+        names: the experts that any sample uses.
+        every: all attached experts, trainable ones first.
     """
 
     def __init__(
@@ -82,63 +132,118 @@ class ActiveExperts:
     ) -> None:
         self.experts, self.rows, self.device, self.dtype = experts, rows, device, dtype
         chosen = [set(names) for names in sets]
-        used: set[str] = set().union(*chosen)
-        self.names = sorted((n for n in experts if n in used), key=lambda n: not experts[n].trainable)
+        self.names: set[str] = set().union(*chosen)
+        self.every = sorted(experts, key=lambda n: not experts[n].trainable)
+        self._index = {name: column for column, name in enumerate(self.every)}
         # [samples, experts]: alpha / rank of a sample's own experts, 0 for the others.
-        self._scales = torch.tensor([[experts[n].scale * (n in names) for n in self.names] for names in chosen])
-        self._made: dict[tuple, RowScales] = {}
+        self._scales = torch.tensor([[experts[n].scale * (n in names) for n in self.every] for names in chosen])
+        self._columns: dict[tuple[str, torch.device], tuple[RowScales, list[int]]] = {}
 
-    def scales(self, ranks: Iterable[tuple[str, int]], modality: str, device: torch.device | None = None) -> RowScales:
-        """The scales of some experts in a tower.
+    def scales(
+        self, owners: Iterable[str], modality: str, device: torch.device | None = None
+    ) -> tuple[RowScales, slice]:
+        """Reserve columns for some ranks in the scales of a tower; `fill` computes their values.
 
         Args:
-            ranks: (expert, its rank), in the order of the stack.
+            owners: expert of each rank.
             modality: of the tower.
             device: of the site, where it is another one than the backbone's.
         """
-        device = device or self.device
-        columns = tuple(self.names.index(name) for name, rank in ranks for _ in range(rank))
-        key = (columns, modality, device)
-        if key not in self._made:
-            values = self._scales[:, columns].to(device, self.dtype, non_blocking=device.type == "cuda")
+        key = (modality, device or self.device)
+        if key not in self._columns:
+            self._columns[key] = RowScales(torch.empty(0), per_sample=self.rows.get(modality) is None), []
+        scales, columns = self._columns[key]
+        start = len(columns)
+        columns += map(self._index.__getitem__, owners)
+        return scales, slice(start, len(columns))
+
+    def fill(self, remembered: dict[tuple, torch.Tensor]) -> None:
+        """Compute the values of all scales.
+
+        Args:
+            remembered: columns on their device, from earlier batches.
+        """
+        for (modality, device), (scales, columns) in self._columns.items():
+            key = (device, tuple(columns))
+            if key not in remembered:
+                if len(remembered) >= REMEMBERED:
+                    remembered.clear()
+                remembered[key] = torch.tensor(columns, dtype=torch.int64).to(device)
+            values = self._scales.to(device, self.dtype, non_blocking=device.type == "cuda")
+            values = values.index_select(1, remembered[key])
             rows = self.rows.get(modality)
-            values = values if rows is None else values.index_select(0, rows.to(device))
-            self._made[key] = RowScales(values[:, None], per_sample=rows is None)
-        return self._made[key]
+            scales.values = (values if rows is None else values.index_select(0, rows.to(device)))[:, None]
+
+    def tables(self) -> list[RowScales]:
+        """The scales of every tower."""
+        return [scales for scales, _ in self._columns.values()]
 
 
 @dataclass
-class StackedExperts:
-    """Makes the plans of sites; a frozen expert's matrices are converted for the device and dtype once, not per batch."""
+class Stacks:
+    """Makes the plans of groups; a frozen expert's matrices are converted for the device and dtype once, not per batch."""
 
     _converted: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    _kept: dict[tuple, Stack] = field(default_factory=dict)
+    columns: dict[tuple, torch.Tensor] = field(default_factory=dict)
 
     def clear(self) -> None:
         """Forget converted matrices, because a name now stands for another expert."""
         self._converted.clear()
+        self._kept.clear()
+        self.columns.clear()
 
     def plan(
         self,
-        site: str,
-        names: Sequence[str],
+        names: Mapping[str, Sequence[str]],
         active: ActiveExperts,
         modality: str,
         device: torch.device | None = None,
-    ) -> SitePlan:
-        """Stack the matrices of these experts [at least one] at a site, on its device."""
-        device = device or active.device
-        pairs = [self._matrices(name, site, active, device) for name in names]
-        ranks = [(name, len(a)) for name, (a, _) in zip(names, pairs, strict=True)]
-        experts = [active.experts[name] for name in names]
-        return SitePlan(
-            a=torch.cat([a for a, _ in pairs]) if len(pairs) > 1 else pairs[0][0],
-            b=torch.cat([b for _, b in pairs]) if len(pairs) > 1 else pairs[0][1],
-            scales=active.scales(ranks, modality, device),
-            trained=tuple(matrix for expert in experts if expert.trainable for matrix in expert.sites[site]),
-        )
+        *,
+        keep: bool,
+    ) -> GroupPlan:
+        """The plan of one group, whose trainable matrices `refresh` still has to copy.
+
+        Args:
+            names: site -> its experts, at least one, trainable ones first.
+            active: the experts of the batch.
+            modality: of the sites.
+            device: of the sites, where it is another one than the backbone's.
+            keep: keep the stack for later batches.
+        """
+        place = device or active.device
+        key = (tuple((site, *own) for site, own in names.items()), place, active.dtype)
+        stack = self._kept.get(key) or self._stack(names, active, place, keep=keep)
+        if keep:
+            self._kept[key] = stack
+        scales, columns = active.scales(stack.owners, modality, device)
+        trained = []
+        for name, index, ranks in stack.trained:
+            expert, site = active.experts[name], stack.sites[index]
+            trained.append(TrainedMatrices(index, ranks, *expert.sites[site], expert.gradients.get(site)))
+        return GroupPlan(stack, scales, columns, trained)
+
+    def _stack(
+        self, names: Mapping[str, Sequence[str]], active: ActiveExperts, device: torch.device, *, keep: bool
+    ) -> Stack:
+        parts, b, ranks, owners, trained = [], [], [], list[str](), list[tuple[str, int, slice]]()
+        for index, (site, own) in enumerate(names.items()):
+            first, rows = len(owners), []
+            for name in own:
+                a, transposed = self._matrices(name, site, active, device, keep=keep)
+                start = len(owners)
+                owners += [name] * len(a)
+                parts.append(a)
+                rows.append(transposed)
+                if active.experts[name].trainable:
+                    trained.append((name, index, slice(start, len(owners))))
+            ranks.append(slice(first, len(owners)))
+            b.append(torch.cat(rows) if len(rows) > 1 or keep else rows[0])
+        a = torch.cat(parts) if len(parts) > 1 or keep else parts[0]
+        return Stack(tuple(names), a, b, ranks, owners, trained)
 
     def _matrices(
-        self, name: str, site: str, active: ActiveExperts, device: torch.device
+        self, name: str, site: str, active: ActiveExperts, device: torch.device, *, keep: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A and the transposed B on the site's device and in the batch's dtype."""
         expert, key = active.experts[name], (name, site, device, active.dtype)
@@ -146,6 +251,21 @@ class StackedExperts:
             return self._converted[key]
         a, b = expert.sites[site]
         pair = a.detach().to(device, active.dtype), b.detach().to(device, active.dtype).t().contiguous()
-        if not expert.trainable:
+        if not expert.trainable and not keep:  # a kept stack has copies of its own
             self._converted[key] = pair
         return pair
+
+
+def refresh(plans: Iterable[GroupPlan]) -> None:
+    """Copy the present values of trainable matrices into kept stacks, all in a few kernels."""
+    targets, sources = [], []
+    for plan in plans:
+        for own in plan.trained:
+            first = plan.stack.ranks[own.site].start
+            targets += [
+                plan.stack.a[own.ranks],
+                plan.stack.b[own.site][own.ranks.start - first : own.ranks.stop - first],
+            ]
+            sources += [own.a.detach(), own.b.detach().t()]
+    if targets:
+        torch._foreach_copy_(targets, sources)

@@ -56,23 +56,23 @@ class Checkpoints:
 
     def save(self, trainer: Trainer) -> None:
         """Save the state now. Every process has the same one; the first process writes it."""
+        trainer.settle()
         if world().first:
             write_checkpoint(self.path, *_state(trainer, self.header))
         self._saved_at = time.monotonic()
 
 
 def _state(trainer: Trainer, header: Header) -> tuple[dict[str, torch.Tensor], Header, dict[str, Any]]:
-    parameters, states = trainer.parameters, trainer.optimizer.state
+    flat, optimizer = trainer.flat, trainer.optimizer
     figures = torch.tensor([[getattr(row, name) for name in _FIGURES] for row in trainer.figures], dtype=torch.float32)
     tensors = {
-        "value": _flat(parameters),
+        "value": flat.values(),
         # As bits, because the norm of a gradient that overflowed in float16 is infinite.
         "figures": figures.view(torch.int32),
-        # A parameter that no gradient has reached yet has no state.
-        "steps": torch.tensor([int(states[p]["step"]) if p in states else 0 for p in parameters]),
+        # A matrix that no gradient has reached yet has no state.
+        "steps": flat.steps(optimizer),
+        **{name: flat.moments(name, optimizer) for name in _MOMENTS},
     }
-    for name in _MOMENTS:
-        tensors[name] = _flat([states[p][name] if p in states else torch.zeros_like(p) for p in parameters])
     if trainer.routed.dropout and not trainer.schedule.divided:
         tensors["random"] = torch.get_rng_state()
         if trainer.backbone.device.type == "cuda":
@@ -81,16 +81,8 @@ def _state(trainer: Trainer, header: Header) -> tuple[dict[str, torch.Tensor], H
 
 
 def _restore(trainer: Trainer, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-    parameters = trainer.parameters
-    values, *moments = (_pieces(tensors[name], parameters) for name in ("value", *_MOMENTS))
-    with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
-    for index, step in enumerate(tensors["steps"].tolist()):
-        if step:
-            parameter = parameters[index]
-            own = {name: piece[index].to(parameter.device) for name, piece in zip(_MOMENTS, moments, strict=True)}
-            trainer.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **own}
+    moments = {name: tensors[name] for name in _MOMENTS}
+    trainer.flat.restore(tensors["value"], moments, tensors["steps"], trainer.optimizer)
     if facts["scaler"]:
         trainer.scaler.load_state_dict(dict(facts["scaler"]))
     if "random" in tensors:
@@ -107,12 +99,3 @@ def _figures(step: int, row: Sequence[float], rate: float) -> StepFigures:
     values = dict(zip(_FIGURES, row, strict=True))
     counts = {name: int(values.pop(name)) for name in ("tokens", "answers", "truncated")}
     return StepFigures(step=step + 1, learning_rate=rate, **values, **counts)  # type: ignore[arg-type]
-
-
-def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([tensor.detach().flatten().cpu() for tensor in tensors])
-
-
-def _pieces(flat: torch.Tensor, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    sizes = [parameter.numel() for parameter in parameters]
-    return [piece.view_as(p).clone() for piece, p in zip(flat.split(sizes), parameters, strict=True)]

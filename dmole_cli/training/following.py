@@ -51,14 +51,14 @@ class Followed(Observer):
         label = f"{self.label}, from step {done + 1}" if done else self.label
         return self.track(range(done, total), label, total, done=done, status=lambda: _status(trainer))
 
-    def after_step(self, trainer: Trainer) -> None:
+    def after_step(self, trainer: Trainer, figures: StepFigures) -> None:
         """Save a checkpoint if it is time, and log the step."""
         if trainer.step < trainer.schedule.steps:
             self.checkpoints.save_in_time(trainer)
         elif self.last:
             self.checkpoints.save(trainer)
         if self.log is not None and world().first:
-            self.log(trainer.figures[-1])
+            self.log(figures)
 
 
 def _status(trainer: Trainer) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from dmole_cli.experts.flat import FlatExpert
 from dmole_cli.processes import world
 
 # Figures of a micro-batch, in this order: the cross-entropy of its answers (mean), the penalty, and the numbers of answer tokens,
@@ -23,18 +24,17 @@ class StepGradient:
     """Collects the gradients and figures of the micro-batches of one step, in rounds of one micro-batch per process.
 
     Args:
-        parameters: of the expert that trains; `grad` holds the gradient of a micro-batch when it is added, and the gradient of
-            the step in the end.
+        expert: the one that trains; has the gradient of a micro-batch when it is added.
         count: number of micro-batches of the step.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor], count: int) -> None:
-        self._parameters, self._count = parameters, count
+    def __init__(self, expert: FlatExpert, count: int) -> None:
+        self._expert, self._count = expert, count
+        self._sizes = [piece.values.numel() for piece in expert.pieces]
         self._added = 0
         self._figures: list[torch.Tensor] = []
-        self._alone = count == 1 and world().size == 1
-        self._sum: torch.Tensor | None = None
-        self._present: torch.Tensor | None = None
+        self._sum: list[torch.Tensor] = []
+        self._reached = [False] * len(expert.matrices)
 
     def add(self, figures: torch.Tensor | None) -> None:
         """Add the micro-batch of each process in this round.
@@ -42,48 +42,54 @@ class StepGradient:
         Args:
             figures: of this process's micro-batch [FIGURES]; None if it has none in this round.
         """
-        if self._alone:
-            self._figures = [] if figures is None else [figures]
+        if world().size == 1:
+            if figures is not None:
+                self._add(*self._expert.gradient(), figures)
             return
-        sizes = [p.numel() for p in self._parameters]
-        for part in world().gather(self._flat(figures)):
+        for part in world().gather(self._packed(figures)):
             if self._added == self._count:
                 break
-            self._added += 1
-            own, present, found = part.split([sum(sizes), len(sizes), FIGURES])
-            self._figures.append(found)
-            if self._count == 1:
-                self._sum, self._present = own, present
-            elif self._sum is None or self._present is None:
-                self._sum, self._present = own * found[ANSWERS], present
-            else:
-                # In place, and without a tensor of the gradient's size.
-                self._sum.addcmul_(own, found[ANSWERS].expand_as(own))
-                self._present = torch.maximum(self._present, present)
+            flat, reached, found = part.split([sum(self._sizes), len(self._reached), FIGURES])
+            self._add(flat.split(self._sizes), [value > 0 for value in reached.tolist()], found)
 
-    def _flat(self, figures: torch.Tensor | None) -> torch.Tensor:
-        """Gradients, whether each parameter has one, and the figures, in one float32 tensor."""
-        grads = [p.grad for p in self._parameters]
-        home = self._parameters[0].device
+    def _add(self, gradient: Sequence[torch.Tensor], reached: Sequence[bool], figures: torch.Tensor) -> None:
+        """Add one micro-batch; the numbers of a matrix without a gradient have no meaning."""
+        self._added += 1
+        self._figures.append(figures)
+        if self._count == 1:
+            self._sum, self._reached = list(gradient), list(reached)
+            return
+        if not self._sum:
+            self._sum = [torch.zeros_like(part) for part in gradient]
+        if not all(reached):
+            gradient = self._expert.without(gradient, reached)
+        for total, part in zip(self._sum, gradient, strict=True):
+            # In place, and without a tensor of the gradient's size.
+            total.addcmul_(part, figures[ANSWERS].to(part.device).expand_as(part))
+        self._reached = [a or b for a, b in zip(self._reached, reached, strict=True)]
+
+    def _packed(self, figures: torch.Tensor | None) -> torch.Tensor:
+        """Gradient, whether each matrix has one, and the figures, in one float32 tensor."""
+        home = self._expert.matrices[0].device
         if figures is None:
-            return torch.zeros(sum(p.numel() for p in self._parameters) + len(grads) + FIGURES, device=home)
-        parts = [
-            (torch.zeros(p.numel(), device=home) if grad is None else grad.flatten().to(home))
-            for p, grad in zip(self._parameters, grads, strict=True)
-        ]
-        present = torch.tensor([float(grad is not None) for grad in grads], device=home)
-        return torch.cat([*parts, present, figures.to(home)])
+            return torch.zeros(sum(self._sizes) + len(self._reached) + FIGURES, device=home)
+        gradient, reached = self._expert.gradient()
+        present = torch.tensor([float(there) for there in reached], device=home)
+        return torch.cat([*(part.to(home) for part in gradient), present, figures.to(home)])
 
-    def finish(self) -> torch.Tensor:
-        """Set the gradients of the parameters, and return the figures of the step [FIGURES]: means of both losses, and sums."""
-        figures = torch.stack(self._figures)
+    def finish(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        """Set the gradients that the optimizer uses; the figures of the step [FIGURES]: means of both losses, and sums.
+
+        A matrix that no micro-batch has reached (of a vision expert without images) has none, as in one batch.
+        """
+        figures = torch.stack(self._figures) if len(self._figures) > 1 else self._figures[0][None]
         answers = figures[:, ANSWERS]
-        if self._sum is not None and self._present is not None:
-            flat = self._sum if self._count == 1 else self._sum / answers.sum()
-            pieces = flat.split([p.numel() for p in self._parameters])
-            for parameter, piece, there in zip(self._parameters, pieces, self._present.tolist(), strict=True):
-                # A parameter that no micro-batch has reached (a vision expert without images) keeps none, as in one batch.
-                parameter.grad = piece.view_as(parameter).to(parameter.device) if there else None
+        if self._count > 1:
+            for part in self._sum:
+                part.div_(answers.sum().to(part.device))
+        homes = [piece.values.device for piece in self._expert.pieces]
+        gradient = [part.to(home) for part, home in zip(self._sum, homes, strict=True)]
+        self._expert.assign(gradient, self._reached, optimizer)
         if len(figures) == 1:
             return figures[0]
         means = (figures[:, [LOSS, PENALTY]] * answers[:, None]).sum(dim=0) / answers.sum()

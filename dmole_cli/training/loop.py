@@ -17,10 +17,12 @@ from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.flat import FlatExpert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.processes import world
 from dmole_cli.settings.model import TrainSettings
 from dmole_cli.training.gradients import StepGradient
+from dmole_cli.training.reads import PendingReads
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ class Observer:
         """The steps that are left, in order; shows progress."""
         return range(trainer.step, trainer.schedule.steps)
 
-    def after_step(self, trainer: Trainer) -> None:
-        """Called after every step."""
+    def after_step(self, trainer: Trainer, figures: StepFigures) -> None:
+        """Called for every step once its figures are known; on CUDA the next step has been launched by then."""
 
 
 class Trainer:
@@ -132,7 +134,8 @@ class Trainer:
         cache: vision features of batches without an active expert in the vision encoder.
 
     Attributes:
-        figures: of every step so far.
+        flat: the expert's matrices in one tensor per tower.
+        figures: of the steps so far; on CUDA without those of the last one, which the device may still compute.
         optimizer: AdamW over the expert's parameters.
         scaler: of the loss, in float16.
     """
@@ -148,20 +151,26 @@ class Trainer:
         cache: VisionFeatureCache | None = None,
     ) -> None:
         self.backbone, self.routed, self.schedule, self.penalty, self.cache = backbone, routed, schedule, penalty, cache
-        self.parameters = list(expert.parameters())
+        towers = {site: backbone.modality_of(site) for site in expert.sites}
+        self.flat = FlatExpert(expert, towers, backbone.compute_dtype)
         # Gradients may underflow in float16, so the loss is scaled and the gradients are scaled back before the step.
         half = backbone.compute_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(backbone.device.type, init_scale=backbone.loss_scale, enabled=half)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=schedule.learning_rate, weight_decay=schedule.settings.weight_decay
+            [piece.values for piece in self.flat.pieces],
+            lr=schedule.learning_rate,
+            weight_decay=schedule.settings.weight_decay,
+            fused=backbone.device.type == "cuda" or None,  # one kernel for all of them
         )
         self.figures: list[StepFigures] = []
+        self._reads = PendingReads(backbone.device, late=not half)
+        self._told = 0  # steps that the observer knows of
         self._ended = time.perf_counter()  # of the last step
 
     @property
     def step(self) -> int:
         """Number of steps so far."""
-        return len(self.figures)
+        return len(self.figures) + len(self._reads)
 
     def run(self, batches: Iterable[Batch], observer: Observer) -> None:
         """Train until the end of the schedule.
@@ -175,33 +184,45 @@ class Trainer:
                 last step.
         """
         source = iter(batches)
-        self._ended = time.perf_counter()
+        self._ended, self._told = time.perf_counter(), len(self.figures)
         for _ in observer.steps(self):
             self._train_step(source)
-            observer.after_step(self)
+            self._tell(observer)
+        self.settle()
+        self._tell(observer)
         # The losses do not show what the last step did.
-        if not torch.stack(
-            [parameter.isfinite().all().to(self.backbone.device) for parameter in self.parameters]
-        ).all():
+        finite = [piece.values.isfinite().all().to(self.backbone.device) for piece in self.flat.pieces]
+        if not torch.stack(finite).all():
             raise _diverged(self.schedule)
+
+    def settle(self) -> None:
+        """Wait for all steps, and check and keep their figures.
+
+        Raises:
+            DmoleError: a loss or its gradient is not finite.
+        """
+        for read in self._reads.take(0):
+            self._keep(*read)
+
+    def _tell(self, observer: Observer) -> None:
+        """Call the observer for every step whose figures are new."""
+        while self._told < len(self.figures):
+            self._told += 1
+            observer.after_step(self, self.figures[self._told - 1])
 
     def _train_step(self, source: Iterator[Batch]) -> None:
         step, rate = self.step, self.schedule.learning_rate_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         gradient, ids = self._gradient(source)
-        figures = gradient.finish()
+        figures = gradient.finish(self.optimizer)
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.schedule.settings.clip)
-        # Read together: each read of a number waits for the device.
-        *found, length = torch.cat([figures, norm.to(figures.device)[None]]).tolist()
-        loss, penalty, answers, tokens, truncated = found
-        if not math.isfinite(loss + penalty):
-            raise _not_finite(step, loss + penalty, ids)
-        # The scaler halves a scale that was too large and skips the step; an infinite gradient at a scale below 1 indicates
-        # divergence.
-        if not math.isfinite(length) and (not self.scaler.is_enabled() or self.scaler.get_scale() < 1):
-            raise _not_finite(step, length, ids, what="gradient norm")
+        # Over the matrices, whose norms do not depend on the number of threads, as that of one long tensor would.
+        norm = torch.nn.utils.get_total_norm(self.flat.matrix_gradients()).to(figures.device)
+        values = [piece.values for piece in self.flat.pieces]
+        torch.nn.utils.clip_grads_with_norm_(values, self.schedule.settings.clip, norm)
+        if self.scaler.is_enabled():
+            self._check(step, ids, [*figures[:2].tolist(), norm.item()])
         try:
             self.scaler.step(self.optimizer)
         except RuntimeError as error:
@@ -209,29 +230,38 @@ class Trainer:
                 raise
             raise _diverged(self.schedule) from error
         self.scaler.update()
+        self._reads.add(torch.cat([figures, norm[None]]), (step, rate, ids))
+        for read in self._reads.take(1):
+            self._keep(*read)
+
+    def _keep(self, values: Sequence[float], about: tuple[int, float, list[str]]) -> None:
+        """Check and keep the figures of a step."""
+        step, rate, ids = about
+        loss, penalty, answers, tokens, truncated, length = values
+        if not self.scaler.is_enabled():
+            self._check(step, ids, [loss, penalty, length])
         before, self._ended = self._ended, time.perf_counter()
         seconds = self._ended - before
-        self.figures.append(
-            StepFigures(
-                step + 1,
-                loss,
-                penalty,
-                rate,
-                length,
-                int(tokens),
-                seconds,
-                answers=int(answers),
-                truncated=int(truncated),
-            )
-        )
+        counts = {"answers": int(answers), "truncated": int(truncated)}
+        self.figures.append(StepFigures(step + 1, loss, penalty, rate, length, int(tokens), seconds, **counts))
+
+    def _check(self, step: int, ids: Sequence[str], values: Sequence[float]) -> None:
+        """Refuse a loss, penalty or gradient norm that is not finite."""
+        loss, penalty, length = values
+        if not math.isfinite(loss + penalty):
+            raise _not_finite(step, loss + penalty, ids)
+        # The scaler halves a scale that was too large and skips the step; an infinite gradient at a scale below 1 indicates
+        # divergence.
+        if not math.isfinite(length) and (not self.scaler.is_enabled() or self.scaler.get_scale() < 1):
+            raise _not_finite(step, length, ids, what="gradient norm")
 
     def _gradient(self, source: Iterator[Batch]) -> tuple[StepGradient, list[str]]:
         """The gradients of a step's micro-batches, and the samples of those that this process has computed."""
         count, ids = self.schedule.count(self.step), list[str]()
-        gradient = StepGradient(self.parameters, count)
+        gradient = StepGradient(self.flat, count)
+        self.optimizer.zero_grad(set_to_none=True)
         for first in range(0, count, world().size):
             index, figures = first + world().rank, None
-            self.optimizer.zero_grad(set_to_none=True)
             if index < count:
                 batch = next(source)
                 ids += batch.sample_ids
@@ -242,7 +272,7 @@ class Trainer:
         return gradient, ids
 
     def forward_and_backward(self, batch: Batch) -> torch.Tensor:
-        """Add the gradient of a micro-batch to the parameters; its figures [gradients.FIGURES], detached.
+        """Compute the gradient of a micro-batch (`flat.gradient`); its figures [gradients.FIGURES], detached.
 
         A graph that outlived its step would fragment the memory of the next one.
         """
@@ -250,7 +280,8 @@ class Trainer:
         inputs, rows = batch.collated or backbone.collate(batch.encoded, left=False)
         if self.cache is not None and not self.routed.has_vision_expert(batch.active):
             inputs = self.cache.replace(inputs, batch.encoded)
-        with self.routed.route(batch.active, rows=rows, device=backbone.device, dtype=backbone.compute_dtype):
+        routes = {"rows": rows, "device": backbone.device, "dtype": backbone.compute_dtype}
+        with self.flat.collecting(), self.routed.route(batch.active, **routes):
             logits, answers = backbone.answer_logits(inputs)
             loss = F.cross_entropy(logits.float(), answers)
             extra = torch.zeros_like(loss)
@@ -259,8 +290,8 @@ class Trainer:
             # Inside of the routed block, because checkpointed activations are recomputed in the backward pass.
             self.scaler.scale(loss + extra).backward()
         tokens = sum(len(sample.tokens) for sample in batch.encoded)
-        counts = [loss.new_full((), count) for count in (len(answers), tokens, batch.truncated)]
-        return torch.stack([loss.detach(), extra.detach(), *counts])
+        counts = backbone.to_device(torch.tensor([len(answers), tokens, batch.truncated]))
+        return torch.cat([torch.stack([loss.detach(), extra.detach()]), counts])
 
 
 def train_expert(

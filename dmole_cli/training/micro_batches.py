@@ -56,7 +56,7 @@ def micro_batch_size(
     device = torch.cuda.get_device_name(backbone.device) if backbone.device.type == "cuda" else backbone.device.type
     values = [settings.max_length, settings.checkpointing, settings.dropout, world().size]
     ids = [samples[row].sample_id for row in longest]
-    key = digest_of([backbone.fingerprint, backbone.precision, device, most, values, ids, len(trainer.parameters)])
+    key = digest_of([backbone.fingerprint, backbone.precision, device, most, values, ids, len(trainer.flat.matrices)])
     known = _read(remembered)
     found = world().share(known.get(key, 0))
     if not found:
@@ -68,7 +68,7 @@ def micro_batch_size(
                 [samples[row].sample_id for row in chosen_rows], [active(0, row) for row in chosen_rows], encoded[:size]
             )
             # Beside the gradients, the optimizer will hold two tensors for each parameter.
-            moments = [torch.zeros_like(parameter) for parameter in trainer.parameters for _ in range(2)]
+            moments = [torch.zeros_like(piece.values) for piece in trainer.flat.pieces for _ in range(2)]
             try:
                 trainer.forward_and_backward(batch)
             finally:
