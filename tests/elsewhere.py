@@ -35,6 +35,15 @@ class There(torch.Tensor):
         made.held = held
         return made
 
+    @property
+    def data(self):
+        return self.detach()
+
+    @data.setter
+    def data(self, value):
+        torch.Tensor.data.__set__(self, value)
+        self.held = value.held
+
     def tolist(self):
         There.looks += 1
         return self.held.tolist()

@@ -25,7 +25,7 @@ from dmole_cli.settings.model import TrainSettings
 from dmole_cli.settings.reading import read_settings
 from dmole_cli.stages.evaluate import evaluate
 from dmole_cli.stages.profile import profile
-from dmole_cli.training.loop import Batch, Schedule, train_expert
+from dmole_cli.training.loop import Batch, Observer, Schedule, Trainer
 
 NAMES = ("first", "second")
 
@@ -60,14 +60,15 @@ def experts_for(backbone: Backbone) -> dict:
         generator = torch.Generator().manual_seed(seed)
         made[name] = new_expert(shapes, scale=2.0, generator=generator, device=backbone.device_of)
     made["second"].trainable = False
-    for _, b in made["second"].sites.values():
-        values = torch.randn(b.shape, generator=generator) / 10
-        b.requires_grad_(False).copy_(values.to(b.device))
+    for expert in made.values():
+        for _, b in expert.sites.values():
+            values = torch.randn(b.shape, generator=generator) / 10
+            b.requires_grad_(False).copy_(values.to(b.device)).requires_grad_(expert.trainable)
     return made
 
 
 def work(backbone: Backbone) -> dict[str, torch.Tensor | list[str]]:
-    """A training step's loss and expert, predictions with mixed routes after it, and features."""
+    """Predictions with mixed routes, a training step's loss and gradients, and features."""
     encoded = [backbone.encode(sample, with_answer=True) for sample in SAMPLES]
     made = experts_for(backbone)
     routed = RoutedExperts(backbone.model, backbone.modality_of)
@@ -75,18 +76,18 @@ def work(backbone: Backbone) -> dict[str, torch.Tensor | list[str]]:
         routed.add(name, expert)
     routes = [NAMES[: 1 + row % 2] for row in range(len(SAMPLES))]
     step = Batch([s.sample_id for s in SAMPLES], routes, encoded)
-    figures = train_expert(backbone, routed, made["first"], [step], schedule=Schedule(1, 0.01, TrainSettings()))
     inputs, rows = backbone.collate([backbone.encode(s, with_answer=False) for s in SAMPLES], left=True)
     with routed.route(routes, rows=rows):
         said = generate(backbone, inputs, max_new_tokens=5, min_new_tokens=0, leave=routed.keep)
+    trainer = Trainer(backbone, routed, made["first"], schedule=Schedule(1, 0.01, TrainSettings()))
+    trainer.run([step], Observer())
     routed.close()
-    trained = made["first"].sites.items()
-    values = {f"{site}.{n}": m.detach().cpu() for site, pair in trained for n, m in enumerate(pair)}
+    gradients = {f"matrix {n}": gradient.cpu() for n, gradient in trainer.flat.matrix_gradients().items()}
     return {
         "said": said,
-        "losses": torch.tensor([row.loss for row in figures]),
+        "losses": torch.tensor([row.loss for row in trainer.figures]),
         "features": backbone.features(encoded),
-        **values,
+        **gradients,
     }
 
 

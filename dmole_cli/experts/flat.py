@@ -145,10 +145,15 @@ class FlatExpert:
                 part.values.grad = slot if reached[part.numbers[0]] else None
         self.pieces = parts
 
-    def matrix_gradients(self) -> list[torch.Tensor]:
-        """The gradients that the optimizer uses, matrix by matrix, without those that have none."""
-        present = [piece for piece in self.pieces if piece.values.grad is not None]
-        return [slot for piece in present for slot in piece.values.grad.split([self.sizes[n] for n in piece.numbers])]
+    def matrix_gradients(self) -> dict[int, torch.Tensor]:
+        """The gradients that the optimizer uses [values], by the number of their matrix, of those that have one."""
+        found: dict[int, torch.Tensor] = {}
+        for piece in self.pieces:
+            if piece.values.grad is not None:
+                found |= zip(
+                    piece.numbers, piece.values.grad.split([self.sizes[n] for n in piece.numbers]), strict=True
+                )
+        return found
 
     @torch.no_grad()
     def _divided(self, piece: Piece, optimizer: torch.optim.Optimizer) -> list[Piece]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,12 @@ class BatchPlan:
     mixtures: dict[str, list[DenseMixture]] = field(default_factory=dict)
     scales: list[RowScales] = field(default_factory=list)
 
+    def matrices(self) -> list[torch.Tensor]:
+        """Every tensor but the scales; the same objects in every plan of `route(..., every=True)`."""
+        every = [matrix for plan in self.groups.values() for matrix in (plan.stack.a, *plan.stack.b)]
+        mixtures = [mixture for mixtures in self.mixtures.values() for mixture in mixtures]
+        return every + [matrix for mixture in mixtures for matrix in (mixture.a, mixture.b, mixture.gate)]
+
 
 class RoutedExperts:
     """The experts attached to one backbone, and the routes of the current batch.
@@ -68,6 +74,7 @@ class RoutedExperts:
         self._stacks = Stacks()
         self._merged = MergedExperts(model)
         self._plan = BatchPlan()
+        self._mixtures: dict[tuple[str, str, torch.device], DenseMixture] = {}
         # Of the sites of a model that is spread over devices.
         self._devices: dict[str, torch.device] = {}
 
@@ -82,6 +89,7 @@ class RoutedExperts:
             self._devices |= {site: device_of(host) for site, host in hosts.items()}
         self.experts[name] = expert
         self._stacks.clear()
+        self._mixtures.clear()
         for site, host in hosts.items():
             if site not in {*self._hooks, *self._plain} and is_plain(host):
                 self._plain[site] = host
@@ -110,7 +118,13 @@ class RoutedExperts:
         self._plain.clear()
         self._groups.clear()
         self._stacks.clear()
+        self._mixtures.clear()
         self.experts.clear()
+
+    @property
+    def plan(self) -> BatchPlan:
+        """The plan of the current batch."""
+        return self._plan
 
     @contextmanager
     def route(
@@ -190,7 +204,7 @@ class RoutedExperts:
                 here = attached if every else [name for name in attached if name in active.names]
                 mixtures = [name for name in here if site in self.experts[name].gates]
                 if mixtures:
-                    plan.mixtures[site] = [plan_mixture(site, name, active, modality, device) for name in mixtures]
+                    plan.mixtures[site] = [self._mixture(site, name, active, device) for name in mixtures]
                 if len(mixtures) < len(here):
                     names[site] = [n for n in (attached if keep else here) if site not in self.experts[n].gates]
             if names:
@@ -201,6 +215,18 @@ class RoutedExperts:
             refresh({id(group): group for group in plan.groups.values()}.values())
         plan.scales = active.tables()
         return plan
+
+    def _mixture(self, site: str, name: str, active: ActiveExperts, device: torch.device | None) -> DenseMixture:
+        """The mixture of an expert at a site; a frozen one's matrices are moved to the device once, not per batch."""
+        key = (site, name, device or active.device)
+        known = self._mixtures.get(key)
+        if known is not None:
+            scales, columns = active.scales([name], self.modality_of(site), device)
+            return replace(known, scales=scales, columns=columns)
+        mixture = plan_mixture(site, name, active, self.modality_of(site), device)
+        if not self.experts[name].trainable:
+            self._mixtures[key] = mixture
+        return mixture
 
     def _forward(self, site: str, module: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
         """What computes a plain linear module while experts are attached."""

@@ -218,7 +218,7 @@ class Trainer:
         figures = gradient.finish(self.optimizer)
         self.scaler.unscale_(self.optimizer)
         # Over the matrices, whose norms do not depend on the number of threads, as that of one long tensor would.
-        norm = torch.nn.utils.get_total_norm(self.flat.matrix_gradients()).to(figures.device)
+        norm = torch.nn.utils.get_total_norm(list(self.flat.matrix_gradients().values())).to(figures.device)
         values = [piece.values for piece in self.flat.pieces]
         torch.nn.utils.clip_grads_with_norm_(values, self.schedule.settings.clip, norm)
         if self.scaler.is_enabled():
