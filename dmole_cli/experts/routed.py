@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,12 @@ class BatchPlan:
         every += [mixture.scales for mixtures in self.mixtures.values() for mixture in mixtures]
         return list({id(scales): scales for scales in every}.values())
 
+    def matrices(self) -> list[torch.Tensor]:
+        """Every tensor but the scales; the same objects in every plan of `route(..., every=True)`."""
+        every = [matrix for plan in self.sites.values() for matrix in (plan.a, plan.b)]
+        mixtures = [mixture for mixtures in self.mixtures.values() for mixture in mixtures]
+        return every + [matrix for mixture in mixtures for matrix in (mixture.a, mixture.b, mixture.gate)]
+
 
 class RoutedExperts:
     """The experts attached to one backbone, and the routes of the current batch.
@@ -66,6 +72,7 @@ class RoutedExperts:
         self._stacked = StackedExperts()
         self._merged = MergedExperts(model)
         self._plan = BatchPlan()
+        self._mixtures: dict[tuple[str, str, torch.device], DenseMixture] = {}
         # Of the sites of a model that is spread over devices.
         self._devices: dict[str, torch.device] = {}
 
@@ -80,6 +87,7 @@ class RoutedExperts:
             self._devices |= {site: device_of(host) for site, host in hosts.items()}
         self.experts[name] = expert
         self._stacked.clear()
+        self._mixtures.clear()
         for site, host in hosts.items():
             if site not in self._hooks:
                 self._hooks[site] = host.register_forward_hook(self._hook(site))
@@ -99,7 +107,13 @@ class RoutedExperts:
             hook.remove()
         self._hooks.clear()
         self._stacked.clear()
+        self._mixtures.clear()
         self.experts.clear()
+
+    @property
+    def plan(self) -> BatchPlan:
+        """The plan of the current batch."""
+        return self._plan
 
     @contextmanager
     def route(
@@ -109,6 +123,7 @@ class RoutedExperts:
         rows: Mapping[str, torch.Tensor | None] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        every: bool = False,
     ) -> Iterator[None]:
         """Route a batch: inside the block, sample i passes through the experts `sets[i]`.
 
@@ -121,6 +136,8 @@ class RoutedExperts:
             device: of the backbone; None for that of its first weight. Of a backbone that is spread over devices, every site has
                 its own.
             dtype: of its activations; experts stay float32 and are cast for the products. None for that of its first weight.
+            every: plan all attached experts, also those that no sample uses, so that the plans of all batches have the same
+                matrices and differ in the scales alone.
         """
         before, weight = self._plan, next(self.model.parameters())
         active = ActiveExperts(
@@ -129,6 +146,7 @@ class RoutedExperts:
             rows=rows or {},
             device=weight.device if device is None else torch.device(device),
             dtype=weight.dtype if dtype is None else dtype,
+            every=every,
         )
         self._plan = self._plan_batch(active)
         try:
@@ -174,10 +192,22 @@ class RoutedExperts:
             mixtures = [name for name in here if site in self.experts[name].gates]
             plain = [name for name in here if name not in mixtures]
             if mixtures:
-                plan.mixtures[site] = [plan_mixture(site, name, active, modality, device) for name in mixtures]
+                plan.mixtures[site] = [self._mixture(site, name, active, device) for name in mixtures]
             if plain:
                 plan.sites[site] = self._stacked.plan(site, plain, active, modality, device)
         return plan
+
+    def _mixture(self, site: str, name: str, active: ActiveExperts, device: torch.device | None) -> DenseMixture:
+        """The mixture of an expert at a site; a frozen one's matrices are moved to the device once, not per batch."""
+        key = (site, name, device or active.device)
+        known = self._mixtures.get(key)
+        if known is not None:
+            scales = active.scales([(name, 1)], self.modality_of(site), device)
+            return replace(known, scales=scales)
+        mixture = plan_mixture(site, name, active, self.modality_of(site), device)
+        if not self.experts[name].trainable:
+            self._mixtures[key] = mixture
+        return mixture
 
     def _hook(self, site: str) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:
         def add_active_experts(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:

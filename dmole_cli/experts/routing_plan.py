@@ -66,9 +66,10 @@ class ActiveExperts:
         rows: modality -> sample of each row of that tower, where rows are not samples.
         device: of the backbone.
         dtype: of its activations.
+        every: take all attached experts, also those that no sample uses.
 
     Attributes:
-        names: the experts that any sample uses, trainable ones first.
+        names: the experts that any sample uses, or all, trainable ones first.
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class ActiveExperts:
         rows: Mapping[str, torch.Tensor | None],
         device: torch.device,
         dtype: torch.dtype,
+        every: bool = False,
     ) -> None:
-        self.experts, self.rows, self.device, self.dtype = experts, rows, device, dtype
+        self.experts, self.rows, self.device, self.dtype, self.every = experts, rows, device, dtype, every
         chosen = [set(names) for names in sets]
-        used: set[str] = set().union(*chosen)
+        used: set[str] = set(experts) if every else set().union(*chosen)
         self.names = sorted((n for n in experts if n in used), key=lambda n: not experts[n].trainable)
         # [samples, experts]: alpha / rank of a sample's own experts, 0 for the others.
         self._scales = torch.tensor([[experts[n].scale * (n in names) for n in self.names] for names in chosen])
@@ -112,10 +114,13 @@ class StackedExperts:
     """Makes the plans of sites; a frozen expert's matrices are converted for the device and dtype once, not per batch."""
 
     _converted: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    # Of all attached experts of a site, which every batch shares.
+    _every: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def clear(self) -> None:
         """Forget converted matrices, because a name now stands for another expert."""
         self._converted.clear()
+        self._every.clear()
 
     def plan(
         self,
@@ -130,9 +135,15 @@ class StackedExperts:
         pairs = [self._matrices(name, site, active, device) for name in names]
         ranks = [(name, len(a)) for name, (a, _) in zip(names, pairs, strict=True)]
         experts = [active.experts[name] for name in names]
+        key = (site, tuple(names), device, active.dtype)
+        a, b = self._every.get(key) or (
+            (torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])) if len(pairs) > 1 else pairs[0]
+        )
+        if active.every and not any(expert.trainable for expert in experts):
+            self._every[key] = a, b
         return SitePlan(
-            a=torch.cat([a for a, _ in pairs]) if len(pairs) > 1 else pairs[0][0],
-            b=torch.cat([b for _, b in pairs]) if len(pairs) > 1 else pairs[0][1],
+            a=a,
+            b=b,
             scales=active.scales(ranks, modality, device),
             trained=tuple(matrix for expert in experts if expert.trainable for matrix in expert.sites[site]),
         )
