@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.errors import DmoleError
-from dmole_cli.inference.static_decoding import StaticDecoder, limits_of
+from dmole_cli.inference.fixed_inputs import limits_of
+from dmole_cli.inference.static_decoding import StaticDecoder
 
 Leave = Callable[[torch.Tensor], None]
 BATCH_FIRST = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
@@ -105,7 +106,10 @@ def _with_fixed_shapes(
     limits = limits_of(*rules, input_ids.shape[1] - 1)
     if limits is None:
         return None
-    first = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, is_first_iteration=False, **kwargs)
+    prepared = model.prepare_inputs_for_generation(
+        input_ids, next_sequence_length=1, is_first_iteration=False, **kwargs
+    )
+    first = {name: value for name, value in prepared.items() if value is not None}
     tokens = decoder.decode(model, first, limits, done, undefined)
     if tokens is None:
         return None
@@ -183,15 +187,26 @@ def generate(
         DmoleError: the logits are NaN.
     """
     backbone.counts["generations"] += len(inputs["input_ids"])
-    with backbone.autocast():
-        tokens = backbone.model.generate(
-            **{k: v for k, v in inputs.items() if k != "labels"},
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens or None,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=backbone.inputs.pad_token_id,
-            eos_token_id=backbone.end_tokens,
-            custom_generate=dropping_finished_rows(leave, backbone.counts, decoder),
-        )
+
+    def run(decoder: StaticDecoder | None) -> torch.Tensor:
+        with backbone.autocast():
+            return backbone.model.generate(
+                **{k: v for k, v in inputs.items() if k != "labels"},
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=min_new_tokens or None,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=backbone.inputs.pad_token_id,
+                eos_token_id=backbone.end_tokens,
+                custom_generate=dropping_finished_rows(leave, backbone.counts, decoder),
+            )
+
+    try:
+        tokens = run(decoder)
+    except torch.OutOfMemoryError as error:
+        if decoder is None or not decoder.enabled:
+            raise
+        decoder.give_up(error)
+        decoder.close()
+        tokens = run(None)
     return [text.strip() for text in backbone.tokenizer.batch_decode(tokens, skip_special_tokens=True)]

@@ -106,7 +106,7 @@ class Rows:
         return cls(
             tokens=tokens.new_zeros((rows, 1)),
             positions=None if positions is None else positions.new_zeros((*positions.shape[:-2], rows, 1)),
-            mask=first["attention_mask"].new_zeros((rows, length)),
+            mask=tokens.new_zeros((rows, length)),
             finished=torch.zeros(rows, dtype=torch.bool, device=tokens.device),
             chosen=tokens.new_zeros((rows, length)),
             repeated={name: first[name].new_zeros((rows, 1)) for name in REPEATED if name in first},
@@ -120,7 +120,7 @@ class Rows:
         """Set the state after the prompts' forward pass.
 
         Args:
-            first: the model's arguments for the first token of each answer [samples, 1].
+            first: the model's arguments for the first token of each answer [samples, 1]; without a mask, nothing is padding.
             done: which answers it has ended [samples].
             scales: of the samples.
             prompt: length of the prompts.
@@ -132,7 +132,9 @@ class Rows:
         if self.positions is not None:
             self.positions.zero_()[..., :rows, :].copy_(first["position_ids"])
         # A row without a sample attends to what the cache holds by chance: a mask of zeros would give NaN.
-        self.mask.fill_(1)[:rows, :prompt].copy_(first["attention_mask"][:, :prompt])
+        self.mask.fill_(1)
+        if "attention_mask" in first:
+            self.mask[:rows, :prompt].copy_(first["attention_mask"][:, :prompt])
         self.finished.fill_(True)[:rows].copy_(done)
         self.chosen.fill_(pad)[:rows, :1].copy_(first["input_ids"])
         for name, values in self.repeated.items():

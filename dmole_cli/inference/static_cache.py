@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 SHORTEST = 128
 
@@ -55,9 +55,9 @@ class FixedLayer(StaticLayer):
 
 
 def is_plain(cache: Any, length: int) -> bool:
-    """Whether a cache has only the states of self-attention, of all tokens of this length or of the last ones."""
+    """Whether a dynamic cache has only the states of self-attention, of all tokens of this length or of the last ones."""
     plain = (DynamicLayer, DynamicSlidingWindowLayer)
-    return type(cache) is DynamicCache and all(
+    return all(
         type(layer) in plain and layer.is_initialized and layer.get_seq_length() == length for layer in cache.layers
     )
 

@@ -13,57 +13,24 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers.generation.logits_process import MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from dmole_cli.backbones.backbone import Backbone
-from dmole_cli.backbones.device import is_divided
 from dmole_cli.errors import DmoleError, DmoleWarning, first_line
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.experts.routing_plan import RowScales
-from dmole_cli.inference.decoding_step import REPEATED, Limits, Rows, Shared, step
+from dmole_cli.inference.decoding_step import Limits, Rows, Shared, step
+from dmole_cli.inference.fixed_inputs import GIVEN, description, is_fixed, is_suitable, original_positions
 from dmole_cli.inference.graphs import Graphs
-from dmole_cli.inference.static_cache import CacheStorage, is_plain, length_bucket, load, release, rows_bucket
+from dmole_cli.inference.static_cache import CacheStorage, length_bucket, load, release, rows_bucket
 
 # A shape is recorded once so many steps were needed in it; recording takes as long as some steps without a graph.
 STEPS_BEFORE_RECORDING = 3
 # Batches whose tensors do not fit the recorded ones, such as those of other experts, begin anew so often.
 MOST_KINDS = 8
-# What a step does itself; `generate` turns a minimum of new tokens into both of the processors.
-RULES = {MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor, MaxLengthCriteria, EosTokenCriteria}
-# Arguments of the model that a step passes in tensors of its own.
-GIVEN = {"input_ids", "attention_mask", "position_ids", "past_key_values", "return_dict", *REPEATED}
-
-
-def limits_of(logits_processor: Any, stopping_criteria: Any, config: Any, prompt: int) -> Limits | None:
-    """What generation asks for; None if it is more than the likeliest token, a minimum and a maximum number, and end tokens.
-
-    Args:
-        logits_processor: those that `generate` of transformers has prepared, as are the following.
-        stopping_criteria: when an answer ends.
-        config: generation config.
-        prompt: length of the prompts.
-    """
-    if {type(rule) for rule in [*logits_processor, *stopping_criteria]} - RULES:
-        return None
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if config.max_length is None or config.pad_token_id is None or None in ends:
-        return None
-    shortest = max(config.min_new_tokens or 0, (config.min_length or 0) - prompt)
-    return Limits(tuple(ends), int(config.pad_token_id), shortest, config.max_length - prompt)
-
-
-def is_suitable(backbone: Backbone) -> bool:
-    """Whether a backbone may decode with fixed shapes: it is on one device, with plain weights and attention of torch."""
-    model = backbone.model
-    attention = getattr(model.config.get_text_config(), "_attn_implementation", None)
-    quantised = getattr(model, "hf_quantizer", None) is not None
-    return not is_divided(model) and not quantised and attention in ("sdpa", "eager")
 
 
 def static_decoder(backbone: Backbone, routed: RoutedExperts | None = None) -> StaticDecoder | None:
@@ -129,19 +96,20 @@ class StaticDecoder:
             The tokens with padding behind each answer [rows, longest] on the CPU. None if the batch cannot be decoded here;
             everything is then as it was before.
         """
-        if not self.enabled or limits.longest < 2 or not _is_fixed(first):
+        if not self.enabled or limits.longest < 2 or not is_fixed(first):
             return None
         routes = [] if self.routed is None else [scales for scales in self.routed.plan.scales() if scales.per_sample]
         before = [scales.values for scales in routes]
         try:
-            with _original_positions(model, length_bucket(int(first["attention_mask"].shape[1]) + limits.longest)):
+            with original_positions(model, length_bucket(first["past_key_values"].get_seq_length() + limits.longest)):
                 return self._decode(model, first, limits, done, undefined, routes)
         except DmoleError:
             raise
         except Exception as error:
             if first["past_key_values"].layers[0].keys is None:
                 raise
-            self._give_up(error)
+            self.give_up(error)
+            self.close()
             return None
         finally:
             for scales, values in zip(routes, before, strict=True):
@@ -156,7 +124,7 @@ class StaticDecoder:
         undefined: torch.Tensor,
         routes: Sequence[RowScales],
     ) -> torch.Tensor | None:
-        prompt, samples = int(first["attention_mask"].shape[1]) - 1, len(done)
+        prompt, samples = first["past_key_values"].get_seq_length(), len(done)
         scales = [route.values for route in routes]
         if not self._prepare(first, limits, scales, routes):
             return None
@@ -185,6 +153,8 @@ class StaticDecoder:
             rows, finished = fewer, self._flags.watch(fewer)
         self._store(rows, answers)
         undefined.copy_(self._shared.undefined)
+        if not self.enabled:
+            self.close()
         return answers[:samples].cpu()
 
     def _prepare(
@@ -193,17 +163,16 @@ class StaticDecoder:
         """Begin anew if the batch does not fit what was recorded; False if that happens too often."""
         plan = None if self.routed is None else self.routed.plan
         tensors = [] if plan is None else plan.matrices()
-        described = [(name, _description(value)) for name, value in sorted(first.items())]
         cached = [
             (s.shape[1], s.shape[3], s.dtype) for la in first["past_key_values"].layers for s in (la.keys, la.values)
         ]
         ranks = [(values.shape[-1], values.dtype) for values in scales]
-        kind = str((described, cached, ranks, limits.ends, limits.pad, [id(tensor) for tensor in tensors]))
+        kind = str((description(first), cached, ranks, limits.ends, limits.pad, [id(tensor) for tensor in tensors]))
         if kind == self._kind:
             return True
         self._kinds += 1
         if self._kinds > MOST_KINDS:
-            self._give_up(RuntimeError("the batches have too many different shapes"))
+            self.give_up(RuntimeError("the batches have too many different shapes"))
             return False
         self.close()
         # Objects that are kept alive keep their identity, and their memory.
@@ -248,7 +217,7 @@ class StaticDecoder:
         try:
             self.graphs.record(shape, function, alive=(rows, self._alive))
         except Exception as error:
-            self._give_up(error)  # this batch goes on without a graph
+            self.give_up(error)  # this batch goes on without a graph
         else:
             self.counts["recorded_graphs"] += 1
 
@@ -282,7 +251,7 @@ class StaticDecoder:
         samples = self.backbone.to_device(torch.tensor(rows.samples))
         answers.index_copy_(0, samples, rows.chosen[:, : answers.shape[1]])
 
-    def _give_up(self, error: Exception) -> None:
+    def give_up(self, error: Exception) -> None:
         """Decode the plain way from now on, and say so once."""
         if self.enabled:
             message = f"decoding without CUDA graphs, which is slower: {first_line(error)}"
@@ -320,46 +289,3 @@ class Flags:
             return host.tolist()
 
         return answer
-
-
-def _is_fixed(first: Mapping[str, Any]) -> bool:
-    """Whether a step's arguments are known tensors and constants, and the cache has only attention."""
-    mask = first.get("attention_mask")
-    fixed = (
-        isinstance(mask, torch.Tensor) and mask.dim() == 2 and is_plain(first.get("past_key_values"), mask.shape[1] - 1)
-    )
-    constant = all(
-        name in GIVEN or value is None or isinstance(value, bool | int | float | str) for name, value in first.items()
-    )
-    return fixed and constant and first["input_ids"].shape[1] == 1
-
-
-def _description(value: Any) -> Any:
-    """Of an argument: a tensor's dtype and number of dimensions, or a constant."""
-    if isinstance(value, torch.Tensor):
-        return value.dtype, value.dim()
-    return value if isinstance(value, bool | int | float | str | None) else type(value).__name__
-
-
-@contextmanager
-def _original_positions(model: Any, length: int) -> Iterator[None]:
-    """Inside the block, rotary positions that are rescaled for long sequences do not look at the positions of short ones.
-
-    Args:
-        model: with any rotary positions.
-        length: of the cache; longer ones than the model was made for are left to the model.
-    """
-    changed = []
-    for module in model.modules():
-        kind = getattr(module, "rope_type", None)
-        if not isinstance(kind, str) or "dynamic" not in kind or length > module.original_max_seq_len:
-            continue
-        if module.max_seq_len_cached == module.original_max_seq_len:
-            changed.append((module, kind))
-    for module, _ in changed:
-        module.rope_type = "default"
-    try:
-        yield
-    finally:
-        for module, kind in changed:
-            module.rope_type = kind
