@@ -32,6 +32,7 @@ from dmole_cli.experts.expert import load_expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate
 from dmole_cli.inference.likelihood import answer_likelihoods
+from dmole_cli.inference.static_decoding import StaticDecoder, static_decoder
 from dmole_cli.processes import world
 from dmole_cli.progress import Track
 from dmole_cli.settings.model import Settings
@@ -41,8 +42,25 @@ Pair = tuple[int, tuple[str, ...]]
 # Pairs that were computed by this process; the order of the experts does not matter.
 NewPairs = set[tuple[int, frozenset[str]]]
 Result = TypeVar("Result")
-# (the model's inputs, the samples' indices, the routed experts) -> a result per sample.
-Compute = Callable[[dict[str, Any], list[int], RoutedExperts], Sequence[Result]]
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What lives as long as the experts of a method are attached to the backbone.
+
+    Attributes:
+        routed: the experts.
+        vision: cache of frozen vision features.
+        decoder: generates with fixed shapes, None where shapes follow the batch.
+    """
+
+    routed: RoutedExperts
+    vision: VisionFeatureCache
+    decoder: StaticDecoder | None
+
+
+# (the model's inputs, the samples' indices, the attached experts) -> a result per sample.
+Compute = Callable[[dict[str, Any], list[int], Attached], Sequence[Result]]
 
 
 @dataclass(frozen=True)
@@ -108,9 +126,9 @@ class BatchedInference:
         """The greedy prediction of each pair, from the cache where possible, and the pairs that were computed."""
         generation, backbone = self.data.card(self.task).generation, self.model.load()
 
-        def compute(inputs: dict[str, Any], indices: list[int], routed: RoutedExperts) -> list[str]:
+        def compute(inputs: dict[str, Any], indices: list[int], attached: Attached) -> list[str]:
             limits = {"max_new_tokens": generation.max_new_tokens, "min_new_tokens": generation.min_new_tokens}
-            return generate(backbone, inputs, **limits, leave=routed.keep)
+            return generate(backbone, inputs, **limits, leave=attached.routed.keep, decoder=attached.decoder)
 
         return self._cached(
             self._keys(pairs, lambda index: generation.model_dump()),
@@ -129,9 +147,9 @@ class BatchedInference:
         """
         backbone, rows = self.model.load(), self.settings.evaluate.batch_size
 
-        def compute(inputs: dict[str, Any], indices: list[int], routed: RoutedExperts) -> list[Likelihoods]:
+        def compute(inputs: dict[str, Any], indices: list[int], attached: Attached) -> list[Likelihoods]:
             own = [answers[index] for index in indices]
-            return answer_likelihoods(backbone, inputs, answers=own, rows=rows, narrow=routed.narrowed)
+            return answer_likelihoods(backbone, inputs, answers=own, rows=rows, narrow=attached.routed.narrowed)
 
         return self._cached(
             self._keys(pairs, lambda index: list(answers[index])),
@@ -208,7 +226,8 @@ class BatchedInference:
             stored.missing(len(batches)),
         )
         # All pairs, and not only those of this process, decide about the cache of vision features.
-        with self._attached(pairs) as (routed, vision):
+        with self._attached(pairs) as attached:
+            routed, vision = attached.routed, attached.vision
             rows = [[pairs[p][0] for p in batches[number]] for number in own]
             again = len({index for index, _ in pairs}) < len(pairs)
             size = self.settings.sample_cache * 2**20 if again else 0
@@ -224,8 +243,11 @@ class BatchedInference:
                 if not routed.has_vision_expert(active):
                     inputs = vision.replace(inputs, encoded_batch)
                 beside = [() for _ in active] if self.merges else active
-                with routed.route(beside, rows=vision_rows, device=backbone.device, dtype=backbone.compute_dtype):
-                    found = compute(inputs, [pairs[p][0] for p in batches[number]], routed)
+                place = {"device": backbone.device, "dtype": backbone.compute_dtype}
+                with routed.route(
+                    beside, rows=vision_rows, **place, every=attached.decoder is not None and not self.merges
+                ):
+                    found = compute(inputs, [pairs[p][0] for p in batches[number]], attached)
                 stored.add(number, [cache.pack(result) for result in found])
         results: dict[int, Result] = {}
         for number, packed in stored.all():
@@ -233,8 +255,8 @@ class BatchedInference:
         return [results[p] for p in range(len(pairs))]
 
     @contextmanager
-    def _attached(self, pairs: Sequence[Pair]) -> Iterator[tuple[RoutedExperts, VisionFeatureCache]]:
-        """The backbone with all experts of these pairs attached, and the cache of frozen vision features."""
+    def _attached(self, pairs: Sequence[Pair]) -> Iterator[Attached]:
+        """The backbone with all experts of these pairs attached, and what goes with them."""
         backbone = self.model.load()
         routed = RoutedExperts(backbone.model, backbone.modality_of)
         for name in sorted({name for _, active in pairs for name in active}):
@@ -243,9 +265,12 @@ class BatchedInference:
         frozen = [index for index, active in pairs if not routed.has_vision_expert([active])]
         limit = self.settings.vision_cache * 2**20 if len(set(frozen)) < len(frozen) else 0
         cache = VisionFeatureCache(backbone, folder=self.run.root / "cache", limit=limit)
+        decoder = static_decoder(backbone, routed)
         try:
-            yield routed, cache
+            yield Attached(routed, cache, decoder)
         finally:
+            if decoder is not None:
+                decoder.close()
             routed.close()
             cache.close()
 

@@ -15,18 +15,23 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.errors import DmoleError
+from dmole_cli.inference.fixed_inputs import limits_of
+from dmole_cli.inference.static_decoding import StaticDecoder
 
 Leave = Callable[[torch.Tensor], None]
 BATCH_FIRST = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 
 
-def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callable[..., torch.Tensor]:
+def dropping_finished_rows(
+    leave: Leave | None, counts: Counter[str], decoder: StaticDecoder | None = None
+) -> Callable[..., torch.Tensor]:
     """Make a decoding loop for `generate(custom_generate=...)`.
 
     Args:
         leave: called with the indices of the remaining rows [remaining] whenever rows are dropped, so that other state of
             the batch, such as routes, can be narrowed as well.
         counts: `decode_rows` is increased by the rows of all forward passes, `decode_rows_needed` by the generated tokens.
+        decoder: computes all tokens but the first ones with fixed shapes, where it can.
     """
 
     def decode(
@@ -53,6 +58,12 @@ def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callabl
             input_ids = torch.cat([input_ids, scores.argmax(dim=-1, keepdim=True)], dim=1)
             done = stopping_criteria(input_ids, None)
             counts["decode_rows"] += len(rows)
+            if first and decoder is not None:
+                rules = (logits_processor, stopping_criteria, generation_config)
+                answers = _with_fixed_shapes(decoder, model, input_ids, kwargs, rules, done, undefined)
+                if answers is not None:
+                    finished = dict(enumerate(answers))
+                    break
             first = False
             if not done.any():
                 continue
@@ -70,6 +81,42 @@ def dropping_finished_rows(leave: Leave | None, counts: Counter[str]) -> Callabl
         return pad_sequence(answers, batch_first=True, padding_value=pad_token_id)
 
     return decode
+
+
+def _with_fixed_shapes(
+    decoder: StaticDecoder,
+    model: Any,
+    input_ids: torch.Tensor,
+    kwargs: dict[str, Any],
+    rules: tuple[Any, Any, Any],
+    done: torch.Tensor,
+    undefined: torch.Tensor,
+) -> list[torch.Tensor] | None:
+    """The answers of a batch with their end tokens, on the CPU; None if the decoder cannot decode it.
+
+    Args:
+        decoder: decodes.
+        model: the backbone's model.
+        input_ids: prompts and the first token of each answer.
+        kwargs: of the model.
+        rules: logits processors, stopping criteria and generation config.
+        done: which answers the first token has ended.
+        undefined: whether logits were NaN; is updated.
+    """
+    limits = limits_of(*rules, input_ids.shape[1] - 1)
+    if limits is None:
+        return None
+    prepared = model.prepare_inputs_for_generation(
+        input_ids, next_sequence_length=1, is_first_iteration=False, **kwargs
+    )
+    first = {name: value for name, value in prepared.items() if value is not None}
+    tokens = decoder.decode(model, first, limits, done, undefined)
+    if tokens is None:
+        return None
+    ended = torch.isin(tokens, torch.tensor(limits.ends))
+    # The number of tokens up to the first end token, and this one.
+    lengths = ended.int().argmax(dim=1).add(1).where(ended.any(dim=1), torch.tensor(tokens.shape[1]))
+    return [row[:length] for row, length in zip(tokens, lengths.tolist(), strict=True)]
 
 
 def undefined_outputs() -> DmoleError:
@@ -123,6 +170,7 @@ def generate(
     max_new_tokens: int,
     min_new_tokens: int,
     leave: Leave | None = None,
+    decoder: StaticDecoder | None = None,
 ) -> list[str]:
     """Greedy answers of a left-padded batch, without special tokens and surrounding white space.
 
@@ -132,20 +180,33 @@ def generate(
         max_new_tokens: maximum number of tokens per answer.
         min_new_tokens: minimum number of tokens per answer, 0 for none.
         leave: called with the indices of the remaining rows whenever rows are dropped (`RoutedExperts.keep`).
+        decoder: decodes with fixed shapes, which is faster on CUDA (`static_decoder`); experts must then be routed with
+            `every=True`. Without it, and where it cannot decode a batch, shapes follow the batch.
 
     Raises:
         DmoleError: the logits are NaN.
     """
     backbone.counts["generations"] += len(inputs["input_ids"])
-    with backbone.autocast():
-        tokens = backbone.model.generate(
-            **{k: v for k, v in inputs.items() if k != "labels"},
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens or None,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=backbone.inputs.pad_token_id,
-            eos_token_id=backbone.end_tokens,
-            custom_generate=dropping_finished_rows(leave, backbone.counts),
-        )
+
+    def run(decoder: StaticDecoder | None) -> torch.Tensor:
+        with backbone.autocast():
+            return backbone.model.generate(
+                **{k: v for k, v in inputs.items() if k != "labels"},
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=min_new_tokens or None,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=backbone.inputs.pad_token_id,
+                eos_token_id=backbone.end_tokens,
+                custom_generate=dropping_finished_rows(leave, backbone.counts, decoder),
+            )
+
+    try:
+        tokens = run(decoder)
+    except torch.OutOfMemoryError as error:
+        if decoder is None or not decoder.enabled:
+            raise
+        decoder.give_up(error)
+        decoder.close()
+        tokens = run(None)
     return [text.strip() for text in backbone.tokenizer.batch_decode(tokens, skip_special_tokens=True)]

@@ -1,0 +1,79 @@
+"""CUDA graphs without the hardware: a function's operations are recorded once, and replayed on the very same tensors.
+
+As on CUDA, recording changes no tensor, a replay runs no Python of the function, and an operation that would wait for the device
+cannot be recorded. So whatever a step reads from the host, or from a tensor that is made anew, is wrong in its replays.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dmole_cli.inference.graphs import Graphs
+
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "is_nonzero", "equal")
+
+
+def tensors(*given: object) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)]
+
+
+class Tape(TorchDispatchMode):
+    """Operations with their tensors, and the values that the tensors had before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple, dict, list[torch.Tensor]]] = []
+        self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if any(name in str(function) for name in WAITING):
+            raise RuntimeError(f"{function} waits for the device")
+        changed = [
+            kwargs.get(spec.name, args[place] if place < len(args) else None)
+            for place, spec in enumerate(function._schema.arguments)
+            if spec.alias_info is not None and spec.alias_info.is_write
+        ]
+        self.before += [(tensor, tensor.clone()) for tensor in tensors(changed)]
+        out = function(*args, **kwargs)
+        given = {t.untyped_storage().data_ptr() for t in tensors(args, kwargs)}
+        # What shares the memory of an argument is a view, or the argument itself: nothing to write on replay.
+        made = [None if t.untyped_storage().data_ptr() in given else t for t in tensors(out)]
+        self.calls.append((function, args, kwargs, made))
+        return out
+
+    def rewind(self) -> None:
+        for tensor, values in reversed(self.before):
+            tensor.copy_(values)
+        self.before.clear()
+
+    def replay(self) -> None:
+        for function, args, kwargs, made in self.calls:
+            for own, new in zip(made, tensors(function(*args, **kwargs)), strict=True):
+                if own is not None:
+                    own.copy_(new)
+
+
+class TapeGraphs(Graphs):
+    """`Graphs` with tapes."""
+
+    def replay(self, key) -> None:
+        self._graphs.move_to_end(key)
+        self._graphs[key][0].replay()
+
+    def record(self, key, function: Callable[[], None], *, alive=None) -> None:
+        tape = Tape()
+        try:
+            with tape:
+                function()
+        finally:
+            tape.rewind()
+        self._graphs[key] = (tape, alive)
+        if len(self._graphs) > self.limit:
+            self._graphs.popitem(last=False)
+
+    def clear(self) -> None:
+        self._graphs.clear()
