@@ -95,7 +95,7 @@ def peft_lora(case: Case, *, steps: int, checkpointing: bool = False, float32: b
     config = LoraConfig(r=RANK, lora_alpha=int(RANK * SCALE), target_modules=case.placed[case.newest])
     model = get_peft_model(backbone.model, config, autocast_adapter_dtype=float32)
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -45,16 +45,19 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         """Count, and compute."""
         if computes(operator):
-            self.counts[operator.__name__] += 1
+            self.counts[name_of(operator)] += 1
         return operator(*args, **(kwargs or {}))
+
+
+def name_of(operator: torch._ops.OpOverload) -> str:
+    """The name without namespace and overload."""
+    return operator._schema.name.partition("::")[2]
 
 
 def computes(operator: torch._ops.OpOverload) -> bool:
     """Whether an operator launches a kernel: views and allocations do not."""
-    schema = operator._schema
-    view = any(value.alias_info is not None and not value.alias_info.is_write for value in schema.returns)
-    space, _, name = schema.name.partition("::")
-    return not view and space != "profiler" and name not in (*ALLOCATIONS, *WAITING)
+    view = any(value.alias_info is not None and not value.alias_info.is_write for value in operator._schema.returns)
+    return not view and operator.namespace != "profiler" and name_of(operator) not in (*ALLOCATIONS, *WAITING)
 
 
 def operators(function: Variant) -> Counter[str]:

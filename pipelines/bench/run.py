@@ -24,6 +24,7 @@ import math
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
 
     from dmole_cli.errors import DmoleError
+    from pipelines.bench._timing import failed
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -65,6 +67,9 @@ def main(arguments: list[str] | None = None) -> None:
                 _write(rows, options.out)
         except DmoleError as error:  # the packages of the stream are not installed, or there is no compiler
             skipped.append(f"{name}: {error.message} ({error.hint})")
+        except Exception as error:  # the others still run
+            traceback.print_exc()
+            rows.append(failed(f"{name}: its other results", repr(error)))
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     _write(rows, options.out)
     _show(rows)
