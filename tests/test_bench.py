@@ -316,9 +316,11 @@ def test_every_benchmark_has_a_row_and_bench_json_its_form(tmp_path):
     assert {row["target"] for row in rows if "layer hidden" in row["name"]} >= {1.2, 1.1, 0.6, 0.7, 1.05, None}
     assert "target" in done.stdout and rows[0]["name"] in done.stdout
     ran = {line.split(":")[0] for line in done.stderr.splitlines() if line.endswith(" s")}
-    assert ran == set(NAMES) - set(run.ONLY_BY_NAME) and run.ONLY_BY_NAME == (
+    assert set(run.NAMES) == {name.replace("_", "-") for name in NAMES}
+    assert ran == set(run.NAMES) - set(run.ONLY_BY_NAME) and run.ONLY_BY_NAME == (
         "backward",
         "compiled",
+        "gpu-stages",
         "memory",
         "plan",
         "processes",

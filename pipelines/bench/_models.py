@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +44,7 @@ def random_expert(
         host: Any = model.get_submodule(site)
         a = torch.randn(rank, host.in_features, generator=generator) * host.in_features**-0.5
         b = torch.randn(host.out_features, rank, generator=generator) * 0.1 * rank**-0.5
+        a, b = a.to(host.weight.device), b.to(host.weight.device)
         matrices[site] = (a.requires_grad_(trainable), b.requires_grad_(trainable))
     return Expert(matrices, SCALE, trainable=trainable)
 
@@ -56,6 +58,19 @@ def attached(model: nn.Module | Backbone, experts: Mapping[str, Expert]) -> Rout
     for name, expert in experts.items():
         routed.add(name, expert)
     return routed
+
+
+def twin(backbone: Backbone) -> Backbone:
+    """New modules with the same weight tensors, for variants that change modules; takes no memory for weights."""
+    model = backbone.model
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return Backbone(backbone.name, "", copy.deepcopy(model, shared), backbone.processor)
+
+
+def with_labels(backbone: Backbone, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    """The inputs of a model that computes its loss itself: all on its device, also the labels."""
+    inputs, _ = backbone.collate(batch, left=False)
+    return inputs | {"labels": inputs["labels"].to(backbone.device)}
 
 
 def decoder(*, layers: int, hidden: int, inner: int, heads: int, groups: int, words: int) -> Backbone:

@@ -69,9 +69,9 @@ def voted(
     padding, and the batch votes.
     """
     thumbnails = torch.stack([sample.vision["pixel_values"][-1] for sample in batch])
-    image = backbone.vision(pixel_values=thumbnails).last_hidden_state.amax(dim=1)
+    image = backbone.vision(pixel_values=backbone.to_device(thumbnails)).last_hidden_state.amax(dim=1)
     tokens = pad([sample.instruction for sample in batch], backbone.tokenizer.pad_token_id, left=False)
-    text = backbone.language(input_ids=tokens, use_cache=False).last_hidden_state.amax(dim=1)
+    text = backbone.language(input_ids=backbone.to_device(tokens), use_cache=False).last_hidden_state.amax(dim=1)
     features = F.normalize(torch.cat([image, text], dim=-1), dim=-1)
     losses = torch.stack([router.losses(features) for router in routers.values()], dim=1)
     return [list(routers)[t] for t in training_vote(losses.tolist(), thresholds)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 import statistics
 import time
@@ -26,6 +27,7 @@ class Row:
         high: upper quartile.
         target: the required value; None where there is none.
         at_least: whether the target is a lower bound.
+        error: why there is no result; empty where there is one.
     """
 
     name: str
@@ -34,22 +36,30 @@ class Row:
     high: float
     target: float | None = None
     at_least: bool = False
+    error: str = ""
 
     @property
     def met(self) -> bool | None:
-        """Whether the result meets its target; None without a target."""
-        if self.target is None:
+        """Whether the result meets its target; None without a target or without a result."""
+        if self.target is None or self.error:
             return None
         return self.ratio >= self.target if self.at_least else self.ratio <= self.target
 
     def as_dict(self) -> dict[str, str | float | None]:
         """The entry in bench.json."""
+        if self.error:
+            return {"name": self.name, "error": self.error, "target": self.target}
         return {"name": self.name, "ratio": self.ratio, "low": self.low, "high": self.high, "target": self.target}
 
 
 def counted(name: str, ratio: float, target: float | None = None, *, at_least: bool = False) -> Row:
     """A deterministic result."""
     return Row(name, ratio, ratio, ratio, target, at_least)
+
+
+def failed(name: str, error: str, target: float | None = None, *, at_least: bool = False) -> Row:
+    """A result that could not be measured."""
+    return Row(name, math.nan, math.nan, math.nan, target, at_least, error)
 
 
 def timed(

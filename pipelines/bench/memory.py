@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +34,8 @@ if __name__ == "__main__":  # as a script
 
 def build(folder: Path, rows: int = SAMPLES) -> None:
     """Write a tiny InternVL of 448 × 448 tiles, `rows` drawn images with questions, and the configuration that names both."""
-    import numpy as np
-    import torch
-    from PIL import Image
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    backbone = folder / "backbone"
-    importlib.import_module("dmole_cli.backbones.families.internvl").tiny(backbone)
-    vision = {"image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]}
-    text = {"max_position_embeddings": 8192, "vocab_size": 92_553}
-    _edit(backbone / "config.json", {"vision_config": vision, "text_config": text, "image_seq_length": IMAGE_TOKENS})
-    images = {"size": {"height": SIDE, "width": SIDE}, "max_patches": 6}
-    _edit(backbone / "processor_config.json", {"image_processor": images, "image_seq_length": IMAGE_TOKENS})
-    torch.manual_seed(0)
-    AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(backbone)).save_pretrained(backbone)
-    random = np.random.default_rng(0)
-    records = []
-    for number in range(rows):
-        width, height = SHAPES[number % len(SHAPES)]
-        blocks = random.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8)
-        Image.fromarray(np.kron(blocks, np.ones((16, 16, 1), np.uint8))).save(folder / f"{number}.jpg")
-        turns = [{"from": "human", "value": "<image>\nWhat is in the image?"}, {"from": "gpt", "value": "a red circle"}]
-        records.append(json.dumps({"image": f"{number}.jpg", "conversations": turns}) + "\n")
-    (folder / "rows.jsonl").write_text("".join(records), encoding="utf-8")
+    write_backbone(folder / "backbone")
+    (folder / "rows.jsonl").write_text("".join(draw_rows(folder, rows)), encoding="utf-8")
     (folder / "task.toml").write_text(
         'title = "memory"\nformat = "llava"\nprompt = "{question}"\nmetric = "exact_match"\n'
         f"[recipe]\nepochs = {EPOCHS}\nbatch_size = {BATCH}\nlearning_rate = 0.0001\n"
@@ -65,6 +44,57 @@ def build(folder: Path, rows: int = SAMPLES) -> None:
     )
     settings = 'backbone = "backbone"\ndevice = "cpu"\ntasks = ["task.toml"]\nunseen = []\n'
     (folder / "dmole.toml").write_text(settings, encoding="utf-8")
+
+
+def write_backbone(
+    folder: Path,
+    *,
+    vision: Mapping[str, Any] | None = None,
+    text: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> None:
+    """Write an InternVL of 448 × 448 tiles with random weights; tiny, unless its configurations are changed.
+
+    Args:
+        folder: of the backbone.
+        vision: changes of the vision encoder's configuration.
+        text: changes of the language model's.
+        device: on which the weights are drawn.
+        dtype: of the weights.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    importlib.import_module("dmole_cli.backbones.families.internvl").tiny(folder)
+    towers = {
+        "vision_config": {"image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH], **(vision or {})},
+        "text_config": {"max_position_embeddings": 8192, "vocab_size": 92_553, **(text or {})},
+    }
+    _edit(folder / "config.json", towers | {"image_seq_length": IMAGE_TOKENS})
+    images = {"size": {"height": SIDE, "width": SIDE}, "max_patches": 6}
+    _edit(folder / "processor_config.json", {"image_processor": images, "image_seq_length": IMAGE_TOKENS})
+    torch.manual_seed(0)
+    with torch.device(device):
+        config = AutoConfig.from_pretrained(folder)
+        model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))
+    model.save_pretrained(folder)
+
+
+def draw_rows(folder: Path, count: int) -> list[str]:
+    """Write images of random squares into a folder; gives a line of an annotation file for each."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    lines = []
+    for number in range(count):
+        width, height = SHAPES[number % len(SHAPES)]
+        blocks = random.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8)
+        Image.fromarray(np.kron(blocks, np.ones((16, 16, 1), np.uint8))).save(folder / f"{number}.jpg")
+        turns = [{"from": "human", "value": "<image>\nWhat is in the image?"}, {"from": "gpt", "value": "a red circle"}]
+        lines.append(json.dumps({"image": f"{number}.jpg", "conversations": turns}) + "\n")
+    return lines
 
 
 def _edit(path: Path, changes: dict[str, Any]) -> None:

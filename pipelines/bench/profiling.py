@@ -13,7 +13,7 @@ from functools import partial
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.sites import Site, find_sites
 from dmole_cli.profiling.sensitivity import measure_sensitivity
-from pipelines.bench._models import decoder, random_samples
+from pipelines.bench._models import decoder, random_samples, with_labels
 from pipelines.bench._timing import Row, counted, interleaved, peak_bytes, timed
 
 SITES = r"language_model.*self_attn"
@@ -32,8 +32,7 @@ def reference(backbone: Backbone, sites: Sequence[Site], batches: Sequence[Seque
     """Site -> score of the reference: norm of the accumulated gradient over the number of batches, weight plus bias."""
     model = backbone.model.requires_grad_(True)
     for batch in batches:
-        inputs, _ = backbone.collate(batch, left=False)
-        model(**inputs, use_cache=False).loss.backward()
+        model(**with_labels(backbone, batch), use_cache=False).loss.backward()
     parameters = {site.name: list(model.get_submodule(site.name).parameters()) for site in sites}
     scores = {name: sum(p.grad.norm().item() for p in group) / len(batches) for name, group in parameters.items()}
     model.zero_grad(set_to_none=True)

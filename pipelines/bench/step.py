@@ -8,7 +8,6 @@ checkpointing of the blocks. Experts have the reference's budget: half of the at
 
 from __future__ import annotations
 
-import copy
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -20,7 +19,15 @@ from dmole_cli.backbones.sites import find_sites
 from dmole_cli.experts.expert import Expert
 from dmole_cli.routing.autoencoder import Autoencoder
 from dmole_cli.training.loop import Batch, Schedule, train_expert
-from pipelines.bench._models import attached, half_of, random_expert, random_samples, vision_language
+from pipelines.bench._models import (
+    attached,
+    half_of,
+    random_expert,
+    random_samples,
+    twin,
+    vision_language,
+    with_labels,
+)
 from pipelines.bench._reference import DROPOUT, looped_experts, require_gradients, voted
 from pipelines.bench._stream import TRAIN_SETTINGS
 from pipelines.bench._timing import Row, Variant, counted, interleaved, peak_bytes, timed
@@ -74,9 +81,14 @@ def case(*, tiny: bool = False) -> Case:
 
 
 def ours(
-    case: Case, experts: dict[str, Expert], sets: list[tuple[str, ...]], *, checkpointing: bool = False
+    case: Case,
+    experts: dict[str, Expert],
+    sets: list[tuple[str, ...]],
+    *,
+    checkpointing: bool = False,
+    steps: int = 1,
 ) -> Variant:
-    """A step of `train_expert`; gives the loss."""
+    """A run of `train_expert`, of one step or several with the same batch; gives the loss of the last step."""
     backbone, batch = case.backbone, case.batch
     used = {
         name: expert for name, expert in experts.items() if any(name in s for s in sets)
@@ -91,12 +103,12 @@ def ours(
                     backbone,
                     routed,
                     experts[case.newest],
-                    [Batch(ids, sets, batch)],
-                    schedule=Schedule(1, RATE, TRAIN_SETTINGS),
+                    [Batch(ids, sets, batch)] * steps,
+                    schedule=Schedule(steps, RATE, TRAIN_SETTINGS),
                 )
         finally:
             routed.close()
-        return figures[0].loss
+        return figures[-1].loss
 
     return run
 
@@ -105,7 +117,7 @@ class ReferenceStep:
     """A step of the reference; a callable that gives the loss.
 
     Args:
-        case: its model is copied, because not every change made here can be undone.
+        case: its model's modules are copied, because not every change made here can be undone.
         experts: of all tasks.
         p: dropout.
         transfer: task of the transfer expert; None to choose it by the routers.
@@ -113,8 +125,7 @@ class ReferenceStep:
 
     def __init__(self, case: Case, experts: dict[str, Expert], *, p: float, transfer: str | None = None) -> None:
         self.case, self.experts, self.p, self.transfer = case, experts, p, transfer
-        backbone = case.backbone
-        self.backbone = Backbone(backbone.name, "", copy.deepcopy(backbone.model), backbone.processor)
+        self.backbone = twin(case.backbone)
         self.parameters = list(experts[case.newest].parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=RATE, weight_decay=TRAIN_SETTINGS.weight_decay)
         model = self.backbone.model
@@ -128,7 +139,7 @@ class ReferenceStep:
         backbone, batch = self.backbone, self.case.batch
         votes = voted(backbone, batch, self.case.routers, [1e9] * len(self.case.routers))
         active = [self.case.newest, *([self.transfer] if self.transfer else votes)]
-        inputs, _ = backbone.collate(batch, left=False)
+        inputs = with_labels(backbone, batch)
         backbone.model.train()
         with looped_experts(backbone.model, self.experts, active, p=self.p):
             loss = backbone.model(**inputs, use_cache=False).loss
