@@ -15,6 +15,7 @@ import torch
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.experts.expert import Expert
 from dmole_cli.inference.decoding import generate
+from dmole_cli.inference.static_decoding import static_decoder
 from pipelines.bench._gpu import BATCH, TEXT, Measured, all_cores, case_of, device_for, measure, routes, two_billion
 from pipelines.bench._models import attached, random_samples, twin
 from pipelines.bench._timing import Row, Variant
@@ -71,12 +72,13 @@ def routed(backbone: Backbone, experts: dict[str, Expert], batch: list[Encoded],
     own = twin(backbone)
     layer = attached(own, experts)
     inputs, rows = own.collate(batch, left=True)
-    shifts = itertools.count()
+    limits = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+    decoder, shifts = static_decoder(own, layer), itertools.count()
 
     def run() -> list[str]:
         sets = routes(len(batch), next(shifts))
-        with layer.route(sets, rows=rows, device=own.device, dtype=own.dtype):
-            return generate(own, inputs, max_new_tokens=tokens, min_new_tokens=tokens, leave=layer.keep)
+        with layer.route(sets, rows=rows, device=own.device, dtype=own.dtype, every=decoder is not None):
+            return generate(own, inputs, **limits, leave=layer.keep, decoder=decoder)
 
     return run
 
@@ -85,7 +87,8 @@ def plain(backbone: Backbone, batch: list[Encoded], tokens: int) -> Variant:
     """Answers of the model without experts, by the same function."""
     own = twin(backbone)
     inputs, _ = own.collate(batch, left=True)
-    return lambda: generate(own, inputs, max_new_tokens=tokens, min_new_tokens=tokens)
+    decoder = static_decoder(own)
+    return lambda: generate(own, inputs, max_new_tokens=tokens, min_new_tokens=tokens, decoder=decoder)
 
 
 def of_transformers(backbone: Backbone, batch: list[Encoded], tokens: int) -> Variant:
