@@ -21,6 +21,7 @@ from dmole_cli.cli.workspace import Workspace, workspace
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert, new_expert
 from dmole_cli.experts.routed import RoutedExperts
+from dmole_cli.inference.static_decoding import StaticDecoder
 from dmole_cli.settings.model import TrainSettings
 from dmole_cli.settings.reading import read_settings
 from dmole_cli.stages.allocate import allocate_task
@@ -33,6 +34,7 @@ from dmole_cli.training.loop import Batch, Schedule, train_expert
 FIRST, SECOND = tiny.TASKS
 EVERY = (FIRST, SECOND, tiny.UNSEEN)
 BFLOAT16 = ("--precision", "bfloat16")
+DECODERS: list[StaticDecoder] = []
 
 
 def expert(run: Path, task: str) -> tuple[dict[str, torch.Tensor], dict]:
@@ -103,9 +105,16 @@ def twice(stream, tmp_path_factory):
         with elsewhere():
             session = workspace(config, Run(runs[1]))
             session.model.__dict__["device"] = ELSEWHERE
+            # As on CUDA, which records the steps in addition.
+            patch.setattr("dmole_cli.inference.batched.static_decoder", decoding)
             patch.setattr("dmole_cli.stages.train_task.train_expert", watched)
             run_sequence(session)
     return runs
+
+
+def decoding(backbone: Backbone, routed: RoutedExperts) -> StaticDecoder:
+    DECODERS.append(StaticDecoder(backbone, routed, graphs=False))
+    return DECODERS[-1]
 
 
 def watched(backbone: Backbone, routed: RoutedExperts, expert: Expert, *args, **options) -> list[float]:
@@ -151,6 +160,7 @@ def test_every_stage_works_on_a_device_that_is_not_the_cpu(twice):
         else:
             same_rows(pq.read_table(mine).to_pylist(), pq.read_table(theirs).to_pylist())
     assert sum(name.startswith(("experts/", "evaluations/")) for name in here) == 4 + 2 * 9
+    assert all(decoder.enabled for decoder in DECODERS) and any(decoder.counts["static_steps"] for decoder in DECODERS)
 
 
 def same_tensors(mine: Path, theirs: Path) -> None:

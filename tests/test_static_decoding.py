@@ -154,6 +154,20 @@ def test_nothing_waits_for_the_device(case):
     assert decoder.enabled and decoder.counts["static_batches"] == 3
 
 
+def test_positions_that_are_rescaled_for_long_sequences_only(case, monkeypatch):
+    """As in published InternVL models: the length of a sequence would be asked for in each step."""
+    rotary = case.backbone.language.rotary_emb
+    monkeypatch.setattr(rotary, "rope_type", "dynamic")
+    expected = case.answers()
+    decoder = taped(case.backbone, case.routed)
+    assert case.answers(decoder) == expected
+    assert decoder.enabled and decoder.counts["replayed_steps"] and rotary.rope_type == "dynamic"
+    # Beyond that length, the model's own way applies.
+    monkeypatch.setattr(rotary, "original_max_seq_len", 130)
+    with pytest.warns(DmoleWarning, match="waits for the device"):
+        case.answers(taped(case.backbone, case.routed))
+
+
 def test_what_does_not_fit_is_decoded_the_plain_way(case, monkeypatch):
     config = case.backbone.model.generation_config
     decoder = taped(case.backbone, case.routed)
@@ -215,7 +229,7 @@ def test_undefined_logits_are_an_error(case):
         hook.remove()
 
 
-def test_shapes_share_memory_and_larger_ones_replace_it(case):
+def test_shapes_share_memory_and_larger_ones_replace_it(case, monkeypatch):
     decoder = taped(case.backbone, case.routed)
     case.answers(decoder, rows=range(6))
     rows, length = next(iter(decoder._rows))
@@ -223,8 +237,10 @@ def test_shapes_share_memory_and_larger_ones_replace_it(case):
     smaller, larger = decoder._rows[2, length].cache, decoder._rows[rows, length].cache
     assert smaller.layers[0].keys.data_ptr() == larger.layers[0].keys.data_ptr()
     assert decoder.counts["recorded_graphs"] == 2
-    case.answers(decoder, longest=200, shortest=3, rows=[0, 5])
-    assert list(decoder._rows) == [(2, length_bucket(length + 200))], "longer than all before"
+    ends = list(range(2, len(case.backbone.tokenizer)))
+    monkeypatch.setattr(type(case.backbone), "end_tokens", ends)  # the second token ends an answer
+    case.answers(decoder, longest=300, rows=range(6), shortest=2)
+    assert {found for _, found in decoder._rows} == {512}, "longer than all before"
     assert case.answers(decoder) == case.answers()
 
 

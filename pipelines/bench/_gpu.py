@@ -116,14 +116,27 @@ def kernels(device: torch.device, function: Variant) -> tuple[int, float]:
     """Number of kernels that a call runs, and the seconds during which at least one of them runs.
 
     Copies and annotations do not count. On the CPU, operators of PyTorch take the place of kernels.
+
+    Raises:
+        RuntimeError: nothing was recorded.
     """
+    # The GPU's activities alone are a smaller record, but not every version of PyTorch makes one.
+    both = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    for activities in ([ProfilerActivity.CUDA], both) if device.type == "cuda" else ([ProfilerActivity.CPU],):
+        if spans := _recorded(device, function, activities):
+            return len(spans), covered(spans) / 1e9
+    raise RuntimeError("the profiler has recorded no kernel")
+
+
+def _recorded(device: torch.device, function: Variant, activities: list[ProfilerActivity]) -> list[tuple[int, int]]:
+    """Start and end of every kernel of a call, in nanoseconds."""
     gpu = device.type == "cuda"
     wanted = DeviceType.CUDA if gpu else DeviceType.CPU
-    with profile(activities=[ProfilerActivity.CUDA] if gpu else [ProfilerActivity.CPU]) as profiler:
+    with profile(activities=activities) as profiler:
         function()
         clock(device)()
     assert profiler.profiler is not None
-    spans = [
+    return [
         (event.start_ns(), event.start_ns() + event.duration_ns())
         for event in profiler.profiler.kineto_results.events()
         if event.device_type() == wanted
@@ -131,7 +144,6 @@ def kernels(device: torch.device, function: Variant) -> tuple[int, float]:
         and not event.is_user_annotation()
         and (gpu or event.name().startswith("aten::"))
     ]
-    return len(spans), covered(spans) / 1e9
 
 
 def covered(spans: list[tuple[int, int]]) -> int:
@@ -155,6 +167,13 @@ def caught(name: str, errors: dict[str, str]) -> Iterator[None]:
         gc.collect()  # tensors in the frames of the exception
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def attempted(name: str, value: Callable[[], float], target: float | None = None, *, at_least: bool = False) -> Row:
+    """The number that a function computes, or why it fails."""
+    with caught(name, errors := {}):
+        return counted(name, value(), target, at_least=at_least)
+    return failed(name, errors[name], target, at_least=at_least)
 
 
 @dataclass
@@ -192,10 +211,9 @@ class Measured:
         self, name: str, variants: tuple[str, ...], value: Callable[..., float], target: float | None = None
     ) -> Row:
         """A number that a function computes from the names of variants, if none of them failed."""
-        with caught(name, errors := {}):
-            error = self._error(*variants)
-            return failed(name, error, target) if error else counted(name, value(*variants), target)
-        return failed(name, errors[name], target)
+        if error := self._error(*variants):
+            return failed(name, error, target)
+        return attempted(name, lambda: value(*variants), target)
 
     def milliseconds(self, name: str, variant: str, *, calls: int = 1) -> Row:
         """Median time of one of so many calls that were timed together."""
@@ -258,5 +276,11 @@ def measure(makers: Mapping[str, Callable[[], Variant]], *, device: torch.device
         return run
 
     guards = {name: guarded(name) for name in found.functions}
-    found.times = interleaved(guards, rounds=rounds, warm=True, clock=clock(device))
+    # `interleaved` collects garbage in every round; the models' modules need not be searched each time.
+    gc.collect()
+    gc.freeze()
+    try:
+        found.times = interleaved(guards, rounds=rounds, warm=True, clock=clock(device))
+    finally:
+        gc.unfreeze()
     return found

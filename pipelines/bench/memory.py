@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 SAMPLES, EPOCHS, BATCH = 418, 3, 8
 INTERVAL = 0.2  # seconds between two samples of the memory
 TARGET = 2.5  # GB
-SIDE, PATCH, IMAGE_TOKENS = 448, 14, 256
+SIDE, PATCH = 448, 14
 SHAPES = ((640, 480), (896, 448))  # of the images: six tiles and a thumbnail, and two and a thumbnail
 if __name__ == "__main__":  # as a script
     sys.path[0] = str(ROOT)
@@ -49,15 +49,17 @@ def build(folder: Path, rows: int = SAMPLES) -> None:
 def write_backbone(
     folder: Path,
     *,
+    side: int = SIDE,
     vision: Mapping[str, Any] | None = None,
     text: Mapping[str, Any] | None = None,
     device: str = "cpu",
     dtype: str = "float32",
 ) -> None:
-    """Write an InternVL of 448 × 448 tiles with random weights; tiny, unless its configurations are changed.
+    """Write an InternVL with random weights; tiny, unless its configurations are changed.
 
     Args:
         folder: of the backbone.
+        side: of a tile, in pixels.
         vision: changes of the vision encoder's configuration.
         text: changes of the language model's.
         device: on which the weights are drawn.
@@ -68,12 +70,13 @@ def write_backbone(
 
     importlib.import_module("dmole_cli.backbones.families.internvl").tiny(folder)
     towers = {
-        "vision_config": {"image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH], **(vision or {})},
+        "vision_config": {"image_size": [side, side], "patch_size": [PATCH, PATCH], **(vision or {})},
         "text_config": {"max_position_embeddings": 8192, "vocab_size": 92_553, **(text or {})},
     }
-    _edit(folder / "config.json", towers | {"image_seq_length": IMAGE_TOKENS})
-    images = {"size": {"height": SIDE, "width": SIDE}, "max_patches": 6}
-    _edit(folder / "processor_config.json", {"image_processor": images, "image_seq_length": IMAGE_TOKENS})
+    tokens = {"image_seq_length": (side // PATCH // 2) ** 2}  # four patches become one token
+    _edit(folder / "config.json", towers | tokens)
+    images = {"size": {"height": side, "width": side}, "max_patches": 6}
+    _edit(folder / "processor_config.json", {"image_processor": images} | tokens)
     torch.manual_seed(0)
     with torch.device(device):
         config = AutoConfig.from_pretrained(folder)
