@@ -84,13 +84,12 @@ def test_answers_are_those_of_the_plain_loop(case):
         {"rows": range(4, 1, -1), "sets": shift(SETS), "shortest": 3},
         {"sets": shift(SETS), "longest": 9, "shortest": 8},
         {"rows": [3], "longest": 2},
-        {"rows": [5], "longest": 1},
     ]
-    for batch in batches:
-        assert case.answers(decoder, **batch) == case.answers(**batch)
+    expected = [case.answers(**batch) for batch in batches]
+    assert [case.answers(decoder, **batch) for batch in batches] == expected
     assert decoder.enabled and decoder.counts["static_batches"] == 4
     assert decoder.counts["replayed_steps"] >= 8
-    assert len(set(case.answers(sets=SETS)) | set(case.answers(sets=shift(SETS)))) > 5, "routes change the answers"
+    assert expected[0] != [answer[:7] for answer in expected[2]], "routes change the answers"
 
 
 def test_rows_leave_when_the_others_fit_into_fewer(case, endings):
@@ -108,6 +107,11 @@ def test_rows_leave_when_the_others_fit_into_fewer(case, endings):
         rows = min(rows, rows_bucket(remaining))
     assert case.backbone.counts["decode_rows"] == computed < 8 * 12
     assert case.backbone.counts["decode_rows_needed"] == sum(endings)
+    assert (
+        case.answers(decoder, longest=12, shortest=6)
+        == case.answers(longest=12, shortest=6)
+        != case.answers(longest=12)
+    )
     # With graphs, rows move once the smaller shape was needed for some steps.
     decoder = taped(case.backbone, case.routed)
     for _ in range(3):
@@ -229,7 +233,7 @@ def test_undefined_logits_are_an_error(case):
         hook.remove()
 
 
-def test_shapes_share_memory_and_larger_ones_replace_it(case, monkeypatch):
+def test_shapes_share_memory_and_larger_ones_replace_it(case):
     decoder = taped(case.backbone, case.routed)
     case.answers(decoder, rows=range(6))
     rows, length = next(iter(decoder._rows))
@@ -237,10 +241,8 @@ def test_shapes_share_memory_and_larger_ones_replace_it(case, monkeypatch):
     smaller, larger = decoder._rows[2, length].cache, decoder._rows[rows, length].cache
     assert smaller.layers[0].keys.data_ptr() == larger.layers[0].keys.data_ptr()
     assert decoder.counts["recorded_graphs"] == 2
-    ends = list(range(2, len(case.backbone.tokenizer)))
-    monkeypatch.setattr(type(case.backbone), "end_tokens", ends)  # the second token ends an answer
-    case.answers(decoder, longest=300, rows=range(6), shortest=2)
-    assert {found for _, found in decoder._rows} == {512}, "longer than all before"
+    case.answers(decoder, longest=70, rows=range(6))
+    assert {found for _, found in decoder._rows} == {length_bucket(length + 1)}, "longer than all before"
     assert case.answers(decoder) == case.answers()
 
 
