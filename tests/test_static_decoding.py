@@ -3,6 +3,7 @@
 from itertools import count
 
 import pytest
+import tiny
 import torch
 from elsewhere import There, elsewhere
 from families_mixed import FAMILIES, experts, samples, tiny_backbone, tiny_folder
@@ -10,7 +11,9 @@ from recorded import TapeGraphs
 
 from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.loading import load_backbone
+from dmole_cli.backbones.sites import find_sites
 from dmole_cli.errors import DmoleError, DmoleWarning
+from dmole_cli.experts.expert import Expert
 from dmole_cli.inference import static_decoding
 from dmole_cli.inference.decoding import generate
 from dmole_cli.inference.decoding_step import step
@@ -156,6 +159,20 @@ def test_nothing_waits_for_the_device(case):
         assert waits(9) == waits(3)
         moved.routed.close()
     assert decoder.enabled and decoder.counts["static_batches"] == 3
+
+
+def test_routes_and_dense_mixtures_are_no_part_of_a_record(case):
+    """Batches with other routes replay the same steps; only matrices that are made anew would be recorded again."""
+    sites = [site for site in find_sites(case.backbone.model, "attention") if site.modality == "language"]
+    drawn = tiny.draw_expert(sites, 4, scale=1.5, generator=torch.Generator().manual_seed(5), spread=0.4)
+    gates = {site.name: drawn.sites[site.name][0][:2] for site in sites}
+    case.routed.add("dense", Expert(drawn.sites, scale=1.5, gates=gates))
+    decoder, plain = taped(case.backbone, case.routed), case.answers()
+    for number in range(3):
+        sets = [("dense", "language") if row % 3 == number else own for row, own in enumerate(SETS)]
+        expected = case.answers(sets=sets)
+        assert case.answers(decoder, sets=sets) == expected != plain
+    assert decoder.counts["recorded_graphs"] == 1 and decoder.counts["static_batches"] == 3
 
 
 def test_positions_that_are_rescaled_for_long_sequences_only(case, monkeypatch):
