@@ -243,7 +243,7 @@ class BatchedInference:
                 if not routed.has_vision_expert(active):
                     inputs = vision.replace(inputs, encoded_batch)
                 beside = [() for _ in active] if self.merges else active
-                place = {"device": backbone.device, "dtype": backbone.compute_dtype}
+                place: dict[str, Any] = {"device": backbone.device, "dtype": backbone.compute_dtype}
                 with routed.route(
                     beside, rows=vision_rows, **place, every=attached.decoder is not None and not self.merges
                 ):

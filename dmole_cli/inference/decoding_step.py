@@ -5,6 +5,7 @@ Nothing in the step depends on values on the host, and nothing waits for the dev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,7 +77,8 @@ class Rows:
     Attributes:
         tokens: the last token of each row [rows, 1].
         positions: its position [rows, 1] or [axes, rows, 1]; None where the model computes it.
-        mask: of the whole cache [rows, length]; causality hides what is not generated yet.
+        mask: of the whole cache: 1 for all but the padding [rows, length], of which the model makes its masks; or, where all
+            layers attend to all tokens, what is added to the scores of attention [rows, 1, 1, length].
         finished: [rows].
         chosen: the answers so far [rows, length].
         repeated: further arguments of the model [rows, 1].
@@ -98,21 +100,32 @@ class Rows:
 
     @classmethod
     def create(
-        cls, shape: tuple[int, int], first: Mapping[str, Any], scales: Sequence[torch.Tensor], cache: Any
+        cls,
+        shape: tuple[int, int],
+        first: Mapping[str, Any],
+        scales: Sequence[torch.Tensor],
+        cache: Any,
+        *,
+        added: bool,
     ) -> Rows:
-        """Tensors for a shape (rows, length) with the types of a batch's arguments and scales."""
+        """Tensors for a shape (rows, length) with the types of a batch's arguments and scales; `added`: see `mask`."""
         rows, length = shape
         tokens, positions = first["input_ids"], first.get("position_ids")
         return cls(
             tokens=tokens.new_zeros((rows, 1)),
             positions=None if positions is None else positions.new_zeros((*positions.shape[:-2], rows, 1)),
-            mask=tokens.new_zeros((rows, length)),
+            mask=cache.layers[0].keys.new_zeros((rows, 1, 1, length)) if added else tokens.new_zeros((rows, length)),
             finished=torch.zeros(rows, dtype=torch.bool, device=tokens.device),
             chosen=tokens.new_zeros((rows, length)),
             repeated={name: first[name].new_zeros((rows, 1)) for name in REPEATED if name in first},
             scales=[values.new_zeros((rows, *values.shape[1:])) for values in scales],
             cache=cache,
         )
+
+    @property
+    def added(self) -> bool:
+        """Whether the mask is added to the scores of attention."""
+        return self.mask.dim() == 4
 
     def load(
         self, first: Mapping[str, Any], done: torch.Tensor, scales: Sequence[torch.Tensor], *, prompt: int, pad: int
@@ -132,9 +145,12 @@ class Rows:
         if self.positions is not None:
             self.positions.zero_()[..., :rows, :].copy_(first["position_ids"])
         # A row without a sample attends to what the cache holds by chance: a mask of zeros would give NaN.
-        self.mask.fill_(1)
+        self.mask.fill_(-math.inf if self.added else 1)
+        seen = self.mask[:, 0, 0, :prompt] if self.added else self.mask[:, :prompt]
+        seen.fill_(0 if self.added else 1)
         if "attention_mask" in first:
-            self.mask[:rows, :prompt].copy_(first["attention_mask"][:, :prompt])
+            own = first["attention_mask"][:, :prompt]
+            seen[:rows].masked_fill_(own == 0, -math.inf if self.added else 0)
         self.finished.fill_(True)[:rows].copy_(done)
         self.chosen.fill_(pad)[:rows, :1].copy_(first["input_ids"])
         for name, values in self.repeated.items():
@@ -166,6 +182,8 @@ def step(model: Any, rows: Rows, shared: Shared, constants: Mapping[str, Any]) -
         shared: the state that is not per row.
         constants: further arguments of the model.
     """
+    if rows.added:  # a model makes no mask of its own then, and the kernels of attention convert none
+        rows.mask.index_fill_(3, shared.position.view(1), 0)
     positions = {} if rows.positions is None else {"position_ids": rows.positions}
     outputs = model(
         input_ids=rows.tokens,

@@ -48,6 +48,14 @@ def is_suitable(backbone: Backbone) -> bool:
     return not is_divided(model) and not quantised and attention in ("sdpa", "eager")
 
 
+def attends_to_all(model: Any) -> bool:
+    """Whether all layers of the language model attend to all tokens before, without windows or chunks."""
+    config = model.config.get_text_config(decoder=True)
+    kinds = getattr(config, "layer_types", None)
+    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return set(kinds) == {"full_attention"} if kinds else not any(windows)
+
+
 def is_fixed(first: Mapping[str, Any]) -> bool:
     """Whether a step's arguments are known tensors and constants, and the cache has only the states of attention."""
     cache, mask = first.get("past_key_values"), first.get("attention_mask")

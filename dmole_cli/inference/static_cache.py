@@ -37,6 +37,9 @@ class FixedLayer(StaticLayer):
         position: number of cached tokens, a tensor without dimensions; whoever runs the model increases it.
     """
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, position: torch.Tensor) -> None:
         super().__init__(max_cache_len=keys.shape[2])
         self.keys, self.values, self.cumulative_length = keys, values, position
@@ -95,17 +98,17 @@ class CacheStorage:
 
     def views(self, rows: int, length: int) -> Cache:
         """The memory as a cache of this shape."""
-        layers = []
+        layers: list[Any] = []
         for sizes, flat in zip(self.sizes, self._memory, strict=True):
-            shaped = [
+            keys, values = (
                 memory[: rows * heads * length * width].view(rows, heads, length, width)
                 for (heads, width, _), memory in zip(sizes, flat, strict=True)
-            ]
-            layers.append(FixedLayer(*shaped, self.position))
+            )
+            layers.append(FixedLayer(keys, values, self.position))
         return Cache(layers=layers)
 
 
-def load(cache: Cache, prompts: Any, length: int) -> None:
+def load(cache: Any, prompts: Any, length: int) -> None:
     """Copy the states of prompts of this length; a layer with a sliding window has only the last ones of them."""
     for own, other in zip(cache.layers, prompts.layers, strict=True):
         for states, loaded in ((own.keys, other.keys), (own.values, other.values)):
@@ -113,7 +116,7 @@ def load(cache: Cache, prompts: Any, length: int) -> None:
             states[:rows, :, length - known : length].copy_(loaded)
 
 
-def select_rows(source: Cache, target: Cache, rows: torch.Tensor) -> None:
+def select_rows(source: Any, target: Any, rows: torch.Tensor) -> None:
     """Copy some rows [indices] of one cache to another one, which has as many rows and may use the same memory."""
     for own, other in zip(target.layers, source.layers, strict=True):
         own.keys.copy_(other.keys.index_select(0, rows))

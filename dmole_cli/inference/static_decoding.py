@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -23,7 +24,14 @@ from dmole_cli.errors import DmoleError, DmoleWarning, first_line
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.experts.routing_plan import RowScales
 from dmole_cli.inference.decoding_step import Limits, Rows, Shared, step
-from dmole_cli.inference.fixed_inputs import GIVEN, description, is_fixed, is_suitable, original_positions
+from dmole_cli.inference.fixed_inputs import (
+    GIVEN,
+    attends_to_all,
+    description,
+    is_fixed,
+    is_suitable,
+    original_positions,
+)
 from dmole_cli.inference.graphs import Graphs
 from dmole_cli.inference.static_cache import CacheStorage, length_bucket, load, release, rows_bucket
 
@@ -31,6 +39,8 @@ from dmole_cli.inference.static_cache import CacheStorage, length_bucket, load, 
 STEPS_BEFORE_RECORDING = 3
 # Batches whose tensors do not fit the recorded ones, such as those of other experts, begin anew so often.
 MOST_KINDS = 8
+# Backbones for which an operation has failed; a command says so once, not once per method and task.
+_REFUSED: WeakSet[Backbone] = WeakSet()
 
 
 def static_decoder(backbone: Backbone, routed: RoutedExperts | None = None) -> StaticDecoder | None:
@@ -38,7 +48,8 @@ def static_decoder(backbone: Backbone, routed: RoutedExperts | None = None) -> S
 
     On a CPU, whose operations cost more than launching them, padding and finished rows would only be more work.
     """
-    return StaticDecoder(backbone, routed) if backbone.device.type == "cuda" and is_suitable(backbone) else None
+    suitable = backbone.device.type == "cuda" and backbone not in _REFUSED and is_suitable(backbone)
+    return StaticDecoder(backbone, routed) if suitable else None
 
 
 class StaticDecoder:
@@ -191,14 +202,15 @@ class StaticDecoder:
             self._storage.reserve(rows, length)
         shape = (rows, length)
         if shape not in self._rows:
-            self._rows[shape] = Rows.create(shape, first, scales, self._storage.views(rows, length))
+            added, cache = attends_to_all(self.backbone.model), self._storage.views(rows, length)
+            self._rows[shape] = Rows.create(shape, first, scales, cache, added=added)
         return self._rows[shape]
 
     # ------------------------------------------------------------------------------------------------ its steps
 
     def _advance(self, model: Any, rows: Rows, routes: Sequence[RowScales], constants: Mapping[str, Any]) -> None:
         """Compute one step."""
-        shape = (len(rows.tokens), rows.mask.shape[1])
+        shape = (len(rows.tokens), rows.mask.shape[-1])
         self.counts["static_steps"] += 1
         self.backbone.counts["decode_rows"] += shape[0]
         if self.graphs is not None and shape in self.graphs:
@@ -225,7 +237,7 @@ class StaticDecoder:
         self, rows: Rows, remaining: Sequence[int], first: Mapping[str, Any], scales: Sequence[torch.Tensor]
     ) -> Rows | None:
         """A smaller shape into which the remaining rows fit and which is worth a move; None if there is none."""
-        least, (now, length) = rows_bucket(len(remaining)), rows.mask.shape
+        least, now, length = rows_bucket(len(remaining)), len(rows.mask), rows.mask.shape[-1]
         if least >= now:
             return None
         if self.graphs is not None:
@@ -257,6 +269,7 @@ class StaticDecoder:
             message = f"decoding without CUDA graphs, which is slower: {first_line(error)}"
             warnings.warn(DmoleWarning(message), stacklevel=2)
         self.enabled = False
+        _REFUSED.add(self.backbone)
 
 
 class Flags:
