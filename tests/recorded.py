@@ -6,6 +6,7 @@ cannot be recorded. So whatever a step reads from the host, or from a tensor tha
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,11 +46,13 @@ class Tape(TorchDispatchMode):
         self.calls.append((function, args, kwargs, made))
         return out
 
+    @torch.no_grad()
     def rewind(self) -> None:
         for tensor, values in reversed(self.before):
             tensor.copy_(values)
         self.before.clear()
 
+    @torch.no_grad()
     def replay(self) -> None:
         for function, args, kwargs, made in self.calls:
             for own, new in zip(made, tensors(function(*args, **kwargs)), strict=True):
@@ -67,7 +70,8 @@ class TapeGraphs(Graphs):
     def record(self, key, function: Callable[[], None], *, alive=None) -> None:
         tape = Tape()
         try:
-            with tape:
+            # Where a stream is recorded, models of transformers leave out what would wait for the device.
+            with tape, mock.patch("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True):
                 function()
         finally:
             tape.rewind()

@@ -16,7 +16,9 @@ Result = TypeVar("Result")
 Collated = tuple[list[Encoded], dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
-def collated(backbone: Backbone, batches: Iterable[list[Encoded]], *, left: bool) -> Iterator[Collated]:
+def collated(
+    backbone: Backbone, batches: Iterable[list[Encoded]], *, left: bool, multiple: int = 1
+) -> Iterator[Collated]:
     """Collate every batch (see `Backbone.collate`), in order.
 
     On CUDA, a thread takes the next batch, collates it and copies it to the device, on a stream of its own, so that neither the
@@ -27,16 +29,17 @@ def collated(backbone: Backbone, batches: Iterable[list[Encoded]], *, left: bool
         backbone: its device decides.
         batches: encoded samples.
         left: pad on the left (generation) or on the right (training).
+        multiple: padded lengths are multiples of it.
     """
     if backbone.device.type != "cuda":
         for batch in batches:
-            yield batch, *backbone.collate(batch, left=left)
+            yield batch, *backbone.collate(batch, left=left, multiple=multiple)
         return
     device, stream = backbone.device, torch.cuda.Stream(backbone.device)
 
     def copied(batch: list[Encoded]) -> tuple[Collated, torch.cuda.Event]:
         with torch.cuda.device(device), torch.cuda.stream(stream):
-            return (batch, *backbone.collate(batch, left=left)), stream.record_event()
+            return (batch, *backbone.collate(batch, left=left, multiple=multiple)), stream.record_event()
 
     for (batch, inputs, rows), event in one_ahead(batches, copied):
         present = torch.cuda.current_stream(device)

@@ -127,13 +127,13 @@ class Backbone:
         return self.inputs.instruction_lengths(samples)
 
     def collate(
-        self, samples: Sequence[Encoded], *, left: bool
+        self, samples: Sequence[Encoded], *, left: bool, multiple: int = 1
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Batch encoded samples on the backbone's device; arguments and results are those of `Inputs.collate`.
 
         `labels` stay on the CPU, so that the answer positions are known without a device synchronisation.
         """
-        inputs, rows = self.inputs.collate(samples, left=left)
+        inputs, rows = self.inputs.collate(samples, left=left, multiple=multiple)
         if "labels" in inputs:
             self.counts["training_tokens"] += inputs["labels"].numel()
             self.counts["training_tokens_needed"] += sum(len(s.tokens) for s in samples)
@@ -155,13 +155,24 @@ class Backbone:
 
         Only those positions pass through the output head: the same values as among all logits, with less memory.
         """
-        labels = inputs["labels"]
-        if self.family.pixels in inputs:
-            self.counts["vision_rows"] += self.family.vision_rows(inputs)
+        positions, targets = self.answer_positions(inputs["labels"])
+        logits = self.logits_at(inputs, self.to_device(positions))
+        return logits, self.to_device(targets)
+
+    def answer_positions(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the tokens of a batch predict an answer token [answer tokens], counted over all rows, and these tokens.
+
+        Args:
+            labels: of the batch [samples, length], on the CPU.
+        """
         answers = labels[:, 1:]
         rows, columns = (answers != IGNORED).nonzero(as_tuple=True)
-        targets = self.to_device(answers[rows, columns])
-        positions = self.to_device(rows * labels.shape[1] + columns)
+        return rows * labels.shape[1] + columns, answers[rows, columns]
+
+    def logits_at(self, inputs: Mapping[str, Any], positions: torch.Tensor) -> torch.Tensor:
+        """Logits [positions, vocabulary] at some positions, counted over all rows of the batch, on the device."""
+        if self.family.pixels in inputs:
+            self.counts["vision_rows"] += self.family.vision_rows(inputs)
 
         def select(head: torch.nn.Module, hidden: tuple[torch.Tensor]) -> torch.Tensor:
             states = hidden[0].flatten(0, 1)
@@ -176,7 +187,7 @@ class Backbone:
             raise self._incapable("compute a loss", error) from error
         finally:
             hook.remove()
-        return outputs.logits, targets
+        return outputs.logits
 
     def answer_loss(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Mean next-token cross-entropy over the answer tokens of a batch (scalar)."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from dmole_cli.backbones.encoded import Encoded
@@ -154,26 +155,32 @@ class Inputs:
         return [len(row) for chunk in tokens for row in chunk]
 
     def collate(
-        self, samples: Sequence[Encoded], *, left: bool
+        self, samples: Sequence[Encoded], *, left: bool, multiple: int = 1
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Batch encoded samples, on the CPU.
 
         Args:
             samples: at least one.
             left: pad on the left (generation) or on the right (training).
+            multiple: the padded length is a multiple of it.
 
         Returns:
             The model's inputs, with `labels` if all samples have them, and modality -> sample index of each row.
         """
+        spare = -max(len(s.tokens) for s in samples) % multiple
+
+        def padded(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
+            return F.pad(pad(rows, value, left=left), (spare, 0) if left else (0, spare), value=value)
+
         inputs = {
-            "input_ids": pad([s.tokens for s in samples], self.pad_token_id, left=left),
-            "attention_mask": pad([torch.ones_like(s.tokens) for s in samples], 0, left=left),
+            "input_ids": padded([s.tokens for s in samples], self.pad_token_id),
+            "attention_mask": padded([torch.ones_like(s.tokens) for s in samples], 0),
         }
         for key in sorted({k for s in samples for k in s.token_types}):
             own = [s.token_types[key] if key in s.token_types else torch.zeros_like(s.tokens) for s in samples]
-            inputs[key] = pad(own, 0, left=left)
+            inputs[key] = padded(own, 0)
         if all(s.labels is not None for s in samples):
-            inputs["labels"] = pad([s.labels for s in samples if s.labels is not None], IGNORED, left=left)
+            inputs["labels"] = padded([s.labels for s in samples if s.labels is not None], IGNORED)
         inputs |= self.family.join(samples, length=inputs["input_ids"].shape[1], left=left)
         return inputs, {"vision": self.family.row_owners(samples)}
 

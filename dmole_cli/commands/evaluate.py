@@ -20,7 +20,7 @@ from dmole_cli.settings.model import Settings
 from dmole_cli.settings.reading import with_options
 
 SHARED_BY_PROCESSES = True
-SETTINGS = ("evaluate", *MODEL, "data_root", "shared", "vision_cache", "workers", "sample_cache")
+SETTINGS = ("evaluate", *MODEL, "data_root", "shared", "vision_cache", "workers", "sample_cache", "cuda_graphs")
 REPEATABLE = ("evaluate.routing", "evaluate.threshold_scale")
 
 

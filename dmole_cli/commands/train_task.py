@@ -23,6 +23,7 @@ SETTINGS = (
     "vision_cache",
     "workers",
     "sample_cache",
+    "cuda_graphs",
 )
 
 

@@ -94,6 +94,16 @@ class FlatExpert:
         finally:
             self.expert.gradients = {}
 
+    def reached(self) -> list[int]:
+        """Numbers of the matrices whose gradient the layers have written."""
+        return [n for n, sink in self._written.items() if sink.reached]
+
+    def mark(self, reached: Sequence[int]) -> None:
+        """Declare that the gradients of these matrices [numbers], and no others, are written."""
+        own = set(reached)
+        for n, sink in self._written.items():
+            sink.reached = n in own
+
     @torch.no_grad()
     def gradient(self) -> tuple[list[torch.Tensor], list[bool]]:
         """The gradient of each piece after a backward pass [values], float32, and for each matrix whether it has one.

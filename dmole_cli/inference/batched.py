@@ -265,7 +265,7 @@ class BatchedInference:
         frozen = [index for index, active in pairs if not routed.has_vision_expert([active])]
         limit = self.settings.vision_cache * 2**20 if len(set(frozen)) < len(frozen) else 0
         cache = VisionFeatureCache(backbone, folder=self.run.root / "cache", limit=limit)
-        decoder = static_decoder(backbone, routed)
+        decoder = static_decoder(backbone, routed) if self.settings.cuda_graphs else None
         try:
             yield Attached(routed, cache, decoder)
         finally:

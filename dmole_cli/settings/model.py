@@ -236,6 +236,11 @@ class Settings(Section):
         recorded=False,
         ge=0,
     )
+    cuda_graphs: bool = setting(
+        True,
+        "on a GPU, record training steps and decoding as CUDA graphs, which launch all kernels of a step at once",
+        recorded=False,
+    )
     shared: str | None = setting(
         None, "folder of profiles, features and routers that several runs share, by default the run directory"
     )

@@ -265,7 +265,9 @@ def _fit(
     rules, run, settings, task, backbone = context.method, context.run, context.settings, context.task, context.backbone
     with (
         vision_cache(context, plan.recipe) as cache,
-        activation_checkpointing(backbone) if settings.train.checkpointing else nullcontext(),
+        activation_checkpointing(backbone, random=settings.train.dropout > 0)
+        if settings.train.checkpointing
+        else nullcontext(),
         # Seeded for this task alone: dropout must not depend on what the process did before.
         torch.random.fork_rng(devices=[]),
     ):
@@ -274,7 +276,8 @@ def _fit(
         size = micro_batch_size(
             settings.train.micro_batch, context.samples, order.sizes,
             trainer=Trainer(
-                backbone, training.routed, training.expert, schedule=Schedule(1, rate, settings.train), penalty=penalty
+                backbone, training.routed, training.expert,
+                schedule=Schedule(1, rate, settings.train), penalty=penalty, graphs=False,
             ),
             active=active, remembered=run.root / "cache" / "micro_batches.json", settings=settings.train,
         )  # fmt: skip
@@ -308,6 +311,7 @@ def _fit(
             schedule=schedule,
             penalty=penalty,
             cache=cache,
+            graphs=settings.cuda_graphs,
             observer=Followed(checkpoints, track, label, log=log, last=rules.has_memory),
         )
         finish()

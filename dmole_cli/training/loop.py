@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from dmole_cli.artifacts.training_log import StepFigures
-from dmole_cli.backbones.backbone import Backbone, Encoded
+from dmole_cli.backbones.backbone import IGNORED, Backbone, Encoded
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.errors import DmoleError
@@ -20,9 +20,10 @@ from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.flat import FlatExpert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.processes import world
-from dmole_cli.settings.model import TrainSettings
 from dmole_cli.training.gradients import StepGradient
 from dmole_cli.training.reads import PendingReads
+from dmole_cli.training.recorded import LENGTHS, recorded_steps
+from dmole_cli.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -42,39 +43,6 @@ class Batch:
     encoded: list[Encoded]
     truncated: int = 0
     collated: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None = None
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Steps and learning rate of a training run.
-
-    Attributes:
-        steps: number of steps.
-        learning_rate: peak.
-        settings: weight decay, warm-up and clipping.
-        micro_batches: number of micro-batches of each step; empty for one in each.
-        seed: of the dropout masks of micro-batches, where a step has several: they must not depend on which process computes
-            them.
-    """
-
-    steps: int
-    learning_rate: float
-    settings: TrainSettings
-    micro_batches: Sequence[int] = ()
-    seed: int = 0
-
-    @property
-    def divided(self) -> bool:
-        """Whether any step has several micro-batches."""
-        return any(count > 1 for count in self.micro_batches)
-
-    def count(self, step: int) -> int:
-        """Number of micro-batches of a step."""
-        return self.micro_batches[step] if self.micro_batches else 1
-
-    def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up over the first `warmup` share of the steps, then a cosine to zero; `step` counts from 0."""
-        return self.learning_rate * learning_rate_factor(step, self.steps, self.settings.warmup)
 
 
 @dataclass(frozen=True)
@@ -98,14 +66,6 @@ class Step:
 
 
 Penalty = Callable[[Step], torch.Tensor]
-
-
-def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Factor on the peak learning rate; the warm-up has at least one step, so that no step has a learning rate of 0."""
-    rising = max(1, round(warmup * steps))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
 class Observer:
@@ -132,6 +92,7 @@ class Trainer:
         schedule: steps, learning rate, weight decay and clipping.
         penalty: of the method, added to the loss of every step.
         cache: vision features of batches without an active expert in the vision encoder.
+        graphs: on CUDA, record forward and backward passes as graphs.
 
     Attributes:
         flat: the expert's matrices in one tensor per tower.
@@ -149,6 +110,7 @@ class Trainer:
         schedule: Schedule,
         penalty: Penalty | None = None,
         cache: VisionFeatureCache | None = None,
+        graphs: bool = True,
     ) -> None:
         self.backbone, self.routed, self.schedule, self.penalty, self.cache = backbone, routed, schedule, penalty, cache
         towers = {site: backbone.modality_of(site) for site in expert.sites}
@@ -163,6 +125,7 @@ class Trainer:
             fused=backbone.device.type == "cuda" or None,  # one kernel for all of them
         )
         self.figures: list[StepFigures] = []
+        self.recorded = recorded_steps(backbone, routed, self.flat) if graphs else None
         self._reads = PendingReads(backbone.device, late=not half)
         self._told = 0  # steps that the observer knows of
         self._ended = time.perf_counter()  # of the last step
@@ -276,22 +239,41 @@ class Trainer:
 
         A graph that outlived its step would fragment the memory of the next one.
         """
-        backbone = self.backbone
-        inputs, rows = batch.collated or backbone.collate(batch.encoded, left=False)
-        if self.cache is not None and not self.routed.has_vision_expert(batch.active):
-            inputs = self.cache.replace(inputs, batch.encoded)
-        routes = {"rows": rows, "device": backbone.device, "dtype": backbone.compute_dtype}
-        with self.flat.collecting(), self.routed.route(batch.active, **routes):
-            logits, answers = backbone.answer_logits(inputs)
-            loss = F.cross_entropy(logits.float(), answers)
-            extra = torch.zeros_like(loss)
-            if self.penalty is not None:
-                extra = self.penalty(Step(inputs, rows, logits, len(batch.encoded)))
-            # Inside of the routed block, because checkpointed activations are recomputed in the backward pass.
-            self.scaler.scale(loss + extra).backward()
+        try:
+            losses, answers = self._losses(batch)
+        except torch.OutOfMemoryError:
+            # The memory of recorded graphs may be what is missing.
+            if self.recorded is None or not self.recorded.release():
+                raise
+            losses, answers = self._losses(batch)
         tokens = sum(len(sample.tokens) for sample in batch.encoded)
-        counts = backbone.to_device(torch.tensor([len(answers), tokens, batch.truncated]))
-        return torch.cat([torch.stack([loss.detach(), extra.detach()]), counts])
+        counts = self.backbone.to_device(torch.tensor([answers, tokens, batch.truncated]))
+        return torch.cat([losses, counts])
+
+    def _losses(self, batch: Batch) -> tuple[torch.Tensor, int]:
+        """Compute the gradient of a micro-batch; its cross-entropy and penalty [2], and the number of its answer tokens."""
+        backbone = self.backbone
+        multiple = 1 if self.recorded is None else LENGTHS
+        inputs, rows = batch.collated or backbone.collate(batch.encoded, left=False, multiple=multiple)
+        routes = {"rows": rows, "device": backbone.device, "dtype": backbone.compute_dtype}
+        cached = self.cache is not None and not self.routed.has_vision_expert(batch.active)
+        with self.flat.collecting():
+            if self.recorded is not None and not cached and self.penalty is None and not self.scaler.is_enabled():
+                loss = self.recorded.compute(inputs, batch.active, routes)
+                if loss is not None:
+                    answers = int((inputs["labels"][:, 1:] != IGNORED).sum())
+                    return torch.stack([loss, torch.zeros_like(loss)]), answers
+            if cached and self.cache is not None:
+                inputs = self.cache.replace(inputs, batch.encoded)
+            with self.routed.route(batch.active, **routes):
+                logits, targets = backbone.answer_logits(inputs)
+                loss = F.cross_entropy(logits.float(), targets)
+                extra = torch.zeros_like(loss)
+                if self.penalty is not None:
+                    extra = self.penalty(Step(inputs, rows, logits, len(batch.encoded)))
+                # Inside of the routed block, because checkpointed activations are recomputed in the backward pass.
+                self.scaler.scale(loss + extra).backward()
+        return torch.stack([loss.detach(), extra.detach()]), len(targets)
 
 
 def train_expert(
@@ -304,9 +286,10 @@ def train_expert(
     penalty: Penalty | None = None,
     cache: VisionFeatureCache | None = None,
     observer: Observer | None = None,
+    graphs: bool = True,
 ) -> list[StepFigures]:
     """Train one expert in place; returns the figures of every step. Arguments and errors are those of `Trainer`."""
-    trainer = Trainer(backbone, routed, expert, schedule=schedule, penalty=penalty, cache=cache)
+    trainer = Trainer(backbone, routed, expert, schedule=schedule, penalty=penalty, cache=cache, graphs=graphs)
     observer = observer or Observer()
     observer.begin(trainer)
     trainer.run(batches, observer)

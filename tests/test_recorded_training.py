@@ -1,0 +1,141 @@
+"""Training steps that are recorded and replayed, on an emulation of CUDA graphs (recorded.py), against the plain steps."""
+
+import pytest
+import torch
+from recorded import TapeGraphs
+
+from dmole_cli.backbones.checkpointing import activation_checkpointing
+from dmole_cli.errors import DmoleWarning
+from dmole_cli.experts.routed import RoutedExperts
+from dmole_cli.settings.model import TrainSettings
+from dmole_cli.training.loop import Batch, Observer, Schedule, Trainer
+from dmole_cli.training.recorded import LENGTHS, RecordedSteps
+from pipelines.bench import step as bench
+from pipelines.bench._models import random_samples
+
+STEPS = 6
+TRANSFERS = ["1", "2", "3", "4"]
+
+
+@pytest.fixture(scope="module")
+def case():
+    return bench.case(tiny=True)
+
+
+def batches(case, *, tiles=(1, 2)) -> list[Batch]:
+    """Two shapes in turn; every sample has another earlier expert in every step."""
+    found = []
+    for number in range(STEPS):
+        samples = [
+            sample
+            for row in range(3)
+            for sample in random_samples(
+                case.backbone,
+                1,
+                text=4 + row,
+                answer=2 + (number + row) % 3,
+                tiles=tiles[number % 2],
+                seed=9 * number + row,
+            )
+        ]
+        active = [("5", TRANSFERS[(number + row) % 4]) for row in range(3)]
+        active[number % 3] = ("5",)
+        found.append(Batch([str(row) for row in range(3)], active, samples))
+    return found
+
+
+def trained(case, *, graphs: bool, change=None, checkpointing=False):
+    """The trainer after all steps, and what it was told to record."""
+    routed = RoutedExperts(case.backbone.model, case.backbone.modality_of)
+    experts = case.experts()
+    for name, expert in experts.items():
+        routed.add(name, expert)
+    trainer = Trainer(
+        case.backbone, routed, experts["5"], schedule=Schedule(STEPS, 0.01, TrainSettings()), graphs=False
+    )
+    if graphs:
+        taped = TapeGraphs(torch.device("cpu"))
+        trainer.recorded = RecordedSteps(case.backbone, routed, trainer.flat, taped)
+        if change is not None:
+            change(trainer)
+    try:
+        if checkpointing:
+            with activation_checkpointing(case.backbone):
+                trainer.run(batches(case), Observer())
+        else:
+            trainer.run(batches(case), Observer())
+    finally:
+        routed.close()
+    return trainer
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_replayed_steps_train_the_same_expert(case, checkpointing):
+    plain = trained(case, graphs=False, checkpointing=checkpointing)
+    replayed = trained(case, graphs=True, checkpointing=checkpointing)
+    assert len(replayed.recorded._shapes) == 2 and replayed.recorded.enabled
+    assert all(number == STEPS // 2 for number in replayed.recorded._seen.values())
+    for mine, theirs in zip(replayed.figures, plain.figures, strict=True):
+        assert mine.loss == pytest.approx(theirs.loss, rel=1e-4)
+        assert mine.gradient_norm == pytest.approx(theirs.gradient_norm, rel=1e-3)
+        assert (mine.tokens, mine.answers) == (theirs.tokens, theirs.answers)
+    start = torch.cat([p.flatten() for p in case.experts()["5"].parameters()])
+    one, other = (torch.cat([m.detach().flatten() for m in t.flat.matrices]) for t in (replayed, plain))
+    # The padding to a multiple of the length changes the order of some sums.
+    assert (one - other).norm() < 0.01 * (one - start).norm()
+
+
+def test_a_step_that_cannot_be_recorded_is_computed_without_a_graph(case):
+    def change(trainer):
+        plain = trainer.backbone.logits_at
+
+        def looking(inputs, positions):
+            logits = plain(inputs, positions)
+            float(logits.detach().sum())  # waits for the device
+            return logits
+
+        trainer.recorded.backbone = type("Looking", (), {
+            "logits_at": staticmethod(looking),
+            "device": trainer.backbone.device,
+            "answer_positions": trainer.backbone.answer_positions,
+            "to_device": trainer.backbone.to_device,
+        })()  # fmt: skip
+
+    with pytest.warns(DmoleWarning, match="without CUDA graphs, which is slower: .*waits for the device"):
+        found = trained(case, graphs=True, change=change)
+    assert not found.recorded.enabled
+    assert [row.loss for row in found.figures] == pytest.approx(
+        [row.loss for row in trained(case, graphs=False).figures], rel=1e-4
+    )
+
+
+def test_memory_that_graphs_hold_is_freed_where_a_step_does_not_fit(case, monkeypatch):
+    failed = []
+
+    def change(trainer):
+        plain = trainer._losses
+
+        def losses(batch):
+            if trainer.step == STEPS - 1 and not failed:
+                failed.append(len(trainer.recorded._shapes))
+                raise torch.OutOfMemoryError("no memory")
+            return plain(batch)
+
+        monkeypatch.setattr(trainer, "_losses", losses)
+
+    found = trained(case, graphs=True, change=change)
+    assert failed == [1] and not found.recorded.enabled and not found.recorded._shapes
+    assert len(found.figures) == STEPS
+
+
+def test_padding_to_a_multiple_changes_no_loss(case):
+    samples = batches(case)[0].encoded
+    inputs, _ = case.backbone.collate(samples, left=False)
+    padded, _ = case.backbone.collate(samples, left=False, multiple=LENGTHS)
+    assert padded["input_ids"].shape[1] == LENGTHS > inputs["input_ids"].shape[1]
+    assert {name: tensor.shape for name, tensor in padded.items() if name != "pixel_values"} == {
+        name: (3, LENGTHS) for name in ("input_ids", "attention_mask", "labels")
+    }
+    with torch.no_grad():
+        found, expected = (case.backbone.answer_loss(given) for given in (padded, inputs))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
