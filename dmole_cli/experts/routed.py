@@ -96,8 +96,7 @@ class RoutedExperts:
                 vars(host)["forward"] = self._forward(site, host)
             if site not in self._hooks and (site not in self._plain or site in expert.gates):
                 self._hooks[site] = host.register_forward_hook(self._hook(site))
-        others = [(site,) for site in self._hooks if site not in self._plain]
-        self._groups = [*same_input(self._plain, self.model), *others]
+        self._groups = []
 
     def merge(self, names: Iterable[str]) -> None:
         """Merge these experts, and only these, into the weights of their hosts; none restores the original weights.
@@ -196,6 +195,9 @@ class RoutedExperts:
     @torch.no_grad()
     def _plan_batch(self, active: ActiveExperts, *, every: bool) -> BatchPlan:
         plan, keep = BatchPlan(), every or active.device.type == "cuda"
+        if not self._groups:  # after experts have been attached
+            others = [(site,) for site in self._hooks if site not in self._plain]
+            self._groups = [*same_input(self._plain, self.model), *others]
         for group in self._groups:
             modality, device = self.modality_of(group[0]), self._devices.get(group[0])
             names: dict[str, list[str]] = {}

@@ -2,8 +2,8 @@
 
     python pipelines/bench/run.py --only gpu-stages
 
-The task has 256 training and 64 test samples with images of three and of seven tiles; batches of 8, one epoch, answers of at most
-16 tokens. Each command is a process. How busy the GPU is comes from the driver, ten times a second; a figure is the mean over the
+The task has 256 training and 256 test samples with images of three and of seven tiles; batches of 8, one epoch, answers of at
+most 16 tokens. Each command is a process. How busy the GPU is comes from the driver, ten times a second; a figure is the mean over the
 work alone:
 
 - train-task: from the end of the first step to the end of the last one, by the seconds in the training log, which is written
@@ -35,7 +35,7 @@ from pipelines.bench._utilization import Utilization
 from pipelines.bench.memory import ROOT, draw_rows, write_backbone
 
 TASK, RUN = "mine", "run"
-TRAIN, TEST, BATCH = 256, 64, 8
+TRAIN, TEST, BATCH = 256, 256, 8
 STAGES = ("profile", "allocate", "train-router", "train-task", "evaluate")
 VISION = {
     "num_hidden_layers": 24,
