@@ -14,11 +14,27 @@ from torch.utils._pytree import tree_leaves
 
 from dmole_cli.inference.graphs import Graphs
 
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "is_nonzero", "equal")
+WAITING = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "masked_scatter_backward",
+    "_unique",
+    "is_nonzero",
+    "equal",
+    "bincount",
+    "repeat_interleave.Tensor",
+)
 
 
 def tensors(*given: object) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)]
+
+
+def waits(function: Any, args: tuple) -> bool:
+    """Whether an operation waits for a GPU: its result, or the size of that, is needed on the host."""
+    masks = [t for t in tensors(args[1:]) if t.dtype in (torch.bool, torch.uint8)]
+    return any(name in str(function) for name in WAITING) or ("aten.index" in str(function) and bool(masks))
 
 
 class Tape(TorchDispatchMode):
@@ -31,7 +47,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if any(name in str(function) for name in WAITING):
+        if waits(function, args):
             raise RuntimeError(f"{function} waits for the device")
         changed = [
             kwargs.get(spec.name, args[place] if place < len(args) else None)

@@ -1,11 +1,20 @@
 """Training steps that are recorded and replayed, on an emulation of CUDA graphs (recorded.py), against the plain steps."""
 
+from unittest import mock
+
 import pytest
 import torch
-from recorded import TapeGraphs
+from elsewhere import elsewhere
+from recorded import TapeGraphs, tensors, waits
+from test_backbone import SAMPLES
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmole_cli.backbones.checkpointing import activation_checkpointing
+from dmole_cli.backbones.families import internvl
+from dmole_cli.backbones.loading import load_backbone
+from dmole_cli.backbones.sites import find_sites
 from dmole_cli.errors import DmoleWarning
+from dmole_cli.experts.expert import new_expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.settings.model import TrainSettings
 from dmole_cli.training.loop import Batch, Observer, Schedule, Trainer
@@ -107,6 +116,46 @@ def test_a_step_that_cannot_be_recorded_is_computed_without_a_graph(case):
     assert [row.loss for row in found.figures] == pytest.approx(
         [row.loss for row in trained(case, graphs=False).figures], rel=1e-4
     )
+
+
+class Watched(TorchDispatchMode):
+    """Refuses whatever waits for the device, and copies between devices."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert not waits(function, args), function
+        devices = {tensor.device for tensor in tensors(args, kwargs)}
+        assert len(devices) < 2 or "aten.copy_" not in str(function), (function, devices)
+        place = (kwargs or {}).get("device")
+        assert not devices or place is None or torch.device(place) in devices, (function, place)
+        return function(*args, **kwargs or {})
+
+
+def test_a_recorded_step_waits_for_nothing(tmp_path):
+    """On an emulated second device; the check of the model, and the backward pass of its images' rows, would wait there."""
+    with elsewhere() as there:
+        backbone = load_backbone(str(internvl.tiny(tmp_path / "backbone")), device=there)
+        shapes = {s.name: (3, s.in_features, s.out_features) for s in find_sites(backbone.model, "attention")}
+        expert = new_expert(shapes, scale=2.0, generator=torch.Generator().manual_seed(0), device=there)
+        routed = RoutedExperts(backbone.model, backbone.modality_of)
+        routed.add("one", expert)
+        trainer = Trainer(backbone, routed, expert, schedule=Schedule(1, 0.01, TrainSettings()), graphs=False)
+        steps = RecordedSteps(backbone, routed, trainer.flat, TapeGraphs(there))
+        looked = []
+
+        def work(shape, plain=steps._work):
+            with Watched(), mock.patch("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True):
+                plain(shape)
+            looked.append(len(shape.inputs))
+
+        steps._work = work
+        steps._fits = lambda: False  # the step itself is the test, not its replay
+        inputs, rows = backbone.collate([backbone.encode(s, with_answer=True) for s in SAMPLES], left=False)
+        routes = {"rows": rows, "device": backbone.device, "dtype": backbone.compute_dtype}
+        for _ in range(3):
+            with trainer.flat.collecting():
+                loss = steps.compute(inputs, [("one",)] * len(SAMPLES), routes)
+        assert looked and loss.device == there and float(loss) > 0
+        assert len(trainer.flat.reached()) == 2 * len(shapes)
 
 
 def test_memory_that_graphs_hold_is_freed_where_a_step_does_not_fit(case, monkeypatch):

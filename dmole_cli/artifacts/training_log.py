@@ -25,7 +25,7 @@ class StepFigures:
         learning_rate: of the step.
         gradient_norm: before clipping; infinite where float16 overflowed and the step was skipped.
         tokens: tokens of the samples, without padding.
-    seconds: time since the previous step ended, waiting for the samples included.
+        seconds: time since the previous step ended, waiting for the samples included.
         answers: answer tokens.
         truncated: samples whose question was truncated, and that no earlier step had visited.
     """

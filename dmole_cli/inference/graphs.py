@@ -60,6 +60,10 @@ class Graphs:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 function()
             self._graphs[key] = (graph, alive)
+        except Exception as error:
+            _end_recording_of_random_numbers(self.device)
+            # The end of a failed recording raises an error of its own, which says nothing of the reason.
+            raise error.__context__ or error from None
         finally:
             torch.cuda.set_stream(before)  # the context leaves another one where recording has failed
             if not self._graphs:
@@ -74,3 +78,11 @@ class Graphs:
             torch.cuda.synchronize(self.device)
         self._graphs.clear()
         self._pool = None  # memory of a pool without graphs cannot be shared again
+
+
+def _end_recording_of_random_numbers(device: torch.device) -> None:
+    """Give a device's generator a new state: where recording has failed, the old one expects to be recorded for ever."""
+    generator = torch.cuda.default_generators[device.index or 0]
+    fresh = torch.Generator(device=device)
+    fresh.manual_seed(generator.initial_seed())
+    generator.graphsafe_set_state(fresh)

@@ -10,11 +10,9 @@ computed as on other devices.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +25,7 @@ from dmole_cli.errors import DmoleWarning, first_line
 from dmole_cli.experts.flat import FlatExpert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.graphs import Graphs
+from dmole_cli.training.fixed_shapes import fixed_shapes
 
 LENGTHS, ANSWERS = 64, 16
 # A shape is recorded at its third micro-batch: recording takes as long as some micro-batches without a graph.
@@ -136,8 +135,7 @@ class RecordedSteps:
             return
         self.flat.mark([])  # what the first of several gradients overwrites
         try:
-            with without_checks():
-                self.graphs.record(key, lambda: self._work(shape), alive=(shape, plan))
+            self.graphs.record(key, lambda: self._work(shape), alive=(shape, plan))
         except Exception as error:
             self.enabled = False
             message = f"training without CUDA graphs, which is slower: {first_line(error)}"
@@ -147,9 +145,10 @@ class RecordedSteps:
 
     def _work(self, shape: Shape) -> None:
         """Forward and backward pass of what `shape` holds."""
-        logits = self.backbone.logits_at(shape.inputs, shape.positions)
-        loss = F.cross_entropy(logits.float(), shape.targets, ignore_index=IGNORED)
-        loss.backward()
+        with fixed_shapes():
+            logits = self.backbone.logits_at(shape.inputs, shape.positions)
+            loss = F.cross_entropy(logits.float(), shape.targets, ignore_index=IGNORED)
+            loss.backward()
         shape.loss.copy_(loss.detach())
 
     def _fits(self) -> bool:
@@ -171,24 +170,6 @@ class RecordedSteps:
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
         return found
-
-
-@contextmanager
-def without_checks() -> Iterator[None]:
-    """Inside the block, models of transformers check no values of tensors, such as the number of image tokens.
-
-    Reading a number waits for the device, which cannot be recorded. The messages of checks are formatted even where these are
-    switched off or hold, so a tensor in a message is described, not read. Micro-batches without a graph are checked.
-    """
-    formatted, switch = torch.Tensor.__format__, "TRANSFORMERS_DISABLE_TORCH_CHECK"
-    before = os.environ.get(switch)
-    torch.Tensor.__format__ = lambda tensor, form: f"tensor of shape {tuple(tensor.shape)}"  # type: ignore[method-assign]
-    os.environ[switch] = "1"
-    try:
-        yield
-    finally:
-        torch.Tensor.__format__ = formatted  # type: ignore[method-assign]
-        os.environ.pop(switch) if before is None else os.environ.update({switch: before})
 
 
 def padded_answers(backbone: Backbone, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,8 +3,8 @@
     python pipelines/bench/run.py --only gpu-stages
 
 The task has 256 training and 256 test samples with images of three and of seven tiles; batches of 8, one epoch, answers of at
-most 16 tokens. Each command is a process. How busy the GPU is comes from the driver, ten times a second; a figure is the mean over the
-work alone:
+most 16 tokens. Each command is a process. How busy the GPU is comes from the driver, ten times a second; a figure is the mean
+over the work alone:
 
 - train-task: from the end of the first step to the end of the last one, by the seconds in the training log, which is written
   when the last step has ended;

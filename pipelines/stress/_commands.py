@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -170,11 +170,21 @@ def run(args: Sequence[str], cwd: Path) -> Ended:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Files below a folder by relative path, except caches; of the measured times, only that the file exists."""
+    """Files below a folder by relative path, except caches; of the costs only that the file exists, and no times of steps."""
     files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     found = {name: path for name, path in files.items() if "cache" not in name.parts}
     times = {str(name): b"" for name in found if "costs" in name.parts and name.suffix != ".tmp"}
-    return times | {str(name): path.read_bytes() for name, path in found.items() if "costs" not in name.parts}
+    others = {name: path for name, path in found.items() if "costs" not in name.parts}
+    logs = {name: path for name, path in others.items() if "training" in name.parts and name.suffix == ".parquet"}
+    steps = {str(name): _without_times(path) for name, path in logs.items()}
+    return times | {str(name): path.read_bytes() for name, path in others.items()} | steps
+
+
+def _without_times(path: Path) -> bytes:
+    """The figures of all steps but their seconds."""
+    from dmole_cli.artifacts.training_log import read_training_log
+
+    return repr([replace(row, seconds=0.0) for row in read_training_log(path)]).encode()
 
 
 def reference(folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
