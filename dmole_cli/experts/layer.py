@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from dmole_cli.experts.expert import MatrixGradients
-from dmole_cli.experts.routing_plan import GroupPlan
+from dmole_cli.experts.routing_plan import FusedWeights, GroupPlan, Stack
 
 
 class RoutedLinears(torch.autograd.Function):
@@ -102,6 +104,43 @@ def compute(
     return outputs, low
 
 
+@torch.no_grad()
+def fused_weights(stack: Stack, modules: list[nn.Linear]) -> FusedWeights:
+    """Fuse a stack with the weights of its modules, which become views of the fused ones: they are not held twice."""
+    ends = [0, *itertools.accumulate(module.out_features for module in modules)]
+    outputs, total, ranks = [slice(*pair) for pair in itertools.pairwise(ends)], ends[-1], len(stack.a)
+    weight = stack.a.new_zeros(total + ranks + -ranks % 8, stack.a.shape[1])
+    weight[total : total + ranks] = stack.a
+    biases = [module.bias for module in modules]
+    bias = None if all(own is None for own in biases) else stack.a.new_zeros(len(weight))
+    b = stack.a.new_zeros(ranks, total)
+    for module, own, rows, part in zip(modules, stack.b, stack.ranks, outputs, strict=True):
+        weight[part].copy_(module.weight)
+        module.weight.data = weight[part]
+        b[rows, part] = own
+        if bias is not None and module.bias is not None:
+            bias[part] = module.bias
+    return FusedWeights(weight, bias, b, outputs)
+
+
+def compute_fused(
+    x: torch.Tensor, plan: GroupPlan, modules: list[nn.Linear], scales: torch.Tensor
+) -> list[torch.Tensor]:
+    """As `compute`, with a product for W and A, and one for B: a decoding step is bound by the number of its kernels.
+
+    The outputs are views of one tensor.
+    """
+    stack = plan.stack
+    if stack.fused is None:
+        stack.fused = fused_weights(stack, modules)
+    fused, ranks = stack.fused, len(stack.a)
+    total = fused.b.shape[1]
+    every = F.linear(x, fused.weight, fused.bias)  # [rows, ..., outputs + ranks]
+    low = every[..., total : total + ranks] * scales
+    every.view(-1, every.shape[-1])[:, :total].addmm_(low.view(-1, ranks), fused.b)
+    return [every[..., part] for part in fused.outputs]
+
+
 def output_of(site: str, x: torch.Tensor, plan: GroupPlan, modules: list[nn.Linear]) -> torch.Tensor:
     """The output of one site; those of the group's other sites are computed with it, and given when these are called with x.
 
@@ -117,6 +156,8 @@ def output_of(site: str, x: torch.Tensor, plan: GroupPlan, modules: list[nn.Line
         if torch.is_grad_enabled():
             leaves = [leaf for own in plan.trained for leaf in (own.a, own.b)]
             found = RoutedLinears.apply(x, plan, modules, *leaves)
+        elif plan.fuses:
+            found = compute_fused(x, plan, modules, plan.scales.like(x, plan.columns))
         else:
             found, _ = compute(x, plan, modules, plan.scales.like(x, plan.columns))
         outputs = dict(zip(plan.stack.sites, found, strict=True))

@@ -210,7 +210,7 @@ class RoutedExperts:
                 if len(mixtures) < len(here):
                     names[site] = [n for n in (attached if keep else here) if site not in self.experts[n].gates]
             if names:
-                found = self._stacks.plan(names, active, modality, device, keep=keep)
+                found = self._stacks.plan(names, active, modality, device, keep=keep, fuse=every)
                 plan.groups |= dict.fromkeys(names, found)
         active.fill(self._stacks.columns)
         if keep:

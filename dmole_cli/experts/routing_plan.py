@@ -77,6 +77,7 @@ class Stack:
         ranks: of each site, its part of a.
         owners: the expert of each rank.
         trained: (expert, index of the site, its ranks in a) of the trainable ones.
+        fused: with the weights of the modules, once they are needed.
     """
 
     sites: tuple[str, ...]
@@ -85,6 +86,25 @@ class Stack:
     ranks: list[slice]
     owners: list[str]
     trained: list[tuple[str, int, slice]]
+    fused: FusedWeights | None = None
+
+
+@dataclass
+class FusedWeights:
+    """The weights of a group's modules and the experts' matrices, as two products: W and A, and B of all sites.
+
+    Attributes:
+        weight: W of all modules, below them the A of the stack [outputs + ranks, in], with zeros up to a multiple of 8 rows,
+            which tensor cores need.
+        bias: of the same rows; None without any.
+        b: B of all sites [ranks, outputs], zero where a rank belongs to another site.
+        outputs: of each module, its part of the rows.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    b: torch.Tensor
+    outputs: list[slice]
 
 
 @dataclass
@@ -96,6 +116,7 @@ class GroupPlan:
         scales: of the tower.
         columns: of the stack's ranks in the scales.
         trained: of the trainable experts.
+        fuses: whether forward passes without gradients use fused weights.
         ready: outputs that were computed with those of another site of the group: their input, and site -> output.
     """
 
@@ -103,6 +124,7 @@ class GroupPlan:
     scales: RowScales
     columns: slice
     trained: list[TrainedMatrices]
+    fuses: bool = False
     ready: tuple[torch.Tensor, dict[str, torch.Tensor]] | None = None
 
 
@@ -201,6 +223,7 @@ class Stacks:
         device: torch.device | None = None,
         *,
         keep: bool,
+        fuse: bool = False,
     ) -> GroupPlan:
         """The plan of one group, whose trainable matrices `refresh` still has to copy.
 
@@ -210,6 +233,7 @@ class Stacks:
             modality: of the sites.
             device: of the sites, where it is another one than the backbone's.
             keep: keep the stack for later batches.
+            fuse: fuse it with the weights of the modules, where no expert trains.
         """
         place = device or active.device
         key = (tuple((site, *own) for site, own in names.items()), place, active.dtype)
@@ -221,7 +245,7 @@ class Stacks:
         for name, index, ranks in stack.trained:
             expert, site = active.experts[name], stack.sites[index]
             trained.append(TrainedMatrices(index, ranks, *expert.sites[site], expert.gradients.get(site)))
-        return GroupPlan(stack, scales, columns, trained)
+        return GroupPlan(stack, scales, columns, trained, fuses=fuse and not trained)
 
     def _stack(
         self, names: Mapping[str, Sequence[str]], active: ActiveExperts, device: torch.device, *, keep: bool

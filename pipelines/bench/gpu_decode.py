@@ -70,7 +70,7 @@ def variants(case: Case, batch: list[Encoded], tokens: int) -> dict[str, Callabl
 def routed(backbone: Backbone, experts: dict[str, Expert], batch: list[Encoded], tokens: int) -> Variant:
     """Answers with experts that stay attached; the routes move on by one sample from call to call."""
     own = twin(backbone)
-    layer = attached(own, experts)
+    layer = attached(own, {name: frozen(expert) for name, expert in experts.items()})
     inputs, rows = own.collate(batch, left=True)
     limits = {"max_new_tokens": tokens, "min_new_tokens": tokens}
     decoder, shifts = static_decoder(own, layer), itertools.count()
@@ -81,6 +81,11 @@ def routed(backbone: Backbone, experts: dict[str, Expert], batch: list[Encoded],
             return generate(own, inputs, **limits, leave=layer.keep, decoder=decoder)
 
     return run
+
+
+def frozen(expert: Expert) -> Expert:
+    """An expert as `evaluate` reads it."""
+    return Expert({site: (a.detach(), b.detach()) for site, (a, b) in expert.sites.items()}, expert.scale)
 
 
 def plain(backbone: Backbone, batch: list[Encoded], tokens: int) -> Variant:
