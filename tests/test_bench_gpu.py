@@ -145,9 +145,11 @@ def test_operators_that_compute_are_counted_and_views_are_not():
 
 def test_operators_per_routed_site():
     made = launches.tiny_case()
-    assert 2 < sum(launches.training(made).values()) <= 14.8
-    decoding = launches.decoding(made)
-    assert decoding == {"addmm_": 1, "mm": 1, "mul_": 1} and sum(decoding.values()) <= launches.DECODING
+    training, decoding = launches.training(made), launches.decoding(made)
+    assert 2 < sum(training.values()) <= launches.TRAINING
+    # Of sites with the same input, one product with A and one with the scales serve all.
+    assert decoding.keys() == {"addmm_", "mm", "mul_"} and decoding["addmm_"] == 1
+    assert decoding["mm"] < 1 and sum(decoding.values()) <= launches.DECODING
 
 
 # --- all stages ---

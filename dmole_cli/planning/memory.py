@@ -41,11 +41,20 @@ def memory_rows(
         for work, size in _batch_sizes(inputs, task, len(samples)).items():
             batch = longest_batch(backbone, samples, lengths, size, max_length=settings.train.max_length)
             steps: Callable[..., object] = partial(measure_sensitivity, backbone, measured, [batch, batch])
+            kept = 0
             if work == "train-task":
                 steps = partial(_train, inputs, task, backbone, batch)
-            rows = estimate_memory(backbone, batch, steps, libraries=libraries)
+                kept = _kept_samples(inputs, task, batch, len(samples))
+            rows = estimate_memory(backbone, batch, steps, libraries=libraries, samples=kept)
             found += [{"task": task, "work": work, **asdict(row)} for row in rows]
     return found
+
+
+def _kept_samples(inputs: PlanInputs, task: str, batch: Sequence[Encoded], samples: int) -> int:
+    """Bytes of the prepared samples that training keeps, where it visits them again."""
+    epochs = inputs.settings.train.epochs or inputs.data.card(task).recipe.epochs
+    each = sum(sample.nbytes for sample in batch) // len(batch)
+    return min(inputs.settings.sample_cache * 2**20, samples * each) if epochs > 1 else 0
 
 
 def _batch_sizes(inputs: PlanInputs, task: str, samples: int) -> Mapping[str, int]:

@@ -35,6 +35,7 @@ class MemoryEstimate:
         tensors: activations, gradients and optimizer state at the peak.
         weights: weights of the backbone.
         libraries: the process with all libraries imported; 0 where the system does not report it.
+        samples: prepared samples that are kept because they are used again.
         process: total of a CPU process.
     """
 
@@ -45,11 +46,12 @@ class MemoryEstimate:
     tensors: int
     weights: int
     libraries: int
+    samples: int
     process: int
 
 
 def estimate_memory(
-    backbone: Backbone, batch: Sequence[Encoded], work: Callable[..., object], *, libraries: int
+    backbone: Backbone, batch: Sequence[Encoded], work: Callable[..., object], *, libraries: int, samples: int = 0
 ) -> list[MemoryEstimate]:
     """Estimate `work(checkpointing=False)` and `work(checkpointing=True)`.
 
@@ -58,6 +60,7 @@ def estimate_memory(
         batch: samples of the batches that `work` processes.
         work: profiling or training steps with this backbone.
         libraries: result of `library_bytes`.
+        samples: bytes of prepared samples that are kept.
     """
     weights, found = held_bytes(backbone.model), list[MemoryEstimate]()
     for checkpointing in (False, True):
@@ -72,7 +75,8 @@ def estimate_memory(
                 tensors=tensors,
                 weights=weights,
                 libraries=libraries,
-                process=libraries + weights + tensors + round(FRAGMENTATION * plain),
+                samples=samples,
+                process=libraries + weights + tensors + samples + round(FRAGMENTATION * plain),
             )
         )
     return found

@@ -37,7 +37,8 @@ ASSUMPTIONS = (
     "the most activations; at all sites where the budget holds no expert",
     "no transfer expert and no penalty; a worker process that prepares batches has its own memory",
     f"process = libraries as loaded here + weights + tensors + {FRAGMENTATION} x tensors without checkpointing, for heap "
-    "fragmentation on a CPU; on a GPU: weights + tensors",
+    "fragmentation on a CPU, + prepared samples that training keeps for its next epoch (--sample-cache); on a GPU: weights + "
+    "tensors",
 )
 
 TIME_ASSUMPTIONS = (
