@@ -20,7 +20,8 @@ from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError, first_line
 
 AUTO = -1  # workers by the machine's cores
-MIN_FOR_WORKER = 256  # samples from which a worker process is worth its start
+# Samples from which a worker process is worth its start: beside a model on the CPU, and beside one that would wait for its data.
+MIN_FOR_WORKER, MIN_BESIDE_DEVICE = 256, 16
 MAX_WORKERS = 8  # of a process: more only take memory, because no step waits for its data any more
 
 
@@ -188,7 +189,7 @@ def automatic_workers(batches: Sequence[Sequence[int]], device: torch.device) ->
     """Number of workers for these batches on this machine."""
     # Batches may be made on access, so that only two of them are looked at: the last of an epoch is smaller.
     samples = len(batches) * max((len(batches[i]) for i in (0, -1)), default=0) if batches else 0
-    if samples < MIN_FOR_WORKER:
+    if samples < (MIN_FOR_WORKER if device.type == "cpu" else MIN_BESIDE_DEVICE):
         return 0
     share = cores() // local_processes()
     # On the CPU, one core is for the model; on a device, this process mostly waits.
