@@ -60,7 +60,10 @@ def trained(case, *, graphs: bool, change=None, checkpointing=False):
     for name, expert in experts.items():
         routed.add(name, expert)
     trainer = Trainer(
-        case.backbone, routed, experts["5"], schedule=Schedule(STEPS, 0.01, TrainSettings()), graphs=False
+        case.backbone,
+        routed,
+        experts["5"],
+        schedule=Schedule(STEPS, 0.01, TrainSettings(), graphs=False),
     )
     if graphs:
         taped = TapeGraphs(torch.device("cpu"))
@@ -138,7 +141,12 @@ def test_a_recorded_step_waits_for_nothing(tmp_path):
         expert = new_expert(shapes, scale=2.0, generator=torch.Generator().manual_seed(0), device=there)
         routed = RoutedExperts(backbone.model, backbone.modality_of)
         routed.add("one", expert)
-        trainer = Trainer(backbone, routed, expert, schedule=Schedule(1, 0.01, TrainSettings()), graphs=False)
+        trainer = Trainer(
+            backbone,
+            routed,
+            expert,
+            schedule=Schedule(1, 0.01, TrainSettings(), graphs=False),
+        )
         steps = RecordedSteps(backbone, routed, trainer.flat, TapeGraphs(there))
         looked = []
 

@@ -277,11 +277,11 @@ def _fit(
             settings.train.micro_batch, context.samples, order.sizes,
             trainer=Trainer(
                 backbone, training.routed, training.expert,
-                schedule=Schedule(1, rate, settings.train), penalty=penalty, graphs=False,
+                schedule=Schedule(1, rate, settings.train, graphs=False), penalty=penalty,
             ),
             active=active, remembered=run.root / "cache" / "micro_batches.json", settings=settings.train,
         )  # fmt: skip
-        schedule = Schedule(len(order), rate, settings.train, counts_of(order.sizes, size), seed)
+        schedule = Schedule(len(order), rate, settings.train, counts_of(order.sizes, size), seed, settings.cuda_graphs)
         # Bytes depend on the division, too.
         header = replace(plan.header, settings={**plan.header.settings, "micro_batch": size if schedule.divided else 0})
         checkpoints = Checkpoints(run.checkpoint(task, rules.name), header, every=settings.train.save_every)
@@ -311,7 +311,6 @@ def _fit(
             schedule=schedule,
             penalty=penalty,
             cache=cache,
-            graphs=settings.cuda_graphs,
             observer=Followed(checkpoints, track, label, log=log, last=rules.has_memory),
         )
         finish()

@@ -92,7 +92,6 @@ class Trainer:
         schedule: steps, learning rate, weight decay and clipping.
         penalty: of the method, added to the loss of every step.
         cache: vision features of batches without an active expert in the vision encoder.
-        graphs: on CUDA, record forward and backward passes as graphs.
 
     Attributes:
         flat: the expert's matrices in one tensor per tower.
@@ -110,7 +109,6 @@ class Trainer:
         schedule: Schedule,
         penalty: Penalty | None = None,
         cache: VisionFeatureCache | None = None,
-        graphs: bool = True,
     ) -> None:
         self.backbone, self.routed, self.schedule, self.penalty, self.cache = backbone, routed, schedule, penalty, cache
         towers = {site: backbone.modality_of(site) for site in expert.sites}
@@ -125,7 +123,7 @@ class Trainer:
             fused=backbone.device.type == "cuda" or None,  # one kernel for all of them
         )
         self.figures: list[StepFigures] = []
-        self.recorded = recorded_steps(backbone, routed, self.flat) if graphs else None
+        self.recorded = recorded_steps(backbone, routed, self.flat) if schedule.graphs else None
         self._reads = PendingReads(backbone.device, late=not half)
         self._told = 0  # steps that the observer knows of
         self._ended = time.perf_counter()  # of the last step
@@ -286,10 +284,9 @@ def train_expert(
     penalty: Penalty | None = None,
     cache: VisionFeatureCache | None = None,
     observer: Observer | None = None,
-    graphs: bool = True,
 ) -> list[StepFigures]:
     """Train one expert in place; returns the figures of every step. Arguments and errors are those of `Trainer`."""
-    trainer = Trainer(backbone, routed, expert, schedule=schedule, penalty=penalty, cache=cache, graphs=graphs)
+    trainer = Trainer(backbone, routed, expert, schedule=schedule, penalty=penalty, cache=cache)
     observer = observer or Observer()
     observer.begin(trainer)
     trainer.run(batches, observer)

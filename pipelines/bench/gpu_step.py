@@ -100,8 +100,7 @@ def training_loop(
         backbone,
         attached(backbone, used),
         experts[case.newest],
-        schedule=Schedule(10**6, RATE, TRAIN_SETTINGS),
-        graphs=graphs,
+        schedule=Schedule(10**6, RATE, TRAIN_SETTINGS, graphs=graphs),
     )
     batches = itertools.repeat(Batch([str(i) for i in range(len(sets))], sets, case.batch))
 
