@@ -54,7 +54,9 @@ def test_a_variant_that_fails_has_results_with_its_error_and_the_others_are_meas
     work = lambda: torch.zeros(1000) + 1  # noqa: E731
     makers = {"works": lambda: work, "later": lambda: later, "never": impossible, "too": lambda: work}
     found = _gpu.measure(makers, device=CPU, rounds=3)
-    assert found.time("a", "works", "too", 5).ratio > 0 and found.peak("b", "works", "too").ratio == pytest.approx(1, abs=0.01)
+    assert found.time("a", "works", "too", 5).ratio > 0 and found.peak("b", "works", "too").ratio == pytest.approx(
+        1, abs=0.01
+    )
     assert found.peaks["works"] >= 8000
     row = found.time("c", "works", "later", 0.5)
     assert row.error == "later: RuntimeError: out of memory" and row.met is None
