@@ -177,7 +177,7 @@ class SiteGradients:
             gradients[module.bias] = [part.sum(dim=0, dtype=torch.float32) for part in tokens]
         for p, own in gradients.items():
             if p in self._computed:  # of another call, or of a module that shares the parameter
-                torch._foreach_add_(self._computed[p], own)
+                _add_each(self._computed[p], own)
             else:
                 self._computed[p] = own
             self._uses[p] -= 1
@@ -197,7 +197,7 @@ class SiteGradients:
             return
         first, *others = zip(*gradients, strict=True)
         for more in others:
-            torch._foreach_add_(first, more)
+            _add_each(first, more)
         if self._processes.size == 1:
             self._add_to_sums(parameters, first)
         else:
@@ -207,7 +207,7 @@ class SiteGradients:
         pairs = list(zip(parameters, gradients, strict=True))
         known = [(self._sums[p], grad) for p, grad in pairs if p in self._sums]
         if known:
-            torch._foreach_add_(*map(list, zip(*known, strict=True)))
+            _add_each(*zip(*known, strict=True))
         self._sums |= {p: grad for p, grad in pairs if p not in self._sums}
 
 
@@ -298,9 +298,27 @@ def _sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
-def _norms_of(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+def _by_device(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Indices of the tensors of each device; a model may be spread over several."""
+    found: dict[torch.device, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        found.setdefault(tensor.device, []).append(index)
+    return list(found.values())
+
+
+def _norms_of(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The norm of each tensor (scalars); on a GPU, a few kernels for all of them."""
-    return torch._foreach_norm(tensors) if tensors else []
+    norms = list(tensors)
+    for indices in _by_device(tensors):
+        for index, norm in zip(indices, torch._foreach_norm([tensors[i] for i in indices]), strict=True):
+            norms[index] = norm
+    return norms
+
+
+def _add_each(sums: Sequence[torch.Tensor], more: Sequence[torch.Tensor]) -> None:
+    """Add a tensor to each of others, in place; on a GPU, a few kernels for all of them."""
+    for indices in _by_device(sums):
+        torch._foreach_add_([sums[i] for i in indices], [more[i] for i in indices])
 
 
 def _numbers(values: Sequence[torch.Tensor]) -> list[float]:

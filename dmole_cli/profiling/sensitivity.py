@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from dmole_cli.artifacts.profile import SiteProfile
 from dmole_cli.backbones.backbone import IGNORED, Backbone, Encoded
-from dmole_cli.backbones.checkpointing import recomputing
+from dmole_cli.backbones.checkpointing import activation_checkpointing, recomputing
 from dmole_cli.backbones.sites import Site
 from dmole_cli.errors import DmoleError
 from dmole_cli.processes import ALONE, World
@@ -114,13 +114,17 @@ def measure_sensitivity(
         stack.enter_context(gradients.collecting())
         if samples is not None:
             stack.enter_context(samples.collecting())
-        recomputed = False
+        saving = False
         for index, batch in enumerate(batches):
             number = index * processes.size + processes.rank + 1
             one = batch if isinstance(batch, Pass) else Pass(number, [batch])
-            if not recomputed and (checkpointing or len(one.batches) > 1):
-                stack.enter_context(recomputing(backbone, gradients.modules))
-                recomputed = True
+            if not saving and (checkpointing or len(one.batches) > 1):
+                # The launches of a pass limit several small batches, and its products one large batch.
+                several = len(one.batches) > 1
+                stack.enter_context(
+                    recomputing(backbone, gradients.modules) if several else activation_checkpointing(backbone)
+                )
+                saving = True
             own.append(_measure(backbone, one, gradients, samples))
             gradients.end_round()
         if len(own) * processes.size < count:  # this process has no pass in the last round
