@@ -155,8 +155,8 @@ def _measure(backbone: Backbone, one: Pass, gradients: SiteGradients, samples: S
         by_sample = samples.backward(answers, Parts(torch.arange(sum(sizes)), owners))
     batches = Parts(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)), owners)
     with by_sample as sample_norms, gradients.backward(batches) as norms:
-        (sum(losses) * backbone.loss_scale).backward()
-        values = torch.stack(losses).tolist()
+        (torch.stack(losses).sum() * backbone.loss_scale).backward()
+        values = torch.stack([loss.detach() for loss in losses]).tolist()
         for number, loss in enumerate(values, one.first):
             if not math.isfinite(loss):
                 raise DmoleError(
