@@ -10,10 +10,12 @@ import tiny
 import torch
 from PIL import Image
 
-from dmole_cli.backbones.checkpointing import activation_checkpointing
+from dmole_cli.backbones.checkpointing import activation_checkpointing, recomputing
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
+from dmole_cli.profiling import gradients
+from dmole_cli.profiling.passes import Pass, grouped, in_passes
 from dmole_cli.profiling.sensitivity import SampledSiteProfile, measure_sensitivity
 
 
@@ -126,21 +128,75 @@ def test_the_backbone_is_left_as_it_was(backbone, sites, encoded, options):
     assert not any(backbone.model.get_submodule(site.name)._forward_hooks for site in sites)
 
 
-def test_a_gradient_is_freed_before_the_next_one(backbone, sites, encoded, monkeypatch):
-    """At most one parameter holds a gradient at any time."""
-    from dmole_cli.profiling import gradients
+def test_gradients_wait_up_to_a_limit(backbone, sites, encoded, monkeypatch):
+    """Without one, as on the CPU, at most one module's gradients exist beside the sums."""
+    reduce, waiting = gradients.SiteGradients._reduce, []
 
-    holding = []
-    parameters = [p for site in sites for p in backbone.model.get_submodule(site.name).parameters()]
-    collect = gradients.SiteGradients._collect
+    def watching(self):
+        waiting.append(len(self._computed))
+        reduce(self)
 
-    def watching(self, parameter):
-        holding.append(sum(p.grad is not None for p in parameters))
-        collect(self, parameter)
+    monkeypatch.setattr(gradients.SiteGradients, "_reduce", watching)
+    rows = measure_sensitivity(backbone, sites, batches(encoded))
+    assert max(waiting) == 2, "weight and bias"
+    waiting.clear()
+    monkeypatch.setattr(gradients, "WAITING", {backbone.device.type: 2**30})
+    assert measure_sensitivity(backbone, sites, batches(encoded)) == rows
+    assert len(waiting) == 2, "once for each batch"
 
-    monkeypatch.setattr(gradients.SiteGradients, "_collect", watching)
-    measure_sensitivity(backbone, sites, batches(encoded))
-    assert set(holding) == {1}
+
+@pytest.mark.parametrize("pattern", ["attention", "linear"])
+def test_batches_in_one_pass_have_the_norms_of_batches_alone(backbone, encoded, pattern):
+    sites = find_sites(backbone.model, pattern)
+    parts = [encoded[1:3], encoded[:1], encoded[2:]]
+    alone = measure_sensitivity(backbone, sites, parts, per_sample=True)
+    together = measure_sensitivity(backbone, sites, [Pass(1, parts[:2]), Pass(3, parts[2:])], per_sample=True)
+    for one, two in zip(alone, together, strict=True):
+        for name, value in asdict(one).items():
+            tolerance = 1e-3 if name.endswith("std") else 1e-5
+            expected = pytest.approx(value, rel=tolerance, abs=1e-7) if isinstance(value, float) else value
+            assert getattr(two, name) == expected
+
+
+def test_passes_are_as_large_as_their_padded_tokens_allow():
+    lengths = [[3, 4], [2], [9, 1], [1], [1], [1], [1], [1]]
+    expected = [range(2), range(2, 3), range(3, 7), range(7, 8)]
+    assert grouped(lengths, limit=15) == expected
+    assert grouped(lengths, limit=1) == [range(i, i + 1) for i in range(8)]
+    found = list(in_passes(iter([["a"], ["b"], ["c"]]), [range(2), range(2, 3)]))
+    assert found == [Pass(1, [["a"], ["b"]]), Pass(3, [["c"]])]
+
+
+def test_a_pass_names_its_batch_whose_loss_is_not_finite(backbone, sites, encoded):
+    broken = [replace(encoded[0], labels=torch.full_like(encoded[0].labels, -100))]
+    with pytest.raises(DmoleError, match="profiling batch 6 is nan"):
+        measure_sensitivity(backbone, sites, [Pass(4, [encoded[:1], encoded[1:2], broken])])
+
+
+def test_modules_that_share_a_weight_have_the_norm_of_its_whole_gradient(backbone, encoded, monkeypatch):
+    one, other = (layer.self_attn.q_proj for layer in backbone.language.layers[:2])
+    monkeypatch.setitem(other._parameters, "weight", one.weight)
+    grads = plain_gradients(backbone, encoded)
+    for options in ({}, {"checkpointing": True}):
+        rows = measure_sensitivity(backbone, find_sites(backbone.model, "language_model.*q_proj"), [encoded], **options)
+        assert rows[0].score == rows[1].score == pytest.approx(norm_at(grads, rows[0].site), rel=1e-5)
+
+
+def test_recomputation_leaves_blocks_without_backward_pass_alone(backbone, encoded):
+    """Blocks below the lowest site record nothing, and the backward pass ends at that site."""
+    sites = find_sites(backbone.model, r"language_model.*layers\.1\.self_attn\.v_proj")
+    inputs, _ = backbone.collate(encoded[:2], left=False)
+    modules = [backbone.model.get_submodule(site.name) for site in sites]
+    states = []
+    hooks = [block.register_forward_hook(lambda m, a, out: states.append(out)) for block in backbone.language.layers]
+    try:
+        with recomputing(backbone, modules):
+            backbone.answer_logits(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = [(out if isinstance(out, torch.Tensor) else out[0]).requires_grad for out in states]
+    assert len(found) == len(backbone.language.layers) and not found[0]
 
 
 def test_a_samples_norm_is_that_of_the_sample_alone(backbone, sites, encoded):

@@ -24,6 +24,7 @@ from dmole_cli.planning.inputs import PlanInputs
 from dmole_cli.planning.meter import Meter, Speed
 from dmole_cli.planning.predictions import prediction_speed
 from dmole_cli.planning.work import FEATURE_BATCH, TaskWork
+from dmole_cli.profiling.passes import in_passes, plan_passes
 from dmole_cli.profiling.sensitivity import measure_sensitivity
 from dmole_cli.progress import Track, quiet
 from dmole_cli.routing.autoencoder import Autoencoder, fit
@@ -133,11 +134,12 @@ class Measuring:
     def _profile(self, work: TaskWork, limit: float) -> Speed:
         chosen, meter = self.settings.profile, self._meter(limit)
         batches = self._encoded(work.train, work.profile_batches, with_answer=True)
+        passes = plan_passes(self.backbone, work.train, work.profile_batches)
         sites = find_sites(self.backbone.model, chosen.sites)
         measure_sensitivity(
             self.backbone,
             sites,
-            meter.over(batches),
+            meter.over(in_passes(batches, passes)),
             checkpointing=chosen.checkpointing,
             per_sample=chosen.per_sample,
         )

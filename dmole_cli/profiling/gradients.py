@@ -1,135 +1,214 @@
-"""Gradients of a backbone's linear modules over batches: their sum, their norms per batch, and their norms per sample."""
+"""Gradients of a backbone's linear modules over batches: their sum, their norms per batch, and their norms per sample.
+
+They are computed from the input x of a module and the gradient g of its output: g^T x for the weight, the sum of g over the
+tokens for the bias. The weights themselves stay frozen, so that autograd computes and accumulates nothing for them.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from dmole_cli.backbones.backbone import IGNORED, Backbone
+from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.image_layouts import spread
 from dmole_cli.processes import ALONE, World
 
 Observer = Callable[[torch.Tensor, torch.Tensor], None]
+# Bytes of gradients, by device, that wait until one call reduces all of them: launching a kernel for each takes time on a GPU.
+WAITING = {"cuda": 256 * 2**20}
+
+
+class Parts:
+    """The rows of each part of a pass (a batch, or a sample) in a module's input, or in the gradient of its output.
+
+    Args:
+        samples: part of each sample, ascending.
+        rows: modality -> sample index of each row of that tower, ascending, where rows are not samples; on the CPU.
+    """
+
+    def __init__(self, samples: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> None:
+        self.count = int(samples[-1]) + 1
+        self._samples, self._rows = samples, rows
+        self._sizes: dict[tuple, tuple[list[int], bool]] = {}
+
+    def split(self, x: torch.Tensor, modality: str) -> Sequence[torch.Tensor]:
+        """The rows of each part."""
+        if self.count == 1:
+            return (x,)
+        key = (modality, *x.shape[:-1])
+        if key not in self._sizes:
+            owners = self._samples[self._rows[modality]] if modality in self._rows else self._samples
+            own, packed = spread(owners, x, per_sample=modality not in self._rows)
+            self._sizes[key] = torch.bincount(own, minlength=self.count).tolist(), packed
+        sizes, packed = self._sizes[key]
+        return (x[0] if packed else x).split(sizes)
 
 
 class SiteGradients:
     """Sums and norms of the gradients of some modules.
 
-    One process frees each gradient as soon as it is added to the sum. Several processes work on a round of batches at a time:
-    each holds the gradients of its own batch, sends them to the process that sums the module's, and frees them. Either way,
-    gradients are added in float32 in the order of the batches.
-
-    A quantised weight has no gradient in autograd; the gradient of the values it stands for is computed from the module's
-    input and its output's gradient.
+    Gradients are added in float32: those of the batches of a pass, in their order, and those of the passes, in their order. One
+    process adds a gradient to the sum soon after it is computed. Several processes work on a round of passes at a time: each
+    holds the gradients of its own pass, sends them to the process that sums the module's, and frees them.
 
     Args:
-        model: frozen.
+        backbone: frozen.
         names: module paths.
-        scale: factor of the loss, which gradients are divided by.
-        processes: those that deal the batches out among them.
+        processes: those that deal the passes out among them.
+
+    Attributes:
+        modules: the observed modules, with their modality.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], *, scale: float = 1.0, processes: World = ALONE) -> None:
-        self._scale, self._processes = scale, processes
+    def __init__(self, backbone: Backbone, names: Sequence[str], *, processes: World = ALONE) -> None:
+        model = backbone.model
+        self._scale, self._processes = backbone.loss_scale, processes
         self._parameters = {name: list(model.get_submodule(name).parameters(recurse=False)) for name in names}
-        modules: list[Any] = [model.get_submodule(name) for name in names]
-        self._quantised = [m for m in modules if not m.weight.is_floating_point()]
-        # Shape and type of each gradient, for processes whose batch does not reach it.
-        self._forms = {p: (p.shape, p.dtype) for group in self._parameters.values() for p in group}
-        self._forms |= {m.weight: (torch.Size((m.out_features, m.in_features)), torch.float32) for m in self._quantised}
+        # Quantised weights have another shape than the values that they stand for.
+        self._shapes = {
+            p: (m.out_features, m.in_features) if p is m.weight else p.shape
+            for m in map(model.get_submodule, names)
+            for p in m.parameters(recurse=False)
+        }
+        # The processes share the parameters out in this order: the largest ones first, evenly.
+        self._order = sorted(self._shapes, key=lambda p: -math.prod(self._shapes[p]))
+        # Other modules may share a parameter.
+        self.modules = {
+            module: backbone.modality_of(name)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and any(p in self._shapes for p in module.parameters(recurse=False))
+        }
+        self._waiting_limit = WAITING.get(backbone.device.type, 0)
+        self._anchor = torch.zeros((), requires_grad=True)
         self._sums: dict[nn.Parameter, torch.Tensor] = {}
-        self._batch: dict[nn.Parameter, torch.Tensor] = {}  # this process's gradients of a round
-        self._batch_norms: dict[nn.Parameter, torch.Tensor] = {}
+        self._round: dict[nn.Parameter, torch.Tensor] = {}  # this process's gradients of a round
+        # Of the present pass.
+        self._parts = Parts(torch.zeros(1, dtype=torch.long), {})
+        self._uses: Counter[nn.Parameter] = Counter()  # products that the backward pass has still to compute
+        self._computed: dict[nn.Parameter, list[torch.Tensor]] = {}  # the gradient of each batch
+        self._ready: list[nn.Parameter] = []
+        self._norms: dict[nn.Parameter, Sequence[torch.Tensor]] = {}
+        self._backward = False
 
     def sum_norms(self) -> dict[str, float]:
         """Name -> norm of the summed gradient, the weight's plus the bias's; 0 where no batch has reached it."""
-        names = list(self._parameters)
-        own = [
-            sum(self._sums[p].norm().item() for p in self._parameters[name] if p in self._sums)
-            for name in self._processes.own(names)
-        ]
-        return dict(zip(names, self._processes.combine(own), strict=True))
+        reached = [p for p in self._processes.own(self._order) if p in self._sums]
+        own = dict(zip(reached, _numbers(_norms_of([self._sums[p] for p in reached])), strict=True))
+        norms = self._processes.combine([own.get(p, 0.0) for p in self._processes.own(self._order)])
+        found = dict(zip(self._order, norms, strict=True))
+        return {name: self._total(found, name) for name in self._parameters}
+
+    def _total(self, found: Mapping[nn.Parameter, float], name: str) -> float:
+        # Parameters that the loss does not depend on (a layer above the features in use) count as zero.
+        return sum(found.get(p, 0.0) for p in self._parameters[name]) / self._scale
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Inside the context the modules' parameters are trainable and their gradients are collected."""
-        parameters = [p for group in self._parameters.values() for p in group if p.is_floating_point()]
-        hooks = [p.requires_grad_(True).register_post_accumulate_grad_hook(self._collect) for p in parameters]
-        hooks += [module.register_forward_hook(self._observe) for module in self._quantised]
+        """Inside the context the modules are observed."""
+        hooks = [module.register_forward_hook(self._observe, with_kwargs=True) for module in self.modules]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
-            for p in parameters:
-                p.requires_grad_(False)
-                p.grad = None
 
     @contextmanager
-    def batch(self) -> Iterator[dict[str, float]]:
-        """Context of the backward pass of one batch; yields name -> norm of its gradient, filled in at the end."""
-        norms: dict[str, float] = {}
-        self._batch_norms.clear()
-        yield norms
-        values = _together(list(self._batch_norms.values())).tolist()
-        found = dict(zip(self._batch_norms, values, strict=True))
-        for name, group in self._parameters.items():
-            # Parameters that the loss does not depend on (a layer above the features in use) count as zero.
-            norms[name] = sum(found.get(p, 0.0) for p in group)
+    def backward(self, parts: Parts) -> Iterator[list[dict[str, float]]]:
+        """Context of the backward pass; yields, for each batch, name -> norm of its gradient, filled in at the end.
+
+        Args:
+            parts: the batches of the pass.
+        """
+        found: list[dict[str, float]] = []
+        self._parts, self._backward = parts, True
+        try:
+            yield found
+            # Modules whose output the loss does not depend on still count as used.
+            self._ready = list(self._computed)
+            self._reduce()
+            values = iter(_numbers([norm for norms in self._norms.values() for norm in norms]))
+            norms = {p: [next(values) for _ in own] for p, own in self._norms.items()}
+        finally:
+            self._backward = False
+            for state in (self._uses, self._computed, self._ready, self._norms):
+                state.clear()
+        for batch in range(parts.count):
+            own = {p: of_batches[batch] for p, of_batches in norms.items()}
+            found.append({name: self._total(own, name) for name in self._parameters})
 
     def end_round(self) -> None:
-        """Add the gradients of the processes' batches to the sums.
+        """Add the gradients of the processes' passes to the sums.
 
-        Every process calls it after each round, also one that had no batch in the last round.
+        Every process calls it after each round, also one that had no pass in the last round.
         """
         if self._processes.size == 1:
             return
-        order = [(site, p) for site, group in enumerate(self._parameters.values()) for p in group]
-        reached = self._processes.collect({number for number, (_, p) in enumerate(order) if p in self._batch})
+        reached = self._processes.collect({number for number, p in enumerate(self._order) if p in self._round})
         for number in sorted(set[int]().union(*reached)):
-            site, parameter = order[number]
-            shape, dtype = self._forms[parameter]
-            own = self._batch.pop(parameter, None)
-            own = torch.zeros(shape, dtype=dtype, device=parameter.device) if own is None else own
-            # The process that `own` assigns the site to sums its gradients.
-            gathered = self._processes.gather(own, to=site % self._processes.size)
+            parameter = self._order[number]
+            own = self._round.pop(parameter, None)
+            own = torch.zeros(self._shapes[parameter], device=parameter.device) if own is None else own
+            # The process that `own` assigns the parameter to sums its gradients.
+            gathered = self._processes.gather(own, to=number % self._processes.size)
             for grad in (grad for rank, grad in enumerate(gathered) if number in reached[rank]):
-                self._add_to_sum(parameter, self._value(grad))
+                self._add_to_sums([parameter], [grad])
 
-    def _collect(self, parameter: nn.Parameter) -> None:
-        assert parameter.grad is not None
-        grad, parameter.grad = parameter.grad, None
-        self._add(parameter, grad)
+    def _observe(self, module: Any, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+        if not self._backward:  # activation checkpointing calls modules a second time
+            self._uses.update(module.parameters(recurse=False))
+        x = args[0] if args else kwargs["input"]
+        # Where nothing below requires gradients, the backward pass ends here.
+        anchor = None if output.requires_grad else self._anchor
+        return _ObserveBackward.apply(output, x, partial(self._add, module), anchor)
 
-    def _observe(self, module: Any, args: tuple, output: torch.Tensor) -> torch.Tensor:
-        # Where no module below is trainable, the backward pass ends here.
-        output = output if output.requires_grad else output.detach().requires_grad_()
-        return _ObserveBackward.apply(output, args[0], partial(self._add_product, module))
+    def _add(self, module: Any, x: torch.Tensor, grad: torch.Tensor) -> None:
+        modality = self.modules[module]
+        tokens = [part.flatten(0, -2) for part in self._parts.split(grad, modality)]  # [tokens, out] of each batch
+        inputs = [part.flatten(0, -2) for part in self._parts.split(x, modality)]
+        gradients = {module.weight: [_product(*pair, module) for pair in zip(tokens, inputs, strict=True)]}
+        if module.bias is not None:
+            gradients[module.bias] = [part.sum(dim=0, dtype=torch.float32) for part in tokens]
+        for p, own in gradients.items():
+            if p in self._computed:  # of another call, or of a module that shares the parameter
+                _add_each(self._computed[p], own)
+            else:
+                self._computed[p] = own
+            self._uses[p] -= 1
+            if self._uses[p] == 0 and p in self._shapes:
+                self._ready.append(p)
+        held = sum(4 * part.numel() for p in self._ready for part in self._computed[p])
+        if held > self._waiting_limit:
+            self._reduce()
 
-    def _add_product(self, module: Any, x: torch.Tensor, grad: torch.Tensor) -> None:
-        self._add(module.weight, grad.flatten(0, -2).float().t() @ x.flatten(0, -2).float())
-
-    def _add(self, parameter: nn.Parameter, grad: torch.Tensor) -> None:
-        value = self._value(grad)
-        self._batch_norms[parameter] = value.norm()
+    def _reduce(self) -> None:
+        """Reduce the gradients that are ready to norms and sums."""
+        parameters, self._ready = self._ready, []
+        gradients = [self._computed.pop(p) for p in parameters]
+        norms = iter(_norms_of([part for own in gradients for part in own]))
+        self._norms |= {p: [next(norms) for _ in own] for p, own in zip(parameters, gradients, strict=True)}
+        if not gradients:
+            return
+        first, *others = zip(*gradients, strict=True)
+        for more in others:
+            _add_each(first, more)
         if self._processes.size == 1:
-            self._add_to_sum(parameter, value)
+            self._add_to_sums(parameters, first)
         else:
-            self._batch[parameter] = grad
+            self._round |= dict(zip(parameters, first, strict=True))
 
-    def _value(self, grad: torch.Tensor) -> torch.Tensor:
-        return grad.float() if self._scale == 1 else grad.float() / self._scale
-
-    def _add_to_sum(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
-        if parameter in self._sums:
-            self._sums[parameter] += value
-        else:
-            self._sums[parameter] = value
+    def _add_to_sums(self, parameters: Sequence[nn.Parameter], gradients: Sequence[torch.Tensor]) -> None:
+        pairs = list(zip(parameters, gradients, strict=True))
+        known = [(self._sums[p], grad) for p, grad in pairs if p in self._sums]
+        if known:
+            _add_each(*zip(*known, strict=True))
+        self._sums |= {p: grad for p, grad in pairs if p not in self._sums}
 
 
 class SampleNorms:
@@ -145,9 +224,8 @@ class SampleNorms:
 
     def __init__(self, backbone: Backbone, names: Sequence[str]) -> None:
         self._backbone, self._names = backbone, list(names)
-        self._batch_norms: dict[str, torch.Tensor] = {}
-        self._owners: dict[str, torch.Tensor] = {}
-        self._samples = 0
+        self._norms: dict[str, torch.Tensor] = {}
+        self._parts = Parts(torch.zeros(1, dtype=torch.long), {})
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -160,48 +238,92 @@ class SampleNorms:
                 hook.remove()
 
     @contextmanager
-    def batch(self, labels: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> Iterator[dict[str, list[float]]]:
-        """Context of the backward pass of one batch; yields name -> norm of each sample's gradient, filled in at the end.
+    def backward(self, answers: Sequence[torch.Tensor], parts: Parts) -> Iterator[list[dict[str, list[float]]]]:
+        """Context of the backward pass; yields, for each batch, name -> norm of each sample's gradient, filled in at the end.
 
         Args:
-            labels: labels of the batch [samples, length], on the CPU.
-            rows: modality -> sample index of each row of that tower, ascending, where rows are not samples.
+            answers: for each batch, number of answer tokens of its samples.
+            parts: the samples of the pass.
         """
-        answers = (labels[:, 1:] != IGNORED).sum(dim=1)
-        self._samples = len(labels)
-        self._owners = {modality: index.cpu() for modality, index in rows.items()}
-        self._batch_norms.clear()
-        norms: dict[str, list[float]] = {}
+        self._parts = parts
+        self._norms.clear()
+        norms: list[dict[str, list[float]]] = []
         yield norms
-        own_loss = answers.sum() / answers / self._backbone.loss_scale
-        # One transfer for all values: each one synchronises with the device.
-        values = _together(list(self._batch_norms.values())).cpu() * own_loss if self._batch_norms else torch.empty(0)
-        found = dict(zip(self._batch_norms, values.tolist(), strict=True))
-        for name in self._names:
+        own_loss = torch.cat([own.sum() / own for own in answers]) / self._backbone.loss_scale
+        sizes = [len(own) for own in answers]
+        found = dict[str, list[list[float]]]()
+        if self._norms:  # one transfer for all values: each one synchronises with the device
+            values = _together(list(self._norms.values())).cpu() * own_loss
+            by_batch = (of_site.split(sizes) for of_site in values)
+            found = {name: [own.tolist() for own in next(by_batch)] for name in self._norms}
+        for batch, size in enumerate(sizes):
             # Modules that the loss does not depend on, or a vision encoder without images, have no gradient.
-            norms[name] = found.get(name, [0.0] * len(labels))
-
-    def _by_sample(self, x: torch.Tensor, modality: str) -> tuple[torch.Tensor, ...]:
-        """The rows of each sample in a module's input, or in the gradient of its output."""
-        owners = self._owners.get(modality, torch.arange(self._samples))
-        own, packed = spread(owners, x, per_sample=modality not in self._owners)
-        return (x[0] if packed else x).split(torch.bincount(own, minlength=self._samples).tolist())
+            norms.append({name: found[name][batch] if name in found else [0.0] * size for name in self._names})
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:
         modality = self._backbone.modality_of(name)
 
         def add_norms(module: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> None:
             norms = []
-            for own_x, own_grad in zip(self._by_sample(x, modality), self._by_sample(grad, modality), strict=True):
+            for own_x, own_grad in zip(self._parts.split(x, modality), self._parts.split(grad, modality), strict=True):
                 flat = own_grad.flatten(0, -2).float()  # [tokens, out]
                 norm = (flat.t() @ own_x.flatten(0, -2).float()).norm()
                 norms.append(norm if getattr(module, "bias", None) is None else norm + flat.sum(dim=0).norm())
-            self._batch_norms[name] = torch.stack(norms)
+            self._norms[name] = torch.stack(norms)
 
         def observe(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-            return _ObserveBackward.apply(output, args[0], partial(add_norms, module))
+            return _ObserveBackward.apply(output, args[0], partial(add_norms, module), None)
 
         return observe
+
+
+def _product(grad: torch.Tensor, x: torch.Tensor, module: Any) -> torch.Tensor:
+    """g^T x [out, in] in float32, of g [tokens, out] and x [tokens, in]; in half precision, only the sums are in float32."""
+    if not module.weight.is_floating_point():  # quantised: the gradient of the values that the weight stands for
+        return grad.float().t() @ x.float()
+    x = x.to(grad.device, grad.dtype)  # autocast converts the input
+    if grad.is_cuda and grad.dtype != torch.float32 and _sums_in_float32(grad.device, grad.dtype):
+        return torch.mm(grad.t(), x, out_dtype=torch.float32)
+    return (grad.t() @ x).float()
+
+
+@cache
+def _sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products in half precision can be returned in float32, which PyTorch has for some devices."""
+    one = torch.ones(16, 16, device=device, dtype=dtype)
+    try:
+        torch.mm(one, one, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _by_device(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Indices of the tensors of each device; a model may be spread over several."""
+    found: dict[torch.device, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        found.setdefault(tensor.device, []).append(index)
+    return list(found.values())
+
+
+def _norms_of(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The norm of each tensor (scalars); on a GPU, a few kernels for all of them."""
+    norms = list(tensors)
+    for indices in _by_device(tensors):
+        for index, norm in zip(indices, torch._foreach_norm([tensors[i] for i in indices]), strict=True):
+            norms[index] = norm
+    return norms
+
+
+def _add_each(sums: Sequence[torch.Tensor], more: Sequence[torch.Tensor]) -> None:
+    """Add a tensor to each of others, in place; on a GPU, a few kernels for all of them."""
+    for indices in _by_device(sums):
+        torch._foreach_add_([sums[i] for i in indices], [more[i] for i in indices])
+
+
+def _numbers(values: Sequence[torch.Tensor]) -> list[float]:
+    """Scalars on any devices as numbers, by one transfer for all."""
+    return _together(values).tolist()
 
 
 def _together(values: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -212,11 +334,12 @@ def _together(values: Sequence[torch.Tensor]) -> torch.Tensor:
 class _ObserveBackward(torch.autograd.Function):
     """Identity on a module's output; its backward calls `observer(input of the module, gradient of its output)`.
 
-    The input is saved with `save_for_backward`, so that activation checkpointing recomputes it.
+    The input is saved with `save_for_backward`, so that activation checkpointing recomputes it. An output that requires no
+    gradient requires one behind this function if `anchor` does.
     """
 
     @staticmethod
-    def forward(ctx, output: torch.Tensor, x: torch.Tensor, observer: Observer):
+    def forward(ctx, output: torch.Tensor, x: torch.Tensor, observer: Observer, anchor: torch.Tensor | None):
         ctx.save_for_backward(x)
         ctx.observer = observer
         # Some models change the outputs for flattened tokens in place, which a view would not allow.
@@ -225,4 +348,4 @@ class _ObserveBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
         ctx.observer(ctx.saved_tensors[0], grad)
-        return grad, None, None
+        return grad if ctx.needs_input_grad[0] else None, None, None, None

@@ -2,8 +2,8 @@
 
 score = || sum over batches b of grad L_b ||_2 / B, beside mean and standard deviation of the per-batch norms || grad L_b ||_2.
 The norm of a bias is added to its weight's, as in the reference implementation (D-MoLE, arXiv 2506.11672, section 4.2; a
-zero-cost proxy in the sense of arXiv 2101.08134). Only candidate sites are trainable, so that the backward pass ends at the
-lowest of them.
+zero-cost proxy in the sense of arXiv 2101.08134). Only the gradients of candidate sites are computed, and the backward pass ends
+at the lowest of them.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
+from torch.nn import functional as F
 
 from dmole_cli.artifacts.profile import SiteProfile
-from dmole_cli.backbones.backbone import Backbone, Encoded
-from dmole_cli.backbones.checkpointing import activation_checkpointing
+from dmole_cli.backbones.backbone import IGNORED, Backbone, Encoded
+from dmole_cli.backbones.checkpointing import activation_checkpointing, recomputing
 from dmole_cli.backbones.sites import Site
 from dmole_cli.errors import DmoleError
 from dmole_cli.processes import ALONE, World
-from dmole_cli.profiling.gradients import SampleNorms, SiteGradients
+from dmole_cli.profiling.gradients import Parts, SampleNorms, SiteGradients
+from dmole_cli.profiling.passes import Pass
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class _Batch:
 def measure_sensitivity(
     backbone: Backbone,
     sites: Sequence[Site],
-    batches: Iterable[list[Encoded]],
+    batches: Iterable[list[Encoded] | Pass],
     *,
     checkpointing: bool = False,
     per_sample: bool = False,
@@ -93,32 +95,41 @@ def measure_sensitivity(
     Args:
         backbone: without experts attached.
         sites: candidate sites.
-        batches: encoded samples with answers; all batches have equal weight. Of several processes, those that `World.own`
-            assigns to this one.
+        batches: encoded samples with answers, or passes of several batches; all batches have equal weight. Of several
+            processes, those that `World.own` assigns to this one.
         checkpointing: recompute activations in the backward pass: less memory, about a third more time, the same scores.
+            Passes of several batches do so anyway.
         per_sample: also measure the gradient of each sample; the rows are `SampledSiteProfile` then.
-        processes: those that deal the batches out among them.
-        count: number of the batches of several processes.
+        processes: those that deal the batches, or passes, out among them.
+        count: number of the batches, or passes, of several processes.
 
     Raises:
         DmoleError: a loss or a gradient is not finite.
     """
     names = [site.name for site in sites]
-    gradients = SiteGradients(backbone.model, names, scale=backbone.loss_scale, processes=processes)
+    gradients = SiteGradients(backbone, names, processes=processes)
     samples = SampleNorms(backbone, names) if per_sample else None
-    own: list[_Batch] = []
-    with (
-        gradients.collecting(),
-        activation_checkpointing(backbone) if checkpointing else nullcontext(),
-        nullcontext() if samples is None else samples.collecting(),
-    ):
+    own: list[list[_Batch]] = []
+    with ExitStack() as stack:
+        stack.enter_context(gradients.collecting())
+        if samples is not None:
+            stack.enter_context(samples.collecting())
+        saving = False
         for index, batch in enumerate(batches):
             number = index * processes.size + processes.rank + 1
-            own.append(_measure_batch(backbone, batch, gradients, samples, number=number))
+            one = batch if isinstance(batch, Pass) else Pass(number, [batch])
+            if not saving and (checkpointing or len(one.batches) > 1):
+                # The launches of a pass limit several small batches, and its products one large batch.
+                several = len(one.batches) > 1
+                stack.enter_context(
+                    recomputing(backbone, gradients.modules) if several else activation_checkpointing(backbone)
+                )
+                saving = True
+            own.append(_measure(backbone, one, gradients, samples))
             gradients.end_round()
-        if len(own) * processes.size < count:  # this process has no batch in the last round
+        if len(own) * processes.size < count:  # this process has no pass in the last round
             gradients.end_round()
-    found = processes.combine(own)
+    found = [batch for one in processes.combine(own) for batch in one]
     norms = gradients.sum_norms()
     rows = [_row(site, norms[site.name], found, per_sample=per_sample) for site in sites]
     for row in rows:
@@ -130,20 +141,37 @@ def measure_sensitivity(
     return rows
 
 
-def _measure_batch(
-    backbone: Backbone, batch: list[Encoded], gradients: SiteGradients, samples: SampleNorms | None, *, number: int
-) -> _Batch:
-    inputs, rows = backbone.collate(batch, left=False)
-    loss = backbone.answer_loss(inputs)
-    if not math.isfinite(loss.item()):
-        raise DmoleError(
-            f"the loss of profiling batch {number} is {loss.item()}",
-            "check the task's data with `dmole tasks check`",
-        )
-    by_sample = nullcontext(dict[str, list[float]]()) if samples is None else samples.batch(inputs["labels"], rows)
-    with by_sample as sample_norms, gradients.batch() as norms:
-        (loss * backbone.loss_scale).backward()
-    return _Batch(len(batch), norms, sample_norms)
+def _measure(backbone: Backbone, one: Pass, gradients: SiteGradients, samples: SampleNorms | None) -> list[_Batch]:
+    """One forward and backward pass over the sum of the batches' losses."""
+    sizes = [len(batch) for batch in one.batches]
+    inputs, rows = backbone.collate([sample for batch in one.batches for sample in batch], left=False)
+    answers = (inputs["labels"][:, 1:] != IGNORED).sum(dim=1).split(sizes)
+    owners = {modality: index.cpu() for modality, index in rows.items()} if len(sizes) > 1 or samples else {}
+    losses = _losses(backbone, inputs, [int(own.sum()) for own in answers])
+    by_sample: AbstractContextManager[list[dict[str, list[float]]]] = nullcontext(
+        [dict[str, list[float]]() for _ in sizes]
+    )
+    if samples is not None:
+        by_sample = samples.backward(answers, Parts(torch.arange(sum(sizes)), owners))
+    batches = Parts(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)), owners)
+    with by_sample as sample_norms, gradients.backward(batches) as norms:
+        (torch.stack(losses).sum() * backbone.loss_scale).backward()
+        values = torch.stack([loss.detach() for loss in losses]).tolist()
+        for number, loss in enumerate(values, one.first):
+            if not math.isfinite(loss):
+                raise DmoleError(
+                    f"the loss of profiling batch {number} is {loss}",
+                    "check the task's data with `dmole tasks check`",
+                )
+    return [_Batch(*parts) for parts in zip(sizes, norms, sample_norms, strict=True)]
+
+
+def _losses(backbone: Backbone, inputs: Mapping[str, torch.Tensor], answers: Sequence[int]) -> list[torch.Tensor]:
+    """The loss of each batch of a pass, from the number of its answer tokens."""
+    if len(answers) == 1:
+        return [backbone.answer_loss(inputs)]
+    logits, tokens = backbone.answer_logits(inputs)
+    return [part.mean() for part in F.cross_entropy(logits.float(), tokens, reduction="none").split(answers)]
 
 
 def _row(site: Site, total: float, batches: Sequence[_Batch], *, per_sample: bool) -> SiteProfile:

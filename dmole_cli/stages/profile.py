@@ -19,6 +19,7 @@ from dmole_cli.backbones.sites import find_sites
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.processes import world
+from dmole_cli.profiling.passes import in_passes, plan_passes
 from dmole_cli.profiling.sensitivity import draw_batches, measure_sensitivity
 from dmole_cli.progress import Track, quiet
 from dmole_cli.settings.model import Settings
@@ -55,18 +56,20 @@ def profile(
     sites = find_sites(backbone.model, chosen.sites)
     require_own_weights(backbone.model, [site.name for site in sites], work="dmole profile")
     with measured(run.cost("profile", task), model.counts):
-        own = world().own(batches)
+        passes = plan_passes(backbone, samples, batches)
+        shared = world().own(passes)
+        own = [batches[index] for indices in shared for index in indices]
         encoded = encoded_batches(
             backbone, samples, own, with_answer=True, max_length=max_length, workers=settings.workers
         )
         rows = measure_sensitivity(
             backbone,
             sites,
-            track(encoded, f"profile {task}", len(own)),
+            in_passes(track(encoded, f"profile {task}", len(own)), shared),
             checkpointing=chosen.checkpointing,
             per_sample=chosen.per_sample,
             processes=world(),
-            count=len(batches),
+            count=len(passes),
         )
     write_profile(path, rows, header.with_facts(backbone_parameters=backbone.parameters))
     data.image_digests.save()

@@ -12,6 +12,7 @@ from functools import partial
 
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.sites import Site, find_sites
+from dmole_cli.profiling.passes import Pass
 from dmole_cli.profiling.sensitivity import measure_sensitivity
 from pipelines.bench._models import decoder, random_samples, with_labels
 from pipelines.bench._timing import Row, counted, interleaved, peak_bytes, timed
@@ -40,7 +41,9 @@ def reference(backbone: Backbone, sites: Sequence[Site], batches: Sequence[Seque
     return scores
 
 
-def ours(backbone: Backbone, sites: list[Site], batches: list[list[Encoded]], **options: bool) -> dict[str, float]:
+def ours(
+    backbone: Backbone, sites: list[Site], batches: Sequence[list[Encoded] | Pass], **options: bool
+) -> dict[str, float]:
     """The scores of the stage `profile`."""
     return {row.site: row.score for row in measure_sensitivity(backbone, sites, batches, **options)}
 
