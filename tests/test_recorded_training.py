@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.families import internvl
+from dmole_cli.backbones.inputs import shared_length
 from dmole_cli.backbones.loading import load_backbone
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.errors import DmoleWarning
@@ -18,7 +19,7 @@ from dmole_cli.experts.expert import new_expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.settings.model import TrainSettings
 from dmole_cli.training.loop import Batch, Observer, Schedule, Trainer
-from dmole_cli.training.recorded import LENGTHS, RecordedSteps
+from dmole_cli.training.recorded import RecordedSteps
 from pipelines.bench import step as bench
 from pipelines.bench._models import random_samples
 
@@ -185,14 +186,23 @@ def test_memory_that_graphs_hold_is_freed_where_a_step_does_not_fit(case, monkey
     assert len(found.figures) == STEPS
 
 
-def test_padding_to_a_multiple_changes_no_loss(case):
+def test_padding_to_a_shared_length_changes_no_loss(case):
     samples = batches(case)[0].encoded
     inputs, _ = case.backbone.collate(samples, left=False)
-    padded, _ = case.backbone.collate(samples, left=False, multiple=LENGTHS)
-    assert padded["input_ids"].shape[1] == LENGTHS > inputs["input_ids"].shape[1]
+    padded, _ = case.backbone.collate(samples, left=False, few_lengths=True)
+    assert padded["input_ids"].shape[1] == 16 > inputs["input_ids"].shape[1]
     assert {name: tensor.shape for name, tensor in padded.items() if name != "pixel_values"} == {
-        name: (3, LENGTHS) for name in ("input_ids", "attention_mask", "labels")
+        name: (3, 16) for name in ("input_ids", "attention_mask", "labels")
     }
     with torch.no_grad():
         found, expected = (case.backbone.answer_loss(given) for given in (padded, inputs))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_shared_lengths_are_few_and_add_little():
+    lengths = {length: shared_length(length) for length in range(1, 8193)}
+    assert all(length <= found for length, found in lengths.items())
+    assert all(found < length * 17 / 16 for length, found in lengths.items() if length >= 256)
+    assert all(found <= length * 33 / 32 for length, found in lengths.items() if length >= 512)
+    assert len({found for length, found in lengths.items() if 1024 < length <= 2048}) == 32
+    assert (lengths[336], lengths[1104], lengths[1105], lengths[2049]) == (336, 1120, 1120, 2112)

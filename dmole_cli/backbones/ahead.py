@@ -17,7 +17,7 @@ Collated = tuple[list[Encoded], dict[str, torch.Tensor], dict[str, torch.Tensor]
 
 
 def collated(
-    backbone: Backbone, batches: Iterable[list[Encoded]], *, left: bool, multiple: int = 1
+    backbone: Backbone, batches: Iterable[list[Encoded]], *, left: bool, few_lengths: bool = False
 ) -> Iterator[Collated]:
     """Collate every batch (see `Backbone.collate`), in order.
 
@@ -29,17 +29,17 @@ def collated(
         backbone: its device decides.
         batches: encoded samples.
         left: pad on the left (generation) or on the right (training).
-        multiple: padded lengths are multiples of it.
+        few_lengths: see `Inputs.collate`.
     """
     if backbone.device.type != "cuda":
         for batch in batches:
-            yield batch, *backbone.collate(batch, left=left, multiple=multiple)
+            yield batch, *backbone.collate(batch, left=left, few_lengths=few_lengths)
         return
     device, stream = backbone.device, torch.cuda.Stream(backbone.device)
 
     def copied(batch: list[Encoded]) -> tuple[Collated, torch.cuda.Event]:
         with torch.cuda.device(device), torch.cuda.stream(stream):
-            return (batch, *backbone.collate(batch, left=left, multiple=multiple)), stream.record_event()
+            return (batch, *backbone.collate(batch, left=left, few_lengths=few_lengths)), stream.record_event()
 
     for (batch, inputs, rows), event in one_ahead(batches, copied):
         present = torch.cuda.current_stream(device)

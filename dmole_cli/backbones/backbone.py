@@ -127,13 +127,13 @@ class Backbone:
         return self.inputs.instruction_lengths(samples)
 
     def collate(
-        self, samples: Sequence[Encoded], *, left: bool, multiple: int = 1
+        self, samples: Sequence[Encoded], *, left: bool, few_lengths: bool = False
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Batch encoded samples on the backbone's device; arguments and results are those of `Inputs.collate`.
 
         `labels` stay on the CPU, so that the answer positions are known without a device synchronisation.
         """
-        inputs, rows = self.inputs.collate(samples, left=left, multiple=multiple)
+        inputs, rows = self.inputs.collate(samples, left=left, few_lengths=few_lengths)
         if "labels" in inputs:
             self.counts["training_tokens"] += inputs["labels"].numel()
             self.counts["training_tokens_needed"] += sum(len(s.tokens) for s in samples)

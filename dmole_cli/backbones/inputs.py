@@ -155,19 +155,20 @@ class Inputs:
         return [len(row) for chunk in tokens for row in chunk]
 
     def collate(
-        self, samples: Sequence[Encoded], *, left: bool, multiple: int = 1
+        self, samples: Sequence[Encoded], *, left: bool, few_lengths: bool = False
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Batch encoded samples, on the CPU.
 
         Args:
             samples: at least one.
             left: pad on the left (generation) or on the right (training).
-            multiple: the padded length is a multiple of it.
+            few_lengths: pad to a `shared_length`, so that many batches have the same shape.
 
         Returns:
             The model's inputs, with `labels` if all samples have them, and modality -> sample index of each row.
         """
-        spare = -max(len(s.tokens) for s in samples) % multiple
+        longest = max(len(s.tokens) for s in samples)
+        spare = shared_length(longest) - longest if few_lengths else 0
 
         def padded(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
             return F.pad(pad(rows, value, left=left), (spare, 0) if left else (0, spare), value=value)
@@ -183,6 +184,15 @@ class Inputs:
             inputs["labels"] = padded([s.labels for s in samples if s.labels is not None], IGNORED)
         inputs |= self.family.join(samples, length=inputs["input_ids"].shape[1], left=left)
         return inputs, {"vision": self.family.row_owners(samples)}
+
+
+def shared_length(length: int) -> int:
+    """The next of a few lengths: below 1,024 tokens the multiples of 16, below 2,048 those of 32, and so on.
+
+    At most a 32nd is added to a row of 512 tokens or more.
+    """
+    step = max(16, 2 ** max(0, length.bit_length() - 6))
+    return -(-length // step) * step
 
 
 def pad(rows: Sequence[torch.Tensor], value: int, *, left: bool) -> torch.Tensor:

@@ -13,7 +13,7 @@ from dmole_cli.data.sample import Sample
 from dmole_cli.processes import world
 from dmole_cli.settings.model import Settings
 from dmole_cli.training.loop import Batch
-from dmole_cli.training.recorded import LENGTHS, records
+from dmole_cli.training.recorded import records
 
 # (step, row) -> names of the active experts of a sample.
 Active = Callable[[int, int], Sequence[str]]
@@ -95,9 +95,9 @@ def micro_batches(
         workers=settings.workers,
         cache=settings.sample_cache * 2**20 if again else 0,
     )
-    multiple = LENGTHS if settings.cuda_graphs and records(backbone) else 1
+    few = settings.cuda_graphs and records(backbone)
     visited, done = bytearray(len(samples)), 0
-    for number, (batch, inputs, tower_rows) in enumerate(collated(backbone, encoded, left=False, multiple=multiple)):
+    for number, (batch, inputs, tower_rows) in enumerate(collated(backbone, encoded, left=False, few_lengths=few)):
         step, rows = own.steps[number], own[number]
         if limit:
             for earlier in range(done, step):

@@ -22,7 +22,7 @@ from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.processes import world
 from dmole_cli.training.gradients import StepGradient
 from dmole_cli.training.reads import PendingReads
-from dmole_cli.training.recorded import LENGTHS, recorded_steps
+from dmole_cli.training.recorded import recorded_steps
 from dmole_cli.training.schedule import Schedule
 
 
@@ -251,8 +251,9 @@ class Trainer:
     def _losses(self, batch: Batch) -> tuple[torch.Tensor, int]:
         """Compute the gradient of a micro-batch; its cross-entropy and penalty [2], and the number of its answer tokens."""
         backbone = self.backbone
-        multiple = 1 if self.recorded is None else LENGTHS
-        inputs, rows = batch.collated or backbone.collate(batch.encoded, left=False, multiple=multiple)
+        inputs, rows = batch.collated or backbone.collate(
+            batch.encoded, left=False, few_lengths=self.recorded is not None
+        )
         routes = {"rows": rows, "device": backbone.device, "dtype": backbone.compute_dtype}
         cached = self.cache is not None and not self.routed.has_vision_expert(batch.active)
         with self.flat.collecting():

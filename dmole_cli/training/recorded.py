@@ -1,8 +1,8 @@
 """Training on CUDA with recorded graphs: forward and backward pass of a micro-batch are launched at once, without Python.
 
-A graph serves the micro-batches of one shape. Lengths are therefore padded to multiples of `LENGTHS` tokens, and the positions of
-answer tokens to multiples of `ANSWERS`. The experts of the samples are inputs of the graph: every graph computes all attached
-experts, and the scales select those of each sample.
+A graph serves the micro-batches of one shape. Rows are therefore padded to one of a few lengths (`inputs.shared_length`), and
+the positions of answer tokens to a multiple of `ANSWERS`. The experts of the samples are inputs of the graph: every graph
+computes all attached experts, and the scales select those of each sample.
 
 The memory of a graph's activations is shared by all graphs. Micro-batches whose shape is rare, or that cannot be recorded, are
 computed as on other devices.
@@ -27,7 +27,7 @@ from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.graphs import Graphs
 from dmole_cli.training.fixed_shapes import fixed_shapes
 
-LENGTHS, ANSWERS = 64, 16
+ANSWERS = 16
 # A shape is recorded at its third micro-batch: recording takes as long as some micro-batches without a graph.
 BEFORE_RECORDING = 2
 LIMIT = 64  # graphs; each holds the images of a micro-batch, beside the activations that all share
