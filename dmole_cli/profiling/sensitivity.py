@@ -23,7 +23,8 @@ from dmole_cli.backbones.checkpointing import activation_checkpointing, recomput
 from dmole_cli.backbones.sites import Site
 from dmole_cli.errors import DmoleError
 from dmole_cli.processes import ALONE, World
-from dmole_cli.profiling.gradients import Parts, SampleNorms, SiteGradients
+from dmole_cli.profiling.gradients import SampleNorms, SiteGradients
+from dmole_cli.profiling.observing import Parts
 from dmole_cli.profiling.passes import Pass
 
 
