@@ -24,6 +24,8 @@ from dmole_cli.backbones.sites import find_sites
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.inference.decoding import generate
 from dmole_cli.inference.likelihood import answer_likelihoods
+from dmole_cli.profiling.passes import Pass
+from dmole_cli.profiling.sensitivity import measure_sensitivity
 
 SETS = [("vision",), ("all",), (), ("language", "all"), ("vision", "language"), ("all", "vision")]
 EVERY = len(SETS)
@@ -293,6 +295,15 @@ def test_lengths_are_the_tokens_but_for_the_template(backbone, asked):
         left_out.setdefault(len(sample.images), set()).add(len(row.tokens) - length)
     assert all(len(found) == 1 for found in left_out.values())
     assert max(left_out[1]) - min(left_out[0]) <= 6, "the tokens of the image itself are counted"
+
+
+def test_batches_profiled_in_one_pass_have_the_gradients_of_batches_alone(backbone, answered):
+    """Rows of images belong to their batch also where they are packed; a batch may have no image."""
+    sites, parts = find_sites(backbone.model, "linear"), [answered[:2], answered[3:4], answered[2:3]]
+    alone = measure_sensitivity(backbone, sites, parts)
+    together = measure_sensitivity(backbone, sites, [Pass(1, parts)])
+    for one, two in zip(alone, together, strict=True):
+        assert (two.score, two.norm_mean) == pytest.approx((one.score, one.norm_mean), rel=1e-4, abs=1e-7), one.site
 
 
 # --- from the command line ---

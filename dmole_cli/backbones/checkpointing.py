@@ -113,5 +113,5 @@ class _Recomputed(torch.autograd.Function):
             outputs = ctx.function(leaves)
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
         if pairs:
-            torch.autograd.backward(*zip(*pairs, strict=True))
+            torch.autograd.backward([output for output, _ in pairs], [grad for _, grad in pairs])
         return None, None, *(leaf.grad if isinstance(leaf, torch.Tensor) else None for leaf in leaves)

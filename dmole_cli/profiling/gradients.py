@@ -10,45 +10,18 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from dmole_cli.backbones.backbone import Backbone
-from dmole_cli.backbones.image_layouts import spread
 from dmole_cli.processes import ALONE, World
+from dmole_cli.profiling.observing import Parts, add_each, norms_of, numbers, observed, together, weight_gradient
 
-Observer = Callable[[torch.Tensor, torch.Tensor], None]
 # Bytes of gradients, by device, that wait until one call reduces all of them: launching a kernel for each takes time on a GPU.
 WAITING = {"cuda": 256 * 2**20}
-
-
-class Parts:
-    """The rows of each part of a pass (a batch, or a sample) in a module's input, or in the gradient of its output.
-
-    Args:
-        samples: part of each sample, ascending.
-        rows: modality -> sample index of each row of that tower, ascending, where rows are not samples; on the CPU.
-    """
-
-    def __init__(self, samples: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> None:
-        self.count = int(samples[-1]) + 1
-        self._samples, self._rows = samples, rows
-        self._sizes: dict[tuple, tuple[list[int], bool]] = {}
-
-    def split(self, x: torch.Tensor, modality: str) -> Sequence[torch.Tensor]:
-        """The rows of each part."""
-        if self.count == 1:
-            return (x,)
-        key = (modality, *x.shape[:-1])
-        if key not in self._sizes:
-            owners = self._samples[self._rows[modality]] if modality in self._rows else self._samples
-            own, packed = spread(owners, x, per_sample=modality not in self._rows)
-            self._sizes[key] = torch.bincount(own, minlength=self.count).tolist(), packed
-        sizes, packed = self._sizes[key]
-        return (x[0] if packed else x).split(sizes)
 
 
 class SiteGradients:
@@ -100,7 +73,7 @@ class SiteGradients:
     def sum_norms(self) -> dict[str, float]:
         """Name -> norm of the summed gradient, the weight's plus the bias's; 0 where no batch has reached it."""
         reached = [p for p in self._processes.own(self._order) if p in self._sums]
-        own = dict(zip(reached, _numbers(_norms_of([self._sums[p] for p in reached])), strict=True))
+        own = dict(zip(reached, numbers(norms_of([self._sums[p] for p in reached])), strict=True))
         norms = self._processes.combine([own.get(p, 0.0) for p in self._processes.own(self._order)])
         found = dict(zip(self._order, norms, strict=True))
         return {name: self._total(found, name) for name in self._parameters}
@@ -133,7 +106,7 @@ class SiteGradients:
             # Modules whose output the loss does not depend on still count as used.
             self._ready = list(self._computed)
             self._reduce()
-            values = iter(_numbers([norm for norms in self._norms.values() for norm in norms]))
+            values = iter(numbers([norm for norms in self._norms.values() for norm in norms]))
             norms = {p: [next(values) for _ in own] for p, own in self._norms.items()}
         finally:
             self._backward = False
@@ -166,18 +139,18 @@ class SiteGradients:
         x = args[0] if args else kwargs["input"]
         # Where nothing below requires gradients, the backward pass ends here.
         anchor = None if output.requires_grad else self._anchor
-        return _ObserveBackward.apply(output, x, partial(self._add, module), anchor)
+        return observed(output, x, partial(self._add, module), anchor=anchor)
 
     def _add(self, module: Any, x: torch.Tensor, grad: torch.Tensor) -> None:
         modality = self.modules[module]
         tokens = [part.flatten(0, -2) for part in self._parts.split(grad, modality)]  # [tokens, out] of each batch
         inputs = [part.flatten(0, -2) for part in self._parts.split(x, modality)]
-        gradients = {module.weight: [_product(*pair, module) for pair in zip(tokens, inputs, strict=True)]}
+        gradients = {module.weight: [weight_gradient(*pair, module) for pair in zip(tokens, inputs, strict=True)]}
         if module.bias is not None:
             gradients[module.bias] = [part.sum(dim=0, dtype=torch.float32) for part in tokens]
         for p, own in gradients.items():
             if p in self._computed:  # of another call, or of a module that shares the parameter
-                _add_each(self._computed[p], own)
+                add_each(self._computed[p], own)
             else:
                 self._computed[p] = own
             self._uses[p] -= 1
@@ -191,13 +164,13 @@ class SiteGradients:
         """Reduce the gradients that are ready to norms and sums."""
         parameters, self._ready = self._ready, []
         gradients = [self._computed.pop(p) for p in parameters]
-        norms = iter(_norms_of([part for own in gradients for part in own]))
+        norms = iter(norms_of([part for own in gradients for part in own]))
         self._norms |= {p: [next(norms) for _ in own] for p, own in zip(parameters, gradients, strict=True)}
         if not gradients:
             return
         first, *others = zip(*gradients, strict=True)
         for more in others:
-            _add_each(first, more)
+            add_each(first, more)
         if self._processes.size == 1:
             self._add_to_sums(parameters, first)
         else:
@@ -207,7 +180,7 @@ class SiteGradients:
         pairs = list(zip(parameters, gradients, strict=True))
         known = [(self._sums[p], grad) for p, grad in pairs if p in self._sums]
         if known:
-            _add_each(*zip(*known, strict=True))
+            add_each(*zip(*known, strict=True))
         self._sums |= {p: grad for p, grad in pairs if p not in self._sums}
 
 
@@ -253,7 +226,7 @@ class SampleNorms:
         sizes = [len(own) for own in answers]
         found = dict[str, list[list[float]]]()
         if self._norms:  # one transfer for all values: each one synchronises with the device
-            values = _together(list(self._norms.values())).cpu() * own_loss
+            values = together(list(self._norms.values())).cpu() * own_loss
             by_batch = (of_site.split(sizes) for of_site in values)
             found = {name: [own.tolist() for own in next(by_batch)] for name in self._norms}
         for batch, size in enumerate(sizes):
@@ -272,80 +245,6 @@ class SampleNorms:
             self._norms[name] = torch.stack(norms)
 
         def observe(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-            return _ObserveBackward.apply(output, args[0], partial(add_norms, module), None)
+            return observed(output, args[0], partial(add_norms, module))
 
         return observe
-
-
-def _product(grad: torch.Tensor, x: torch.Tensor, module: Any) -> torch.Tensor:
-    """g^T x [out, in] in float32, of g [tokens, out] and x [tokens, in]; in half precision, only the sums are in float32."""
-    if not module.weight.is_floating_point():  # quantised: the gradient of the values that the weight stands for
-        return grad.float().t() @ x.float()
-    x = x.to(grad.device, grad.dtype)  # autocast converts the input
-    if grad.is_cuda and grad.dtype != torch.float32 and _sums_in_float32(grad.device, grad.dtype):
-        return torch.mm(grad.t(), x, out_dtype=torch.float32)
-    return (grad.t() @ x).float()
-
-
-@cache
-def _sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether products in half precision can be returned in float32, which PyTorch has for some devices."""
-    one = torch.ones(16, 16, device=device, dtype=dtype)
-    try:
-        torch.mm(one, one, out_dtype=torch.float32)
-    except (RuntimeError, TypeError):
-        return False
-    return True
-
-
-def _by_device(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
-    """Indices of the tensors of each device; a model may be spread over several."""
-    found: dict[torch.device, list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        found.setdefault(tensor.device, []).append(index)
-    return list(found.values())
-
-
-def _norms_of(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The norm of each tensor (scalars); on a GPU, a few kernels for all of them."""
-    norms = list(tensors)
-    for indices in _by_device(tensors):
-        for index, norm in zip(indices, torch._foreach_norm([tensors[i] for i in indices]), strict=True):
-            norms[index] = norm
-    return norms
-
-
-def _add_each(sums: Sequence[torch.Tensor], more: Sequence[torch.Tensor]) -> None:
-    """Add a tensor to each of others, in place; on a GPU, a few kernels for all of them."""
-    for indices in _by_device(sums):
-        torch._foreach_add_([sums[i] for i in indices], [more[i] for i in indices])
-
-
-def _numbers(values: Sequence[torch.Tensor]) -> list[float]:
-    """Scalars on any devices as numbers, by one transfer for all."""
-    return _together(values).tolist()
-
-
-def _together(values: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Stack values of all devices on that of the first one; empty without values."""
-    return torch.stack([value.to(values[0].device) for value in values]) if values else torch.empty(0)
-
-
-class _ObserveBackward(torch.autograd.Function):
-    """Identity on a module's output; its backward calls `observer(input of the module, gradient of its output)`.
-
-    The input is saved with `save_for_backward`, so that activation checkpointing recomputes it. An output that requires no
-    gradient requires one behind this function if `anchor` does.
-    """
-
-    @staticmethod
-    def forward(ctx, output: torch.Tensor, x: torch.Tensor, observer: Observer, anchor: torch.Tensor | None):
-        ctx.save_for_backward(x)
-        ctx.observer = observer
-        # Some models change the outputs for flattened tokens in place, which a view would not allow.
-        return output.clone() if output.dim() == 2 else output.view_as(output)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        ctx.observer(ctx.saved_tensors[0], grad)
-        return grad if ctx.needs_input_grad[0] else None, None, None, None

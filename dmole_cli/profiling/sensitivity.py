@@ -23,7 +23,8 @@ from dmole_cli.backbones.checkpointing import activation_checkpointing, recomput
 from dmole_cli.backbones.sites import Site
 from dmole_cli.errors import DmoleError
 from dmole_cli.processes import ALONE, World
-from dmole_cli.profiling.gradients import Parts, SampleNorms, SiteGradients
+from dmole_cli.profiling.gradients import SampleNorms, SiteGradients
+from dmole_cli.profiling.observing import Parts
 from dmole_cli.profiling.passes import Pass
 
 
@@ -119,11 +120,7 @@ def measure_sensitivity(
             number = index * processes.size + processes.rank + 1
             one = batch if isinstance(batch, Pass) else Pass(number, [batch])
             if not saving and (checkpointing or len(one.batches) > 1):
-                # The launches of a pass limit several small batches, and its products one large batch.
-                several = len(one.batches) > 1
-                stack.enter_context(
-                    recomputing(backbone, gradients.modules) if several else activation_checkpointing(backbone)
-                )
+                stack.enter_context(_recomputation(backbone, gradients, one))
                 saving = True
             own.append(_measure(backbone, one, gradients, samples))
             gradients.end_round()
@@ -139,6 +136,12 @@ def measure_sensitivity(
                 "profile with --dtype float32 or bfloat16, or check the task's data with `dmole tasks check`",
             )
     return rows
+
+
+def _recomputation(backbone: Backbone, gradients: SiteGradients, one: Pass) -> AbstractContextManager[None]:
+    # Launching its kernels limits a pass of several small batches, computing products one of a large batch.
+    several = len(one.batches) > 1
+    return recomputing(backbone, gradients.modules) if several else activation_checkpointing(backbone)
 
 
 def _measure(backbone: Backbone, one: Pass, gradients: SiteGradients, samples: SampleNorms | None) -> list[_Batch]:
