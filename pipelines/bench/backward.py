@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dmole_cli.experts import routed
-from dmole_cli.experts.routing_plan import SitePlan
+from dmole_cli.experts.routing_plan import GroupPlan
 from pipelines.bench import layer, step
 from pipelines.bench._timing import Row, Variant, counted, interleaved, peak_bytes, timed
 
@@ -27,23 +27,23 @@ ROUNDS = {896: 15, 2048: 9}
 STEP_ROUNDS = 9
 
 
-def add_by_autograd(
-    module: nn.Module, x: torch.Tensor, output: torch.Tensor, plan: SitePlan, *, dropout: float = 0.0
-) -> torch.Tensor:
-    """The same as `add_experts`, with differentiable stacking and products."""
-    dtype, trained_a, trained_b = output.dtype, plan.trained[::2], plan.trained[1::2]
-    ranks = sum(len(a) for a in trained_a)
-    a = torch.cat([*(a.to(x.device, dtype) for a in trained_a), plan.a[ranks:].to(dtype)])
-    b = torch.cat([*(b.to(x.device, dtype).t() for b in trained_b), plan.b[ranks:].to(dtype)])
-    x = F.dropout(x, dropout) if dropout else x
-    low = F.linear(x.to(dtype), a) * plan.scales.like(output).to(dtype)
+def output_by_autograd(site: str, x: torch.Tensor, plan: GroupPlan, modules: list[nn.Linear]) -> torch.Tensor:
+    """The same as `output_of`, site by site, with differentiable stacking and products."""
+    index = plan.stack.sites.index(site)
+    ranks, own = plan.stack.ranks[index], [found for found in plan.trained if found.site == index]
+    trained = sum(len(found.a) for found in own)
+    a = torch.cat([*(found.a.to(x.device, x.dtype) for found in own), plan.stack.a[ranks][trained:]])
+    b = torch.cat([*(found.b.to(x.device, x.dtype).t() for found in own), plan.stack.b[index][trained:]])
+    output = F.linear(x, modules[index].weight, modules[index].bias)
+    columns = slice(plan.columns.start + ranks.start, plan.columns.start + ranks.stop)
+    low = F.linear(x, a) * plan.scales.like(x, columns)
     return torch.addmm(output.flatten(0, -2), low.flatten(0, -2), b).view_as(output)
 
 
 @contextmanager
 def plain_autograd() -> Iterator[None]:
     """Inside the block, routed layers leave their backward pass to autograd."""
-    with mock.patch.object(routed, "add_experts", add_by_autograd):
+    with mock.patch.object(routed, "output_of", output_by_autograd):
         yield
 
 
