@@ -6,7 +6,7 @@ Their experts' A are stacked, so that one product serves all of them (layer.py).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -40,7 +40,7 @@ def same_input(sites: Iterable[str], model: nn.Module) -> list[tuple[str, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a module is a frozen linear layer in memory that nothing else observes or replaces.
 
     What such a module computes can be computed elsewhere with the same result.

@@ -46,14 +46,15 @@ class RoutedLinears(torch.autograd.Function):
         inner.view(*ctx.shape[:-1], inner.shape[-1]).mul_(ctx.scales)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            for grad, module in zip(flat, ctx.modules, strict=True):
-                if grad is not None:
-                    grad_x = grad @ module.weight if grad_x is None else grad_x.addmm_(grad, module.weight)
-            grad_x = grad_x.addmm_(inner, stack.a).view(ctx.shape)
+            terms = [(grad, module.weight) for grad, module in zip(flat, ctx.modules, strict=True) if grad is not None]
+            grad_x = terms[0][0] @ terms[0][1]
+            for term in (*terms[1:], (inner, stack.a)):
+                grad_x.addmm_(*term)
+            grad_x = grad_x.view(ctx.shape)
         if not plan.trained:
             return grad_x, None, None
         x, low = (tensor.flatten(0, -2) for tensor in ctx.saved_tensors)  # unpacked once, for activation checkpointing
-        matrices = []
+        matrices: list[torch.Tensor | None] = []
         for own in plan.trained:
             grad = flat[own.site]
             matrices += [None, None] if grad is None else _gradients(own, inner, x, low, grad)

@@ -57,7 +57,7 @@ def fixed_shapes() -> Iterator[None]:
     """
     formatted, before = torch.Tensor.__format__, os.environ.get(SWITCH)
     torch.Tensor.__format__ = lambda tensor, form: f"tensor of shape {tuple(tensor.shape)}"  # type: ignore[method-assign]
-    torch.Tensor.masked_scatter = _masked_scatter  # type: ignore[method-assign]
+    torch.Tensor.masked_scatter = _masked_scatter  # type: ignore[method-assign, assignment]
     os.environ[SWITCH] = "1"
     try:
         yield

@@ -254,7 +254,7 @@ class Trainer:
         inputs, rows = batch.collated or backbone.collate(
             batch.encoded, left=False, few_lengths=self.recorded is not None
         )
-        routes = {"rows": rows, "device": backbone.device, "dtype": backbone.compute_dtype}
+        routes: dict[str, Any] = {"rows": rows, "device": backbone.device, "dtype": backbone.compute_dtype}
         cached = self.cache is not None and not self.routed.has_vision_expert(batch.active)
         with self.flat.collecting():
             if self.recorded is not None and not cached and self.penalty is None and not self.scaler.is_enabled():

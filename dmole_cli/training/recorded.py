@@ -94,9 +94,9 @@ class RecordedSteps:
         """
         if not self.enabled:
             return None
-        answers = padded_answers(self.backbone, inputs["labels"])
+        positions, targets = padded_answers(self.backbone, inputs["labels"])
         given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-        key = tuple((name, tensor.shape, tensor.dtype) for name, tensor in given.items()), len(answers[0])
+        key = tuple((name, tensor.shape, tensor.dtype) for name, tensor in given.items()), len(positions)
         self._seen[key] += 1
         if key not in self._shapes and (self._seen[key] <= BEFORE_RECORDING or len(self._shapes) >= LIMIT):
             return None
@@ -106,13 +106,14 @@ class RecordedSteps:
             if key not in self._shapes:
                 self._shapes[key] = Shape(
                     {name: torch.empty_like(tensor) for name, tensor in given.items()},
-                    *map(torch.empty_like, answers),
+                    torch.empty_like(positions),
+                    torch.empty_like(targets),
                     [torch.empty_like(values) for values in before],
                     torch.zeros((), device=self.backbone.device),
                     [],
                 )
             shape = self._shapes[key]
-            shape.load(given, answers, before)
+            shape.load(given, (positions, targets), before)
             try:
                 for scales, values in zip(plan.scales, shape.scales, strict=True):
                     scales.values = values
