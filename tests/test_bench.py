@@ -5,6 +5,7 @@ Times are not checked.
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ import torch
 from dmole_cli.artifacts.kinds import D_MOLE
 from dmole_cli.methods.base import load_method
 from dmole_cli.settings.model import EvaluateSettings
+from dmole_cli.training.loop import Observer
 
 sys.path.insert(0, str(tiny.ROOT))
 FOLDER = tiny.ROOT / "pipelines" / "bench"
@@ -139,27 +141,36 @@ def small():
     return step.case(tiny=True)
 
 
-def gradients(experts, name=step.NEWEST):
-    return [p.grad for p in experts[name].parameters()]
+class Gradients(Observer):
+    """Keeps the gradients of the last step, in the shapes of the matrices."""
+
+    def after_step(self, trainer, figures):
+        found = trainer.flat.matrix_gradients()
+        transposed = {id(b) for _, b in trainer.flat.expert.sites.values()}
+        self.kept = []
+        for number, trained in enumerate(trainer.flat.matrices):
+            shape, flat = trained.shape, found[number].clone()
+            self.kept.append(flat.view(shape[::-1]).t() if id(trained) in transposed else flat.view(shape))
 
 
 def test_a_training_step_is_the_references_where_all_samples_have_one_route_and_no_dropout(small):
     mine, theirs = small.experts(), small.experts()
     transfer = step.EARLIER[1]
-    loss = step.ours(small, mine, [(step.NEWEST, transfer)] * len(small.batch))()
+    kept = Gradients()
+    loss = step.ours(small, mine, [(step.NEWEST, transfer)] * len(small.batch), observer=kept)()
     reference = step.ReferenceStep(small, theirs, p=0.0, transfer=transfer)
     assert loss == pytest.approx(reference(), rel=1e-5)
-    same(gradients(mine), gradients(theirs), tolerance=1e-3)
+    same(kept.kept, [p.grad for p in theirs[step.NEWEST].parameters()], tolerance=1e-3)
 
 
 def test_checkpointing_and_a_shorter_backward_pass_change_no_bit_of_a_training_step(small):
     made = depth.upper_half(small)
     found = []
     for checkpointing, forced in ((False, False), (True, False), (False, True)):
-        experts = made.experts()
-        run = step.ours(made, experts, step.SETS, checkpointing=checkpointing)
+        kept = Gradients()
+        run = step.ours(made, made.experts(), step.SETS, checkpointing=checkpointing, observer=kept)
         loss = depth.forced(made, run)() if forced else run()
-        found.append((loss, gradients(experts)))
+        found.append((loss, kept.kept))
     for loss, grads in found[1:]:
         assert loss == found[0][0]
         assert all(torch.equal(a, b) for a, b in zip(grads, found[0][1], strict=True))
@@ -188,8 +199,9 @@ def test_inactive_experts_change_no_bit_of_a_training_step():
         newest = experts[growth.NEWEST]
         trained = {site: (a.requires_grad_(), b.requires_grad_()) for site, (a, b) in newest.sites.items()}
         experts[growth.NEWEST] = type(newest)(trained, newest.scale, trainable=True)
-        loss = step.ours(part, experts, sets)()
-        found.append([torch.tensor(loss), *gradients(experts, growth.NEWEST)])
+        kept = Gradients()
+        loss = step.ours(part, experts, sets, observer=kept)()
+        found.append([torch.tensor(loss), *kept.kept])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -336,14 +348,16 @@ def test_one_benchmark_can_be_run_alone(tmp_path):
     assert len(rows) == 2 and all(row["ratio"] <= row["target"] for row in rows)
 
 
-def test_compiled_blocks_compute_the_same_with_guards_on_hooks(tmp_path):
+@pytest.mark.skipif("DMOLE_COMPILED" not in os.environ, reason="compiling takes a minute and a half: DMOLE_COMPILED=1")
+def test_compiled_blocks_compute_the_same_and_see_the_experts(tmp_path):
     out = tmp_path / "compiled.json"
     command = [sys.executable, str(FOLDER / "run.py"), "--only", "compiled", "--tiny", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), timeout=600)
     assert done.returncode == 0, done.stderr
     found = {row["name"].partition(": ")[2]: row["ratio"] for row in json.loads(out.read_text(encoding="utf-8"))}
     assert found["largest relative difference of a loss or score"] < 1e-5
-    assert found["share of the experts' effect that is lost"] == pytest.approx(1), "without guards it runs without them"
+    # Experts at plain linear layers are no hooks, which compiled code has no guards for by default.
+    assert found["share of the experts' effect that is lost"] == pytest.approx(0, abs=1e-3)
 
 
 def test_a_missing_compiler_is_reported(tmp_path):

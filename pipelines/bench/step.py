@@ -18,7 +18,7 @@ from dmole_cli.backbones.checkpointing import activation_checkpointing
 from dmole_cli.backbones.sites import find_sites
 from dmole_cli.experts.expert import Expert
 from dmole_cli.routing.autoencoder import Autoencoder
-from dmole_cli.training.loop import Batch, Schedule, train_expert
+from dmole_cli.training.loop import Batch, Observer, Schedule, train_expert
 from pipelines.bench._models import (
     attached,
     half_of,
@@ -87,6 +87,7 @@ def ours(
     *,
     checkpointing: bool = False,
     steps: int = 1,
+    observer: Observer | None = None,
 ) -> Variant:
     """A run of `train_expert`, of one step or several with the same batch; gives the loss of the last step."""
     backbone, batch = case.backbone, case.batch
@@ -105,6 +106,7 @@ def ours(
                     experts[case.newest],
                     [Batch(ids, sets, batch)] * steps,
                     schedule=Schedule(steps, RATE, TRAIN_SETTINGS),
+                    observer=observer,
                 )
         finally:
             routed.close()
