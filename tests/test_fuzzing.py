@@ -235,7 +235,8 @@ def damaged_toml(draw: Any, text: str) -> bytes:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A small task: its card, records and images."""
-    folder = tmp_path_factory.mktemp("fuzz")
+    # In a folder of its own: what a case may write beside it is looked for there, and not among the files of all tests.
+    folder = tmp_path_factory.mktemp("fuzz") / "inside"
     tiny.write_task(folder, "colours", train=6, test=3)
     return folder
 
