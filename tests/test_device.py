@@ -105,7 +105,7 @@ def twice(stream, tmp_path_factory):
         with elsewhere():
             session = workspace(config, Run(runs[1]))
             session.model.__dict__["device"] = ELSEWHERE
-            # As on CUDA, which records the steps in addition.
+            # As on CUDA, which captures the steps in addition.
             patch.setattr("dmole_cli.inference.batched.static_decoder", decoding)
             patch.setattr("dmole_cli.stages.train_task.train_expert", watched)
             run_sequence(session)

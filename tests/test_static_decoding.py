@@ -5,9 +5,9 @@ from itertools import count
 import pytest
 import tiny
 import torch
+from captured import TapeGraphs
 from elsewhere import There, elsewhere
 from families_mixed import FAMILIES, experts, samples, tiny_backbone, tiny_folder
-from recorded import TapeGraphs
 
 from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.loading import load_backbone
@@ -80,7 +80,7 @@ def endings(case, monkeypatch):
 
 @pytest.mark.parametrize("case", FAMILIES, indirect=True)
 def test_answers_are_those_of_the_plain_loop(case):
-    """Batches of several sizes and routes; from the fourth step of a shape on, its record is replayed."""
+    """Batches of several sizes and routes; from the fourth step of a shape on, its capture is replayed."""
     decoder = taped(case.backbone, case.routed)
     batches = [
         {"longest": 7},
@@ -120,7 +120,7 @@ def test_rows_leave_when_the_others_fit_into_fewer(case, endings):
     for _ in range(3):
         assert case.answers(decoder, rows=range(6), longest=12) == expected
     assert {rows for rows, _ in decoder._rows} >= {8, 4}
-    assert decoder.counts["recorded_graphs"] >= 2
+    assert decoder.counts["captured_graphs"] >= 2
 
 
 def test_a_step_is_one_graph(case):
@@ -162,7 +162,7 @@ def test_nothing_waits_for_the_device(case):
 
 
 def test_routes_and_dense_mixtures_are_no_part_of_a_record(case):
-    """Batches with other routes replay the same steps; only matrices that are made anew would be recorded again."""
+    """Batches with other routes replay the same steps; only matrices that are made anew would be captured again."""
     sites = [site for site in find_sites(case.backbone.model, "attention") if site.modality == "language"]
     drawn = tiny.draw_expert(sites, 4, scale=1.5, generator=torch.Generator().manual_seed(5), spread=0.4)
     gates = {site.name: drawn.sites[site.name][0][:2] for site in sites}
@@ -172,7 +172,7 @@ def test_routes_and_dense_mixtures_are_no_part_of_a_record(case):
         sets = [("dense", "language") if row % 3 == number else own for row, own in enumerate(SETS)]
         expected = case.answers(sets=sets)
         assert case.answers(decoder, sets=sets) == expected != plain
-    assert decoder.counts["recorded_graphs"] == 1 and decoder.counts["static_batches"] == 3
+    assert decoder.counts["captured_graphs"] == 1 and decoder.counts["static_batches"] == 3
 
 
 def test_positions_that_are_rescaled_for_long_sequences_only(case, monkeypatch):
@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_decoded_the_plain_way(case, monkeypatch):
     assert decoder.enabled and not decoder.counts
 
 
-def test_an_operation_that_cannot_be_recorded_leaves_graphs_out_of_the_run(case, monkeypatch):
+def test_an_operation_that_cannot_be_captured_leaves_graphs_out_of_the_run(case, monkeypatch):
     """The batch at hand goes on without a graph, later ones are decoded the plain way."""
     expected = case.answers()
     decoder = taped(case.backbone, case.routed)
@@ -257,7 +257,7 @@ def test_shapes_share_memory_and_larger_ones_replace_it(case):
     case.answers(decoder, rows=range(2))
     smaller, larger = decoder._rows[2, length].cache, decoder._rows[rows, length].cache
     assert smaller.layers[0].keys.data_ptr() == larger.layers[0].keys.data_ptr()
-    assert decoder.counts["recorded_graphs"] == 2
+    assert decoder.counts["captured_graphs"] == 2
     case.answers(decoder, longest=70, rows=range(6))
     assert {found for _, found in decoder._rows} == {length_bucket(length + 1)}, "longer than all before"
     assert case.answers(decoder) == case.answers()

@@ -31,7 +31,7 @@ def activation_checkpointing(backbone: Backbone, *, random: bool = False) -> Ite
     """
     blocks = _recomputed_blocks(backbone)
     for block in blocks:
-        # Reading a generator's state waits for the device, and cannot be recorded as a CUDA graph.
+        # Reading a generator's state waits for the device, and CUDA graphs do not support it.
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=random)
     try:
         yield

@@ -29,7 +29,7 @@ class Piece:
 class FlatExpert:
     """Gives an expert's matrices a common storage, and collects their gradients.
 
-    The matrices stay the same tensors, so that whoever holds them, as a penalty does, sees their new values. B is stored
+    The matrices stay the same tensors, so that a penalty that holds them has their new values. B is stored
     transposed, as the layer uses it: a few kernels then convert all matrices for the forward pass.
 
     Args:
@@ -55,7 +55,7 @@ class FlatExpert:
         self._transposed = {number[id(b)] for _, b in expert.sites.values()}
         self.pieces = [self._gathered(numbers, dtype) for numbers in homes.values()]
         self._written: dict[int, MatrixGradients] = {}
-        slots = {n: slot for piece in self.pieces for n, slot in zip(piece.numbers, self._slots(piece), strict=True)}
+        slots = {n: slot for piece in self.pieces for n, slot in self._slots(piece, piece.gradients)}
         self._sites: dict[str, MatrixGradients] = {}
         for site, (a, b) in expert.sites.items():
             if site not in expert.gates:  # autograd computes the gradients of a dense mixture
@@ -68,18 +68,20 @@ class FlatExpert:
         """Move matrices into one tensor."""
         parts = [self._stored(n, self.matrices[n].detach()).reshape(-1) for n in numbers]
         values = torch.cat(parts)
-        for n, part in zip(numbers, values.split([self.sizes[n] for n in numbers]), strict=True):
+        piece = Piece(numbers, values, torch.zeros_like(values, dtype=dtype))
+        for n, part in self._slots(piece, values):
             shape = self.matrices[n].shape
             self.matrices[n].data = part.view(shape[::-1]).t() if n in self._transposed else part.view(shape)
-        # A step without a cast uses the gradients as they are.
-        return Piece(numbers, values.requires_grad_(), torch.zeros_like(values, dtype=dtype, requires_grad=False))
+        values.requires_grad_()
+        return piece
 
     def _stored(self, number: int, matrix: torch.Tensor) -> torch.Tensor:
         """A matrix, or a tensor of its shape, as it is stored."""
         return matrix.t() if number in self._transposed else matrix
 
-    def _slots(self, piece: Piece) -> tuple[torch.Tensor, ...]:
-        return piece.gradients.split([self.sizes[n] for n in piece.numbers])
+    def _slots(self, piece: Piece, flat: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """The number of each matrix of a piece, and its part of a tensor of the piece's size."""
+        return zip(piece.numbers, flat.split([self.sizes[n] for n in piece.numbers]), strict=True)
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -114,8 +116,7 @@ class FlatExpert:
         totals = []
         for piece in self.pieces:
             total = piece.gradients if piece.gradients.dtype == torch.float32 else piece.gradients.float()
-            slots = total.split([self.sizes[n] for n in piece.numbers])
-            for n, slot in zip(piece.numbers, slots, strict=True):
+            for n, slot in self._slots(piece, total):
                 there, grad = n in self._written and self._written[n].reached, self.matrices[n].grad
                 if grad is not None:
                     own = self._stored(n, grad).reshape(-1)
@@ -128,7 +129,7 @@ class FlatExpert:
         """The gradient of each piece with zeros for the matrices that have none."""
         found = [part.clone() for part in gradient]
         for piece, part in zip(self.pieces, found, strict=True):
-            for n, slot in zip(piece.numbers, part.split([self.sizes[n] for n in piece.numbers]), strict=True):
+            for n, slot in self._slots(piece, part):
                 if not reached[n]:
                     slot.zero_()
         return found
@@ -160,28 +161,22 @@ class FlatExpert:
         found: dict[int, torch.Tensor] = {}
         for piece in self.pieces:
             if piece.values.grad is not None:
-                found |= zip(
-                    piece.numbers, piece.values.grad.split([self.sizes[n] for n in piece.numbers]), strict=True
-                )
+                found |= self._slots(piece, piece.values.grad)
         return found
 
     @torch.no_grad()
     def _divided(self, piece: Piece, optimizer: torch.optim.Optimizer) -> list[Piece]:
         """Every matrix of a piece as a piece of its own, in the same storage, for the optimizer, too."""
-        sizes = [self.sizes[n] for n in piece.numbers]
+        gradients = dict(self._slots(piece, piece.gradients))
         parts = [
-            Piece([n], values.detach().requires_grad_(), gradients)
-            for n, values, gradients in zip(
-                piece.numbers, piece.values.split(sizes), piece.gradients.split(sizes), strict=True
-            )
+            Piece([n], values.detach().requires_grad_(), gradients[n]) for n, values in self._slots(piece, piece.values)
         ]
         state = optimizer.state.pop(piece.values, {})
-        for index, part in enumerate(parts):
-            if state:
-                own = {
-                    name: value.split(sizes)[index] if value.dim() else value.clone() for name, value in state.items()
-                }
-                optimizer.state[part.values] = own
+        for part in parts if state else ():
+            optimizer.state[part.values] = {
+                name: dict(self._slots(piece, value))[part.numbers[0]] if value.dim() else value.clone()
+                for name, value in state.items()
+            }
         for group in optimizer.param_groups:
             group["params"] = [
                 new
@@ -201,8 +196,7 @@ class FlatExpert:
         found = [torch.zeros(size) for size in self.sizes]
         for piece in self.pieces:
             if piece.values in optimizer.state:
-                slots = optimizer.state[piece.values][name].split([self.sizes[n] for n in piece.numbers])
-                for n, slot in zip(piece.numbers, slots, strict=True):
+                for n, slot in self._slots(piece, optimizer.state[piece.values][name]):
                     found[n] = slot.cpu()
         return torch.cat(found)
 

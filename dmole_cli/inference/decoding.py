@@ -201,6 +201,7 @@ def generate(
                 custom_generate=dropping_finished_rows(leave, backbone.counts, decoder),
             )
 
+    tokens = None
     try:
         tokens = run(decoder)
     except torch.OutOfMemoryError as error:
@@ -208,5 +209,6 @@ def generate(
             raise
         decoder.give_up(error)
         decoder.close()
+    if tokens is None:  # after the handler, because its exception keeps the tensors of the failed attempt
         tokens = run(None)
     return [text.strip() for text in backbone.tokenizer.batch_decode(tokens, skip_special_tokens=True)]

@@ -1,6 +1,6 @@
 """One step of greedy decoding on tensors of fixed size and place: the model on one token per row, and the choice of the next.
 
-Nothing in the step depends on values on the host, and nothing waits for the device, so that it can be recorded as a CUDA graph.
+Nothing in the step depends on values on the host, and nothing waits for the device, so that it can be captured as a CUDA graph.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""CUDA graphs: a function that is launched many times with the same tensors is recorded once, and then replayed.
+"""CUDA graphs: a function that is launched many times with the same tensors is captured once, and then replayed.
 
 A replay launches all kernels of the function at once, without Python and without one launch per kernel
-(https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). It reads and writes the very tensors of the recording.
+(https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). It reads and writes the very tensors of the capture.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LIMIT = 32
 
 
 class Graphs:
-    """Recorded functions by key, the least recently used of which is dropped when there are too many.
+    """Captured functions by key, the least recently used of which is dropped when there are too many.
 
     Args:
         device: a CUDA device.
@@ -34,12 +34,12 @@ class Graphs:
         return key in self._graphs
 
     def replay(self, key: Hashable) -> None:
-        """Launch a recorded function."""
+        """Launch a captured function."""
         self._graphs.move_to_end(key)
         self._graphs[key][0].replay()
 
-    def record(self, key: Hashable, function: Callable[[], None], *, alive: Any = None) -> None:
-        """Record a function; its kernels are not run.
+    def capture(self, key: Hashable, function: Callable[[], None], *, alive: Any = None) -> None:
+        """Capture a function; its kernels are not run.
 
         It must have run before, so that libraries have loaded what they need, and it must not wait for the device.
 
@@ -49,7 +49,7 @@ class Graphs:
             alive: kept as long as the graph: whatever holds these tensors.
 
         Raises:
-            RuntimeError: an operation cannot be recorded.
+            RuntimeError: an operation does not support capture.
         """
         if self._pool is None:
             self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)
@@ -61,11 +61,11 @@ class Graphs:
                 function()
             self._graphs[key] = (graph, alive)
         except Exception as error:
-            _end_recording_of_random_numbers(self.device)
-            # The end of a failed recording raises an error of its own, which says nothing of the reason.
+            _end_capture_of_random_numbers(self.device)
+            # The end of a failed capture raises an error of its own, which says nothing of the reason.
             raise error.__context__ or error from None
         finally:
-            torch.cuda.set_stream(before)  # the context leaves another one where recording has failed
+            torch.cuda.set_stream(before)  # the context leaves another one where capture has failed
             if not self._graphs:
                 self._pool = None
         if len(self._graphs) > self.limit:
@@ -80,8 +80,8 @@ class Graphs:
         self._pool = None  # memory of a pool without graphs cannot be shared again
 
 
-def _end_recording_of_random_numbers(device: torch.device) -> None:
-    """Give a device's generator a new state: where recording has failed, the old one expects to be recorded for ever."""
+def _end_capture_of_random_numbers(device: torch.device) -> None:
+    """Give a device's generator a new state: where capture has failed, the old one expects to be captured for ever."""
     generator = torch.cuda.default_generators[device.index or 0]
     fresh = torch.Generator(device=device)
     fresh.manual_seed(generator.initial_seed())

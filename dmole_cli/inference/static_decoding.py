@@ -1,11 +1,11 @@
-"""Decoding with tensors of a few fixed shapes, on CUDA as recorded graphs.
+"""Decoding with tensors of a few fixed shapes, on CUDA as captured graphs.
 
 The prompts are computed as usual. Then the batch is padded to a number of rows and a length of the cache out of a few (see
 static_cache.py), and each step (decoding_step.py) is the same kernels on the same tensors, which a CUDA graph launches
 without Python. Finished rows are computed on until the others fit into the next smaller number of rows. The host
 learns one step late which rows are finished, so that the device never waits for it.
 
-Models are taken as they are: whatever does not fit (another kind of cache, an operation that cannot be recorded, a rule that
+Models are not changed: what is not supported (another kind of cache, an operation without support for capture, a rule that
 chooses tokens otherwise) is decoded the plain way.
 """
 
@@ -35,9 +35,9 @@ from dmole_cli.inference.fixed_inputs import (
 from dmole_cli.inference.graphs import Graphs
 from dmole_cli.inference.static_cache import CacheStorage, length_bucket, load, release, rows_bucket
 
-# A shape is recorded once so many steps were needed in it; recording takes as long as some steps without a graph.
-STEPS_BEFORE_RECORDING = 3
-# Batches whose tensors do not fit the recorded ones, such as those of other experts, begin anew so often.
+# A shape is captured once so many steps were needed in it; capturing takes as long as some steps without a graph.
+STEPS_BEFORE_CAPTURE = 3
+# Number of times that graphs are dropped for batches whose tensors do not fit the captured ones, such as those of other experts.
 MOST_KINDS = 8
 # Backbones for which an operation has failed; a command says so once, not once per method and task.
 _REFUSED: WeakSet[Backbone] = WeakSet()
@@ -58,10 +58,10 @@ class StaticDecoder:
     Args:
         backbone: a suitable one.
         routed: its experts; a batch must be routed with `every=True`, so that all batches have the same plan but for scales.
-        graphs: record the steps as CUDA graphs; False runs the same steps without, on any device.
+        graphs: capture the steps as CUDA graphs; False runs the same steps without, on any device.
 
     Attributes:
-        counts: `static_batches`, `static_steps`, `replayed_steps`, `recorded_graphs`.
+        counts: `static_batches`, `static_steps`, `replayed_steps`, `captured_graphs`.
     """
 
     def __init__(self, backbone: Backbone, routed: RoutedExperts | None = None, *, graphs: bool = True) -> None:
@@ -171,7 +171,7 @@ class StaticDecoder:
     def _prepare(
         self, first: Mapping[str, Any], limits: Limits, scales: Sequence[torch.Tensor], routes: Sequence[RowScales]
     ) -> bool:
-        """Begin anew if the batch does not fit what was recorded; False if that happens too often."""
+        """Drop all graphs and buffers if the batch does not fit them; False if that happens too often."""
         plan = None if self.routed is None else self.routed.plan
         tensors = [] if plan is None else plan.matrices()
         cached = [
@@ -221,17 +221,17 @@ class StaticDecoder:
             route.values = values
         step(model, rows, self._shared, constants)
         self._needed[shape] += 1
-        if self.graphs is not None and self._needed[shape] >= STEPS_BEFORE_RECORDING and self.enabled:
-            self._record(shape, lambda: step(model, rows, self._shared, constants), rows)
+        if self.graphs is not None and self._needed[shape] >= STEPS_BEFORE_CAPTURE and self.enabled:
+            self._capture(shape, lambda: step(model, rows, self._shared, constants), rows)
 
-    def _record(self, shape: tuple[int, int], function: Any, rows: Rows) -> None:
+    def _capture(self, shape: tuple[int, int], function: Any, rows: Rows) -> None:
         assert self.graphs is not None
         try:
-            self.graphs.record(shape, function, alive=(rows, self._alive))
+            self.graphs.capture(shape, function, alive=(rows, self._alive))
         except Exception as error:
             self.give_up(error)  # this batch goes on without a graph
         else:
-            self.counts["recorded_graphs"] += 1
+            self.counts["captured_graphs"] += 1
 
     def _fewer(
         self, rows: Rows, remaining: Sequence[int], first: Mapping[str, Any], scales: Sequence[torch.Tensor]
@@ -245,7 +245,7 @@ class StaticDecoder:
         while least < now:
             shape = (least, length)
             # On CUDA, a step without a graph takes longer than one with a graph and more rows.
-            if self.graphs is None or shape in self.graphs or self._needed[shape] >= STEPS_BEFORE_RECORDING:
+            if self.graphs is None or shape in self.graphs or self._needed[shape] >= STEPS_BEFORE_CAPTURE:
                 return self._shape(least, length, first, scales)
             least *= 2
         return None

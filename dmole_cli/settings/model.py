@@ -238,7 +238,7 @@ class Settings(Section):
     )
     cuda_graphs: bool = setting(
         True,
-        "on a GPU, record training steps and decoding as CUDA graphs, which launch all kernels of a step at once",
+        "on a GPU, capture training steps and decoding as CUDA graphs, which launch all kernels of a step at once",
         recorded=False,
     )
     shared: str | None = setting(

@@ -12,8 +12,8 @@ from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.data.sample import Sample
 from dmole_cli.processes import world
 from dmole_cli.settings.model import Settings
+from dmole_cli.training.captured import captures
 from dmole_cli.training.loop import Batch
-from dmole_cli.training.recorded import records
 
 # (step, row) -> names of the active experts of a sample.
 Active = Callable[[int, int], Sequence[str]]
@@ -95,7 +95,7 @@ def micro_batches(
         workers=settings.workers,
         cache=settings.sample_cache * 2**20 if again else 0,
     )
-    few = settings.cuda_graphs and records(backbone)
+    few = settings.cuda_graphs and captures(backbone)
     visited, done = bytearray(len(samples)), 0
     for number, (batch, inputs, tower_rows) in enumerate(collated(backbone, encoded, left=False, few_lengths=few)):
         step, rows = own.steps[number], own[number]

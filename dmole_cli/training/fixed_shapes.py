@@ -1,6 +1,6 @@
 """What models of transformers compute in a way that waits for the device, computed without waiting.
 
-A CUDA graph cannot record an operation that waits. The results are the same.
+A CUDA graph cannot capture an operation that waits. The results are the same.
 """
 
 from __future__ import annotations

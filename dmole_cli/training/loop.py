@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from dmole_cli.artifacts.training_log import StepFigures
-from dmole_cli.backbones.backbone import IGNORED, Backbone, Encoded
+from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.errors import DmoleError
@@ -20,9 +20,9 @@ from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.flat import FlatExpert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.processes import world
+from dmole_cli.training.captured import captured_steps
 from dmole_cli.training.gradients import StepGradient
 from dmole_cli.training.reads import PendingReads
-from dmole_cli.training.recorded import recorded_steps
 from dmole_cli.training.schedule import Schedule
 
 
@@ -123,7 +123,7 @@ class Trainer:
             fused=backbone.device.type == "cuda" or None,  # one kernel for all of them
         )
         self.figures: list[StepFigures] = []
-        self.recorded = recorded_steps(backbone, routed, self.flat) if schedule.graphs else None
+        self.captured = captured_steps(backbone, routed, self.flat) if schedule.graphs else None
         self._reads = PendingReads(backbone.device, late=not half)
         self._told = 0  # steps that the observer knows of
         self._ended = time.perf_counter()  # of the last step
@@ -237,13 +237,15 @@ class Trainer:
 
         A graph that outlived its step would fragment the memory of the next one.
         """
+        found = None
         try:
-            losses, answers = self._losses(batch)
+            found = self._losses(batch)
         except torch.OutOfMemoryError:
-            # The memory of recorded graphs may be what is missing.
-            if self.recorded is None or not self.recorded.release():
+            # The memory of captured graphs may be what is missing.
+            if self.captured is None or not self.captured.release():
                 raise
-            losses, answers = self._losses(batch)
+        # After the handler, because its exception keeps the tensors of the failed attempt.
+        losses, answers = found or self._losses(batch)
         tokens = sum(len(sample.tokens) for sample in batch.encoded)
         counts = self.backbone.to_device(torch.tensor([answers, tokens, batch.truncated]))
         return torch.cat([losses, counts])
@@ -252,15 +254,15 @@ class Trainer:
         """Compute the gradient of a micro-batch; its cross-entropy and penalty [2], and the number of its answer tokens."""
         backbone = self.backbone
         inputs, rows = batch.collated or backbone.collate(
-            batch.encoded, left=False, few_lengths=self.recorded is not None
+            batch.encoded, left=False, few_lengths=self.captured is not None
         )
         routes: dict[str, Any] = {"rows": rows, "device": backbone.device, "dtype": backbone.compute_dtype}
         cached = self.cache is not None and not self.routed.has_vision_expert(batch.active)
         with self.flat.collecting():
-            if self.recorded is not None and not cached and self.penalty is None and not self.scaler.is_enabled():
-                loss = self.recorded.compute(inputs, batch.active, routes)
-                if loss is not None:
-                    answers = int((inputs["labels"][:, 1:] != IGNORED).sum())
+            if self.captured is not None and not cached and self.penalty is None and not self.scaler.is_enabled():
+                found = self.captured.compute(inputs, batch.active, routes)
+                if found is not None:
+                    loss, answers = found
                     return torch.stack([loss, torch.zeros_like(loss)]), answers
             if cached and self.cache is not None:
                 inputs = self.cache.replace(inputs, batch.encoded)

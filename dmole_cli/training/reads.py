@@ -17,7 +17,7 @@ class PendingReads:
 
     Args:
         device: of the tensors.
-        late: whether to wait at all; without it, and on other devices, every tensor is read when it is asked for.
+        late: read them later; otherwise, and on other devices, `take` reads every tensor.
     """
 
     def __init__(self, device: torch.device, *, late: bool) -> None:

@@ -20,7 +20,7 @@ class Schedule:
         micro_batches: number of micro-batches of each step; empty for one in each.
         seed: of the dropout masks of micro-batches, where a step has several: they must not depend on which process computes
             them.
-        graphs: on CUDA, record forward and backward passes as graphs (recorded.py).
+        graphs: on CUDA, capture forward and backward passes as graphs (captured.py).
     """
 
     steps: int

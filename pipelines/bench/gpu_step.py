@@ -92,7 +92,7 @@ def training_loop(
 ) -> Variant:
     """Steps of one long training run, whose first ones are not measured; gives the loss of the last step.
 
-    The first call computes a few steps without a graph and then records one, where `graphs` allows it.
+    The first call computes a few steps without a graph and then captures one, where `graphs` allows it.
     """
     backbone, experts = twin(case.backbone), case.experts()
     used = {name: expert for name, expert in experts.items() if any(name in s for s in sets)}

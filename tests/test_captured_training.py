@@ -1,11 +1,11 @@
-"""Training steps that are recorded and replayed, on an emulation of CUDA graphs (recorded.py), against the plain steps."""
+"""Training steps that are captured and replayed, on an emulation of CUDA graphs (captured.py), against the plain steps."""
 
 from unittest import mock
 
 import pytest
 import torch
+from captured import TapeGraphs, tensors, waits
 from elsewhere import elsewhere
-from recorded import TapeGraphs, tensors, waits
 from test_backbone import SAMPLES
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,8 +18,8 @@ from dmole_cli.errors import DmoleWarning
 from dmole_cli.experts.expert import new_expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.settings.model import TrainSettings
+from dmole_cli.training.captured import CapturedSteps
 from dmole_cli.training.loop import Batch, Observer, Schedule, Trainer
-from dmole_cli.training.recorded import RecordedSteps
 from pipelines.bench import step as bench
 from pipelines.bench._models import random_samples
 
@@ -55,7 +55,7 @@ def batches(case, *, tiles=(1, 2)) -> list[Batch]:
 
 
 def trained(case, *, graphs: bool, change=None, checkpointing=False):
-    """The trainer after all steps, and what it was told to record."""
+    """The trainer after all steps, and what it was told to capture."""
     routed = RoutedExperts(case.backbone.model, case.backbone.modality_of)
     experts = case.experts()
     for name, expert in experts.items():
@@ -68,7 +68,7 @@ def trained(case, *, graphs: bool, change=None, checkpointing=False):
     )
     if graphs:
         taped = TapeGraphs(torch.device("cpu"))
-        trainer.recorded = RecordedSteps(case.backbone, routed, trainer.flat, taped)
+        trainer.captured = CapturedSteps(case.backbone, routed, trainer.flat, taped)
         if change is not None:
             change(trainer)
     try:
@@ -86,8 +86,8 @@ def trained(case, *, graphs: bool, change=None, checkpointing=False):
 def test_replayed_steps_train_the_same_expert(case, checkpointing):
     plain = trained(case, graphs=False, checkpointing=checkpointing)
     replayed = trained(case, graphs=True, checkpointing=checkpointing)
-    assert len(replayed.recorded._shapes) == 2 and replayed.recorded.enabled
-    assert all(number == STEPS // 2 for number in replayed.recorded._seen.values())
+    assert len(replayed.captured._shapes) == 2 and replayed.captured.enabled
+    assert all(number == STEPS // 2 for number in replayed.captured._seen.values())
     for mine, theirs in zip(replayed.figures, plain.figures, strict=True):
         assert mine.loss == pytest.approx(theirs.loss, rel=1e-4)
         assert mine.gradient_norm == pytest.approx(theirs.gradient_norm, rel=1e-3)
@@ -98,7 +98,7 @@ def test_replayed_steps_train_the_same_expert(case, checkpointing):
     assert (one - other).norm() < 0.01 * (one - start).norm()
 
 
-def test_a_step_that_cannot_be_recorded_is_computed_without_a_graph(case):
+def test_a_step_that_cannot_be_captured_is_computed_without_a_graph(case):
     def change(trainer):
         plain = trainer.backbone.logits_at
 
@@ -107,7 +107,7 @@ def test_a_step_that_cannot_be_recorded_is_computed_without_a_graph(case):
             float(logits.detach().sum())  # waits for the device
             return logits
 
-        trainer.recorded.backbone = type("Looking", (), {
+        trainer.captured.backbone = type("Looking", (), {
             "logits_at": staticmethod(looking),
             "device": trainer.backbone.device,
             "answer_positions": trainer.backbone.answer_positions,
@@ -116,7 +116,7 @@ def test_a_step_that_cannot_be_recorded_is_computed_without_a_graph(case):
 
     with pytest.warns(DmoleWarning, match="without CUDA graphs, which is slower: .*waits for the device"):
         found = trained(case, graphs=True, change=change)
-    assert not found.recorded.enabled
+    assert not found.captured.enabled
     assert [row.loss for row in found.figures] == pytest.approx(
         [row.loss for row in trained(case, graphs=False).figures], rel=1e-4
     )
@@ -134,7 +134,7 @@ class Watched(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-def test_a_recorded_step_waits_for_nothing(tmp_path):
+def test_a_captured_step_waits_for_nothing(tmp_path):
     """On an emulated second device; the check of the model, and the backward pass of its images' rows, would wait there."""
     with elsewhere() as there:
         backbone = load_backbone(str(internvl.tiny(tmp_path / "backbone")), device=there)
@@ -148,7 +148,7 @@ def test_a_recorded_step_waits_for_nothing(tmp_path):
             expert,
             schedule=Schedule(1, 0.01, TrainSettings(), graphs=False),
         )
-        steps = RecordedSteps(backbone, routed, trainer.flat, TapeGraphs(there))
+        steps = CapturedSteps(backbone, routed, trainer.flat, TapeGraphs(there))
         looked = []
 
         def work(shape, plain=steps._work):
@@ -162,7 +162,9 @@ def test_a_recorded_step_waits_for_nothing(tmp_path):
         routes = {"rows": rows, "device": backbone.device, "dtype": backbone.compute_dtype}
         for _ in range(3):
             with trainer.flat.collecting():
-                loss = steps.compute(inputs, [("one",)] * len(SAMPLES), routes)
+                found = steps.compute(inputs, [("one",)] * len(SAMPLES), routes)
+        loss, answers = found
+        assert answers == int((inputs["labels"] >= 0).sum())
         assert looked and loss.device == there and float(loss) > 0
         assert len(trainer.flat.reached()) == 2 * len(shapes)
 
@@ -175,14 +177,14 @@ def test_memory_that_graphs_hold_is_freed_where_a_step_does_not_fit(case, monkey
 
         def losses(batch):
             if trainer.step == STEPS - 1 and not failed:
-                failed.append(len(trainer.recorded._shapes))
+                failed.append(len(trainer.captured._shapes))
                 raise torch.OutOfMemoryError("no memory")
             return plain(batch)
 
         monkeypatch.setattr(trainer, "_losses", losses)
 
     found = trained(case, graphs=True, change=change)
-    assert failed == [1] and not found.recorded.enabled and not found.recorded._shapes
+    assert failed == [1] and not found.captured.enabled and not found.captured._shapes
     assert len(found.figures) == STEPS
 
 

@@ -1,11 +1,11 @@
-"""Training on CUDA with recorded graphs: forward and backward pass of a micro-batch are launched at once, without Python.
+"""Training on CUDA with captured graphs: forward and backward pass of a micro-batch are launched at once, without Python.
 
 A graph serves the micro-batches of one shape. Rows are therefore padded to one of a few lengths (`inputs.shared_length`), and
 the positions of answer tokens to a multiple of `ANSWERS`. The experts of the samples are inputs of the graph: every graph
 computes all attached experts, and the scales select those of each sample.
 
-The memory of a graph's activations is shared by all graphs. Micro-batches whose shape is rare, or that cannot be recorded, are
-computed as on other devices.
+The memory of a graph's activations is shared by all graphs. Micro-batches of a rare shape, or with operations that do not support
+capture, are computed as on other devices.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from dmole_cli.inference.graphs import Graphs
 from dmole_cli.training.fixed_shapes import fixed_shapes
 
 ANSWERS = 16
-# A shape is recorded at its third micro-batch: recording takes as long as some micro-batches without a graph.
-BEFORE_RECORDING = 2
+# A shape is captured at its third micro-batch: capturing takes as long as some micro-batches without a graph.
+BEFORE_CAPTURE = 2
 LIMIT = 64  # graphs; each holds the images of a micro-batch, beside the activations that all share
 
 Routes = Mapping[str, Any]
@@ -65,14 +65,14 @@ class Shape:
             own.copy_(other)
 
 
-class RecordedSteps:
+class CapturedSteps:
     """Forward and backward passes of micro-batches as CUDA graphs.
 
     Args:
         backbone: frozen.
         routed: the experts attached to it.
         flat: the expert that trains; takes the gradients.
-        graphs: records and replays.
+        graphs: captures and replays.
     """
 
     def __init__(self, backbone: Backbone, routed: RoutedExperts, flat: FlatExpert, graphs: Graphs) -> None:
@@ -84,8 +84,8 @@ class RecordedSteps:
 
     def compute(
         self, inputs: Mapping[str, torch.Tensor], active: Sequence[Sequence[str]], routes: Routes
-    ) -> torch.Tensor | None:
-        """Compute the gradient of a micro-batch; its loss, or None if its shape has no graph.
+    ) -> tuple[torch.Tensor, int] | None:
+        """Compute the gradient of a micro-batch; its loss and number of answer tokens, or None if its shape has no graph.
 
         Args:
             inputs: of the model, with labels.
@@ -94,12 +94,15 @@ class RecordedSteps:
         """
         if not self.enabled:
             return None
-        positions, targets = padded_answers(self.backbone, inputs["labels"])
+        positions, targets = self.backbone.answer_positions(inputs["labels"])
+        count, spare = len(targets), -len(targets) % ANSWERS
         given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-        key = tuple((name, tensor.shape, tensor.dtype) for name, tensor in given.items()), len(positions)
+        key = tuple((name, tensor.shape, tensor.dtype) for name, tensor in given.items()), count + spare
         self._seen[key] += 1
-        if key not in self._shapes and (self._seen[key] <= BEFORE_RECORDING or len(self._shapes) >= LIMIT):
+        if key not in self._shapes and (self._seen[key] <= BEFORE_CAPTURE or len(self._shapes) >= LIMIT):
             return None
+        positions = self.backbone.to_device(F.pad(positions, (0, spare)))
+        targets = self.backbone.to_device(F.pad(targets, (0, spare), value=IGNORED))
         with self.routed.route(active, **routes, every=True):
             plan = self.routed.plan
             before = [scales.values for scales in plan.scales]
@@ -121,10 +124,10 @@ class RecordedSteps:
             finally:
                 for scales, values in zip(plan.scales, before, strict=True):
                     scales.values = values
-        return shape.loss.clone()
+        return shape.loss.clone(), count
 
     def _run(self, key: Any, shape: Shape, plan: Any) -> None:
-        """Replay the graph of a shape; the first time compute it without, and record it."""
+        """Replay the graph of a shape; the first time compute it without, and capture it."""
         if key in self.graphs:
             self.graphs.replay(key)
             self.flat.mark(shape.reached)
@@ -132,13 +135,13 @@ class RecordedSteps:
         self._work(shape)
         shape.reached = self.flat.reached()
         if any(matrix.grad is not None for matrix in self.flat.matrices) or not self._fits():
-            self.enabled = False
+            self.release()
             return
         self.flat.mark([])  # what the first of several gradients overwrites
         try:
-            self.graphs.record(key, lambda: self._work(shape), alive=(shape, plan))
+            self.graphs.capture(key, lambda: self._work(shape), alive=(shape, plan))
         except Exception as error:
-            self.enabled = False
+            self.release()
             message = f"training without CUDA graphs, which is slower: {first_line(error)}"
             warnings.warn(DmoleWarning(message), stacklevel=2)
         finally:
@@ -173,27 +176,13 @@ class RecordedSteps:
         return found
 
 
-def padded_answers(backbone: Backbone, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The positions that predict an answer token in a batch's tokens, and these tokens, on the device (see `Shape`).
-
-    Args:
-        backbone: its device.
-        labels: of the batch [samples, length], on the CPU.
-    """
-    positions, targets = backbone.answer_positions(labels)
-    spare = -len(positions) % ANSWERS
-    return backbone.to_device(F.pad(positions, (0, spare))), backbone.to_device(
-        F.pad(targets, (0, spare), value=IGNORED)
-    )
-
-
-def records(backbone: Backbone) -> bool:
-    """Whether steps are recorded where the user allows it: on one CUDA device."""
+def captures(backbone: Backbone) -> bool:
+    """Whether steps are captured where the user allows it: on one CUDA device."""
     return backbone.device.type == "cuda" and not is_divided(backbone.model)
 
 
-def recorded_steps(backbone: Backbone, routed: RoutedExperts, flat: FlatExpert) -> RecordedSteps | None:
-    """What records the steps of a training run; None where steps are not recorded."""
-    if not records(backbone):
+def captured_steps(backbone: Backbone, routed: RoutedExperts, flat: FlatExpert) -> CapturedSteps | None:
+    """What captures the steps of a training run; None where steps are not captured."""
+    if not captures(backbone):
         return None
-    return RecordedSteps(backbone, routed, flat, Graphs(backbone.device, limit=LIMIT))
+    return CapturedSteps(backbone, routed, flat, Graphs(backbone.device, limit=LIMIT))

@@ -1,7 +1,7 @@
-"""CUDA graphs without the hardware: a function's operations are recorded once, and replayed on the very same tensors.
+"""CUDA graphs without the hardware: a function's operations are captured once, and replayed on the very same tensors.
 
-As on CUDA, recording changes no tensor, a replay runs no Python of the function, and an operation that would wait for the device
-cannot be recorded. So whatever a step reads from the host, or from a tensor that is made anew, is wrong in its replays.
+As on CUDA, capture changes no tensor, a replay runs no Python of the function, and an operation that would wait for the device
+does not support capture. So whatever a step reads from the host, or from a tensor that is made anew, is wrong in its replays.
 """
 
 from collections.abc import Callable
@@ -83,10 +83,10 @@ class TapeGraphs(Graphs):
         self._graphs.move_to_end(key)
         self._graphs[key][0].replay()
 
-    def record(self, key, function: Callable[[], None], *, alive=None) -> None:
+    def capture(self, key, function: Callable[[], None], *, alive=None) -> None:
         tape = Tape()
         try:
-            # Where a stream is recorded, models of transformers leave out what would wait for the device.
+            # Where a stream is captured, models of transformers leave out what would wait for the device.
             with tape, mock.patch("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True):
                 function()
         finally:
