@@ -1,6 +1,7 @@
 """On a GPU: one routed layer over the plain linear; bfloat16, width 2048, two of nine experts per sample.
 
-8 x 256 tokens forward and backward, and a decoding step of 8 x 1 token. The batch is planned once.
+8 x 256 tokens forward and backward, and a decoding step of 8 x 1 token. The batch is planned once. Both layers are also measured
+as CUDA graphs, as training and decoding compute them: without the time that Python takes to launch kernels.
 """
 
 from __future__ import annotations
@@ -10,12 +11,18 @@ from contextlib import contextmanager
 
 import torch
 
+from dmole_cli.inference.graphs import Graphs
 from pipelines.bench._gpu import BATCH, NEWEST, TASKS, device_for, measure, routes
 from pipelines.bench._models import attached, linears, random_expert, sharing_weights
 from pipelines.bench._timing import Row, Variant
 
 CALLS = 20  # timed together
-FIGURES = {"": ("layer, 8 x 256 tokens forward and backward", 1.5), " step": ("layer, decoding step", None)}
+FIGURES = {
+    "": ("layer, 8 x 256 tokens forward and backward", 1.5),
+    " captured": ("layer, 8 x 256 tokens forward and backward as a CUDA graph", 1.5),
+    " step": ("layer, decoding step", None),
+    " step captured": ("layer, decoding step as a CUDA graph", None),
+}
 
 
 def compare(*, rounds: int | None = None, tiny: bool = False) -> Iterator[Row]:
@@ -26,6 +33,7 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> Iterator[Row]:
     calls = 1 if tiny else CALLS
     with layers(device, tiny=tiny) as variants:
         makers = {name: lambda run=run: _repeated(run, calls) for name, run in variants.items()}
+        makers |= {f"{name} captured": lambda make=make: _captured(make(), device) for name, make in makers.items()}
         found = measure(makers, device=device, rounds=rounds or (1 if tiny else CALLS))
         for suffix, (words, target) in FIGURES.items():
             name, ours, plain = f"gpu {words}", f"ours{suffix}", f"plain{suffix}"
@@ -40,6 +48,16 @@ def _repeated(run: Variant, calls: int) -> Variant:
             run()
 
     return repeated
+
+
+def _captured(run: Variant, device: torch.device) -> Variant:
+    """The same as one CUDA graph; on the CPU as it is."""
+    if device.type != "cuda":
+        return run
+    graphs = Graphs(device)
+    run()
+    graphs.capture("run", run)
+    return lambda: graphs.replay("run")
 
 
 @contextmanager
