@@ -110,6 +110,7 @@ def test_a_step_that_cannot_be_captured_is_computed_without_a_graph(case):
         trainer.captured.backbone = type("Looking", (), {
             "logits_at": staticmethod(looking),
             "device": trainer.backbone.device,
+            "launch_bound": trainer.backbone.launch_bound,
             "answer_positions": trainer.backbone.answer_positions,
             "to_device": trainer.backbone.to_device,
         })()  # fmt: skip
@@ -199,6 +200,18 @@ def test_padding_to_a_shared_length_changes_no_loss(case):
     with torch.no_grad():
         found, expected = (case.backbone.answer_loss(given) for given in (padded, inputs))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_a_step_that_takes_longer_to_compute_than_to_launch_has_no_graph(case, monkeypatch):
+    samples = batches(case)[0].encoded
+    longest = max(len(sample.tokens) for sample in samples)
+    monkeypatch.setattr(case.backbone, "_launch_bound_tokens", 3 * longest - 1)
+    inputs, _ = case.backbone.collate(samples, left=False, few_lengths=True)
+    assert inputs["input_ids"].shape == (3, longest)
+    monkeypatch.setattr(case.backbone, "_launch_bound_tokens", 0)  # no batch is small enough
+    found = trained(case, graphs=True)
+    assert found.captured.enabled and not found.captured._shapes
+    assert [row.loss for row in found.figures] == [row.loss for row in trained(case, graphs=False).figures]
 
 
 def test_shared_lengths_are_few_and_add_little():

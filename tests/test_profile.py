@@ -161,8 +161,8 @@ def test_batches_in_one_pass_have_the_norms_of_batches_alone(backbone, encoded, 
 def test_passes_are_as_large_as_their_padded_tokens_allow():
     lengths = [[3, 4], [2], [9, 1], [1], [1], [1], [1], [1]]
     expected = [range(2), range(2, 3), range(3, 7), range(7, 8)]
-    assert grouped(lengths, limit=15) == expected
-    assert grouped(lengths, limit=1) == [range(i, i + 1) for i in range(8)]
+    assert grouped(lengths, fits=lambda tokens: tokens <= 15) == expected
+    assert grouped(lengths, fits=lambda tokens: tokens <= 1) == [range(i, i + 1) for i in range(8)]
     found = list(in_passes(iter([["a"], ["b"], ["c"]]), [range(2), range(2, 3)]))
     assert found == [Pass(1, [["a"], ["b"]]), Pass(3, [["c"]])]
 

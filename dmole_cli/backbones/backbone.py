@@ -26,6 +26,10 @@ from dmole_cli.backbones.vision_states import encoding_model, feature_arguments,
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError, first_line
 
+# Tokens times parameters of the largest forward and backward pass that takes longer to launch than to compute: measured with a
+# model of 2.2 billion parameters, 24 + 24 blocks, on an H200.
+LAUNCH_BOUND = 4096 * 2.2e9
+
 __all__ = ["IGNORED", "Backbone", "Encoded", "pad"]
 
 
@@ -112,6 +116,18 @@ class Backbone:
         """The tower of a module path, `vision` or `language`."""
         return modality_of(site, self._vision_stacks)
 
+    def launch_bound(self, tokens: int) -> bool:
+        """Whether a GPU computes a forward and backward pass in less time than the processor takes to launch its kernels.
+
+        Args:
+            tokens: of the batch, padding included.
+        """
+        return tokens <= self._launch_bound_tokens
+
+    @cached_property
+    def _launch_bound_tokens(self) -> float:
+        return LAUNCH_BOUND / self.parameters
+
     # ------------------------------------------------------------------------------------------------ inputs
 
     def encode(self, sample: Sample, *, with_answer: bool) -> Encoded:
@@ -131,8 +147,10 @@ class Backbone:
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Batch encoded samples on the backbone's device; arguments and results are those of `Inputs.collate`.
 
-        `labels` stay on the CPU, so that the answer positions are known without a device synchronisation.
+        `labels` stay on the CPU, so that the answer positions are known without a device synchronisation. Batches that are not
+        `launch_bound` have the length of their longest sample.
         """
+        few_lengths = few_lengths and self.launch_bound(len(samples) * max(len(s.tokens) for s in samples))
         inputs, rows = self.inputs.collate(samples, left=left, few_lengths=few_lengths)
         if "labels" in inputs:
             self.counts["training_tokens"] += inputs["labels"].numel()

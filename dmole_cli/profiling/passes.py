@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.data.sample import Sample
 
-# Below this number of tokens times parameters, a GPU computes a pass in less time than its kernels take to be launched: measured
-# with a model of 2.2 billion parameters, 24 + 24 blocks, on an H200.
-WORK = 4096 * 2.2e9
 BATCHES = 4  # in a pass at most: the logits of all their answers exist at the same time
 
 
@@ -52,20 +49,20 @@ def plan_passes(backbone: Backbone, samples: Sequence[Sample], batches: Sequence
         return [range(index, index + 1) for index in range(len(batches))]
     rows = [row for batch in batches for row in batch]
     lengths = dict(zip(rows, backbone.lengths([samples[row] for row in rows], with_answer=True), strict=True))
-    return grouped([[lengths[row] for row in batch] for batch in batches], limit=WORK / backbone.parameters)
+    return grouped([[lengths[row] for row in batch] for batch in batches], fits=backbone.launch_bound)
 
 
-def grouped(lengths: Sequence[Sequence[int]], *, limit: float) -> list[range]:
-    """Consecutive batches as long as a pass has at most `limit` tokens, padding included; one batch at least.
+def grouped(lengths: Sequence[Sequence[int]], *, fits: Callable[[int], bool]) -> list[range]:
+    """Consecutive batches as long as a pass fits; one batch at least.
 
     Args:
         lengths: tokens of the samples of each batch.
-        limit: tokens of a pass.
+        fits: whether a pass may have so many tokens, padding included.
     """
     passes, start = list[range](), 0
     for end in range(1, len(lengths) + 1):
         following = [own for batch in lengths[start : end + 1] for own in batch]
-        full = end == len(lengths) or end - start == BATCHES or len(following) * max(following) > limit
+        full = end == len(lengths) or end - start == BATCHES or not fits(len(following) * max(following))
         if full:
             passes.append(range(start, end))
             start = end

@@ -5,7 +5,8 @@ the positions of answer tokens to a multiple of `ANSWERS`. The experts of the sa
 computes all attached experts, and the scales select those of each sample.
 
 The memory of a graph's activations is shared by all graphs. Micro-batches of a rare shape, or with operations that do not support
-capture, are computed as on other devices.
+capture, are computed as on other devices; so are large ones, which take longer to compute than to launch: their graph would
+compute more experts than their samples use.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class CapturedSteps:
             active: names of each sample's experts.
             routes: further arguments of `RoutedExperts.route`.
         """
-        if not self.enabled:
+        if not self.enabled or not self.backbone.launch_bound(inputs["input_ids"].numel()):
             return None
         positions, targets = self.backbone.answer_positions(inputs["labels"])
         count, spare = len(targets), -len(targets) % ANSWERS

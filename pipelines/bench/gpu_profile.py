@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from dmole_cli.backbones.sites import find_sites
-from dmole_cli.profiling.passes import WORK, grouped, in_passes
+from dmole_cli.profiling.passes import grouped, in_passes
 from pipelines.bench._gpu import ANSWER, TEXT, all_cores, device_for, measure, two_billion
 from pipelines.bench._models import random_samples
 from pipelines.bench._timing import Row, Variant
@@ -36,7 +36,7 @@ def compare(*, rounds: int | None = None, tiny: bool = False) -> Iterator[Row]:
     sites = find_sites(backbone.model, "attention")
     parts = (backbone, sites, batches)
     lengths = [[len(sample.tokens) for sample in batch] for batch in batches]
-    passes = list(in_passes(batches, grouped(lengths, limit=WORK / backbone.parameters)))
+    passes = list(in_passes(batches, grouped(lengths, fits=backbone.launch_bound)))
     scores: dict[str, dict[str, float]] = {}
 
     def kept(name: str, run: partial) -> Variant:

@@ -99,7 +99,8 @@ def build(folder: Path, device: str, *, tiny: bool) -> None:
 def as_process(arguments: Sequence[str], folder: Path) -> int:
     """Run a command in a process of its own, as a user does; gives its exit status."""
     environment = {name: value for name, value in os.environ.items() if name not in THREADS}
-    environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+    environment |= {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "dmole_cli", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, stdout=sys.stderr, check=False).returncode
 
