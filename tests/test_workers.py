@@ -8,7 +8,7 @@ import torch
 
 from dmole_cli.backbones import batches as module
 from dmole_cli.backbones.batches import encoded_batches
-from dmole_cli.backbones.loading import load_backbone
+from dmole_cli.backbones.loading import Loading, load_backbone
 from dmole_cli.data.card import load_card
 from dmole_cli.data.loading import samples as read_samples
 from dmole_cli.errors import DmoleError
@@ -50,6 +50,22 @@ def test_content_and_order_do_not_depend_on_workers_and_cache(backbone, samples,
     assert [len(batch) for batch in found] == [len(batch) for batch in ORDER]
     assert found == expected
     assert torch.equal(torch.get_rng_state(), state)  # dropout draws the same masks
+
+
+def test_images_have_the_type_of_the_weights_and_pass_between_processes_in_it(tmp_path, samples):
+    path = str(tiny.build_backbone(tmp_path / "model"))
+    whole = load_backbone(path)
+    half = load_backbone(path, loading=Loading(dtype="bfloat16"), precision="bfloat16")
+    here, there = (
+        [row for batch in encoded_batches(half, samples, ORDER[:3], with_answer=True, workers=workers) for row in batch]
+        for workers in (0, 1)
+    )
+    for row, other, index in zip(here, there, [i for batch in ORDER[:3] for i in batch], strict=True):
+        plain = whole.encode(samples[index], with_answer=True).vision["pixel_values"]
+        assert row.vision["pixel_values"].dtype == torch.bfloat16
+        assert torch.equal(row.vision["pixel_values"], plain.to(torch.bfloat16))
+        assert torch.equal(other.vision["pixel_values"], row.vision["pixel_values"])
+        assert torch.equal(other.tokens, row.tokens)
 
 
 def encodings(backbone, samples, batches, *, cache):

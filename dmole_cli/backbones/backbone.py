@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -131,8 +132,13 @@ class Backbone:
     # ------------------------------------------------------------------------------------------------ inputs
 
     def encode(self, sample: Sample, *, with_answer: bool) -> Encoded:
-        """Tokens and image tensors of one sample (see `Inputs`)."""
-        return self.inputs.encode(sample, with_answer=with_answer)
+        """Tokens and image tensors of one sample (see `Inputs`).
+
+        Images have the type of the weights: the model computes with it anyway, and half of the bytes pass between processes.
+        """
+        encoded, dtype = self.inputs.encode(sample, with_answer=with_answer), self.dtype
+        vision = {key: value.to(dtype) if value.is_floating_point() else value for key, value in encoded.vision.items()}
+        return replace(encoded, vision=vision)
 
     def lengths(self, samples: Sequence[Sample], *, with_answer: bool) -> list[int]:
         """Number of tokens of each sample without the template (see `Inputs`)."""

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +24,8 @@ AUTO = -1  # workers by the machine's cores
 # Samples from which a worker process is worth its start: beside a model on the CPU, and beside one that would wait for its data.
 MIN_FOR_WORKER, MIN_BESIDE_DEVICE = 256, 16
 MAX_WORKERS = 8  # of a process: more only take memory, because no step waits for its data any more
+
+RAW = np.dtype("V2")
 
 
 class _Samples(Dataset):
@@ -72,11 +75,22 @@ def prepares(inputs: Inputs, *, images: int) -> bool:
 
 def _to_arrays(rows: list[Encoded | DmoleError]) -> list[Encoded | DmoleError]:
     """Convert to arrays, which a worker sends as bytes; tensors would be sent as open files, which fail loudly on Ctrl-C."""
-    return [row if isinstance(row, DmoleError) else row.mapped(torch.Tensor.numpy) for row in rows]
+    return [row if isinstance(row, DmoleError) else row.mapped(_to_array) for row in rows]
+
+
+def _to_array(tensor: torch.Tensor) -> np.ndarray:
+    """NumPy has no bfloat16; such values are sent as two bytes without a meaning."""
+    return tensor.view(torch.int16).numpy().view(RAW) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def _to_tensor(array: np.ndarray) -> torch.Tensor:
+    return (
+        torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if array.dtype == RAW else torch.from_numpy(array)
+    )
 
 
 def _to_tensors(row: Encoded | DmoleError) -> Encoded | DmoleError:
-    return row if isinstance(row, DmoleError) else row.mapped(torch.from_numpy)
+    return row if isinstance(row, DmoleError) else row.mapped(_to_tensor)
 
 
 def _ignore_interrupts(worker: int) -> None:

@@ -76,7 +76,9 @@ class VisionFeatureCache:
         """The projected features of a sample's images; None where the model takes more from its images than these."""
         digest = hashlib.sha256()
         for name in sorted(sample.vision):
-            digest.update(name.encode() + sample.vision[name].contiguous().numpy().tobytes())
+            digest.update(
+                name.encode() + sample.vision[name].contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
         key = digest.digest()
         if key in self._entries:
             return [self._read(*entry) for entry in self._entries[key]]
