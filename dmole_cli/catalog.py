@@ -11,6 +11,7 @@ from dmole_cli.errors import DmoleError
 PACKAGE = Path(__file__).parent
 # The folders of each shelf. Files that begin with an underscore, and `base.py`, are no entries of a shelf.
 SHELVES = {
+    "figures": ("figures",),
     "families": ("backbones/families",),
     "formats": ("data/formats", "data/synthetic"),
     "methods": ("methods",),

@@ -17,8 +17,8 @@ HEAVY = set(RUFF["flake8-tidy-imports"]["banned-module-level-imports"])
 
 # A room imports rooms to its right only.
 ROOMS = (
-    "commands", "cli", "stages", "planning", "reports", "methods", "training", "inference", "profiling", "routing", "experts",
-    "allocation", "backbones", "data", "metrics", "artifacts", "settings",
+    "commands", "cli", "stages", "planning", "pages", "figures", "reports", "methods", "training", "inference", "profiling",
+    "routing", "experts", "allocation", "backbones", "data", "metrics", "artifacts", "settings",
 )  # fmt: skip
 # Beside the rooms: what every room may use.
 ROOT = {"__init__", "__main__", "catalog", "errors", "processes", "progress"}
@@ -26,7 +26,7 @@ ROOT = {"__init__", "__main__", "catalog", "errors", "processes", "progress"}
 HEAVY_ROOMS = {"stages", "planning", "training", "inference", "profiling", "routing", "experts", "backbones"}
 # Of the heavy rooms: identifies a backbone without loading it.
 LIGHT_FILES = {"backbones/lazy_model.py"}
-SHELVES = {"methods", "metrics", "data/formats", "data/synthetic", "backbones/families"}
+SHELVES = {"figures", "methods", "metrics", "data/formats", "data/synthetic", "backbones/families"}
 
 
 def imported(path: Path, *, at_start: bool = False) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Pages: the report of a run or of a comparison as one HTML file without any other."""
