@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,45 +12,104 @@ import typer
 from dmole_cli.artifacts.labels import base_method
 from dmole_cli.cli import console
 from dmole_cli.cli.completion import of_choices, of_shelf
-from dmole_cli.cli.derive import WHAT
+from dmole_cli.cli.derive import OUTPUT, WHAT
 from dmole_cli.cli.shared_options import MethodsOption
 from dmole_cli.cli.workspace import Workspace
 from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
+    from dmole_cli.figures.base import Source
     from dmole_cli.reports.collect import MethodReport
 
 SETTINGS = ("evaluate.split", "shared")
 WRITES = False
 REPORTS = ("overview", "means", "last", "avg", "bwt", "fwt", "forgetting", "matrix", "knowledge", "cost")
+FIRST = REPORTS[0]
+
+
+NameArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help=f"One of {', '.join(REPORTS)}. [default: {FIRST}]",
+        metavar="REPORT",
+        autocompletion=of_choices(REPORTS),
+        show_default=False,
+    ),
+]
+RescoredOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Metric of `dmole rescore` whose scores replace the original ones; repeatable.",
+        rich_help_panel=WHAT,
+        autocompletion=of_shelf("metrics"),
+    ),
+]
+HTML = "Write one page with all tables, figures and case studies; --run may be the folder of a comparison."
+HtmlOption = Annotated[Path | None, typer.Option(help=HTML, metavar="FILE", rich_help_panel=OUTPUT)]
+FIGURES = "Write each figure as SVG and PNG, with its numbers as CSV."
+FiguresOption = Annotated[Path | None, typer.Option(help=FIGURES, metavar="DIR", rich_help_panel=OUTPUT)]
+PREDICTIONS = "Write all predictions as a table, .csv or .parquet."
+PredictionsOption = Annotated[Path | None, typer.Option(help=PREDICTIONS, metavar="FILE", rich_help_panel=OUTPUT)]
+LATEX = "Print the paper's table in LaTeX."
+LatexOption = Annotated[bool, typer.Option("--latex", help=LATEX, rich_help_panel=OUTPUT)]
+CSV = "Print every value as CSV, one per line."
+CsvOption = Annotated[bool, typer.Option("--csv", help=CSV, rich_help_panel=OUTPUT)]
+CITE = "Print what a paper needs: versions, seeds, digests, and the papers of the methods."
+CiteOption = Annotated[bool, typer.Option("--cite", help=CITE, rich_help_panel=OUTPUT)]
 
 
 def run(
     work: Workspace,
-    name: Annotated[
-        str,
-        typer.Argument(
-            help=f"One of {', '.join(REPORTS)}.",
-            metavar="REPORT",
-            autocompletion=of_choices(REPORTS),
-            show_default=True,
-        ),
-    ] = REPORTS[0],
+    name: NameArgument = None,
+    *,
     method: MethodsOption = None,
-    rescored: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Metric of `dmole rescore` whose scores replace the original ones; repeatable.",
-            rich_help_panel=WHAT,
-            autocompletion=of_shelf("metrics"),
-        ),
-    ] = None,
+    rescored: RescoredOption = None,
+    html: HtmlOption = None,
+    figures: FiguresOption = None,
+    predictions: PredictionsOption = None,
+    latex: LatexOption = False,
+    as_csv: CsvOption = False,
+    cite: CiteOption = False,
 ) -> None:
     """Report stored evaluations; missing entries stay missing."""
     require_report(name)
     if name == "cost" and (method or rescored):
         raise typer.BadParameter("the report of costs has no --method and no --rescored")
-    show_report(work, name, method, rescored=rescored or ())
+    printed = [flag for flag, typed in (("--latex", latex), ("--csv", as_csv), ("--cite", cite)) if typed]
+    shown = [*printed, *([f"the report {name or 'as JSON'}"] if name or work.json else [])]
+    if len(shown) > 1:
+        raise typer.BadParameter(f"{' and '.join(shown)} would be printed together: choose one of them")
+    written = {"html": html, "figures": figures, "predictions": predictions}
+    if name or work.json or not (printed or any(written.values())):
+        show_report(work, name or FIRST, method, rescored=rescored or ())
+    if printed or any(written.values()):
+        from dmole_cli.pages.outputs import Outputs
+
+        source = _source(work, method, rescored or ())
+        outputs = Outputs(source, work.track)
+        for kind, path in written.items():
+            if path is not None:
+                console.say(outputs.write(kind, path))
+        if printed:
+            print(outputs.text(printed[0].removeprefix("--")), end="")
+
+
+def _source(work: Workspace, methods: Sequence[str] | None, rescored: Sequence[str]) -> Source:
+    """What the page, the figures and the exports are made from: the run directory, or the comparison at its place."""
+    from dmole_cli.pages.source import is_comparison, source_of_comparison, source_of_run
+
+    if is_comparison(work.run.root):
+        if methods or rescored:
+            raise typer.BadParameter("a comparison has no --method and no --rescored: all of its methods are shown")
+        return source_of_comparison(work.run.root)
+    _require_rescored(work, rescored)
+    if methods:
+        _require_evaluations(work, methods)
+    elif not work.run.root.is_dir():
+        raise DmoleError(
+            f"there is no run directory {work.run.root}", f"run a stage first: dmole profile{where(work, split=False)}"
+        )
+    return source_of_run(work.run, work.settings, data=work.data, methods=methods, rescored=rescored)
 
 
 def require_report(name: str | None) -> None:

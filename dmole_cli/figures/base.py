@@ -16,6 +16,7 @@ from dmole_cli.artifacts.kinds import EVALUATION
 from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.tables import read_table
 from dmole_cli.methods.base import Method
+from dmole_cli.progress import Track, quiet
 from dmole_cli.reports.collect import MethodReport
 from dmole_cli.reports.evaluations import method_of
 
@@ -45,6 +46,7 @@ class Experiment:
         run: the run directory.
         report: scores, routing and parameters.
         split: the evaluated split.
+        variant: name of the row in a comparison, where it is not the method's.
     """
 
     method: str
@@ -53,6 +55,12 @@ class Experiment:
     run: Run
     report: MethodReport
     split: str = "test"
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables and legends."""
+        return self.variant or self.method
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -133,14 +141,18 @@ class Figure:
     note: str = ""
 
 
-def all_figures(source: Source) -> Iterator[Figure]:
-    """The figures of every file of this shelf, in the order of a page.
+def all_figures(source: Source, track: Track = quiet) -> Iterator[tuple[str, list[Figure]]]:
+    """(file, its figures) of this shelf, in the order of a page; without files that have nothing to draw.
+
+    Args:
+        source: what they are drawn from.
+        track: shows progress.
 
     Raises:
         DmoleError: an artifact is damaged.
     """
-    names = sorted(
-        catalog.names("figures"), key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)
-    )
-    for name in names:
-        yield from catalog.load("figures", name).figures(source)
+    files = catalog.names("figures")
+    files.sort(key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    for name in track(files, "figures", len(files)):
+        if found := list(catalog.load("figures", name).figures(source)):
+            yield name, found
