@@ -2,7 +2,8 @@
 
     python pipelines/bench/run.py --only pages
 
-- a comparison of 17 methods (all of them, and another routing), three seeds and two orders of five tasks, with 400 test samples each;
+- a comparison of 17 methods (all of them, and another routing) with three seeds and two orders of five tasks, 400 test samples
+  each;
 - a run of 20 tasks with 5,000 test samples each, evaluated after every task.
 
 Each page is written by a process of its own, whose seconds and memory include the start of Python.
