@@ -8,7 +8,8 @@ over the work alone:
 
 - train-task: from the end of the first step to the end of the last one, by the seconds in the training log, which is written
   when the last step has ended;
-- evaluate: the seconds in `costs/`, which count loading the backbone but not the start of the process, until that file was written.
+- evaluate: the seconds in `costs/`, which count loading the backbone but not the start of the process, until that file was
+  written.
 """
 
 from __future__ import annotations
