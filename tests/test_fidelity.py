@@ -181,6 +181,9 @@ def test_a_batch_chooses_its_transfer_expert_by_vote(opened, shared, batches, tm
             named = [accepted[name] for name in sample_ids]
             expected = [any(named)] * len(named) if vote == "batch" else named
             assert [names == (SECOND, FIRST) for names in active] == expected
+        joined = [FIRST in names for _, active in batches for names in active]
+        assert made[vote].header.facts["transfer_shares"] == {FIRST: sum(joined) / len(joined)}
+        assert expert_of(work, "d-mole", FIRST).header.facts["transfer_shares"] == {}
         assert {len(ids) for ids, _ in batches} == {8} and any(any(accepted[i] for i in ids) for ids, _ in batches)
     assert "training_vote" not in made["sample"].header.settings
     assert made["batch"].header.settings["training_vote"] == "batch"

@@ -37,7 +37,8 @@ class ExpertFile:
     Attributes:
         sites: site -> (A [rank, in], B [out, rank]).
         scale: alpha / rank, the factor on B A x.
-        header: provenance; its facts hold `scale`, `parameters`, and `rank`, `alpha` where all sites share them.
+        header: provenance; its facts hold `scale`, `parameters`, and `rank`, `alpha` where all sites share them. Those of methods
+            with routers hold `transfer_shares`: earlier task -> share (0..1) of the training samples that activated its expert.
         gates: site -> [parts, in], for a dense mixture.
     """
 

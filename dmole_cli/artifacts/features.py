@@ -13,6 +13,7 @@ from dmole_cli.artifacts.tables import read_column, read_table, write_table
 from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     import torch
 
@@ -43,12 +44,26 @@ def read_features(path: Path) -> tuple[list[str], torch.Tensor, Header]:
     Raises:
         ArtifactError: the file is missing, damaged or of another kind, or a feature is not finite.
     """
+    import torch
+
+    sample_ids, features, header = read_feature_arrays(path)
+    return sample_ids, torch.from_numpy(features), header
+
+
+def read_feature_arrays(path: Path) -> tuple[list[str], np.ndarray, Header]:
+    """Read (sample ids, features [samples, width], header) for computations in numpy; torch is not imported.
+
+    Raises:
+        ArtifactError: as for `read_features`.
+    """
+    import numpy as np
+
     table, header = read_table(path, FEATURES)
     try:
         features = _values(table, sum(int(part["width"]) for part in header.settings["layout"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedArtifact(path, f"{path} is damaged: its rows do not have the width of its layout") from error
-    if not features.isfinite().all():
+    if not np.isfinite(features).all():
         raise DamagedArtifact(path, f"{path} is damaged: a feature is not finite")
     return table.column("sample_id").to_pylist(), features, header
 
@@ -63,6 +78,7 @@ def cached_features(
     """
     import pyarrow as pa
     import pyarrow.compute as pc
+    import torch
 
     current = versions(*libraries)
     found: dict[str, torch.Tensor] = {}
@@ -75,7 +91,7 @@ def cached_features(
                 continue
             table, _ = read_table(path, FEATURES, anywhere=True)
             table = table.filter(pc.is_in(table["key"], left))
-            found.update(zip(table["key"].to_pylist(), _values(table, width), strict=True))
+            found.update(zip(table["key"].to_pylist(), torch.from_numpy(_values(table, width)), strict=True))
         except (
             DmoleError,
             pa.ArrowException,
@@ -87,15 +103,14 @@ def cached_features(
     return found
 
 
-def _values(table: pa.Table, width: int) -> torch.Tensor:
-    """The column of features as a tensor [rows, width]; -1 for the width of the file."""
+def _values(table: pa.Table, width: int) -> np.ndarray:
+    """The column of features as an array [rows, width]; -1 for the width of the file."""
     import numpy as np
     import pyarrow as pa
-    import torch
 
     kind = table.schema.field("feature").type
     if not (pa.types.is_list(kind) and pa.types.is_float32(kind.value_type)):
         raise ValueError(f"the column of features holds {kind}")
     blocks = [block.flatten().to_numpy(zero_copy_only=False) for block in table.column("feature").chunks]
     flat = np.concatenate(blocks) if blocks else np.zeros(0)
-    return torch.from_numpy(np.array(flat, dtype=np.float32).reshape(table.num_rows, width))
+    return np.array(flat, dtype=np.float32).reshape(table.num_rows, width)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.kinds import ROUTER
 from dmole_cli.artifacts.provenance import Header, validated
-from dmole_cli.artifacts.tensors import read_tensors, write_tensors
+from dmole_cli.artifacts.tensors import read_arrays, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +73,20 @@ def read_router(path: Path) -> RouterFile:
         ArtifactError: the file is missing, damaged or of another kind.
     """
     tensors, header = read_tensors(path, ROUTER)
+    return _checked(path, tensors, header)
+
+
+def read_router_arrays(path: Path) -> RouterFile:
+    """Read a router for computations in numpy: its `tensors` are arrays, and torch is not imported.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or of another kind.
+    """
+    arrays, header = read_arrays(path, ROUTER)
+    return _checked(path, arrays, header)
+
+
+def _checked(path: Path, tensors: dict[str, Any], header: Header) -> RouterFile:
     facts = validated(_Facts, dict(header.facts), path=path)
     sizes = {"width": sum(part.width for part in facts.layout)}
     if tensors.keys() == SHAPES.keys() and tensors["encoder.0.bias"].ndim == 1:

@@ -61,6 +61,17 @@ def read_tensors(path: Path, kind: Kind) -> tuple[dict[str, torch.Tensor], Heade
     return tensors, header
 
 
+def read_arrays(path: Path, kind: Kind) -> tuple[dict[str, Any], Header]:
+    """Read (numpy arrays, header), without importing torch; numpy has no bfloat16.
+
+    Raises:
+        ArtifactError: as for `read_tensors`, except for numbers that are not finite.
+    """
+    header = tensors_header(path, kind)
+    with _opened(path, "numpy") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118 - not a mapping
+
+
 def tensors_header(path: Path, kind: Kind) -> Header:
     """Read the header, without importing torch, and compare the tensors with its digest.
 

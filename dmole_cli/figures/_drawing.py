@@ -27,6 +27,8 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "P")
 # Values from small to large, and differences around zero; both keep their order in grey and for colour-blind readers.
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"
+# Heat maps of more values than this, without texts, are images of a pixel per value: rectangles would need 250 bytes each.
+DENSE = 200
 TEXT = 11.5  # points, which are CSS pixels at the figure's own size
 
 
@@ -56,12 +58,17 @@ def heat_map(
         values: [rows, columns].
         rows, columns: their labels.
         text: format of the value in each rectangle, such as `.1f`; None for no text.
-        **options: of `pcolormesh`, such as `vmin`, `vmax`, `cmap`.
+        **options: of `pcolormesh` and `imshow`, such as `vmin`, `vmax`, `cmap`.
     """
     import numpy as np
 
     values = np.ma.masked_invalid(np.asarray(values, float))
-    mesh = axes.pcolormesh(values, edgecolors=PAPER, linewidth=1, **{"cmap": SEQUENTIAL, **options})
+    options = {"cmap": SEQUENTIAL, **options}
+    if values.size > DENSE and text is None:
+        height, width = values.shape
+        mesh = axes.imshow(values, extent=(0, width, height, 0), aspect="auto", interpolation="none", **options)
+    else:
+        mesh = axes.pcolormesh(values, edgecolors=PAPER, linewidth=1, **options)
     axes.set(xlim=(0, values.shape[1]), ylim=(values.shape[0], 0))
     axes.set_xticks(np.arange(values.shape[1]) + 0.5, columns)
     axes.set_yticks(np.arange(values.shape[0]) + 0.5, rows)

@@ -73,13 +73,17 @@ class Experiment:
         return method_of(self.method)
 
     def answers(self, after: int, task: str, columns: Sequence[str]) -> pa.Table | None:
-        """Columns of the evaluation of a task after so many trained tasks; None where there is none.
+        """Columns of the evaluation of a task after so many trained tasks; None where there is none of this stream.
 
         Raises:
             ArtifactError: the file is damaged.
         """
         path = self.run.evaluation(self.method, after, task, self.split)
-        return read_table(path, EVALUATION)[0].select(list(columns)) if path.is_file() else None
+        if not path.is_file():
+            return None
+        table, header = read_table(path, EVALUATION)
+        current = header.settings.get("learned") == self.kind.learned(self.tasks, after, task)
+        return table.select(list(columns)) if current else None
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from dmole_cli.training.checkpoints import Checkpoints
 from dmole_cli.training.following import Followed, open_tracker
 from dmole_cli.training.loop import Schedule, Trainer, train_expert
 from dmole_cli.training.micro_batches import micro_batch_size
-from dmole_cli.training.order import ShuffledBatches
+from dmole_cli.training.order import ShuffledBatches, transfer_shares
 from dmole_cli.training.samples import Recipe, recipe_for, row_counts, training_samples
 
 
@@ -54,6 +54,7 @@ class Trained:
         figures: of every step.
         micro_batch: largest number of samples that passed through the model together; 0 where no step was divided.
         resumed: number of steps that an interrupted run had done.
+        transfer_shares: see `transfer_shares`; None for methods without routers.
     """
 
     expert: Expert
@@ -61,6 +62,7 @@ class Trained:
     figures: list[StepFigures]
     micro_batch: int
     resumed: int
+    transfer_shares: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,9 @@ def _write(plan: Plan, trained: Trained) -> dict[str, Any]:
     write_training_log(run.training_log(task, method), trained.figures, plan.header)
     facts = {"shortened": sum(row.truncated for row in trained.figures)} if context.settings.train.max_length else {}
     facts |= {"micro_batch": trained.micro_batch} if trained.micro_batch else {}
-    write_expert(plan.path, ExpertFile(expert.sites, expert.scale, plan.header.with_facts(**facts), expert.gates))
+    shares = {} if trained.transfer_shares is None else {"transfer_shares": trained.transfer_shares}
+    header = plan.header.with_facts(**facts, **shares)
+    write_expert(plan.path, ExpertFile(expert.sites, expert.scale, header, expert.gates))
     if world().first:
         run.checkpoint(task, method).unlink(missing_ok=True)
     # The next task's training reads the expert, in every process.
@@ -241,6 +245,8 @@ def _train(plan: Plan, data: Tasks, model: LazyModel, track: Track) -> Trained:
         # Merged experts are part of the weights and not active beside them.
         beside = [() for _ in transfer] if rules.merges else transfer
 
+        shares = transfer_shares(context.earlier, beside, plan.recipe.entries(), voted, order.sizes)
+
         def active(step: int, row: int) -> tuple[str, ...]:
             return (task, *beside[row], *voted[step])
 
@@ -255,7 +261,7 @@ def _train(plan: Plan, data: Tasks, model: LazyModel, track: Track) -> Trained:
             f"what {rules.name} stores of {task} is not finite ({', '.join(wrong[:3])}); nothing was written",
             "lower --learning-rate, or the method's options (--set)",
         )
-    return replace(trained, memory=remembered)
+    return replace(trained, memory=remembered, transfer_shares=shares if rules.uses_routers else None)
 
 
 def _fit(

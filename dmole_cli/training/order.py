@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -50,6 +51,34 @@ def shuffled_batches(
     window = WINDOW * batch_size * max(1, len(set(sets or ())))
     generator = torch.Generator().manual_seed(seed)
     return ShuffledBatches(_Order(count, batch_size, epochs, window, lengths, sets, taking_part, rows), generator)
+
+
+def transfer_shares(
+    earlier: Sequence[str],
+    transfer: Sequence[tuple[str, ...]],
+    entries: tuple[Sequence[int], Sequence[int]],
+    voted: Sequence[tuple[str, ...]],
+    sizes: Sequence[int],
+) -> dict[str, float]:
+    """Earlier task -> share (0..1) of the visits to training samples in which its expert was active.
+
+    A sample that several passes visit counts once for each of them. The shares follow from the choices before training, so that
+    an interrupted run, and any number of processes, have the same.
+
+    Args:
+        earlier: names of the earlier tasks.
+        transfer: transfer experts of each sample.
+        entries: the row of each entry of a full pass, and the number of passes in which it takes part.
+        voted: transfer experts of each step, for all of its samples.
+        sizes: number of samples of each step.
+    """
+    counts: Counter[str] = Counter()
+    if any(transfer):
+        for row, visits in zip(*entries, strict=True):
+            counts.update(dict.fromkeys(transfer[row], visits))
+    for names, size in zip(voted, sizes, strict=True):
+        counts.update(dict.fromkeys(names, size))
+    return {name: counts[name] / sum(sizes) for name in earlier}
 
 
 def _numbered(transfer: Sequence[tuple[str, ...]], rows: Sequence[int]) -> array[int]:
