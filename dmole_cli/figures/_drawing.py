@@ -73,10 +73,13 @@ def heat_map(
     axes.set_xticks(np.arange(values.shape[1]) + 0.5, columns)
     axes.set_yticks(np.arange(values.shape[0]) + 0.5, rows)
     axes.tick_params(length=0)
+    colours = mesh.cmap(mesh.norm(values))
     for (row, column), value in np.ndenumerate(values):
         if text is not None and value is not np.ma.masked:
-            colour = on_colour(mesh.cmap(mesh.norm(value)))
-            axes.text(column + 0.5, row + 0.5, format(value, text), ha="center", va="center", color=colour)
+            colour = on_colour(colours[row, column])
+            # Not part of the layout, which would measure every text several times.
+            place = {"ha": "center", "va": "center", "in_layout": False}
+            axes.text(column + 0.5, row + 0.5, format(value, text), color=colour, **place)
     for side in axes.spines.values():
         side.set_visible(False)
     return mesh

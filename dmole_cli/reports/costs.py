@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from dmole_cli.artifacts.costs import read_cost
+from dmole_cli.artifacts.labels import base_method
 from dmole_cli.artifacts.listing import list_folder
 from dmole_cli.artifacts.run import Run
 from dmole_cli.reports.evaluations import method_of
 
 # Folders of costs: `profile`, and `train-task-<method>` for every method.
-PROFILING, TRAINING = "profile", "train-task-"
+PROFILING, ROUTERS, TRAINING = "profile", "train-router", "train-task-"
 
 
 def cost_rows(run: Run) -> list[dict[str, Any]]:
@@ -29,6 +30,30 @@ def cost_rows(run: Run) -> list[dict[str, Any]]:
     found = [path for folder in folders for path in list_folder(folder) if not path.is_file()]
     stages = sorted(found, key=lambda path: path.name)
     return [row for stage in stages if (row := _cost_row(stage))["tasks"]]
+
+
+def seconds_by_stage(run: Run, label: str, *, split: str = "test") -> dict[str, float]:
+    """Seconds of a method's `profile`, `train-router`, `train-task` and `evaluate`, summed over the tasks.
+
+    Profiles and routers are those of the run, and count only for a method that uses them; a stage without a cost is missing.
+
+    Args:
+        run: the run directory.
+        label: of the method's evaluations, `d-mole@oracle` for those under another routing.
+        split: whose evaluation counts.
+
+    Raises:
+        DmoleError: a file is damaged, or a folder cannot be read.
+    """
+    method, name = method_of(label), base_method(label)
+    evaluated = "-".join(["evaluate", *([] if split == "test" else [split]), label])
+    folders = {"train-task": f"{TRAINING}{name}", "evaluate": evaluated}
+    if method.uses_allocation or method.uses_profile:
+        folders["profile"] = PROFILING
+    if method.uses_routers:
+        folders["train-router"] = ROUTERS
+    rows = {stage: _cost_row(run.cost(folder, "task").parent) for stage, folder in folders.items()}
+    return {stage: row["seconds"] for stage, row in rows.items() if row["tasks"]}
 
 
 def profiling_share(run: Run) -> float | None:
