@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from pathlib import Path
 from types import ModuleType
@@ -41,8 +42,19 @@ def load(shelf: str, name: str) -> ModuleType:
 def _files(shelf: str) -> dict[str, str]:
     """File name -> folder, for all folders of a shelf."""
     return {
-        path.stem: folder
+        name: folder
         for folder in SHELVES[shelf]
-        for path in (PACKAGE / folder).glob("*.py")
-        if not path.stem.startswith("_") and path.stem != "base"
+        for name in _names_in(PACKAGE / folder, (PACKAGE / folder).stat().st_mtime_ns)
     }
+
+
+@functools.lru_cache(maxsize=64)
+def _names_in(folder: Path, changed: int) -> list[str]:
+    """Names of the entries of a folder; a report asks for them thousands of times.
+
+    Args:
+        folder: of a shelf.
+        changed: when the folder was changed, so that a new file is found.
+    """
+    stems = (path.stem for path in folder.glob("*.py"))
+    return [stem for stem in stems if not stem.startswith("_") and stem != "base"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.kinds import EVALUATION
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.tables import read_table, write_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,20 @@ def read_evaluation(path: Path) -> tuple[list[Answer], Header]:
     Raises:
         ArtifactError: the file is missing, damaged or of another kind, or a score or a loss is not finite.
     """
+    table, header = read_answers(path)
+    return [Answer(**{name: row[name] for name in EVALUATION.columns}) for row in table.to_pylist()], header
+
+
+def read_answers(path: Path) -> tuple[pa.Table, Header]:
+    """Read (table, header): the columns of `Answer`, for reports that compute with a few of them.
+
+    Raises:
+        ArtifactError: as for `read_evaluation`.
+    """
+    import pyarrow.compute as pc
+
     table, header = read_table(path, EVALUATION)
-    rows = [Answer(**{name: row[name] for name in EVALUATION.columns}) for row in table.to_pylist()]
-    if not all(math.isfinite(number) for row in rows for number in (row.score, *row.losses)):
-        raise DamagedArtifact(path, f"{path} is damaged: a score or a loss is not finite")
-    return rows, header
+    for numbers in (table.column("score"), pc.list_flatten(table.column("losses"))):
+        if numbers.null_count or not pc.all(pc.is_finite(numbers), min_count=0).as_py():
+            raise DamagedArtifact(path, f"{path} is damaged: a score or a loss is not finite")
+    return table, header

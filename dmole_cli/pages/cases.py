@@ -11,7 +11,7 @@ from dmole_cli.pages.grids import Cell, PageTable
 from dmole_cli.reports.cases import KINDS, Case, case_image, choose_cases
 from dmole_cli.reports.tables import MISSING
 
-PER_KIND = 2  # of each task and kind
+PER_KIND = 14
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ShownCase:
         references: accepted answers.
         image: JPEG in base64; empty where it cannot be read.
         placeholder: what stands in place of the image.
-        score: of the last answer, in the metric's unit.
+        score: of the last answer, in points.
         loss: reconstruction loss under the own router after the last stage; -1 without routers, so that it is sorted last.
         answers: a row per stage.
     """
@@ -57,17 +57,17 @@ def shown_cases(source: Source) -> list[ShownCase]:
 
 def _shown(case: Case, source: Source, one: Experiment) -> ShownCase:
     image = case_image(source.data, case.task, case.sample_id, one.split)
+    own = [answer.losses.get(case.task) for answer in case.answers]
     rows = [
         [
-            Cell(f"{answer.after} {answer.label}", answer.after, tag="th"),
+            Cell(f"{answer.stage} {answer.after}", answer.stage, tag="th"),
             Cell(answer.prediction),
-            Cell(f"{answer.score:.2f}", answer.score, number=True),
+            Cell(f"{answer.points:.0f}", answer.points, number=True),
             Cell(", ".join(answer.active) or "none"),
-            Cell(MISSING if answer.own_loss is None else f"{answer.own_loss:.3g}", answer.own_loss, number=True),
+            Cell(MISSING if loss is None else f"{loss:.3g}", loss, number=True),
         ]
-        for answer in case.answers
+        for answer, loss in zip(case.answers, own, strict=True)
     ]
-    last = case.answers[-1]
     return ShownCase(
         case.task,
         case.sample_id,
@@ -76,7 +76,7 @@ def _shown(case: Case, source: Source, one: Experiment) -> ShownCase:
         case.references,
         base64.b64encode(image).decode("ascii") if image else "",
         f"Image not available: {', '.join(case.images)}" if case.images else "This sample has no image.",
-        last.score,
-        -1.0 if last.own_loss is None else last.own_loss,
-        PageTable(["after", "answer", "score", "active experts", "own loss"], rows),
+        case.answers[-1].points,
+        -1.0 if own[-1] is None else own[-1],
+        PageTable(["after", "answer", "points", "active experts", "own loss"], rows),
     )

@@ -47,6 +47,12 @@ class PageTable:
     title: str = ""
     notes: Sequence[str] = field(default_factory=tuple)
 
+    @property
+    def columns(self) -> list[tuple[str, bool]]:
+        """(heading, whether the column holds numbers) of each column."""
+        numbers = [all(row[index].number for row in self.rows) for index in range(len(self.headings))]
+        return list(zip(self.headings, numbers, strict=True))
+
 
 def of_grid(grid: Grid) -> PageTable:
     """A table of the terminal; an empty cell that stands for the value above it gets that value, so that rows can be sorted."""

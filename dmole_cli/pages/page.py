@@ -139,7 +139,7 @@ def _page(source: Source, track: Track) -> Page:
         summary=_summary(source),
         sections=[overview(source, PageSection), *_sections(source, track)],
         cases=shown_cases(source),
-        citation=citation_text([one.run for one in source.examples], [one.kind for one in source.experiments]),
+        citation=citation_text(source),
         split=first.split,
         seed=source.seed,
     )

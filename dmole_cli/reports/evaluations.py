@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from dmole_cli import catalog
 from dmole_cli.artifacts.errors import DamagedArtifact
-from dmole_cli.artifacts.evaluation import Answer, read_evaluation
+from dmole_cli.artifacts.evaluation import read_answers
 from dmole_cli.artifacts.labels import base_method
 from dmole_cli.artifacts.likelihood import read_likelihood
 from dmole_cli.artifacts.listing import list_folder
@@ -20,6 +21,9 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.methods.base import PROTOCOLS, Entry, Method, load_method
 from dmole_cli.metrics.base import Metric, load_metric
 from dmole_cli.reports.continual import Value
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -181,17 +185,17 @@ def _is_number(name: str) -> bool:
 
 
 def _evaluated(path: Path) -> Evaluated:
-    rows, header = read_evaluation(path)
+    table, header = read_answers(path)
     name = header.settings.get("metric")
-    if not isinstance(name, str) or not rows:
+    if not isinstance(name, str) or not table.num_rows:
         problem = "holds no sample" if isinstance(name, str) else "does not name its metric"
         raise DamagedArtifact(path, f"{path} {problem}")
     metric = load_metric(name)
-    points = metric.scored([row.score for row in rows], header.facts).points
-    own_expert, no_expert = _routed(rows, path.stem)
+    points = metric.scored(table.column("score").to_pylist(), header.facts).points
+    own_expert, no_expert = _routed(table, path.stem)
     inputs, learned = header.inputs, _learned(header, path)
     return Evaluated(
-        points, _further(metric, rows), name, own_expert, no_expert, header.backbone, inputs, learned, path
+        points, _further(metric, table), name, own_expert, no_expert, header.backbone, inputs, learned, path
     )
 
 
@@ -207,23 +211,28 @@ def _learned(header: Header, path: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _further(metric: Metric, rows: Sequence[Answer]) -> dict[str, float]:
+def _further(metric: Metric, table: pa.Table) -> dict[str, float]:
     """Name -> points of what a metric reports beside the score; empty for most metrics."""
     if not metric.FURTHER:
         return {}
-    predictions, references = [row.prediction for row in rows], [row.references for row in rows]
-    details = [json.loads(row.details) for row in rows]
+    predictions, references = table.column("prediction").to_pylist(), table.column("references").to_pylist()
+    details = [json.loads(text) for text in table.column("details").to_pylist()]
     return {
         name: metric.UNIT_SCALE * fmean(scores(predictions, references=references, details=details))
         for name, scores in metric.FURTHER.items()
     }
 
 
-def _routed(rows: Sequence[Answer], task: str) -> tuple[Value, Value]:
+def _routed(table: pa.Table, task: str) -> tuple[Value, Value]:
     """Shares of the samples whose active experts include their own task's, and of those without one."""
-    if not any(row.losses for row in rows):
+    import pyarrow.compute as pc
+
+    if not pc.sum(pc.list_value_length(table.column("losses"))).as_py():
         return None, None
-    return fmean(task in row.active for row in rows), fmean(not row.active for row in rows)
+    active = table.column("active").combine_chunks()
+    own = pc.list_parent_indices(active).filter(pc.equal(pc.list_flatten(active), task))
+    without = pc.sum(pc.equal(pc.list_value_length(active), 0)).as_py()
+    return pc.count_distinct(own).as_py() / table.num_rows, without / table.num_rows
 
 
 def _likely(path: Path) -> Likely:
