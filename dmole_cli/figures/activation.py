@@ -175,8 +175,8 @@ def _training(one: Experiment, trained: Mapping[str, Mapping[str, float]]) -> Fi
         reading=READING_TRAINING,
         definition=DEFINITION_TRAINING,
         numbers=dict(zip(("trained", "earlier expert", "percent"), map(list, zip(*pairs, strict=True)), strict=True)),
-        alternative=f"Heat map of trained tasks ({len(rows)}) by earlier experts. Most: {most[1]} in {most[2]:.0f} % of the visits "
-        f"to samples of {most[0]}.",
+        alternative=f"Heat map of {len(rows)} task(s) by earlier experts. Most: {most[1]} in {most[2]:.0f} % of the visits to "
+        f"samples of {most[0]}.",
         draw=partial(_draw, placed=placed, beside="trained task", below="earlier expert", texts=texts, every=True),
         size=placed.size,
     )
