@@ -56,7 +56,7 @@ def heat_map(
     Args:
         axes: of matplotlib.
         values: [rows, columns].
-        rows, columns: their labels.
+        rows, columns: their labels, empty for none.
         text: format of the value in each rectangle, such as `.1f`; None for no text.
         **options: of `pcolormesh` and `imshow`, such as `vmin`, `vmax`, `cmap`.
     """
@@ -70,8 +70,10 @@ def heat_map(
     else:
         mesh = axes.pcolormesh(values, edgecolors=PAPER, linewidth=1, **options)
     axes.set(xlim=(0, values.shape[1]), ylim=(values.shape[0], 0))
-    axes.set_xticks(np.arange(values.shape[1]) + 0.5, columns)
-    axes.set_yticks(np.arange(values.shape[0]) + 0.5, rows)
+    for set_ticks, labels in ((axes.set_xticks, columns), (axes.set_yticks, rows)):
+        # No ticks without a label: their layout takes most of the time of large figures.
+        places = [index for index, label in enumerate(labels) if label]
+        set_ticks([index + 0.5 for index in places], [labels[index] for index in places])
     axes.tick_params(length=0)
     colours = mesh.cmap(mesh.norm(values))
     for (row, column), value in np.ndenumerate(values):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dmole_cli.artifacts.headers import header_of
 from dmole_cli.artifacts.kinds import EXPERT
+from dmole_cli.figures._naming import named, titled
 from dmole_cli.figures._panels import Panel, Panels, arrange, draw_panels
 from dmole_cli.figures.base import Columns, Experiment, Figure, Source
 
@@ -102,14 +103,6 @@ def numbered(tasks: Sequence[str]) -> list[str]:
     return [f"{i} {task}" if len(tasks) <= FEW else str(i) for i, task in enumerate(tasks, start=1)]
 
 
-def _named(one: Experiment, part: str) -> str:
-    return f"activation-{part}" + (f"-{one.order}" if one.order else "")
-
-
-def _of(one: Experiment) -> str:
-    return f" of {one.method}" + (f", order {one.order}" if one.order else "")
-
-
 def _stages(one: Experiment, found: Sequence[Activation]) -> Figure:
     shares = {(entry.task, entry.after): entry.shares for entry in found}
     stages, names = range(1, len(one.tasks) + 1), [*one.tasks, NONE]
@@ -130,8 +123,8 @@ def _stages(one: Experiment, found: Sequence[Activation]) -> Figure:
         ],
     }
     return Figure(
-        name=_named(one, "stages"),
-        title="Active experts after every stage" + _of(one),
+        name=named(one, "activation-stages"),
+        title=titled(one, "Active experts after every stage"),
         reading=READING,
         definition=DEFINITION.format(split=one.split),
         numbers=numbers,
@@ -170,13 +163,13 @@ def _training(one: Experiment, trained: Mapping[str, Mapping[str, float]]) -> Fi
     pairs = [(row, name, round(100 * trained[row][name], 2)) for row in rows for name in trained[row]]
     most = max(pairs, key=lambda pair: pair[2])
     return Figure(
-        name=_named(one, "training"),
-        title="Earlier experts that were active in training" + _of(one),
+        name=named(one, "activation-training"),
+        title=titled(one, "Earlier experts that were active in training"),
         reading=READING_TRAINING,
         definition=DEFINITION_TRAINING,
         numbers=dict(zip(("trained", "earlier expert", "percent"), map(list, zip(*pairs, strict=True)), strict=True)),
-        alternative=f"Heat map of trained tasks ({len(rows)}) by earlier experts. Most: {most[1]} in {most[2]:.0f} % of the visits "
-        f"to samples of {most[0]}.",
+        alternative=f"Heat map of {len(rows)} task(s) by earlier experts. Most: {most[1]} in {most[2]:.0f} % of the visits to "
+        f"samples of {most[0]}.",
         draw=partial(_draw, placed=placed, beside="trained task", below="earlier expert", texts=texts, every=True),
         size=placed.size,
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.figures._drawing import GRID, SERIES
+from dmole_cli.figures._naming import named, titled
 from dmole_cli.figures._panels import Panel, Panels, arrange, draw_panels
 from dmole_cli.figures.base import Columns, Experiment, Figure, Source
 from dmole_cli.reports.towers import Tower, read_profiles, towers
@@ -63,14 +64,6 @@ def experts_by_block(tower: Tower, places: Mapping[str, Sequence[str]]) -> list[
     return rows
 
 
-def _named(one: Experiment, part: str) -> str:
-    return f"architecture-{part}" + (f"-{one.order}" if one.order else "")
-
-
-def _of(one: Experiment) -> str:
-    return f" of {one.method}" + (f", order {one.order}" if one.order else "")
-
-
 def _sites(one: Experiment, tower: Tower, places: Mapping[str, Sequence[str]], note: str) -> Figure:
     grids = {task: tower.grid(dict.fromkeys(sites, 1.0)) for task, sites in places.items()}
     panels = [
@@ -91,8 +84,8 @@ def _sites(one: Experiment, tower: Tower, places: Mapping[str, Sequence[str]], n
     placed = arrange(panels, cell=(0.34, 0.3), scale=0.0)
     counts = ", ".join(f"{task} {len(sites)}" for task, sites in own.items())
     return Figure(
-        name=_named(one, tower.modality),
-        title=f"Sites of the {tower.modality} tower that got experts" + _of(one),
+        name=named(one, f"architecture-{tower.modality}"),
+        title=titled(one, f"Sites of the {tower.modality} tower that got experts"),
         reading=READING_SITES,
         definition=DEFINITION_SITES,
         numbers=numbers,
@@ -127,8 +120,8 @@ def _blocks(one: Experiment, found: Sequence[Tower], places: Mapping[str, Sequen
         for number, block in [max(zip(counts[tower.modality][-1], tower.blocks, strict=True))]
     ]
     return Figure(
-        name=_named(one, "blocks"),
-        title="Experts in each block after every task" + _of(one),
+        name=named(one, "architecture-blocks"),
+        title=titled(one, "Experts in each block after every task"),
         reading=READING_BLOCKS,
         definition=DEFINITION_BLOCKS,
         numbers=numbers,

@@ -14,6 +14,7 @@ from dmole_cli.artifacts.headers import header_of
 from dmole_cli.artifacts.kinds import ROUTER
 from dmole_cli.artifacts.labels import base_method
 from dmole_cli.figures._drawing import FAINT, INK, series
+from dmole_cli.figures._naming import named, titled
 from dmole_cli.figures._panels import Panel, Panels, arrange, draw_panels
 from dmole_cli.figures.base import Experiment, Figure, Source
 
@@ -126,9 +127,10 @@ def sweep(experiments: Sequence[Experiment], one: Experiment) -> list[tuple[floa
     found = []
     for other in experiments:
         factor, last = _factor(other.method), other.report.mean["last"]
-        if base_method(other.method) == one.method and other.order == one.order and None not in (factor, last):
-            routed = [share for share in other.report.routing.values() if share is not None]
-            found.append((float(factor or 0), other.seed, float(last or 0), fmean(routed) if routed else None))
+        if base_method(other.method) != one.method or other.order != one.order or factor is None or last is None:
+            continue
+        routed = [share for share in other.report.routing.values() if share is not None]
+        found.append((factor, other.seed, last, fmean(routed) if routed else None))
     return sorted(found)
 
 
@@ -141,14 +143,6 @@ def _factor(label: str) -> float | None:
         return None
 
 
-def _named(one: Experiment, part: str) -> str:
-    return f"routing-{part}" + (f"-{one.order}" if one.order else "")
-
-
-def _of(one: Experiment) -> str:
-    return f" of {one.method}" + (f", order {one.order}" if one.order else "")
-
-
 def _confusion(one: Experiment, after: int, shares: Mapping[str, Mapping[str, float]]) -> Figure:
     names = [*one.tasks[:after], NONE]
     rows = [task if task in one.tasks[:after] else f"{task} (unseen)" for task in shares]
@@ -157,8 +151,8 @@ def _confusion(one: Experiment, after: int, shares: Mapping[str, Mapping[str, fl
     right = [row.get(task if task in one.tasks[:after] else NONE, 0.0) for task, row in shares.items()]
     worst = min(zip(right, rows, strict=True))
     return Figure(
-        name=_named(one, "confusion"),
-        title="Confusion of tasks and experts" + _of(one),
+        name=named(one, "routing-confusion"),
+        title=titled(one, "Confusion of tasks and experts"),
         reading=READING_CONFUSION,
         definition=DEFINITION_CONFUSION.format(split=one.split, after=after),
         numbers={"task": rows, **{name: [row[i] for row in values] for i, name in enumerate(names)}},
@@ -199,8 +193,8 @@ def _losses(one: Experiment, found: Sequence[Losses]) -> Figure:
         )
     }
     return Figure(
-        name=_named(one, "losses"),
-        title="Reconstruction losses and thresholds" + _of(one),
+        name=named(one, "routing-losses"),
+        title=titled(one, "Reconstruction losses and thresholds"),
         reading=READING_LOSSES,
         definition=DEFINITION_LOSSES.format(split=one.split),
         numbers=numbers,
@@ -255,8 +249,8 @@ def _sweep(one: Experiment, swept: Sequence[tuple[float, int, float, float | Non
     best = max(means, key=lambda factor: means[factor])
     owned = [None if own is None else round(100 * own, 2) for *_, own in swept]
     return Figure(
-        name=_named(one, "sweep"),
-        title="Score by factor of the thresholds" + _of(one),
+        name=named(one, "routing-sweep"),
+        title=titled(one, "Score by factor of the thresholds"),
         reading=READING_SWEEP,
         definition=DEFINITION_SWEEP,
         numbers={

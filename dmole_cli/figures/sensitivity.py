@@ -24,9 +24,10 @@ DEFINITION = (
     "S(site, task) over its mean across the candidate sites of the {modality} tower, where S is the norm of the loss gradient "
     "with respect to the site's weights, accumulated over the profiled batches and divided by their number. The ratio makes "
     "tasks with large gradients comparable with others, and its logarithm keeps norms that differ by orders of magnitude "
-    "apart; colours end at 1/8 and 8. Sites of the same kind in one block are added; grey: no site, or no gradient."
+    "apart; colours end at a quarter and four times the mean. Sites of the same kind in one block are added; grey: no site, "
+    "or no gradient."
 )
-EXTREME = 3.0  # log2 of the ratio at which colours end
+EXTREME = 2  # log2 of the ratio at which colours end, the same for all towers and runs
 
 
 def figures(source: Source) -> Iterator[Figure]:
@@ -89,13 +90,8 @@ def _largest(tower: Tower, grids: Mapping[str, Mapping[str, Sequence[float | Non
 
 
 def _draw(canvas: Canvas, *, placed: Panels) -> None:
-    from matplotlib.ticker import FuncFormatter
-
-    found = [abs(value) for panel in placed.panels for row in panel.values for value in row if not math.isnan(value)]
-    most = min(EXTREME, math.ceil(max(found, default=1.0)))
     bar = draw_panels(
-        canvas, placed, below="block", beside="task", scale="times the mean", background=GRID,
-        cmap=f"{DIVERGING}_r", vmin=-most, vmax=most,
+        canvas, placed, below="block", beside="task", scale="times the mean", background=GRID, cmap=f"{DIVERGING}_r",
+        vmin=-EXTREME, vmax=EXTREME,
     )  # fmt: skip
-    bar.set_yticks(range(-int(most), int(most) + 1))
-    bar.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{2**value:g}" if value >= 0 else f"1/{2**-value:g}"))
+    bar.set_yticks(range(-EXTREME, EXTREME + 1), ["\u2264 1/4", "1/2", "1", "2", "\u2265 4"])

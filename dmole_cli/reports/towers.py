@@ -19,7 +19,7 @@ class Tower:
 
     Attributes:
         modality: `vision` or `language`.
-        kinds: last parts of the paths of its sites, in forward order.
+        kinds: last parts of the paths of its sites: query, key and value first, the others in forward order.
         blocks: indices of its blocks.
         places: site -> (kind, block). Several sites of a kind in one block, as in a mixture of experts, share a place.
     """
@@ -54,9 +54,16 @@ def towers(profiles: Iterable[Sequence[SiteProfile]]) -> list[Tower]:
     for modality in MODALITIES:
         own = [row for row in rows.values() if row.modality == modality]
         if own:
-            kinds, blocks = tuple(dict.fromkeys(row.kind for row in own)), tuple(sorted({row.block for row in own}))
+            kinds, blocks = (
+                tuple(sorted(dict.fromkeys(row.kind for row in own), key=_rank)),
+                tuple(sorted({row.block for row in own})),
+            )
             found.append(Tower(modality, kinds, blocks, {row.site: (row.kind, row.block) for row in own}))
     return found
+
+
+def _rank(kind: str) -> int:
+    return next((rank for rank, name in enumerate(("q", "k", "v")) if kind in (name, f"{name}_proj")), 3)
 
 
 def relative_sensitivity(profile: Iterable[SiteProfile], tower: Tower) -> dict[str, float]:
