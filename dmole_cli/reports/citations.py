@@ -1,3 +1,0 @@
-"""Stub."""
-def citation_text(source):
-    return "citation"
