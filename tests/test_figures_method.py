@@ -25,6 +25,7 @@ from dmole_cli.artifacts.run import Run
 from dmole_cli.errors import DmoleError
 from dmole_cli.figures import activation, architecture, features, routing, sensitivity
 from dmole_cli.figures._drawing import drawn, svg
+from dmole_cli.figures._panels import thinned
 from dmole_cli.figures.base import Experiment, Figure, Source
 from dmole_cli.reports.collect import collect
 from dmole_cli.reports.reconstruction import embedded, reconstructed
@@ -323,6 +324,13 @@ def test_all_figures_are_legible_and_the_same_each_time(run: Run) -> None:
     for figure in figures:
         if figure.name in again:
             assert figure.numbers == again[figure.name].numbers and svg(figure) == svg(again[figure.name])
+
+
+def test_thinned_labels_keep_a_last_one_that_is_no_number() -> None:
+    numbers = [str(number) for number in range(1, 8)]
+    assert thinned(numbers, 3) == ["1", "", "", "4", "", "", "7"]
+    assert thinned([*numbers, "none"], 3) == ["1", "", "", "4", "", "", "", "none"]
+    assert thinned(["a", "b"], 1) == ["a", "b"] and thinned(["a", "b"], 0) == ["", ""]
 
 
 def test_many_tasks_blocks_and_kinds_are_legible(tmp_path: Path) -> None:

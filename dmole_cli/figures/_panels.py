@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Inches: the widest figure, a letter of a label, a line of labels, and the scale of colours with its own labels.
 WIDEST, LETTER, LINE, SCALE = 12.4, 0.09, 0.24, 1.1
 LOWEST = 1.1  # of all panels together, for the labels beside them
+HIGHEST = 4.5  # of the scale of colours
 GAP = 0.22  # between panels
 TITLE = 0.34  # of a panel, with the space above it
 
@@ -60,7 +61,12 @@ class Panels:
 
 
 def arrange(
-    panels: Sequence[Panel], *, cell: tuple[float, float], least: float = 0.1, every: bool = False, scale: float = SCALE
+    panels: Sequence[Panel],
+    *,
+    cell: tuple[float, float],
+    least: float = 0.09,
+    every: bool = False,
+    scale: float = SCALE,
 ) -> Panels:
     """Give panels their places, as wide as `cell` where there is room.
 
@@ -133,10 +139,16 @@ def draw_panels(
     canvas.supylabel(beside, fontsize="medium")
     if not scale:
         return None
-    bar = canvas.colorbar(mesh, ax=list(grid.flat), label=scale, aspect=max(10, 8 * placed.size[1] / 2), pad=0.01)
+    # Beside the uppermost panels: as high as the figure, it would be a scale to scroll along.
+    shrink = min(1.0, HIGHEST / placed.size[1])
+    aspect = max(8.0, 4 * shrink * placed.size[1])
+    bar = canvas.colorbar(mesh, ax=list(grid.flat), label=scale, aspect=aspect, pad=0.01, shrink=shrink, anchor=(0, 1))
     return bar.ax
 
 
 def thinned(labels: Sequence[str], step: int) -> list[str]:
-    """Every `step`-th label, the others empty; 0 for none."""
-    return [label if step and index % step == 0 else "" for index, label in enumerate(labels)]
+    """Every `step`-th label, the others empty; 0 for none. The last label among numbers that is none stays."""
+    last = len(labels) - 1
+    kept = step > 0 and not labels[last].isdecimal()
+    shown = {index for index in range(0, last + 1, step) if not kept or index + step <= last} if step else set()
+    return [label if index in shown or (kept and index == last) else "" for index, label in enumerate(labels)]

@@ -113,7 +113,7 @@ def _stages(one: Experiment, found: Sequence[Activation]) -> Figure:
         title = f"{one.tasks.index(task) + 1} {task}" if task in one.tasks else f"{task} (unseen)"
         panels.append(Panel(title, values, labels, [*labels, NONE]))
     texts = len(one.tasks) <= FEW
-    placed = arrange(panels, cell=(0.46, 0.28) if texts else (0.2, 0.12), least=LEGIBLE if texts else 0.1, every=texts)
+    placed = arrange(panels, cell=(0.46, 0.28) if texts else (0.2, 0.12), least=LEGIBLE if texts else 0.09, every=texts)
     numbers: Columns = {
         "task": [entry.task for entry in found for _ in names],
         "after": [entry.after for entry in found for _ in names],
