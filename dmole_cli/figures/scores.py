@@ -67,22 +67,22 @@ def means(matrix: Sequence[Sequence[Spread | None]]) -> Means:
     return [[None if entry is None else entry.mean for entry in row] for row in matrix]
 
 
-def curve_of(experiments: Sequence[Experiment], column: int) -> list[Spread | None]:
-    """A task's scores over the stages.
+def curves_of(experiments: Sequence[Experiment]) -> list[list[Spread | None]]:
+    """Each task's scores over the stages.
 
     Of a method that trains each task alone, its own score at every stage; of one that trains all at once, the last stage only.
 
     Args:
         experiments: the seeds of one method.
-        column: number of the task.
     """
     matrix = matrix_over_seeds(experiments)
-    protocol = protocol_of(experiments[0].method)
+    stages, columns = len(matrix), range(len(matrix) - 1)
+    protocol = experiments[0].kind.protocol
     if protocol == "per-task":
-        return [matrix[column + 1][column]] * len(matrix)
+        return [[matrix[column + 1][column]] * stages for column in columns]
     if protocol == "joint":
-        return [*([None] * (len(matrix) - 1)), matrix[-1][column]]
-    return [row[column] for row in matrix]
+        return [[*([None] * (stages - 1)), matrix[-1][column]] for column in columns]
+    return [[row[column] for row in matrix] for column in columns]
 
 
 def _has_scores(experiments: Sequence[Experiment]) -> bool:
@@ -202,9 +202,9 @@ def _over_stages(order: str, group: Group, styles: Mapping[str, dict[str, Any]])
     styles = {method: styles[method] for method in group}
     first = next(iter(group.values()))[0]
     curves = {
-        (method, column): curve_of(experiments, column)
+        (method, column): curve
         for method, experiments in group.items()
-        for column in range(len(first.tasks))
+        for column, curve in enumerate(curves_of(experiments))
     }
     rows = [
         (first.tasks[column], method, after, point.mean, point.low, point.high, point.seeds)
