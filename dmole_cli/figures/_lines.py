@@ -149,10 +149,14 @@ def _legend_columns(names: Sequence[str], width: float) -> int:
     return 1
 
 
+def step_of(count: int) -> int:
+    """Of so many whole numbers, every how many an axis of a small panel shows: few enough not to touch."""
+    return next((step for step in (1, 2, 5, 10) if count <= 7 * step), 20)
+
+
 def stage_ticks(axes: Any, stages: int) -> None:
     """Whole numbers on the axis of stages 0 to `stages`, few enough not to touch."""
-    step = max(1, ceil((stages + 1) / 8))
-    axes.set_xticks(range(0, stages + 1, step))
+    axes.set_xticks(range(0, stages + 1, step_of(stages)))
     axes.set_xlim(-0.3, stages + 0.3)
 
 

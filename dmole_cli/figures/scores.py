@@ -18,6 +18,7 @@ from dmole_cli.figures._lines import (
     protocol_of,
     shown_methods,
     stage_ticks,
+    step_of,
 )
 from dmole_cli.figures.base import Experiment, Figure, Source
 from dmole_cli.reports.experiments import Spread, matrix_over_seeds, seeds_text
@@ -180,8 +181,8 @@ def _matrices(order: str, group: Group) -> Figure:
 def _draw_matrices(canvas: Canvas, *, matrices: Mapping[str, Means], columns: int) -> None:
     count = len(next(iter(matrices.values()))[0])
     grid = canvas.subplots(ceil(len(matrices) / columns), columns, squeeze=False, sharex=True, sharey=True)
-    step = max(1, ceil(count / 7))
-    labels = [str(number) if number % step == 0 or number == 1 else "" for number in range(count + 1)]
+    step = step_of(count)
+    labels = ["" if number % step else str(number) for number in range(count + 1)]
     for axes in list(grid.flat)[len(matrices) :]:
         axes.set_visible(False)
     for axes, (method, matrix) in zip(grid.flat, matrices.items(), strict=False):

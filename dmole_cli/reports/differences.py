@@ -12,7 +12,7 @@ from dmole_cli.reports.experiments import Experiment, Spread, spread
 if TYPE_CHECKING:
     import numpy as np
 
-RESAMPLES, LEVEL = 2000, 0.95
+RESAMPLES, LEVEL = 1000, 0.95
 BATCH = 2**22  # values that are resampled at once, 32 MiB
 SHOWN = ("last", "avg", "bwt")  # means of the report that are compared over seeds
 
