@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,7 @@ class Panels:
             axes.set_visible(False)
         for axes in grid[:, 0]:
             axes.set_ylabel(self.vertical)
-        for axes in found[max(0, self.count - columns) : self.count]:
+        for axes in found[(rows - 1) * columns : self.count]:
             axes.set_xlabel(self.horizontal)
         for axes in found[: self.count]:
             axes.grid(axis="y", linewidth=0.8)
@@ -138,19 +139,24 @@ def _entries(styles: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _legend_columns(names: Sequence[str], width: float) -> int:
-    """How many columns fit beside each other; a legend is filled column by column."""
+    """How many columns fit beside each other; as matplotlib fills them, the first columns have one row more."""
     for columns in range(len(names), 1, -1):
-        rows = ceil(len(names) / columns)
-        widest = [max(map(len, names[start : start + rows])) for start in range(0, len(names), rows)]
-        if sum(62 + 7 * longest for longest in widest) < 72 * width - 20:
+        least, longer = divmod(len(names), columns)
+        starts = [column * least + min(column, longer) for column in range(columns + 1)]
+        widest = [max(map(len, names[start:end])) for start, end in pairwise(starts)]
+        if sum(66 + 7.2 * longest for longest in widest) < 72 * width - 20:
             return columns
     return 1
 
 
+def step_of(count: int) -> int:
+    """Of so many whole numbers, every how many an axis of a small panel shows: few enough not to touch."""
+    return next((step for step in (1, 2, 5, 10) if count <= 7 * step), 20)
+
+
 def stage_ticks(axes: Any, stages: int) -> None:
     """Whole numbers on the axis of stages 0 to `stages`, few enough not to touch."""
-    step = max(1, ceil((stages + 1) / 8))
-    axes.set_xticks(range(0, stages + 1, step))
+    axes.set_xticks(range(0, stages + 1, step_of(stages)))
     axes.set_xlim(-0.3, stages + 0.3)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.errors import DmoleError
-from dmole_cli.figures._drawing import INK, PAPER, SERIES
+from dmole_cli.figures._drawing import FAINT, INK, PAPER, SERIES
 from dmole_cli.figures.base import Experiment, Figure, Source
 from dmole_cli.reports.costs import seconds_by_stage
 from dmole_cli.reports.experiments import seeds_text, spread
@@ -100,7 +100,10 @@ def _draw(canvas: Canvas, *, found: Mapping[str, Mapping[str, float | None]], un
             style = {"color": SERIES[index], "hatch": HATCHES[index], "edgecolor": PAPER, "linewidth": 0.5}
             axes.barh(row, width, 0.7, left, label=stage if row == 0 else None, **style)
             left += width
-        axes.text(1.01, row, _row_text(costs, scale), transform=axes.get_yaxis_transform(), va="center")
+        for place, text in zip((1.01, 1.13), _row_texts(costs, scale), strict=True):
+            axes.text(place, row, text, transform=axes.get_yaxis_transform(), va="center")
+    for place, text in ((1.01, "training"), (1.13, "before it")):
+        axes.text(place, -0.9, text, transform=axes.get_yaxis_transform(), va="center", color=FAINT)
     axes.set_yticks(range(len(found)), list(found))
     axes.set_ylim(len(found) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -110,11 +113,10 @@ def _draw(canvas: Canvas, *, found: Mapping[str, Mapping[str, float | None]], un
     canvas.legend(loc="outside upper center", ncols=len(STAGES))
 
 
-def _row_text(costs: Mapping[str, float | None], scale: float) -> str:
+def _row_texts(costs: Mapping[str, float | None], scale: float) -> tuple[str, str]:
+    """The time of training, and the share of what precedes it."""
     training, share = costs["train-task"], _share(costs)
-    if training is None:
-        return "no training"
-    return f"trains {training / scale:.1f}" + (f", + {share:.1f} % before" if share else "")
+    return "–" if training is None else f"{training / scale:.1f}", f"+ {share:.1f} %" if share else ""
 
 
 # ------------------------------------------------------------------------------------------------ runtime by rank

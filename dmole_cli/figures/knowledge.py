@@ -19,7 +19,7 @@ from dmole_cli.figures._lines import (
 from dmole_cli.figures.base import Experiment, Figure, Source
 from dmole_cli.reports.collect import KNOWLEDGE
 from dmole_cli.reports.continual import Value
-from dmole_cli.reports.evaluations import read_likelihoods
+from dmole_cli.reports.evaluations import Likelihoods, read_likelihoods
 from dmole_cli.reports.experiments import spread
 from dmole_cli.reports.stream import of_stream
 
@@ -46,7 +46,14 @@ WIDTH, HEIGHT = 12.4, 1.75
 def figures(source: Source) -> Iterator[Figure]:
     """For every order with likelihoods: three panels for each task, a figure for every five tasks."""
     for order, group in source.groups().items():
-        curves = {key: values for method, found in group.items() for key, values in _curves(method, found).items()}
+        backbone = next(
+            (_read(method, found) for method, found in group.items() if protocol_of(method) == "zero-shot"), []
+        )
+        curves = {
+            key: values
+            for method, found in group.items()
+            for key, values in _curves(method, found, _read(method, found), backbone).items()
+        }
         if not any(quantity != "score" for _, quantity, _ in curves):
             continue
         measured = {method for method, quantity, _ in curves if quantity != "score"}
@@ -59,29 +66,48 @@ def figures(source: Source) -> Iterator[Figure]:
             yield _figure(suffix, order, shown, curves, tasks=part, styles=line_styles(source))
 
 
-def _curves(method: str, experiments: Sequence[Experiment]) -> dict[tuple[str, str, str], list[Value]]:
-    """The curves of a method that have a value.
+def _read(method: str, experiments: Sequence[Experiment]) -> list[Likelihoods]:
+    """The likelihoods of each seed that has some.
 
     Raises:
         DmoleError: a file of likelihoods is damaged.
     """
-    tasks, last = experiments[0].tasks, len(experiments[0].tasks)
-    found = [
+    found = (
         of_stream(method, read_likelihoods(one.run, method, one.split), one.tasks)[0]
         for one in experiments
         if one.run.likelihoods(one.split).is_dir()
-    ]
+    )
+    return [entries for entries in found if entries]
+
+
+def _curves(
+    method: str, experiments: Sequence[Experiment], found: Sequence[Likelihoods], backbone: Sequence[Likelihoods]
+) -> dict[tuple[str, str, str], list[Value]]:
+    """The curves of a method that have a value.
+
+    Args:
+        method: its label.
+        experiments: one per seed.
+        found: its likelihoods, one per seed.
+        backbone: likelihoods of the pretrained backbone, which every method starts from.
+    """
+    tasks, last = experiments[0].tasks, len(experiments[0].tasks)
+    joint = protocol_of(method) == "joint"
     curves: dict[tuple[str, str, str], list[Value]] = {}
     for column, task in enumerate(tasks):
         # The backbone is the same at every stage, a model of one task is not a stage of the stream.
         sources = {"zero-shot": [0] * (last + 1), "per-task": [column + 1] * (last + 1)}
         stages = sources.get(protocol_of(method), list(range(last + 1)))
-        scores = [_mean(one.report.matrix[stage][column] for one in experiments) for stage in stages]
-        curves[method, "score", task] = scores
+        entries = [[one.report.matrix[stage][column] for one in experiments] for stage in stages]
+        curves[method, "score", task] = [
+            None if joint and at < last else _mean(values) for at, values in enumerate(entries)
+        ]
         for name in ("ranked_first", "log_likelihood"):
             curves[method, name, task] = [
-                _mean(getattr(entries[stage, task], name) for entries in found if (stage, task) in entries)
+                _mean(getattr(entries[stage, task], name) for entries in known if (stage, task) in entries)
                 for stage in stages
+                # The backbone is the same for all; joint training has no stages before the last one.
+                for known in [found if stage or joint or not found else [*found, *backbone]]
             ]
     return {key: values for key, values in curves.items() if any(value is not None for value in values)}
 
@@ -166,7 +192,9 @@ def _draw(
                     drawn = True
             if not drawn:
                 axes.text(0.5, 0.5, "open task: no set of answers", transform=axes.transAxes, ha="center", va="center")
-                axes.set_yticks([])
+                axes.set_axis_off()
+                axes.set_title(f"{task}: {QUANTITIES[name]}")
+                continue
             axes.axvline(order.index(task) + 1, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
             axes.grid(axis="y", linewidth=0.8)
             stage_ticks(axes, stages - 1)

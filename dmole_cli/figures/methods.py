@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Overview = Mapping[str, Mapping[str, Spread | None]]
 
-READING = "Each row is a method, further right is better; the bar is the deviation over the seeds, which are the circles below it."
+READING = "Each row is a method, further right is better; the bar is the deviation over seeds, the circles below are the seeds."
 ONE_SEED = "Each row is a method, further right is better."
 DEFINITION = (
     "Mean over the tasks, then mean ± sample standard deviation over the seeds, in points. {formulas}. "
@@ -31,8 +31,8 @@ PAIRED_READING = (
 BOTH = "), or the thin one (other samples and other seeds"
 PAIRED_DEFINITION = (
     "d = (1/T) Σ_i (1/n_i) Σ_j ({main}'s score - the other's score of sample j of task i), in points, at the stage of each "
-    "method's Last score{seeds}. {level:.0f} % percentile intervals of {resamples:,} bootstrap resamples of the samples of every task, "
-    "the same samples for both methods{hierarchy}; scores are not capped."
+    "method's Last score{seeds}. {level:.0f} % percentile intervals of {resamples:,} bootstrap resamples of the samples of "
+    "every task, the same samples for both methods{hierarchy}; scores are not capped."
 )
 HIERARCHY = ", and of the seeds, whose samples are the same"
 

@@ -18,6 +18,7 @@ from dmole_cli.figures._lines import (
     protocol_of,
     shown_methods,
     stage_ticks,
+    step_of,
 )
 from dmole_cli.figures.base import Experiment, Figure, Source
 from dmole_cli.reports.experiments import Spread, matrix_over_seeds, seeds_text
@@ -67,22 +68,22 @@ def means(matrix: Sequence[Sequence[Spread | None]]) -> Means:
     return [[None if entry is None else entry.mean for entry in row] for row in matrix]
 
 
-def curve_of(experiments: Sequence[Experiment], column: int) -> list[Spread | None]:
-    """A task's scores over the stages.
+def curves_of(experiments: Sequence[Experiment]) -> list[list[Spread | None]]:
+    """Each task's scores over the stages.
 
     Of a method that trains each task alone, its own score at every stage; of one that trains all at once, the last stage only.
 
     Args:
         experiments: the seeds of one method.
-        column: number of the task.
     """
     matrix = matrix_over_seeds(experiments)
-    protocol = protocol_of(experiments[0].method)
+    stages, columns = len(matrix), range(len(matrix) - 1)
+    protocol = experiments[0].kind.protocol
     if protocol == "per-task":
-        return [matrix[column + 1][column]] * len(matrix)
+        return [[matrix[column + 1][column]] * stages for column in columns]
     if protocol == "joint":
-        return [*([None] * (len(matrix) - 1)), matrix[-1][column]]
-    return [row[column] for row in matrix]
+        return [[*([None] * (stages - 1)), matrix[-1][column]] for column in columns]
+    return [[row[column] for row in matrix] for column in columns]
 
 
 def _has_scores(experiments: Sequence[Experiment]) -> bool:
@@ -180,8 +181,8 @@ def _matrices(order: str, group: Group) -> Figure:
 def _draw_matrices(canvas: Canvas, *, matrices: Mapping[str, Means], columns: int) -> None:
     count = len(next(iter(matrices.values()))[0])
     grid = canvas.subplots(ceil(len(matrices) / columns), columns, squeeze=False, sharex=True, sharey=True)
-    step = max(1, ceil(count / 7))
-    labels = [str(number) if number % step == 0 or number == 1 else "" for number in range(count + 1)]
+    step = step_of(count)
+    labels = ["" if number % step else str(number) for number in range(count + 1)]
     for axes in list(grid.flat)[len(matrices) :]:
         axes.set_visible(False)
     for axes, (method, matrix) in zip(grid.flat, matrices.items(), strict=False):
@@ -202,9 +203,9 @@ def _over_stages(order: str, group: Group, styles: Mapping[str, dict[str, Any]])
     styles = {method: styles[method] for method in group}
     first = next(iter(group.values()))[0]
     curves = {
-        (method, column): curve_of(experiments, column)
+        (method, column): curve
         for method, experiments in group.items()
-        for column in range(len(first.tasks))
+        for column, curve in enumerate(curves_of(experiments))
     }
     rows = [
         (first.tasks[column], method, after, point.mean, point.low, point.high, point.seeds)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from dmole_cli.artifacts.kinds import TRAINING_LOG
 from dmole_cli.artifacts.labels import base_method
 from dmole_cli.artifacts.tables import read_table
-from dmole_cli.figures._lines import OTHER, Panels, legend, line_styles, note_on_others
+from dmole_cli.figures._drawing import INK
+from dmole_cli.figures._lines import ONCE, OTHER, Panels, legend, line_styles, note_on_others
 from dmole_cli.figures.base import Experiment, Figure, Source
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def _figure(
     order: str, trained: Mapping[str, Experiment], curves: Curves, styles: Mapping[str, dict[str, Any]]
 ) -> Figure:
     methods = [method for method in trained if any((method, task) in curves for task in trained[method].tasks)]
-    styles = {method: styles[method] for method in methods}
+    at_once = {"color": INK, "linestyle": "-.", "marker": ""}
+    styles = {method: at_once if styles[method] is ONCE else styles[method] for method in methods}
     first = trained[methods[0]]
     tasks = [task for task in first.tasks if any((method, task) in curves for method in methods)]
     panels = Panels(len(tasks), styles, "step", "loss, nats per token")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dmole_cli.metrics.base import load_metric
 from dmole_cli.reports.experiments import Experiment, Spread, spread
@@ -12,7 +12,7 @@ from dmole_cli.reports.experiments import Experiment, Spread, spread
 if TYPE_CHECKING:
     import numpy as np
 
-RESAMPLES, LEVEL = 2000, 0.95
+RESAMPLES, LEVEL = 1000, 0.95
 BATCH = 2**22  # values that are resampled at once, 32 MiB
 SHOWN = ("last", "avg", "bwt")  # means of the report that are compared over seeds
 
@@ -120,7 +120,7 @@ def _scores(experiment: Experiment, task: str) -> tuple[np.ndarray, np.ndarray] 
 
 
 def _paired(ours: Sequence[_LastScores], theirs: Sequence[_LastScores]) -> list[np.ndarray] | None:
-    """Differences of the same samples, [seeds, samples] per task; None where the samples are not the same."""
+    """Differences of the same samples, [seeds, samples] per task; None where the samples are not the same, or a task has one."""
     import numpy as np
 
     if not ours:
@@ -128,6 +128,8 @@ def _paired(ours: Sequence[_LastScores], theirs: Sequence[_LastScores]) -> list[
     found = []
     for task, (ids, _) in enumerate(ours[0].tasks):
         order = np.argsort(ids)
+        if len(order) < 2:
+            return None
         rows = []
         for one, other in zip(ours, theirs, strict=True):
             points = [_in_order(*scores.tasks[task], ids[order]) for scores in (one, other)]
@@ -160,11 +162,10 @@ def _compared(
     # [methods, seeds, samples] per task
     paired = [np.stack([found[task] for found in methods.values()]) for task in range(len(tasks))]
     by_task = np.stack([values.mean(axis=(1, 2)) for values in paired])
-    over_samples = _interval([values.mean(axis=1) for values in paired], _mean_over_tasks, seed=seed)
-    over_both = None
-    if len(seeds) > 1:
-        numbers = np.broadcast_to(np.arange(len(seeds)), (len(methods), len(seeds), len(seeds)))
-        over_both = _interval([numbers, *paired], _mean_over_chosen_seeds, seed=seed)
+    # Of one seed, there is only one to draw; scipy wants two observations.
+    numbers = np.arange(max(2, len(seeds))) % len(seeds)
+    numbers = np.broadcast_to(numbers, (len(methods), len(seeds), len(numbers)))
+    over_samples, over_both = _intervals([numbers, *paired], seed=seed)
     for index, other in enumerate(methods):
         yield Difference(
             method=main,
@@ -172,44 +173,47 @@ def _compared(
             mean=float(by_task[:, index].mean()),
             by_task={task: float(values[index]) for task, values in zip(tasks, by_task, strict=True)},
             over_samples=over_samples[index],
-            over_both=over_both[index] if over_both else None,
+            over_both=over_both[index] if len(seeds) > 1 else None,
             seeds=seeds,
             samples=sum(values.shape[-1] for values in paired),
         )
 
 
-def _mean_over_tasks(*tasks: np.ndarray, axis: int) -> Any:
-    """[methods, resamples], from [methods, resamples, samples] per task."""
-    return sum(values.mean(axis=axis) for values in tasks) / len(tasks)
+def _means(drawn: np.ndarray, *tasks: np.ndarray, axis: int) -> np.ndarray:
+    """Means over tasks and samples, with the seeds as they are and with the drawn ones [2, methods, resamples].
 
-
-def _mean_over_chosen_seeds(seeds: np.ndarray, *tasks: np.ndarray, axis: int) -> Any:
-    """The same, from [methods, seeds, resamples, samples] per task, where `seeds` are the drawn ones, in all rows the same."""
+    Args:
+        drawn: numbers of the drawn seeds [methods, seeds, resamples, draws], the same for all methods and seeds.
+        *tasks: values of the drawn samples [methods, seeds, resamples, samples], for each task.
+        axis: the last one.
+    """
     import numpy as np
 
-    means = _mean_over_tasks(*tasks, axis=axis)  # [methods, seeds, resamples]
-    chosen = seeds[0, 0]  # [resamples, seeds]
-    return np.take_along_axis(means, chosen.T[None], axis=1).mean(axis=1)
+    means = sum(values.mean(axis=axis) for values in tasks) / len(tasks)  # [methods, seeds, resamples]
+    chosen = np.take_along_axis(means, drawn[0, 0].T[None], axis=1)
+    return np.stack([means.mean(axis=1), chosen.mean(axis=1)])
 
 
-def _interval(data: Sequence[np.ndarray], statistic: Any, *, seed: int) -> list[tuple[float, float]]:
-    """The ends of the percentile interval for each method."""
+def _intervals(data: Sequence[np.ndarray], *, seed: int) -> list[list[tuple[float, float]]]:
+    """The ends of the percentile intervals over samples, and over samples and seeds, for each method."""
     import numpy as np
     from scipy.stats import bootstrap
 
-    size = sum(values.size for values in data)
     found = bootstrap(
         data,
-        statistic,
+        _means,
         n_resamples=RESAMPLES,
-        batch=max(1, BATCH // size),
+        batch=max(1, BATCH // sum(values.size for values in data)),
         axis=-1,
         confidence_level=LEVEL,
         method="percentile",
         vectorized=True,
         random_state=np.random.default_rng(seed),
     ).confidence_interval
-    return [(float(low), float(high)) for low, high in zip(found.low, found.high, strict=True)]
+    return [
+        [(float(low), float(high)) for low, high in zip(*ends, strict=True)]
+        for ends in zip(found.low, found.high, strict=True)
+    ]
 
 
 def conclusion(found: Sequence[Difference]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ class Experiment:
         """The stream, in order."""
         return self.report.tasks
 
-    @property
+    @cached_property
     def kind(self) -> Method:
         """The method itself."""
         return method_of(self.method)

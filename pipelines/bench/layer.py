@@ -51,11 +51,14 @@ class Case:
         return self.experts[NEWEST].sites["0"]
 
 
-def case(hidden: int, tokens: int = 256, dtype: torch.dtype = torch.float32) -> Case:
-    """A layer, nine experts and a batch."""
+def case(hidden: int, tokens: int = 256, dtype: torch.dtype = torch.float32, *, rank: int = RANK) -> Case:
+    """A layer, nine experts of the same rank and a batch."""
     torch.manual_seed(0)
     model = linears(1, hidden, dtype)
-    experts = {n: random_expert(model, ["0"], seed=i, trainable=n == NEWEST) for i, n in enumerate(EXPERTS)}
+    experts = {
+        name: random_expert(model, ["0"], seed=index, trainable=name == NEWEST, rank=rank)
+        for index, name in enumerate(EXPERTS)
+    }
     x = torch.randn(len(PAIRS), tokens, hidden, dtype=dtype, requires_grad=True)
     return Case(model, experts, x, torch.randn(len(PAIRS), tokens, hidden, dtype=dtype))
 

@@ -8,8 +8,9 @@ Prints each result with its quartiles and target, and writes all to bench.json. 
     python pipelines/bench/run.py --only compiled            # torch.compile; takes minutes and needs a C++ compiler
     python pipelines/bench/run.py --only rows                # a training file of a million rows
     python pipelines/bench/run.py --only memory              # memory of all processes of a training with large images
+    python pipelines/bench/run.py --only ranks               # the routed layer by the rank of its experts
     python pipelines/bench/run.py --only plan                # estimated against measured memory of processes
-    python pipelines/bench/run.py --only pages             # pages of a large comparison and of a long run
+    python pipelines/bench/run.py --only pages               # pages of a large comparison and of a long run
     python pipelines/bench/run.py --only gpu                 # all of gpu-layer, gpu-step, gpu-profile and gpu-decode
     python pipelines/bench/run.py --only gpu-stages          # all stages by the command line, on a GPU
 
@@ -37,7 +38,7 @@ NAMES = sorted(
     path.stem.replace("_", "-") for path in FOLDER.glob("*.py") if not path.stem.startswith("_") and path.stem != "run"
 )
 # Not part of a run without --only.
-ONLY_BY_NAME = ("backward", "compiled", "gpu-stages", "memory", "pages", "plan", "processes", "rows")
+ONLY_BY_NAME = ("backward", "compiled", "gpu-stages", "memory", "pages", "plan", "processes", "ranks", "rows")
 GROUPS = {"gpu": [name for name in NAMES if name.startswith("gpu-") and name not in ONLY_BY_NAME]}
 
 
