@@ -17,7 +17,7 @@ HEAVY = set(RUFF["flake8-tidy-imports"]["banned-module-level-imports"])
 
 # A room imports rooms to its right only.
 ROOMS = (
-    "commands", "cli", "stages", "planning", "reports", "methods", "training", "inference", "profiling", "routing", "experts",
+    "commands", "cli", "stages", "planning", "verification", "reports", "methods", "training", "inference", "profiling", "routing", "experts",
     "allocation", "backbones", "data", "metrics", "artifacts", "settings",
 )  # fmt: skip
 # Beside the rooms: what every room may use.
