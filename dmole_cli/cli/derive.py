@@ -2,9 +2,8 @@
 
 A module of a subcommand has `run(work, ...)`, whose further parameters are the subcommand's own options; `SETTINGS`, the sections
 and settings whose options it has (`profile`, `backbone`); and, where it differs, `REPEATABLE`, settings whose option may be given
-several times and is passed to `run`, `RUN_ARGUMENT`, a parameter of `run` that may name the run directory, or a file in it, in place of
-`--run`, `USES_RUN = False` for a subcommand without a run directory, and `WRITES = False` for one
-without `--force`.
+several times and is passed to `run`, `RUN_ARGUMENT`, a parameter of `run` that may name the run directory or a file in it, in
+place of `--run`, `USES_RUN = False` for a subcommand without a run directory, and `WRITES = False` for one without `--force`.
 """
 
 from __future__ import annotations

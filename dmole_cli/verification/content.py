@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from typing import Any
 from dmole_cli.allocation.placement import SiteScore, allocate
 from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.artifacts.errors import ArtifactError
-from dmole_cli.artifacts.expert import is_imported, read_expert
+from dmole_cli.artifacts.expert import is_imported
 from dmole_cli.artifacts.features import ROWS, read_features
+from dmole_cli.artifacts.files import FileState, state_of
 from dmole_cli.artifacts.kinds import (
     ALLOCATION,
     EXPERT,
@@ -29,7 +32,7 @@ from dmole_cli.artifacts.kinds import (
 )
 from dmole_cli.artifacts.profile import SiteProfile, read_profile
 from dmole_cli.artifacts.provenance import HEADER_KEY
-from dmole_cli.artifacts.router import RouterFile, read_router
+from dmole_cli.artifacts.router import RouterFile
 from dmole_cli.artifacts.tables import read_table
 from dmole_cli.artifacts.tensors import read_tensors
 from dmole_cli.artifacts.training_log import StepFigures
@@ -59,7 +62,7 @@ def check_content(inspection: Inspection, found: Found) -> None:
 
 
 def _read(found: Found) -> Any:
-    """The content by the reader of its kind. Those of caches and checkpoints return None for a damaged file; they are not used."""
+    """The content by the reader of its kind; not by those of caches and checkpoints, which return nothing for a damaged file."""
     if found.kind.container == "table" and found.kind in (GENERATIONS, LIKELIHOOD_CACHE):
         return read_table(found.path, found.kind)
     if found.kind.command or found.kind is TRAINING_LOG:
@@ -80,7 +83,7 @@ def _not_as_written(found: Found) -> str:
         text = json.dumps({**document, "provenance": header.as_dict()}, indent=2, ensure_ascii=False) + "\n"
         return "" if text.encode() == found.path.read_bytes() else OTHER_BYTES
     if found.kind.container == "table":
-        return _table_as_written(found.path, found.kind)
+        return _table_as_written(found.path, found.kind, state_of(found.path))
     from safetensors import safe_open
 
     with safe_open(found.path, "numpy") as file:
@@ -88,10 +91,14 @@ def _not_as_written(found: Found) -> str:
     return "" if metadata == {HEADER_KEY: found.header.to_json()} else OTHER_BYTES
 
 
+# What Arrow calls itself in the files that it writes.
+WRITERS = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+(\S*)")
 OTHER_BYTES = "its bytes are not those that dmole writes for its content"
 
 
-def _table_as_written(path: Path, kind: Kind) -> str:
+@lru_cache(maxsize=4096)
+def _table_as_written(path: Path, kind: Kind, state: FileState) -> str:
+    """`_not_as_written` of a table, once per process and file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -108,7 +115,7 @@ def _table_as_written(path: Path, kind: Kind) -> str:
     written.seek(0)
     with pq.ParquetFile(written) as file:
         if file.metadata.created_by != writer:  # other versions of Arrow may write other bytes
-            return ""
+            return "" if WRITERS.fullmatch(writer) else OTHER_BYTES
     return "" if written.getvalue() == path.read_bytes() else OTHER_BYTES
 
 

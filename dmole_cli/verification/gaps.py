@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dmole_cli.artifacts.errors import MissingArtifact
-from dmole_cli.artifacts.kinds import EVALUATION, EXPERT, LIKELIHOOD, MEMORY, RESCORED, Kind
+from dmole_cli.artifacts.kinds import EVALUATION, EXPERT, LIKELIHOOD, RESCORED, Kind
 from dmole_cli.methods.base import Entry, Method
 from dmole_cli.verification.inspection import Found, Inspection
 

@@ -19,7 +19,6 @@ from dmole_cli.artifacts.router import read_router
 from dmole_cli.data.choices import choices_of
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.inference.keys import result_key
 from dmole_cli.methods.base import Routing
 from dmole_cli.metrics.base import Scores, score_answers
 from dmole_cli.verification.inspection import Found, Inspection
@@ -142,8 +141,8 @@ class Scoring:
             active = rules.active_experts(routing)
         for row, expected_active in zip(rows, active, strict=True):
             if tuple(row.active) != expected_active:
-                what = ", ".join(expected_active) or "none"
-                return f"sample {row.sample_id} has the active experts {', '.join(row.active) or 'none'}; its losses choose {what}"
+                stated, chosen_ones = (", ".join(names) or "none" for names in (row.active, expected_active))
+                return f"sample {row.sample_id} has the active experts {stated}; its losses choose {chosen_ones}"
         return ""
 
     def _features(self, found: Found) -> Path:
@@ -200,6 +199,8 @@ class Scoring:
         return self._answers[path]
 
     def _key(self, found: Found, header: Header, request: Any, sample: Sample, active: Sequence[str]) -> str:
+        from dmole_cli.inference.keys import result_key
+
         run, method = self._inspection.run, self._inspection.rules(found.label).name
         experts = [header.inputs[run.name_of(run.expert(name, method))] for name in active]
         precision = str(header.settings["precision"])
