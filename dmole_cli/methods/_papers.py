@@ -20,8 +20,8 @@ REFERENCES = {
         "arXiv:2310.14152"
     ),
     "https://arxiv.org/abs/2403.08350": (
-        "C. Chen et al. CoIN: A Benchmark of Continual Instruction tuNing for Multimodel Large Language Model. NeurIPS 2024, "
-        "Datasets and Benchmarks. arXiv:2403.08350"
+        "C. Chen et al. CoIN: A Benchmark of Continual Instruction tuNing for Multimodel Large Language Model. 2024. "
+        "arXiv:2403.08350"
     ),
 }
 
