@@ -25,10 +25,10 @@ class ImageDigests:
     New digests are held in an SQLite database in memory, whose rows take a fraction of what Python objects take.
 
     Args:
-        cache: SQLite file that holds digests between commands.
+        cache: SQLite file that holds digests between commands; None to read every file again.
     """
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path | None) -> None:
         self.cache = cache
         self._new = sqlite3.connect(":memory:")
         self._new.execute(SCHEMA)
@@ -59,7 +59,7 @@ class ImageDigests:
             DmoleError: the cache cannot be written.
         """
         rows = self._new.execute("SELECT state, digest FROM digests").fetchall()
-        if not rows or not is_first():
+        if not rows or self.cache is None or not is_first():
             return
         try:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class ImageDigests:
     def _find(self, key: bytes) -> bytes | None:
         query = "SELECT digest FROM digests WHERE state = ?"
         found = self._new.execute(query, (key,)).fetchone()
-        if found is None and self.cache.exists():
+        if found is None and self.cache is not None and self.cache.exists():
             try:
                 if self._stored is None:
                     self._stored = sqlite3.connect(
@@ -98,6 +98,7 @@ class ImageDigests:
     def _discard(self, error: Exception) -> None:
         """Delete a cache that cannot be read; its digests are computed again."""
         self._stored = None
+        assert self.cache is not None
         self.cache.unlink(missing_ok=True)
         warnings.warn(
             DmoleWarning(f"{self.cache} was damaged ({error}); it is a cache and is filled again"), stacklevel=3

@@ -39,7 +39,7 @@ def check_inputs(run: Run, paths: Sequence[Path], *, fingerprint: str, data: Dat
     return {run.name_of(path): digest_of_file(path) for path in paths}
 
 
-def _require_backbone(path: Path, header: Header, fingerprint: str) -> None:
+def require_backbone(path: Path, header: Header, fingerprint: str) -> None:
     """Refuse an artifact of another backbone.
 
     Raises:
@@ -79,7 +79,7 @@ def _check(run: Run, path: Path, fingerprint: str, data: DataDigests, checked: s
     header = header_of(path, found[0])
     if header is None:
         raise MissingArtifact(path)
-    _require_backbone(path, header, fingerprint)
+    require_backbone(path, header, fingerprint)
     made_from = {name: run.path_of(name) for name in sorted(header.inputs) if not name.startswith(DATA_PREFIX)}
     # What was made from a deleted input is still valid.
     made_from = {name: source for name, source in made_from.items() if source.is_file()}

@@ -2,8 +2,8 @@
 
 A module of a subcommand has `run(work, ...)`, whose further parameters are the subcommand's own options; `SETTINGS`, the sections
 and settings whose options it has (`profile`, `backbone`); and, where it differs, `REPEATABLE`, settings whose option may be given
-several times and is passed to `run`, `USES_RUN = False` for a subcommand without a run directory, and `WRITES = False` for one
-without `--force`.
+several times and is passed to `run`, `RUN_ARGUMENT`, a parameter of `run` that may name the run directory or a file in it, in
+place of `--run`, `USES_RUN = False` for a subcommand without a run directory, and `WRITES = False` for one without `--force`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dmole_cli.cli.unknown_options import Subcommand
 from dmole_cli.processes import World, work_as, world
 from dmole_cli.settings.declare import choices_of, option_name, plain_type, shown_default
 from dmole_cli.settings.model import Settings
+from dmole_cli.settings.record import FILE as RECORD
 
 PANELS = {"data_root": FILES, "shared": FILES, "seed": HOW, "vision_cache": FILES}
 DEFAULT_RUN = Path("dmole-run")
@@ -76,6 +77,8 @@ def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -
             if not world().first:
                 return
             work_as(World())
+        if (place := values.get(getattr(module, "RUN_ARGUMENT", ""))) is not None:
+            values["run_directory"] = _run_of(place, values["run_directory"])
         options = {path: values[_identifier(path)] for path in fields if values[_identifier(path)] not in (None, [])}
         several = {path.rpartition(".")[2]: options.pop(path, []) for path in repeatable}
         work = open_workspace(values, options, model=model, typed=_typed(values, fields))
@@ -97,6 +100,14 @@ def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -
     page = type("Command", (Command, Subcommand), {"parameters": parameters})
     shell.command(name.rpartition(" ")[2], cls=page, help=sentence)(typed)
     return typer.main.get_command(shell)
+
+
+def _run_of(place: Path, run: Path) -> Path:
+    """The run directory that an argument names: itself, or the directory of a file of a run; `run` where that has the file."""
+    if place.is_dir():
+        return place
+    above = [folder for folder in place.parents if (folder / RECORD).is_file()]
+    return run if place.absolute().is_relative_to(run.absolute()) or not above else above[0]
 
 
 def _identifier(path: str) -> str:

@@ -23,15 +23,17 @@ from dmole_cli.artifacts.kinds import (
     LIKELIHOOD,
     MEMORY,
     RESCORED,
+    TRAINING_LOG,
     Kind,
 )
 from dmole_cli.artifacts.run import Run
 from dmole_cli.cli.subcommands import module_of, settings_of
+from dmole_cli.errors import DmoleError
 from dmole_cli.settings.model import Settings
 
 # Commands on a run directory with their options, without --help.
 _ON_A_RUN = re.compile(
-    r"dmole (profile|allocate|train-router|train-task|evaluate|rescore|report|export|import)\b(?! --help)[^`;,]*"
+    r"dmole (profile|allocate|train-router|train-task|evaluate|rescore|report|status|verify|export|import)\b(?! --help)[^`;,]*"
 )
 
 
@@ -48,6 +50,8 @@ def hint_for(error: ArtifactError, run: Run, typed: Mapping[str, str], settings:
     if found is None:
         return _for_other_file(error)
     kind, values = found
+    if kind is TRAINING_LOG:
+        return f"delete {error.path}: nothing is made from it"
     if not kind.command:
         return _delete(error.path)
     command = _command("import" if error.imported else kind.command, kind, values, typed, settings)
@@ -59,6 +63,21 @@ def hint_for(error: ArtifactError, run: Run, typed: Mapping[str, str], settings:
     if isinstance(error, OtherBackbone):
         return f"pass the backbone of this run, or another --run for this backbone, or run: {command} --force"
     return f"run: {command} --force"
+
+
+def repair(error: DmoleError, run: Run, typed: Mapping[str, str], settings: type[Settings], *, before: str = "") -> str:
+    """What repairs what an error names: a command, or a sentence.
+
+    Args:
+        error: an error of an artifact, or one with a hint.
+        run: as for `hint_for`, like the other ones.
+        typed: options as they were typed.
+        settings: the model of all settings.
+        before: what to do first, in words.
+    """
+    artifact = isinstance(error, ArtifactError)
+    hint = hint_for(error, run, typed, settings) if artifact else completed(error.hint, typed)
+    return f"{before}, then {hint}" if before else hint
 
 
 def completed(hint: str, typed: Mapping[str, str]) -> str:

@@ -56,7 +56,7 @@ class Workspace:
         verbose: whether `-v` was typed.
         typed: options as they were typed, by settings; repeated in the commands that errors propose.
         paths: task -> the path of its card, for tasks that were named by a path.
-        differing: settings whose values differ from those of `run.toml`.
+        changed: settings whose values differ from those of `run.toml`, with the change in words.
         recording: whether the command writes into the run directory, and its settings are recorded there.
     """
 
@@ -70,7 +70,7 @@ class Workspace:
     typed: Mapping[str, str] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
     recording: bool = False
-    differing: Sequence[str] = ()
+    changed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parts(self) -> Parts:
@@ -154,7 +154,7 @@ class Workspace:
             yield
         except ArtifactError as error:
             hint = hint_for(error, self.run, self.typed, type(self.settings))
-            options = [self.typed[name] for name in self.differing if name in self.typed]
+            options = [self.typed[name] for name in self.changed if name in self.typed]
             if options and isinstance(error, StaleArtifact | OtherBackbone):
                 hint = f"leave out {' '.join(options)} to use it, or {hint}"
             raise DmoleError(error.message, hint) from error
@@ -220,7 +220,7 @@ def open_workspace(
     if differing:
         words = "; ".join(f"{name} {change}" for name, change in differing.items())
         warnings.warn(DmoleWarning(f"this differs from {record}: {words}"), stacklevel=2)
-    return replace(work, differing=tuple(differing))
+    return replace(work, changed=differing)
 
 
 def _with_method_options(settings: Settings, method: str, typed: Sequence[str]) -> dict[str, Mapping[str, float]]:

@@ -31,6 +31,8 @@ COMMANDS = {
     "evaluate": "Evaluate every task after every task; with --report, also report the scores.",
     "rescore": "Score stored predictions by another metric, without the model.",
     "report": "Report Last, AVG, BWT and more from stored evaluations.",
+    "status": "Show which artifacts of the stream exist, are missing or stale, how long they took, and the next command.",
+    "verify": "Check that every artifact of a run was made from its inputs; name what is broken and the command that repairs it.",
     "export": "Write a task's expert for use without dmole: as a PEFT LoRA adapter, or merged into the backbone.",
     "import": "Import a PEFT LoRA adapter as a task's expert: `experts/<task>.safetensors`.",
 }

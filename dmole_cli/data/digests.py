@@ -16,7 +16,7 @@ from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 
 
-def data_digest(samples: Sequence[Sample], images: Mapping[Path, str] | ImageDigests) -> str:
+def data_digest(samples: Sequence[Sample], images: Mapping[Path, str] | ImageDigests, *, cached: bool = True) -> str:
     """Digest of a split: ids, texts, references, details, sources, and the content of the image files.
 
     The digest of a split whose rows are cached is cached beside them. As of a single image file, it holds until the rows, or
@@ -25,8 +25,9 @@ def data_digest(samples: Sequence[Sample], images: Mapping[Path, str] | ImageDig
     Args:
         samples: the split.
         images: digest of each image file.
+        cached: whether a digest that was cached is used.
     """
-    state = samples.state() if isinstance(samples, FileRows) else None
+    state = samples.state() if cached and isinstance(samples, FileRows) else None
     if state is None:
         return _digest(samples, images)
     path = cache_folder() / "digests" / f"{state}.txt"

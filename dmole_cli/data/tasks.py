@@ -37,7 +37,7 @@ class Tasks:
         for entry in entries:
             self._add(task_name(entry), entry)
         self._configured = [name for name, entry in self._entries.items() if entry.endswith(".toml")]
-        self.data_root, self.image_digests = data_root, image_digests
+        self.data_root, self.image_digests, self._cached = data_root, image_digests, image_digests.cache is not None
         # Per instance, and not on the methods: a decorated method would keep every instance alive.
         self.card = lru_cache(maxsize=None)(self._card)
         self.samples = lru_cache(maxsize=None)(self._samples)
@@ -60,6 +60,10 @@ class Tasks:
                 raise _twice(name, names[name], entry)
             names[name] = entry
         return cls((*stream, *further), data_root=root, image_digests=ImageDigests(run.image_digests()))
+
+    def uncached(self) -> Tasks:
+        """The same tasks, whose digests are computed from the files and not taken from a cache."""
+        return Tasks(self._entries.values(), data_root=self.data_root, image_digests=ImageDigests(None))
 
     def _add(self, name: str, entry: str) -> None:
         """Note a task.
@@ -89,7 +93,7 @@ class Tasks:
 
     def _digest(self, task: str, split: str) -> str:
         """sha256 over the texts and images of a split."""
-        return data_digest(self.samples(task, split), self.image_digests)
+        return data_digest(self.samples(task, split), self.image_digests, cached=self._cached)
 
     def inputs(self, *splits: tuple[str, str]) -> dict[str, str]:
         """(task, split) -> digest, under the names that headers record."""

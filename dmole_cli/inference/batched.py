@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from dmole_cli.artifacts.files import digest_of, digest_of_file
+from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.artifacts.generations import read_generations, write_generations
 from dmole_cli.artifacts.likelihood import Likelihoods, read_likelihood_cache, write_likelihood_cache
 from dmole_cli.artifacts.partial import PartialResults, partial_results
@@ -31,6 +31,7 @@ from dmole_cli.data.tasks import Tasks
 from dmole_cli.experts.expert import load_expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate
+from dmole_cli.inference.keys import result_key
 from dmole_cli.inference.likelihood import answer_likelihoods
 from dmole_cli.inference.static_decoding import StaticDecoder, static_decoder
 from dmole_cli.processes import world
@@ -169,13 +170,11 @@ class BatchedInference:
         names = sorted({name for _, active in wanted for name in active})
         digests = {name: digest_of_file(self.run.expert(name, self.method)) for name in names}
         samples, image_digests = self.data.samples(self.task, self.split), self.data.image_digests
+        model = (self.model.fingerprint, self.model.precision)
 
         def key(index: int, active: tuple[str, ...]) -> str:
-            sample = samples[index]
-            images = [sample.sources, [image_digests[file] for file in sample.files]]
-            experts = sorted(digests[name] for name in active)
-            about = [sample.sample_id, sample.question, *images, experts]
-            return digest_of([self.model.fingerprint, self.model.precision, request(index), *about])
+            experts = [digests[name] for name in active]
+            return result_key(*model, request(index), samples[index], experts, image_digests)
 
         return {pair: key(*pair) for pair in wanted}
 

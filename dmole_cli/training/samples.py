@@ -10,8 +10,6 @@ from decimal import Decimal
 from itertools import accumulate
 from typing import Any
 
-import torch
-
 from dmole_cli.data.card import TaskCard
 from dmole_cli.data.sample import Picked, Sample
 from dmole_cli.data.seeds import seed_for
@@ -31,6 +29,8 @@ def training_samples(task: str, shares: Mapping[str, float], *, data: Tasks, see
         data: the tasks.
         seed: of the run.
     """
+    import torch
+
     splits, chosen, before = list[Sequence[Sample]](), array("q"), 0
     for name in sorted(shares, key=lambda other: other != task):
         split = data.samples(name, "train")

@@ -1,0 +1,31 @@
+"""The papers that the files of `methods/` link to, as a list of references states them."""
+
+from __future__ import annotations
+
+# Link (`Method.paper`) -> reference.
+REFERENCES = {
+    "https://arxiv.org/abs/2506.11672": (
+        "C. Ge, X. Wang, Z. Zhang, H. Chen, J. Fan, L. Huang, H. Xue, W. Zhu. Dynamic Mixture of Curriculum LoRA Experts for "
+        "Continual Multimodal Instruction Tuning. ICML 2025. arXiv:2506.11672"
+    ),
+    "https://arxiv.org/abs/1606.09282": "Z. Li, D. Hoiem. Learning without Forgetting. ECCV 2016. arXiv:1606.09282",
+    "https://arxiv.org/abs/1612.00796": (
+        "J. Kirkpatrick et al. Overcoming catastrophic forgetting in neural networks. PNAS 114 (13), 2017. arXiv:1612.00796"
+    ),
+    "https://arxiv.org/abs/1902.10486": (
+        "A. Chaudhry et al. On Tiny Episodic Memories in Continual Learning. 2019. arXiv:1902.10486"
+    ),
+    "https://arxiv.org/abs/2310.14152": (
+        "X. Wang et al. Orthogonal Subspace Learning for Language Model Continual Learning. Findings of EMNLP 2023. "
+        "arXiv:2310.14152"
+    ),
+    "https://arxiv.org/abs/2403.08350": (
+        "C. Chen et al. CoIN: A Benchmark of Continual Instruction tuNing for Multimodel Large Language Model. 2024. "
+        "arXiv:2403.08350"
+    ),
+}
+
+
+def reference_of(paper: str) -> str:
+    """The reference of a paper, or the link itself where it is not listed."""
+    return REFERENCES.get(paper, paper)
