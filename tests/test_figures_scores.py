@@ -33,7 +33,7 @@ from dmole_cli.reports.continual import FORMULAS
 from dmole_cli.reports.differences import Difference, conclusion, differences, over_seeds
 from dmole_cli.reports.evaluations import method_of
 from dmole_cli.reports.experiments import Experiment, Source
-from dmole_cli.reports.exports import LONG, as_cell, csv_text, long_rows, write_long, write_predictions
+from dmole_cli.reports.exports import LONG, as_cell, csv_text, long_rows, write_predictions
 from dmole_cli.reports.latex import escaped, latex
 
 TASKS = ("shapes", "colours")
@@ -364,16 +364,15 @@ def test_images_of_cases_are_small_and_missing_data_have_none(tmp_path: Path) ->
 # ------------------------------------------------------------------------------------------------ exports
 
 
-def test_the_long_form_has_every_number_unrounded(several: Source, tmp_path: Path) -> None:
-    path = tmp_path / "out" / "long.csv"
-    count = write_long(path, several)
-    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    assert len(rows) == count == len(list(long_rows(several))) and list(rows[0]) == list(LONG)
+def test_the_long_form_has_every_number_unrounded(several: Source) -> None:
+    text = csv_text(LONG, long_rows(several))
+    rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) == len(list(long_rows(several))) and list(rows[0]) == list(LONG)
     values = {tuple(row[name] for name in LONG[:-1]): float(row["value"]) for row in rows}
     assert values["d-mole", "A", "1", "shapes", "2", "score"] == 60
     assert values["d-mole", "A", "1", "mean", "", "last"] == 75
     assert ("finetune", "A", "0", "mean", "", "bwt") not in values
-    assert "nan" not in path.read_text(encoding="utf-8").lower().split(",")
+    assert "nan" not in text.lower().split(",")
 
 
 FORMULAS_OF_SPREADSHEETS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "＝1", '=HYPERLINK("http://x")']

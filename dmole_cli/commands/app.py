@@ -30,7 +30,7 @@ COMMANDS = {
     "train-task": "Train one task's expert, and nothing else: `experts/<task>.safetensors`.",
     "evaluate": "Evaluate every task after every task; with --report, also report the scores.",
     "rescore": "Score stored predictions by another metric, without the model.",
-    "report": "Report Last, AVG, BWT and more from stored evaluations.",
+    "report": "Report Last, AVG, BWT and more from stored evaluations; also as a page with figures and case studies.",
     "status": "Show which artifacts of the stream exist, are missing or stale, how long they took, and the next command.",
     "verify": "Check that every artifact of a run was made from its inputs; name what is broken and the command that repairs it.",
     "export": "Write a task's expert for use without dmole: as a PEFT LoRA adapter, or merged into the backbone.",

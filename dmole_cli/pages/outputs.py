@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dmole_cli.artifacts.files import replacing, write_text
 from dmole_cli.figures import _drawing
 from dmole_cli.figures.base import Source, all_figures
+from dmole_cli.pages.overview import citations
 from dmole_cli.progress import Track
+from dmole_cli.reports.exports import csv_text
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,15 @@ class Outputs:
 
     def text(self, kind: str) -> str:
         """The text of `latex`, `csv` or `cite`."""
-        from dmole_cli.reports.citations import citation_text
-        from dmole_cli.reports.exports import latex_table, long_form
+        if kind == "latex":
+            from dmole_cli.reports.latex import latex
 
-        if kind == "cite":
-            return citation_text(self.source)
-        return latex_table(self.source) if kind == "latex" else long_form(self.source)
+            return latex(self.source)
+        if kind == "csv":
+            from dmole_cli.reports.exports import LONG, csv_text, long_rows
+
+            return csv_text(LONG, long_rows(self.source))
+        return citations(self.source) + "\n"
 
 
 def write_figures(folder: Path, source: Source, *, track: Track) -> Iterator[Path]:
@@ -73,14 +75,5 @@ def write_figures(folder: Path, source: Source, *, track: Track) -> Iterator[Pat
             write_text(svg, _drawing.svg(figure))
             with replacing(png) as file:
                 file.write(_drawing.png(figure))
-            write_text(numbers, csv_of(figure.numbers))
+            write_text(numbers, csv_text(list(figure.numbers), zip(*figure.numbers.values(), strict=True)))
             yield from (svg, png, numbers)
-
-
-def csv_of(columns: Mapping[str, Sequence[Any]]) -> str:
-    """Columns as CSV with a heading; a missing value is an empty field."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue()

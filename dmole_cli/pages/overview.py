@@ -59,3 +59,12 @@ def _mean(quantity: str, experiments: list[Experiment]) -> Cell:
         return Cell(MISSING, number=True)
     deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
     return Cell(f"{fmean(values):.1f}{deviation}", fmean(values), number=True)
+
+
+def citations(source: Source) -> str:
+    """What a paper needs to say about the runs of a source: of a comparison, about the example of every order."""
+    from dmole_cli.reports.citations import citation_text
+
+    texts = [citation_text(one.run, one.tasks) for one in source.examples]
+    named = [f"Order {one.order}, seed {one.seed}\n\n" if one.order else "" for one in source.examples]
+    return "\n\n".join(name + text for name, text in zip(named, texts, strict=True))

@@ -12,9 +12,8 @@ from dmole_cli.figures import _drawing
 from dmole_cli.figures.base import Figure, Source, all_figures
 from dmole_cli.pages.cases import PER_KIND, ShownCase, kind_meanings, shown_cases
 from dmole_cli.pages.grids import PageTable, of_numbers
-from dmole_cli.pages.overview import overview
+from dmole_cli.pages.overview import citations, overview
 from dmole_cli.progress import Track
-from dmole_cli.reports.citations import citation_text
 
 # File of the figures' shelf -> heading of its section.
 HEADINGS = {
@@ -139,7 +138,7 @@ def _page(source: Source, track: Track) -> Page:
         summary=_summary(source),
         sections=[overview(source, PageSection), *_sections(source, track)],
         cases=shown_cases(source),
-        citation=citation_text(source),
+        citation=citations(source),
         split=first.split,
         seed=source.seed,
     )

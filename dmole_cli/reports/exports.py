@@ -59,24 +59,12 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 Long = tuple[str, int | None, str, Value]
 
 
-def write_long(path: Path, source: Source) -> int:
-    """Write every number of all experiments as CSV with the columns `LONG`; returns the number of rows.
-
-    Raises:
-        DmoleError: an artifact is damaged, or the file cannot be written.
-    """
-    rows = list(long_rows(source))
-    with replacing(path) as file:
-        file.write(csv_text(LONG, rows).encode())
-    return len(rows)
-
-
 def long_rows(source: Source) -> Iterator[tuple[Any, ...]]:
     """A row per number, not rounded: scores in points, shares in 0..1; a missing number has no row."""
     for one in source.experiments:
         for task, after, quantity, value in _numbers(one):
             if value is not None:
-                yield (one.method, one.order, one.seed, task, after, quantity, value)
+                yield (one.name, one.order, one.seed, task, after, quantity, value)
 
 
 def _numbers(one: Experiment) -> Iterator[Long]:
@@ -146,7 +134,7 @@ def _tables(source: Source) -> Iterator[pa.Table]:
             for task in tasks:
                 if (after, task) in left_out or (table := one.answers(after, task, columns)) is None:
                     continue
-                known = {"method": one.method, "order": one.order, "seed": one.seed, "after": after, "task": task}
+                known = {"method": one.name, "order": one.order, "seed": one.seed, "after": after, "task": task}
                 constant = [pa.repeat(value, table.num_rows) for value in known.values()]
                 yield pa.table([*constant, *table.columns], schema=_schema())
 
