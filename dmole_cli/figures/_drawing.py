@@ -75,8 +75,8 @@ def heat_map(
         places = [index for index, label in enumerate(labels) if label]
         set_ticks([index + 0.5 for index in places], [labels[index] for index in places])
     axes.tick_params(length=0)
-    for (row, column), value in np.ndenumerate(values):
-        if text is not None and value is not np.ma.masked:
+    for (row, column), value in np.ma.ndenumerate(values):  # without missing ones
+        if text is not None:
             colour = on_colour(mesh.cmap(mesh.norm(value)))
             axes.text(column + 0.5, row + 0.5, format(value, text), ha="center", va="center", color=colour)
     for side in axes.spines.values():
@@ -94,7 +94,7 @@ def drawn(figure: Figure) -> Iterator[Canvas]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": figure.name,
         "font.family": ["sans-serif"],
