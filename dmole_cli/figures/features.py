@@ -110,7 +110,7 @@ def _figure(one: Experiment, points: Points, *, seed: int, order: str) -> Figure
         reading=READING,
         definition=DEFINITION,
         numbers=numbers,
-        alternative=f"Scatter plots of {len(places)} points of {len(tasks)} tasks: {', '.join(map(HEADINGS.__getitem__, parts))}. "
+        alternative=f"Scatter plots of {len(places)} points, {len(tasks)} tasks: {', '.join(HEADINGS[part] for part in parts)}. "
         f"{_neighbours(points, places)}",
         draw=partial(_draw, places=places, points=points, parts=parts, labels=labels),
         size=(round(4.1 * len(parts), 2), round(4.3 + legend, 2)),
