@@ -297,6 +297,7 @@ def texts_of(figure: Figure) -> list[tuple[str, object]]:
         boxes = [(text.get_text(), text.get_window_extent()) for text in found]
         width, height = canvas.bbox.width, canvas.bbox.height
         for name, box in boxes:
+            assert name != "nan"
             assert -1 <= box.x0 <= box.x1 <= width + 1 and -1 <= box.y0 <= box.y1 <= height + 1, (figure.name, name)
     return boxes
 

@@ -76,8 +76,8 @@ def heat_map(
         set_ticks([index + 0.5 for index in places], [labels[index] for index in places])
     axes.tick_params(length=0)
     colours = mesh.cmap(mesh.norm(values))
-    for (row, column), value in np.ndenumerate(values):
-        if text is not None and value is not np.ma.masked:
+    for (row, column), value in np.ma.ndenumerate(values):  # without missing ones
+        if text is not None:
             colour = on_colour(colours[row, column])
             # Not part of the layout, which would measure every text several times.
             place = {"ha": "center", "va": "center", "in_layout": False}
@@ -97,7 +97,7 @@ def drawn(figure: Figure) -> Iterator[Canvas]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": figure.name,
         "font.family": ["sans-serif"],

@@ -110,7 +110,7 @@ def _figure(one: Experiment, points: Points, *, seed: int, order: str) -> Figure
         reading=READING,
         definition=DEFINITION,
         numbers=numbers,
-        alternative=f"Scatter plots of {len(places)} points of {len(tasks)} tasks: {', '.join(map(HEADINGS.get, parts))}. "
+        alternative=f"Scatter plots of {len(places)} points, {len(tasks)} tasks: {', '.join(HEADINGS[part] for part in parts)}. "
         f"{_neighbours(points, places)}",
         draw=partial(_draw, places=places, points=points, parts=parts, labels=labels),
         size=(round(4.1 * len(parts), 2), round(4.3 + legend, 2)),
@@ -151,7 +151,10 @@ def _draw(canvas: Canvas, *, places: Any, points: Points, parts: Sequence[str], 
         for index, task in enumerate(labels):
             own = places[(names == task) & (kinds == part)]
             turn = index // len(SERIES)
-            style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[(index + turn) % len(MARKERS)]}
+            style: dict[str, Any] = {
+                "color": SERIES[index % len(SERIES)],
+                "marker": MARKERS[(index + turn) % len(MARKERS)],
+            }
             axes.scatter(*own.T, s=9, linewidths=0, alpha=0.7, rasterized=image, **style)
             if part == parts[0]:
                 handles += canvas.axes[0].plot([], [], linestyle="", label=labels[task], **style)

@@ -175,23 +175,16 @@ def _losses(one: Experiment, found: Sequence[Losses]) -> Figure:
 
     numbers: dict[str, list[Any]] = {name: [] for name in ("router", "samples of", "samples")}
     numbers |= {f"{100 * q:g} %": [] for q in QUANTILES} | {"threshold": [], "percent accepted": []}
+    shares = dict[str, list[float]]()
     for entry in found:
         for name, values in (("own task", entry.own), ("other tasks", entry.others)):
             if len(values):
                 quantiles = [float(f"{value:.6g}") for value in np.quantile(values, QUANTILES)]
                 accepted = round(100 * float(np.mean(values < entry.threshold)), 2)
+                shares.setdefault(name, []).append(accepted)
                 row = [entry.task, name, len(values), *quantiles, float(f"{entry.threshold:.6g}"), accepted]
                 for column, value in zip(numbers.values(), row, strict=True):
                     column.append(value)
-    means = {
-        name: fmean(accepted)
-        for name in ("own task", "other tasks")
-        if (
-            accepted := [
-                a for a, n in zip(numbers["percent accepted"], numbers["samples of"], strict=True) if n == name
-            ]
-        )
-    }
     return Figure(
         name=named(one, "routing-losses"),
         title=titled(one, "Reconstruction losses and thresholds"),
@@ -199,7 +192,7 @@ def _losses(one: Experiment, found: Sequence[Losses]) -> Figure:
         definition=DEFINITION_LOSSES.format(split=one.split),
         numbers=numbers,
         alternative=f"Quantiles of losses under {len(found)} routers. Accepted on average: "
-        + ", ".join(f"{value:.1f} % of samples of the {name}" for name, value in means.items())
+        + ", ".join(f"{fmean(values):.1f} % of samples of the {name}" for name, values in shares.items())
         + ".",
         draw=partial(_draw_losses, numbers=numbers, tasks=[entry.task for entry in found]),
         size=(9.5, round(1.3 + 0.52 * len(found), 2)),
@@ -207,7 +200,7 @@ def _losses(one: Experiment, found: Sequence[Losses]) -> Figure:
 
 
 def _draw_losses(canvas: Canvas, *, numbers: Mapping[str, Sequence[Any]], tasks: Sequence[str]) -> None:
-    axes = canvas.subplots()
+    axes, seen = canvas.subplots(), set[str]()
     for router, name, quantiles, threshold, accepted in zip(
         numbers["router"],
         numbers["samples of"],
@@ -222,12 +215,15 @@ def _draw_losses(canvas: Canvas, *, numbers: Mapping[str, Sequence[Any]], tasks:
         axes.plot([quantiles[1], quantiles[3]], [height] * 2, color=style["color"], linewidth=6, solid_capstyle="butt")
         axes.plot(
             quantiles[2], height, marker=style["marker"], color=style["color"], markeredgecolor=INK, markersize=7,
-            linestyle="", label=None if index else name,
+            linestyle="", label=None if name in seen else name,
         )  # fmt: skip
-        label = "threshold" if index == 0 and own else None
+        label = "" if seen else "threshold"
         axes.vlines(threshold, index - 0.42, index + 0.42, color=INK, linewidth=2, label=label)
+        seen.add(name)
         axes.text(1.01, height, f"{accepted:.1f}", transform=axes.get_yaxis_transform(), va="center")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:.3g}")  # an exponent above the line would be smaller than other text
+    axes.xaxis.set_minor_formatter("")
     axes.set_yticks(range(len(tasks)), tasks)
     axes.set_ylim(len(tasks) - 0.5, -0.5)
     for index in range(1, len(tasks)):
