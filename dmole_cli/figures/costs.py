@@ -37,7 +37,7 @@ def figures(source: Source) -> Iterator[Figure]:
     """For every order with costs, the seconds by stage; and the runtime by rank where it was measured."""
     for order, methods in source.groups().items():
         # Another routing at evaluation shares its training with the method.
-        group = {method: experiments for method, experiments in methods.items() if "@" not in method}
+        group = {method: experiments for method, experiments in methods.items() if not experiments[0].is_routing}
         found = {
             method: costs for method, experiments in group.items() if any((costs := over_seeds(experiments)).values())
         }

@@ -15,7 +15,6 @@ from dmole_cli.figures._lines import (
     legend,
     line_styles,
     note_on_others,
-    protocol_of,
     shown_methods,
     stage_ticks,
     step_of,
@@ -52,11 +51,15 @@ SPAN = 20.0  # points that an axis covers at least
 def figures(source: Source) -> Iterator[Figure]:
     """For every order: the main method's matrix, those of the other sequential methods, and the scores over the stages."""
     for order, group in source.groups().items():
-        main = next(one.method for one in source.examples if one.order == order) if source.examples else ""
+        main = next((one.name for one in source.examples if one.order == order), "")
         scored = {method: found for method, found in group.items() if _has_scores(found)}
         if main in scored:
             yield _matrix(order, main, scored[main])
-        others = [method for method in scored if method != main and protocol_of(method) == "sequential"]
+        others = [
+            method
+            for method, experiments in scored.items()
+            if method != main and experiments[0].kind.protocol == "sequential"
+        ]
         if others:
             yield _matrices(order, {method: scored[method] for method in others})
         if scored:
@@ -214,7 +217,7 @@ def _over_stages(order: str, group: Group, styles: Mapping[str, dict[str, Any]])
         if point is not None
     ]
     names = ("task", "method", "after", "points", "lowest seed", "highest seed", "seeds")
-    bounds = [method for method in group if protocol_of(method) == "per-task"]
+    bounds = [method for method, found in group.items() if found[0].kind.protocol == "per-task"]
     seeds = max(len(experiments) for experiments in group.values())
     panels = Panels(len(first.tasks), styles, "after so many trained tasks", "points")
     definition = LINES_DEFINITION.format(split=first.split)

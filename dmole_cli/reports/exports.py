@@ -20,6 +20,7 @@ from dmole_cli.reports.continual import Value
 from dmole_cli.reports.costs import seconds_by_stage
 from dmole_cli.reports.evaluations import read_likelihoods
 from dmole_cli.reports.experiments import Experiment, Source
+from dmole_cli.reports.latex import latex_table as latex_table
 from dmole_cli.reports.stream import of_stream
 
 if TYPE_CHECKING:
@@ -59,16 +60,13 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 Long = tuple[str, int | None, str, Value]
 
 
-def write_long(path: Path, source: Source) -> int:
-    """Write every number of all experiments as CSV with the columns `LONG`; returns the number of rows.
+def long_form(source: Source) -> str:
+    """Every number of all experiments as CSV with the columns `LONG`.
 
     Raises:
-        DmoleError: an artifact is damaged, or the file cannot be written.
+        DmoleError: an artifact is damaged.
     """
-    rows = list(long_rows(source))
-    with replacing(path) as file:
-        file.write(csv_text(LONG, rows).encode())
-    return len(rows)
+    return csv_text(LONG, long_rows(source))
 
 
 def long_rows(source: Source) -> Iterator[tuple[Any, ...]]:
@@ -76,7 +74,7 @@ def long_rows(source: Source) -> Iterator[tuple[Any, ...]]:
     for one in source.experiments:
         for task, after, quantity, value in _numbers(one):
             if value is not None:
-                yield (one.method, one.order, one.seed, task, after, quantity, value)
+                yield (one.name, one.order, one.seed, task, after, quantity, value)
 
 
 def _numbers(one: Experiment) -> Iterator[Long]:
@@ -146,7 +144,7 @@ def _tables(source: Source) -> Iterator[pa.Table]:
             for task in tasks:
                 if (after, task) in left_out or (table := one.answers(after, task, columns)) is None:
                     continue
-                known = {"method": one.method, "order": one.order, "seed": one.seed, "after": after, "task": task}
+                known = {"method": one.name, "order": one.order, "seed": one.seed, "after": after, "task": task}
                 constant = [pa.repeat(value, table.num_rows) for value in known.values()]
                 yield pa.table([*constant, *table.columns], schema=_schema())
 
