@@ -97,7 +97,12 @@ def _draw(canvas: Canvas, *, found: Mapping[str, Mapping[str, float | None]], un
         left = 0.0
         for index, stage in enumerate(STAGES):
             width = (costs[stage] or 0.0) / scale
-            style = {"color": SERIES[index], "hatch": HATCHES[index], "edgecolor": PAPER, "linewidth": 0.5}
+            style: dict[str, Any] = {
+                "color": SERIES[index],
+                "hatch": HATCHES[index],
+                "edgecolor": PAPER,
+                "linewidth": 0.5,
+            }
             axes.barh(row, width, 0.7, left, label=stage if row == 0 else None, **style)
             left += width
         for place, text in zip((1.01, 1.13), _row_texts(costs, scale), strict=True):

@@ -45,6 +45,7 @@ LINES_READING = (
 LINES_DEFINITION = "R[s,i], in points, of task i on its {split} split over the stages s (0 is the pretrained backbone)."
 LINES_BOUND = " The dashed line is R[i,i] of {bound}, which trains the task alone from the pretrained backbone."
 LINES_SEEDS = " Lines are means over the seeds, bands reach from the lowest to the highest seed."
+WRITTEN = 6  # small matrices with their values as text; more would be a wall of numbers
 SPAN = 20.0  # points that an axis covers at least
 
 
@@ -176,7 +177,10 @@ def _matrices(order: str, group: Group) -> Figure:
         numbers=dict(zip(("method", "after", "task", "points"), map(list, zip(*entries, strict=True)), strict=True)),
         alternative=f"Heat maps of {len(matrices)} methods. Mean Last: {shown or 'incomplete'}.",
         draw=partial(_draw_matrices, matrices=matrices, columns=columns),
-        size=(min(12.4, 1.3 + 2.8 * columns) if columns < 3 else 12.4, 0.7 + rows * (2.6 if len(tasks) <= 6 else 3.4)),
+        size=(
+            min(12.4, 1.3 + 2.8 * columns) if columns < 3 else 12.4,
+            0.7 + rows * (3.4 if len(tasks) > 6 else 2.6 if len(matrices) <= WRITTEN else 2.1),
+        ),
         note=CLIPPED if any(map(_exceeds, matrices.values())) else "",
     )
 
@@ -185,11 +189,12 @@ def _draw_matrices(canvas: Canvas, *, matrices: Mapping[str, Means], columns: in
     count = len(next(iter(matrices.values()))[0])
     grid = canvas.subplots(ceil(len(matrices) / columns), columns, squeeze=False, sharex=True, sharey=True)
     step = step_of(count)
+    text = ".0f" if count <= 6 and len(matrices) <= WRITTEN else None
     labels = ["" if number % step else str(number) for number in range(count + 1)]
     for axes in list(grid.flat)[len(matrices) :]:
         axes.set_visible(False)
     for axes, (method, matrix) in zip(grid.flat, matrices.items(), strict=False):
-        mesh = _draw_values(axes, matrix, rows=labels, columns=labels[1:], text=".0f" if count <= 6 else None)
+        mesh = _draw_values(axes, matrix, rows=labels, columns=labels[1:], text=text)
         axes.tick_params(labelbottom=True, labelleft=True)
         axes.set_title(method)
     for axes in grid[:, 0]:
