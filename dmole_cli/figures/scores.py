@@ -168,6 +168,7 @@ def _matrices(order: str, group: Group) -> Figure:
     shown = ", ".join(f"{method} {value:.1f}" for method, value in last.items() if value is not None)
     columns = min(len(matrices), 4 if len(tasks) <= 6 else 3)
     rows = ceil(len(matrices) / columns)
+    height = 3.4 if len(tasks) > 6 else 2.6 if len(matrices) <= WRITTEN else 2.1
     numbered = NUMBERED.format(tasks=", ".join(f"{index} {task}" for index, task in enumerate(tasks, 1)))
     return Figure(
         name=f"scores-matrices{_suffix(order)}",
@@ -177,10 +178,7 @@ def _matrices(order: str, group: Group) -> Figure:
         numbers=dict(zip(("method", "after", "task", "points"), map(list, zip(*entries, strict=True)), strict=True)),
         alternative=f"Heat maps of {len(matrices)} methods. Mean Last: {shown or 'incomplete'}.",
         draw=partial(_draw_matrices, matrices=matrices, columns=columns),
-        size=(
-            min(12.4, 1.3 + 2.8 * columns) if columns < 3 else 12.4,
-            0.7 + rows * (3.4 if len(tasks) > 6 else 2.6 if len(matrices) <= WRITTEN else 2.1),
-        ),
+        size=(12.4 if columns > 2 else 1.3 + 2.8 * columns, 0.7 + rows * height),
         note=CLIPPED if any(map(_exceeds, matrices.values())) else "",
     )
 
