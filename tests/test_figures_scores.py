@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,8 @@ from dmole_cli.reports.continual import FORMULAS
 from dmole_cli.reports.differences import Difference, conclusion, differences, over_seeds
 from dmole_cli.reports.evaluations import method_of
 from dmole_cli.reports.experiments import Experiment, Source
-from dmole_cli.reports.exports import LONG, as_cell, csv_text, long_rows, write_predictions
-from dmole_cli.reports.latex import escaped, latex
+from dmole_cli.reports.exports import LONG, as_cell, csv_text, latex_table, long_form, long_rows, write_predictions
+from dmole_cli.reports.latex import escaped
 
 TASKS = ("shapes", "colours")
 
@@ -166,6 +167,24 @@ def test_nothing_to_draw_gives_no_figure(tmp_path: Path) -> None:
     empty = Source("empty", experiments(Run(tmp_path / "nothing")))
     for module in ("scores", "methods", "knowledge", "training", "costs"):
         assert drawn(empty, module) == {}
+
+
+def test_variants_of_a_comparison_have_lines_of_their_own_and_are_not_the_main_method(one: Source) -> None:
+    main = next(one for one in one.experiments if one.method == "d-mole")
+    variant = replace(main, variant="d-mole-small")
+    found = drawn(Source("", [*one.experiments, variant]), "scores")
+    assert found["scores-matrix"].title == "Score matrix of d-mole"
+    assert "d-mole-small" in found["scores-matrices"].numbers["method"]
+    assert "d-mole-small" in found["scores-stages"].numbers["method"]
+    assert "d-mole-small & " in latex_table(Source("", [variant])) and not variant.is_main
+
+
+def test_scores_of_samples_are_those_that_the_report_shows(one: Source) -> None:
+    main = next(one for one in one.experiments if one.method == "d-mole")
+    evaluation(main.run.rescored("exact_match"), "d-mole", 2, "shapes", [0.5] * 10)
+    for rescored, expected in (((), 1.0), (("exact_match",), 0.5)):
+        table = replace(main, rescored=rescored).answers(2, "shapes", ["score"])
+        assert table is not None and table.column("score")[0].as_py() == expected
 
 
 # ------------------------------------------------------------------------------------------------ differences
@@ -365,14 +384,14 @@ def test_images_of_cases_are_small_and_missing_data_have_none(tmp_path: Path) ->
 
 
 def test_the_long_form_has_every_number_unrounded(several: Source) -> None:
-    text = csv_text(LONG, long_rows(several))
+    text = long_form(several)
     rows = list(csv.DictReader(text.splitlines()))
     assert len(rows) == len(list(long_rows(several))) and list(rows[0]) == list(LONG)
     values = {tuple(row[name] for name in LONG[:-1]): float(row["value"]) for row in rows}
     assert values["d-mole", "A", "1", "shapes", "2", "score"] == 60
     assert values["d-mole", "A", "1", "mean", "", "last"] == 75
     assert ("finetune", "A", "0", "mean", "", "bwt") not in values
-    assert "nan" not in text.lower().split(",")
+    assert not any(math.isnan(value) for value in values.values())
 
 
 FORMULAS_OF_SPREADSHEETS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "＝1", '=HYPERLINK("http://x")']
@@ -417,7 +436,7 @@ def test_predictions_need_a_known_ending_and_leave_no_part_of_a_file(tmp_path: P
 
 
 def test_the_table_of_a_paper_keeps_blocks_and_means_apart(several: Source, tmp_path: Path) -> None:
-    text = latex(several)
+    text = latex_table(several)
     last, avg = text.split(r"\emph{Last}")[1].split(r"\emph{AVG}")
     assert r"d-mole & $\mathbf{70.0} \pm 14.1$ & $\mathbf{90.0} \pm 0.0$ & $\mathbf{80.0} \pm 7.1$ \\" in last
     assert r"finetune & $90.0 \pm 0.0$" in last and "finetune" not in avg
@@ -426,7 +445,7 @@ def test_the_table_of_a_paper_keeps_blocks_and_means_apart(several: Source, tmp_
     for after in (1, 2):
         evaluation(run, "d-mole", after, "shapes", [1.0, 0.0])
         evaluation(run, "d-mole", after, "colours", [1.5, 1.5], metric="cider")
-    text = latex(Source("", experiments(run)))
+    text = latex_table(Source("", experiments(run)))
     assert r"d-mole & 50.0 & 150.0 & 75.0 & 50.0 \\" in text and "Mean of bounded" in text
 
 

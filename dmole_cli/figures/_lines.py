@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.figures._drawing import FAINT, INK, SERIES, series
-from dmole_cli.reports.evaluations import method_of
 from dmole_cli.reports.experiments import Experiment, Source, spread
 
 if TYPE_CHECKING:
@@ -18,42 +17,36 @@ if TYPE_CHECKING:
 
 # More coloured lines cannot be told apart in a small panel.
 COLOURED = len(SERIES)
-MEANINGS = {"per-task": " (each task alone)", "joint": " (all tasks at once)"}
 BOUND = {"color": INK, "linestyle": "--", "marker": "", "linewidth": 1.4}
 BACKBONE = {"color": FAINT, "linestyle": ":", "marker": "", "linewidth": 1.6}
+# All tasks at once: a point, and where there are steps, a line.
 ONCE = {"color": INK, "linestyle": "", "marker": "*", "markersize": 9}
+ONCE_LINE = {"color": INK, "linestyle": "-.", "marker": "", "linewidth": 1.4}
 OTHER = {"color": FAINT, "alpha": 0.45, "linestyle": "-", "marker": "", "linewidth": 0.9, "zorder": 1}
 OTHERS = "every other method"
 
 
-def protocol_of(method: str) -> str:
-    """How the method walks through the stream."""
-    return method_of(method).protocol
-
-
 def line_styles(source: Source) -> dict[str, dict[str, Any]]:
-    """Method -> style of its line, for all methods.
+    """Name of a method -> style of its line, for all methods.
 
     The main method and the best others by their mean Last have colours and markers, the others share one thin style. A method
     that trains each task alone is a bound, and dashed; the backbone is dotted; all tasks at once are a star, the last stage only.
     """
-    methods = list(dict.fromkeys(one.method for one in source.experiments))
-    last = {
-        method: spread(one.report.mean["last"] for one in source.experiments if one.method == method)
-        for method in methods
-    }
+    methods: dict[str, list[Experiment]] = {}
+    for one in source.experiments:
+        methods.setdefault(one.name, []).append(one)
     fixed = {"per-task": BOUND, "zero-shot": BACKBONE, "joint": ONCE}
-    free = [method for method in methods if protocol_of(method) not in fixed]
+    protocols = {name: experiments[0].kind.protocol for name, experiments in methods.items()}
 
-    def rank(method: str) -> tuple[bool, float]:
-        value = last[method]
-        return not (method_of(method).is_main and "@" not in method), -(value.mean if value else 0.0)
+    def rank(name: str) -> tuple[bool, float]:
+        last = spread(one.report.mean["last"] for one in methods[name])
+        return not methods[name][0].is_main, -(last.mean if last else 0.0)
 
-    coloured = sorted(free, key=rank)[:COLOURED]
-    styles = {method: series(index) for index, method in enumerate(coloured)}
+    coloured = sorted((name for name in methods if protocols[name] not in fixed), key=rank)[:COLOURED]
+    styles = {name: series(index) for index, name in enumerate(coloured)}
     if coloured:
         styles[coloured[0]] |= {"linewidth": 2.6, "zorder": 4}
-    return {method: styles.get(method) or fixed.get(protocol_of(method), OTHER) for method in methods}
+    return {name: styles.get(name) or fixed.get(protocols[name], OTHER) for name in methods}
 
 
 def note_on_others(styles: Mapping[str, dict[str, Any]]) -> str:
@@ -132,10 +125,14 @@ def legend_rows(styles: Mapping[str, dict[str, Any]], width: float) -> int:
 
 def _entries(styles: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Text -> style; methods that share the thin style are one entry, the last one."""
-    entries = {
-        method + MEANINGS.get(protocol_of(method), ""): style for method, style in styles.items() if style is not OTHER
-    }
+    entries = {name + _meaning(style): style for name, style in styles.items() if style is not OTHER}
     return entries | ({OTHERS: OTHER} if any(style is OTHER for style in styles.values()) else {})
+
+
+def _meaning(style: Mapping[str, Any]) -> str:
+    if style is BOUND:
+        return " (each task alone)"
+    return " (all tasks at once)" if style is ONCE or style is ONCE_LINE else ""
 
 
 def _legend_columns(names: Sequence[str], width: float) -> int:

@@ -37,7 +37,7 @@ def figures(source: Source) -> Iterator[Figure]:
     """For every order with costs, the seconds by stage; and the runtime by rank where it was measured."""
     for order, methods in source.groups().items():
         # Another routing at evaluation shares its training with the method.
-        group = {method: experiments for method, experiments in methods.items() if "@" not in method}
+        group = {method: experiments for method, experiments in methods.items() if not experiments[0].is_routing}
         found = {
             method: costs for method, experiments in group.items() if any((costs := over_seeds(experiments)).values())
         }
@@ -97,7 +97,12 @@ def _draw(canvas: Canvas, *, found: Mapping[str, Mapping[str, float | None]], un
         left = 0.0
         for index, stage in enumerate(STAGES):
             width = (costs[stage] or 0.0) / scale
-            style = {"color": SERIES[index], "hatch": HATCHES[index], "edgecolor": PAPER, "linewidth": 0.5}
+            style: dict[str, Any] = {
+                "color": SERIES[index],
+                "hatch": HATCHES[index],
+                "edgecolor": PAPER,
+                "linewidth": 0.5,
+            }
             axes.barh(row, width, 0.7, left, label=stage if row == 0 else None, **style)
             left += width
         for place, text in zip((1.01, 1.13), _row_texts(costs, scale), strict=True):

@@ -12,7 +12,6 @@ from dmole_cli.figures._lines import (
     legend_rows,
     line_styles,
     note_on_others,
-    protocol_of,
     shown_methods,
     stage_ticks,
 )
@@ -46,13 +45,11 @@ WIDTH, HEIGHT = 12.4, 1.75
 def figures(source: Source) -> Iterator[Figure]:
     """For every order with likelihoods: three panels for each task, a figure for every five tasks."""
     for order, group in source.groups().items():
-        backbone = next(
-            (_read(method, found) for method, found in group.items() if protocol_of(method) == "zero-shot"), []
-        )
+        backbone = next((_read(found) for found in group.values() if found[0].kind.protocol == "zero-shot"), [])
         curves = {
             key: values
             for method, found in group.items()
-            for key, values in _curves(method, found, _read(method, found), backbone).items()
+            for key, values in _curves(method, found, _read(found), backbone).items()
         }
         if not any(quantity != "score" for _, quantity, _ in curves):
             continue
@@ -66,14 +63,14 @@ def figures(source: Source) -> Iterator[Figure]:
             yield _figure(suffix, order, shown, curves, tasks=part, styles=line_styles(source))
 
 
-def _read(method: str, experiments: Sequence[Experiment]) -> list[Likelihoods]:
+def _read(experiments: Sequence[Experiment]) -> list[Likelihoods]:
     """The likelihoods of each seed that has some.
 
     Raises:
         DmoleError: a file of likelihoods is damaged.
     """
     found = (
-        of_stream(method, read_likelihoods(one.run, method, one.split), one.tasks)[0]
+        of_stream(one.method, read_likelihoods(one.run, one.method, one.split), one.tasks)[0]
         for one in experiments
         if one.run.likelihoods(one.split).is_dir()
     )
@@ -86,18 +83,19 @@ def _curves(
     """The curves of a method that have a value.
 
     Args:
-        method: its label.
+        method: its name.
         experiments: one per seed.
         found: its likelihoods, one per seed.
         backbone: likelihoods of the pretrained backbone, which every method starts from.
     """
     tasks, last = experiments[0].tasks, len(experiments[0].tasks)
-    joint = protocol_of(method) == "joint"
+    protocol = experiments[0].kind.protocol
+    joint = protocol == "joint"
     curves: dict[tuple[str, str, str], list[Value]] = {}
     for column, task in enumerate(tasks):
         # The backbone is the same at every stage, a model of one task is not a stage of the stream.
         sources = {"zero-shot": [0] * (last + 1), "per-task": [column + 1] * (last + 1)}
-        stages = sources.get(protocol_of(method), list(range(last + 1)))
+        stages = sources.get(protocol, list(range(last + 1)))
         entries = [[one.report.matrix[stage][column] for one in experiments] for stage in stages]
         curves[method, "score", task] = [
             None if joint and at < last else _mean(values) for at, values in enumerate(entries)

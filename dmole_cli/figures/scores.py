@@ -15,7 +15,6 @@ from dmole_cli.figures._lines import (
     legend,
     line_styles,
     note_on_others,
-    protocol_of,
     shown_methods,
     stage_ticks,
     step_of,
@@ -46,17 +45,22 @@ LINES_READING = (
 LINES_DEFINITION = "R[s,i], in points, of task i on its {split} split over the stages s (0 is the pretrained backbone)."
 LINES_BOUND = " The dashed line is R[i,i] of {bound}, which trains the task alone from the pretrained backbone."
 LINES_SEEDS = " Lines are means over the seeds, bands reach from the lowest to the highest seed."
+WRITTEN = 6  # small matrices with their values as text; more would be a wall of numbers
 SPAN = 20.0  # points that an axis covers at least
 
 
 def figures(source: Source) -> Iterator[Figure]:
     """For every order: the main method's matrix, those of the other sequential methods, and the scores over the stages."""
     for order, group in source.groups().items():
-        main = next(one.method for one in source.examples if one.order == order) if source.examples else ""
+        main = next((one.name for one in source.examples if one.order == order), "")
         scored = {method: found for method, found in group.items() if _has_scores(found)}
         if main in scored:
             yield _matrix(order, main, scored[main])
-        others = [method for method in scored if method != main and protocol_of(method) == "sequential"]
+        others = [
+            method
+            for method, experiments in scored.items()
+            if method != main and experiments[0].kind.protocol == "sequential"
+        ]
         if others:
             yield _matrices(order, {method: scored[method] for method in others})
         if scored:
@@ -164,6 +168,7 @@ def _matrices(order: str, group: Group) -> Figure:
     shown = ", ".join(f"{method} {value:.1f}" for method, value in last.items() if value is not None)
     columns = min(len(matrices), 4 if len(tasks) <= 6 else 3)
     rows = ceil(len(matrices) / columns)
+    height = 3.4 if len(tasks) > 6 else 2.6 if len(matrices) <= WRITTEN else 2.1
     numbered = NUMBERED.format(tasks=", ".join(f"{index} {task}" for index, task in enumerate(tasks, 1)))
     return Figure(
         name=f"scores-matrices{_suffix(order)}",
@@ -173,7 +178,7 @@ def _matrices(order: str, group: Group) -> Figure:
         numbers=dict(zip(("method", "after", "task", "points"), map(list, zip(*entries, strict=True)), strict=True)),
         alternative=f"Heat maps of {len(matrices)} methods. Mean Last: {shown or 'incomplete'}.",
         draw=partial(_draw_matrices, matrices=matrices, columns=columns),
-        size=(min(12.4, 1.3 + 2.8 * columns) if columns < 3 else 12.4, 0.7 + rows * (2.6 if len(tasks) <= 6 else 3.4)),
+        size=(12.4 if columns > 2 else 1.3 + 2.8 * columns, 0.7 + rows * height),
         note=CLIPPED if any(map(_exceeds, matrices.values())) else "",
     )
 
@@ -182,11 +187,12 @@ def _draw_matrices(canvas: Canvas, *, matrices: Mapping[str, Means], columns: in
     count = len(next(iter(matrices.values()))[0])
     grid = canvas.subplots(ceil(len(matrices) / columns), columns, squeeze=False, sharex=True, sharey=True)
     step = step_of(count)
+    text = ".0f" if count <= 6 and len(matrices) <= WRITTEN else None
     labels = ["" if number % step else str(number) for number in range(count + 1)]
     for axes in list(grid.flat)[len(matrices) :]:
         axes.set_visible(False)
     for axes, (method, matrix) in zip(grid.flat, matrices.items(), strict=False):
-        mesh = _draw_values(axes, matrix, rows=labels, columns=labels[1:], text=".0f" if count <= 6 else None)
+        mesh = _draw_values(axes, matrix, rows=labels, columns=labels[1:], text=text)
         axes.tick_params(labelbottom=True, labelleft=True)
         axes.set_title(method)
     for axes in grid[:, 0]:
@@ -214,7 +220,7 @@ def _over_stages(order: str, group: Group, styles: Mapping[str, dict[str, Any]])
         if point is not None
     ]
     names = ("task", "method", "after", "points", "lowest seed", "highest seed", "seeds")
-    bounds = [method for method in group if protocol_of(method) == "per-task"]
+    bounds = [method for method, found in group.items() if found[0].kind.protocol == "per-task"]
     seeds = max(len(experiments) for experiments in group.values())
     panels = Panels(len(first.tasks), styles, "after so many trained tasks", "points")
     definition = LINES_DEFINITION.format(split=first.split)

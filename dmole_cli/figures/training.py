@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dmole_cli.artifacts.kinds import TRAINING_LOG
 from dmole_cli.artifacts.labels import base_method
 from dmole_cli.artifacts.tables import read_table
-from dmole_cli.figures._drawing import INK
-from dmole_cli.figures._lines import ONCE, OTHER, Panels, legend, line_styles, note_on_others
+from dmole_cli.figures._lines import ONCE, ONCE_LINE, OTHER, Panels, legend, line_styles, note_on_others
 from dmole_cli.figures.base import Experiment, Figure, Source
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def figures(source: Source) -> Iterator[Figure]:
     """For every order with training logs: a panel per task, a line per method."""
     for order, group in source.groups().items():
         # A routing at evaluation does not train anything.
-        trained = {method: found[0] for method, found in group.items() if "@" not in method}
+        trained = {method: found[0] for method, found in group.items() if not found[0].is_routing}
         curves = {
             (method, task): curve
             for method, one in trained.items()
@@ -70,8 +69,7 @@ def _figure(
     order: str, trained: Mapping[str, Experiment], curves: Curves, styles: Mapping[str, dict[str, Any]]
 ) -> Figure:
     methods = [method for method in trained if any((method, task) in curves for task in trained[method].tasks)]
-    at_once = {"color": INK, "linestyle": "-.", "marker": ""}
-    styles = {method: at_once if styles[method] is ONCE else styles[method] for method in methods}
+    styles = {method: ONCE_LINE if styles[method] is ONCE else styles[method] for method in methods}
     first = trained[methods[0]]
     tasks = [task for task in first.tasks if any((method, task) in curves for method in methods)]
     panels = Panels(len(tasks), styles, "step", "loss, nats per token")

@@ -46,15 +46,11 @@ class Outputs:
 
     def text(self, kind: str) -> str:
         """The text of `latex`, `csv` or `cite`."""
-        if kind == "latex":
-            from dmole_cli.reports.latex import latex
+        if kind == "cite":
+            return citations(self.source) + "\n"
+        from dmole_cli.reports.exports import latex_table, long_form
 
-            return latex(self.source)
-        if kind == "csv":
-            from dmole_cli.reports.exports import LONG, csv_text, long_rows
-
-            return csv_text(LONG, long_rows(self.source))
-        return citations(self.source) + "\n"
+        return latex_table(self.source) if kind == "latex" else long_form(self.source)
 
 
 def write_figures(folder: Path, source: Source, *, track: Track) -> Iterator[Path]:

@@ -77,7 +77,9 @@ def source_of_run(
     if not methods and not methods_on_disk(run, split):
         methods = [D_MOLE]
     reports = collect(run, tasks=settings.tasks, methods=methods, split=split, rescored=rescored)
-    experiments = [Experiment(report.method, "", settings.seed, run, report, split) for report in reports]
+    experiments = [
+        Experiment(report.method, "", settings.seed, run, report, split, rescored=rescored) for report in reports
+    ]
     return Source(run.root.resolve().name, experiments, settings.seed, data)
 
 

@@ -132,10 +132,10 @@ def _paired(ours: Sequence[_LastScores], theirs: Sequence[_LastScores]) -> list[
             return None
         rows = []
         for one, other in zip(ours, theirs, strict=True):
-            points = [_in_order(*scores.tasks[task], ids[order]) for scores in (one, other)]
-            if any(values is None for values in points):
+            our, their = (_in_order(*scores.tasks[task], ids[order]) for scores in (one, other))
+            if our is None or their is None:
                 return None
-            rows.append(points[0] - points[1])
+            rows.append(our - their)
         found.append(np.stack(rows))
     return found
 

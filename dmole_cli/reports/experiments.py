@@ -36,6 +36,7 @@ class Experiment:
         report: scores, routing and parameters.
         split: the evaluated split.
         variant: name of the row in a comparison, where it is not the method's.
+        rescored: metrics whose scores replace the original ones.
     """
 
     method: str
@@ -45,6 +46,7 @@ class Experiment:
     report: MethodReport
     split: str = "test"
     variant: str = ""
+    rescored: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -63,8 +65,13 @@ class Experiment:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the main method under its own routing."""
-        return self.kind.is_main and "@" not in self.method
+        """Whether this is the main method itself, and no variant of it."""
+        return self.kind.is_main and self.name == self.kind.name
+
+    @property
+    def is_routing(self) -> bool:
+        """Whether this is another routing of a method at evaluation, with the same training."""
+        return "@" in self.method
 
     def last_stage(self, task: str) -> int:
         """The stage of a task's Last score: the last one, 0 without training, a task's own where each is trained alone."""
@@ -78,8 +85,10 @@ class Experiment:
         Raises:
             ArtifactError: the file is damaged.
         """
-        path = self.run.evaluation(self.method, after, task, self.split)
-        if not path.is_file():
+        runs = (*(self.run.rescored(metric) for metric in self.rescored), self.run)
+        paths = [run.evaluation(self.method, after, task, self.split) for run in runs]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
             return None
         table, header = read_table(path, EVALUATION)
         current = header.settings.get("learned") == self.kind.learned(self.tasks, after, task)
@@ -111,10 +120,8 @@ class Source:
         Empty where nothing was evaluated.
         """
         found = dict[str, Experiment]()
-        for one in sorted(
-            self.experiments, key=lambda one: (not one.kind.is_main, not one.kind.uses_routers, one.seed)
-        ):
-            if "@" not in one.method:
+        for one in sorted(self.experiments, key=lambda one: (not one.is_main, not one.kind.uses_routers, one.seed)):
+            if not one.is_routing:
                 found.setdefault(one.order, one)
         return [found[order] for order in sorted(found)]
 

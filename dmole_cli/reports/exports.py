@@ -20,6 +20,7 @@ from dmole_cli.reports.continual import Value
 from dmole_cli.reports.costs import seconds_by_stage
 from dmole_cli.reports.evaluations import read_likelihoods
 from dmole_cli.reports.experiments import Experiment, Source
+from dmole_cli.reports.latex import latex_table as latex_table
 from dmole_cli.reports.stream import of_stream
 
 if TYPE_CHECKING:
@@ -57,6 +58,15 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 # (task, after, quantity, value); `after` is None for what belongs to no stage.
 Long = tuple[str, int | None, str, Value]
+
+
+def long_form(source: Source) -> str:
+    """Every number of all experiments as CSV with the columns `LONG`.
+
+    Raises:
+        DmoleError: an artifact is damaged.
+    """
+    return csv_text(LONG, long_rows(source))
 
 
 def long_rows(source: Source) -> Iterator[tuple[Any, ...]]:

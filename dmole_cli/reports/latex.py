@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from dmole_cli.reports.collect import CEILING
 from dmole_cli.reports.continual import FORMULAS
-from dmole_cli.reports.evaluations import method_of
 from dmole_cli.reports.experiments import Experiment, Source, Spread, spread
 from dmole_cli.reports.tables import TITLES
 
@@ -31,7 +30,7 @@ def escaped(text: str) -> str:
     return "".join(ESCAPES.get(character, character) for character in re.sub(r"\s+", " ", text))
 
 
-def latex(source: Source) -> str:
+def latex_table(source: Source) -> str:
     """A table for each order; the values are rounded to one decimal."""
     return "\n".join([NEEDS, *(_table(order, group) for order, group in source.groups().items())])
 
@@ -87,7 +86,7 @@ def _block(group: Group, quantity: str, *, bounded: bool) -> list[str]:
     """A row per method that has a value."""
     rows = {method: _values(experiments, quantity, bounded=bounded) for method, experiments in group.items()}
     rows = {method: values for method, values in rows.items() if any(values)}
-    rivals = [values for method, values in rows.items() if _competes(method)]
+    rivals = [values for method, values in rows.items() if _competes(group[method][0])]
     best = [_best([values[column] for values in rivals]) for column in range(len(next(iter(rows.values()), [])))]
     return [
         " & ".join([escaped(method), *(_cell(value, top) for value, top in zip(values, best, strict=True))]) + r" \\"
@@ -95,9 +94,9 @@ def _block(group: Group, quantity: str, *, bounded: bool) -> list[str]:
     ]
 
 
-def _competes(method: str) -> bool:
+def _competes(one: Experiment) -> bool:
     """Whether a method may be the best: bounds, and routings for diagnosis, may not."""
-    return method_of(method).protocol == "sequential" and "@" not in method
+    return one.kind.protocol == "sequential" and not one.is_routing
 
 
 def _values(experiments: Sequence[Experiment], quantity: str, *, bounded: bool) -> list[Spread | None]:
