@@ -18,7 +18,11 @@ import signal
 import sys
 from pathlib import Path
 
+import matplotlib.backends.backend_agg
+import matplotlib.backends.backend_svg
 import pyarrow.parquet
+import scipy.stats
+import sklearn.manifold
 import torch
 import transformers
 
@@ -31,6 +35,10 @@ from dmole_cli.artifacts.partial import PartialResults
 
 # Names that transformers imports when they are asked for.
 USED = (
+    matplotlib.backends.backend_agg.FigureCanvasAgg,
+    matplotlib.backends.backend_svg.FigureCanvasSVG,
+    scipy.stats.bootstrap,
+    sklearn.manifold.TSNE,
     transformers.AutoModelForImageTextToText,
     transformers.AutoProcessor,
     transformers.LlavaForConditionalGeneration,

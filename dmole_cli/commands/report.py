@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,8 @@ LATEX = "Print the paper's table in LaTeX."
 LatexOption = Annotated[bool, typer.Option("--latex", help=LATEX, rich_help_panel=OUTPUT)]
 CSV = "Print every value as CSV, one per line."
 CsvOption = Annotated[bool, typer.Option("--csv", help=CSV, rich_help_panel=OUTPUT)]
+BENCH = "bench.json of pipelines/bench/run.py --only ranks, for the figure of the runtime by rank."
+BenchOption = Annotated[Path | None, typer.Option(help=BENCH, metavar="FILE", rich_help_panel=WHAT)]
 CITE = "Print what a paper needs: versions, seeds, digests, and the papers of the methods."
 CiteOption = Annotated[bool, typer.Option("--cite", help=CITE, rich_help_panel=OUTPUT)]
 
@@ -70,6 +73,7 @@ def run(
     latex: LatexOption = False,
     as_csv: CsvOption = False,
     cite: CiteOption = False,
+    bench: BenchOption = None,
 ) -> None:
     """Report stored evaluations; missing entries stay missing."""
     require_report(name)
@@ -85,7 +89,7 @@ def run(
     if printed or any(written.values()):
         from dmole_cli.pages.outputs import Outputs
 
-        source = _source(work, method, rescored or ())
+        source = replace(_source(work, method, rescored or ()), benchmarks=bench)
         outputs = Outputs(source, work.track)
         for kind, path in written.items():
             if path is not None:
