@@ -45,7 +45,10 @@ def run(
     from dmole_cli.verification.verify import verify
 
     if not work.run.root.is_dir():
-        raise DmoleError(f"there is no run directory {work.run.root}", "pass the run directory: dmole verify RUN")
+        raise DmoleError(
+            f"there is no run directory {work.run.root}",
+            "pass a run directory, or an artifact in one: dmole verify PATH",
+        )
     only = place if place is not None and not place.is_dir() else None
     verified = verify(**work.parts, only=only, scoring=scoring, differing=work.changed, track=work.track)
     problems, made = verified.first, []
@@ -113,7 +116,8 @@ def _make(work: Workspace, found: Found, run: Run) -> None:
 def _show(chains: list[dict[str, Any]], problems: list[dict[str, str]], *, count: int, recomputed: int) -> None:
     for chain in chains:
         links = ", ".join(f"{n} {link}" if link == "evaluations" else link for link, n in chain["links"].items() if n)
-        print(f"{chain['method']} {chain['task']} ({links}): {chain['state']}".strip())
+        made = f" ({links})" if links else ""
+        print(f"{chain['method']} {chain['task']}{made}: {chain['state']}".strip())
     for problem in problems:
         console.say(f"broken: {problem['problem']}")
         console.say(f"  -> {problem['repair']}", command=True)

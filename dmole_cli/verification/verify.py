@@ -17,7 +17,7 @@ from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.progress import Track, quiet
 from dmole_cli.settings.model import Settings
-from dmole_cli.verification.chains import LINKS, Chain, chains_of
+from dmole_cli.verification.chains import LINKS, Chain, chains_of, in_order
 from dmole_cli.verification.content import check_content
 from dmole_cli.verification.directory import check_files, files_of_run
 from dmole_cli.verification.gaps import check_gaps
@@ -26,9 +26,6 @@ from dmole_cli.verification.links import check_links, upstream
 from dmole_cli.verification.record import check_record
 from dmole_cli.verification.scoring import SCORED, Scoring
 from dmole_cli.verification.settings import check_settings
-
-# Sources before what is made from them.
-ORDER = {kind: number for number, kind in enumerate(KINDS)}
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,8 @@ class Verified:
             if problem is not None:
                 state = f"broken at {problem.path}"
             elif missing:
-                state = f"verified so far; not made yet: {_listed(missing)}"
+                begun = "verified so far; " if any(chain.links.values()) else ""
+                state = f"{begun}not made yet: {_listed(missing)}"
             links = {link: len(chain.links[link]) for link in LINKS if chain.wanted[link] or chain.links[link]}
             rows.append({"method": chain.method, "task": chain.task, "state": state, "links": links})
         return rows
@@ -71,7 +69,7 @@ class Verified:
         found = [chain.first_problem(self.inspection) for chain in self.chains]
         in_chains = {path for chain in self.chains for path in _paths(self.inspection, chain)}
         rest = [problem for problem in self.inspection.problems if problem.path not in in_chains]
-        return list(dict.fromkeys([problem for problem in found if problem is not None] + rest))
+        return in_order(self.inspection, [problem for problem in found if problem is not None] + rest)
 
 
 def _listed(missing: Sequence[tuple[str, Path]]) -> str:
@@ -131,7 +129,7 @@ def verify(
         check_record(inspection, differing or {})
         check_files(inspection, files_of_run(run))
         check_gaps(inspection)
-        chosen = sorted(inspection.found.values(), key=lambda found: ORDER[found.kind])
+        chosen = sorted(inspection.found.values(), key=lambda found: KINDS.index(found.kind))
     else:
         chosen = _restricted(inspection, only)
     known = [found for found in chosen if inspection.is_known(found)]
