@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from io import BytesIO
@@ -47,12 +47,18 @@ ROUNDING = 1e-4
 NORM = 1e-3  # how far the length of a normalised feature may be from 1
 
 
-def check_content(inspection: Inspection, found: Found) -> None:
-    """Read an artifact completely, and report what does not follow from its sources."""
+def check_content(inspection: Inspection, found: Found, *, later: Collection[Kind] = ()) -> None:
+    """Read an artifact completely, and report what does not follow from its sources.
+
+    Args:
+        inspection: of the run directory.
+        found: the artifact.
+        later: kinds whose content is read when they are scored again.
+    """
     if found.header is None or inspection.is_broken(found.path):
         return
     try:
-        content = _read(found)
+        content = None if found.kind in later else _read(found)
         if wrong := _not_as_written(found) or CHECKS.get(found.kind, _nothing)(inspection, found, content):
             inspection.report(found.path, contradiction(found.path, wrong))
     except ArtifactError as error:

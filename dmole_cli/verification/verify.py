@@ -133,9 +133,10 @@ def verify(
     else:
         chosen = _restricted(inspection, only)
     known = [found for found in chosen if inspection.is_known(found)]
-    _each(inspection, known, "reading contents", partial(check_content, inspection), track)
+    later = SCORED if scoring else ()
+    _each(inspection, known, "reading contents", partial(check_content, inspection, later=later), track)
     if scoring:
-        scored = sorted((f for f in known if f.kind in SCORED), key=lambda f: (SCORED.index(f.kind), f.task))
+        scored = sorted((found for found in known if found.kind in SCORED), key=_entry)
         _each(inspection, scored, "scoring", Scoring(inspection).check, track)
     chains = chains_of(inspection) if only is None else [_chain_of(inspection, only)]
     return Verified(inspection, chains, chosen)
@@ -155,6 +156,11 @@ def _each(
             inspection.report(error.path, error)
         except DmoleError as error:
             inspection.report(found.path, error)
+
+
+def _entry(found: Found) -> tuple[str, str, str, int, int]:
+    """Sorts the files of an entry of the score matrix together, the evaluation first."""
+    return found.task, found.split, found.label, found.after, SCORED.index(found.kind)
 
 
 def _restricted(inspection: Inspection, only: Path) -> list[Found]:
