@@ -80,7 +80,8 @@ def _make(work: Workspace, found: Found, run: Run) -> None:
     """Make an artifact in another run directory, by its stage."""
     from dmole_cli.artifacts import kinds
 
-    parts, task, method = {**work.parts, "run": run, "data": work.data.uncached()}, found.task, base_method(found.label)
+    parts: dict[str, Any] = {**work.parts, "run": run, "data": work.data.uncached()}
+    task, method = found.task, base_method(found.label)
     name = found.kind.command.partition(" ")[0]
     if name == "profile":
         from dmole_cli.stages.profile import profile
