@@ -51,13 +51,13 @@ def run(
         )
     only = place if place is not None and not place.is_dir() else None
     verified = verify(**work.parts, only=only, scoring=scoring, differing=work.changed, track=work.track)
-    problems, made = verified.first, []
+    problems, made = verified.first, list[Path]()
     if recompute:
         from dmole_cli.verification.recompute import recompute as make_again
 
         maker = partial(_make, work)
         again = make_again(verified.inspection, verified.artifacts, recompute, seed=seed, make=maker, track=work.track)
-        made, problems = again.paths, [*problems, *again.problems]
+        made, problems = [*again.paths], [*problems, *again.problems]
     broken = [_as_json(work, problem) for problem in problems]
     if work.json:
         chains = verified.as_rows()
