@@ -52,8 +52,8 @@ def test_an_undamaged_run_has_no_broken_link(whole):
 
 
 def test_planted_changes_are_found(whole):
-    kinds, missed = damage(whole, 44, seed=17)
-    assert missed == [] and kinds.total() == 44
+    kinds, missed = damage(whole, 22, seed=17)
+    assert missed == [] and kinds.total() == 22
     assert found_by_verify(whole) == []
 
 

@@ -88,6 +88,14 @@ def digest_of_table(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
+def in_arrow(table: pa.Table) -> pa.Table:
+    """A table as it was before it was written: Parquet has another name than Arrow for the entries of a list."""
+    import pyarrow as pa
+
+    kinds = [pa.list_(f.type.value_type) if pa.types.is_list(f.type) else f.type for f in table.schema]
+    return table.cast(pa.schema(zip(table.column_names, kinds, strict=True), table.schema.metadata))
+
+
 def _type_name(kind: pa.DataType) -> str:
     # Parquet names the entries of a list `element`, Arrow `item`.
     return str(kind).replace("element: ", "item: ")

@@ -104,7 +104,7 @@ def build(name: str, module: Any, sentence: str, model: type[Settings] | None) -
 
 def _run_of(place: Path, run: Path) -> Path:
     """The run directory that an argument names: itself, or the directory of a file of a run; `run` where that has the file."""
-    if place.is_dir():
+    if not place.is_file():
         return place
     above = [folder for folder in place.parents if (folder / RECORD).is_file()]
     return run if place.absolute().is_relative_to(run.absolute()) or not above else above[0]

@@ -75,8 +75,7 @@ def repair(error: DmoleError, run: Run, typed: Mapping[str, str], settings: type
         settings: the model of all settings.
         before: what to do first, in words.
     """
-    artifact = isinstance(error, ArtifactError)
-    hint = hint_for(error, run, typed, settings) if artifact else completed(error.hint, typed)
+    hint = hint_for(error, run, typed, settings) if isinstance(error, ArtifactError) else completed(error.hint, typed)
     return f"{before}, then {hint}" if before else hint
 
 

@@ -45,16 +45,19 @@ def run(
     from dmole_cli.verification.verify import verify
 
     if not work.run.root.is_dir():
-        raise DmoleError(f"there is no run directory {work.run.root}", "pass the run directory: dmole verify RUN")
+        raise DmoleError(
+            f"there is no run directory {work.run.root}",
+            "pass a run directory, or an artifact in one: dmole verify PATH",
+        )
     only = place if place is not None and not place.is_dir() else None
     verified = verify(**work.parts, only=only, scoring=scoring, differing=work.changed, track=work.track)
-    problems, made = verified.first, []
+    problems, made = verified.first, list[Path]()
     if recompute:
         from dmole_cli.verification.recompute import recompute as make_again
 
         maker = partial(_make, work)
         again = make_again(verified.inspection, verified.artifacts, recompute, seed=seed, make=maker, track=work.track)
-        made, problems = again.paths, [*problems, *again.problems]
+        made, problems = [*again.paths], [*problems, *again.problems]
     broken = [_as_json(work, problem) for problem in problems]
     if work.json:
         chains = verified.as_rows()
@@ -77,7 +80,8 @@ def _make(work: Workspace, found: Found, run: Run) -> None:
     """Make an artifact in another run directory, by its stage."""
     from dmole_cli.artifacts import kinds
 
-    parts, task, method = {**work.parts, "run": run, "data": work.data.uncached()}, found.task, base_method(found.label)
+    parts: dict[str, Any] = {**work.parts, "run": run, "data": work.data.uncached()}
+    task, method = found.task, base_method(found.label)
     name = found.kind.command.partition(" ")[0]
     if name == "profile":
         from dmole_cli.stages.profile import profile
@@ -113,7 +117,8 @@ def _make(work: Workspace, found: Found, run: Run) -> None:
 def _show(chains: list[dict[str, Any]], problems: list[dict[str, str]], *, count: int, recomputed: int) -> None:
     for chain in chains:
         links = ", ".join(f"{n} {link}" if link == "evaluations" else link for link, n in chain["links"].items() if n)
-        print(f"{chain['method']} {chain['task']} ({links}): {chain['state']}".strip())
+        made = f" ({links})" if links else ""
+        print(f"{chain['method']} {chain['task']}{made}: {chain['state']}".strip())
     for problem in problems:
         console.say(f"broken: {problem['problem']}")
         console.say(f"  -> {problem['repair']}", command=True)

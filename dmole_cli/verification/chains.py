@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from dmole_cli.artifacts.kinds import (
     D_MOLE,
     EVALUATION,
     EXPERT,
+    KINDS,
     LIKELIHOOD,
     MEMORY,
     RESCORED,
@@ -110,3 +111,13 @@ def _further(inspection: Inspection, method: str, task: str) -> Iterator[Path]:
         for path, found in inspection.found.items():
             if found.kind is kind and found.task == task and base_method(found.label) == method:
                 yield path
+
+
+def in_order(inspection: Inspection, problems: Iterable[Problem]) -> list[Problem]:
+    """Problems in the order in which the stages make the files, each once; those of other files come last."""
+
+    def position(problem: Problem) -> int:
+        identified = inspection.run.identify(problem.path)
+        return KINDS.index(identified[0]) if identified is not None else len(KINDS)
+
+    return sorted(dict.fromkeys(problems), key=position)

@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from io import BytesIO
@@ -33,7 +33,7 @@ from dmole_cli.artifacts.kinds import (
 from dmole_cli.artifacts.profile import SiteProfile, read_profile
 from dmole_cli.artifacts.provenance import HEADER_KEY
 from dmole_cli.artifacts.router import RouterFile
-from dmole_cli.artifacts.tables import read_table
+from dmole_cli.artifacts.tables import in_arrow, read_table
 from dmole_cli.artifacts.tensors import read_tensors
 from dmole_cli.artifacts.training_log import StepFigures
 from dmole_cli.data.seeds import seed_for
@@ -47,12 +47,18 @@ ROUNDING = 1e-4
 NORM = 1e-3  # how far the length of a normalised feature may be from 1
 
 
-def check_content(inspection: Inspection, found: Found) -> None:
-    """Read an artifact completely, and report what does not follow from its sources."""
+def check_content(inspection: Inspection, found: Found, *, later: Collection[Kind] = ()) -> None:
+    """Read an artifact completely, and report what does not follow from its sources.
+
+    Args:
+        inspection: of the run directory.
+        found: the artifact.
+        later: kinds whose content is read when they are scored again.
+    """
     if found.header is None or inspection.is_broken(found.path):
         return
     try:
-        content = _read(found)
+        content = None if found.kind in later else _read(found)
         if wrong := _not_as_written(found) or CHECKS.get(found.kind, _nothing)(inspection, found, content):
             inspection.report(found.path, contradiction(found.path, wrong))
     except ArtifactError as error:
@@ -99,7 +105,6 @@ OTHER_BYTES = "its bytes are not those that dmole writes for its content"
 @lru_cache(maxsize=4096)
 def _table_as_written(path: Path, kind: Kind, state: FileState) -> str:
     """`_not_as_written` of a table, once per process and file."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
@@ -108,9 +113,7 @@ def _table_as_written(path: Path, kind: Kind, state: FileState) -> str:
     if table.num_rows > ROWS:  # written in several pieces
         return ""
     written = BytesIO()
-    # Parquet has another name than Arrow for the entries of a list.
-    kinds = [pa.list_(f.type.value_type) if pa.types.is_list(f.type) else f.type for f in table.schema]
-    table = table.cast(pa.schema(zip(table.column_names, kinds, strict=True), {HEADER_KEY: header.to_json()}))
+    table = in_arrow(table).replace_schema_metadata({HEADER_KEY: header.to_json()})
     pq.write_table(table, written, compression="zstd", write_page_checksum=True)
     written.seek(0)
     with pq.ParquetFile(written) as file:

@@ -38,6 +38,8 @@ def check_links(inspection: Inspection, found: Found) -> None:
         return
     if not _known(inspection, found):
         return
+    if found.kind is TRAINING_LOG and not inspection.run.expert(found.task, found.label).exists():
+        return  # figures of an expert that was deleted, or of a training that was killed at its end
     if (header := found.header).backbone or header.inputs:
         try:
             require_backbone(found.path, header, inspection.fingerprint)

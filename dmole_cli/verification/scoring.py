@@ -6,11 +6,13 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from dmole_cli.artifacts.errors import ArtifactError
 from dmole_cli.artifacts.evaluation import Answer, read_evaluation
+from dmole_cli.artifacts.files import digest_of
 from dmole_cli.artifacts.generations import read_generations
 from dmole_cli.artifacts.kinds import EVALUATION, LIKELIHOOD, RESCORED
 from dmole_cli.artifacts.likelihood import Likelihood, Likelihoods, read_likelihood, read_likelihood_cache
@@ -39,9 +41,11 @@ class Scoring:
 
     def __init__(self, inspection: Inspection) -> None:
         self._inspection = inspection
-        self._scores: dict[Any, Scores] = {}
+        self._scores: dict[str, Scores] = {}
         self._losses: dict[tuple[Path, Path], list[float]] = {}
         self._answers: dict[Path, dict[str, Any]] = {}
+        # What was scored again, and the likelihoods of an entry, are compared with its evaluation, which comes before them.
+        self._read = lru_cache(maxsize=2)(read_evaluation)
 
     def check(self, found: Found) -> None:
         """Report an evaluation whose rows do not follow from data, routing, cached predictions or its metric."""
@@ -50,8 +54,8 @@ class Scoring:
             return
         try:
             samples = inspection.data.samples(found.task, found.split)
-            read = read_likelihood if found.kind is LIKELIHOOD else read_evaluation
-            rows: Any = read(found.path)[0]
+            read: Any = read_likelihood if found.kind is LIKELIHOOD else self._read
+            rows = read(found.path)[0]
             steps = self._steps(found, found.header, samples, rows)
             if wrong := next((problem for problem in steps if problem), ""):
                 inspection.report(found.path, contradiction(found.path, wrong), before=self._before(found, wrong))
@@ -87,7 +91,7 @@ class Scoring:
         """Scores follow from predictions and references."""
         metric, details = str(header.settings["metric"]), tuple(row.details for row in rows)
         predictions, references = [row.prediction for row in rows], [row.references for row in rows]
-        key = (metric, tuple(predictions), json.dumps(references), details)
+        key = digest_of([metric, predictions, references, details])
         if key not in self._scores:
             self._scores[key] = score_answers(
                 metric, predictions, references=references, details=[json.loads(text) for text in details]
@@ -107,7 +111,7 @@ class Scoring:
         path = self._inspection.run.path(EVALUATION, **values)
         if not path.is_file() or self._inspection.is_broken(path):
             return ""
-        original, made = read_evaluation(path)
+        original, made = self._read(path)
         name = self._inspection.run.name_of(path)
         if name not in header.inputs:
             return f"its header does not name {name}"
@@ -179,7 +183,7 @@ class Scoring:
         inspection = self._inspection
         evaluation = inspection.run.path(EVALUATION, **found.values)
         if evaluation.is_file() and not inspection.is_broken(evaluation):
-            answers, made = read_evaluation(evaluation)
+            answers, made = self._read(evaluation)
             if made.inputs == header.inputs and [row.active for row in answers] != [row.active for row in rows]:
                 return f"its active experts are not those of {evaluation}"
         card = inspection.data.card(found.task)

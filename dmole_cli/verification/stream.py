@@ -12,7 +12,7 @@ from dmole_cli.artifacts.errors import MissingArtifact, StaleArtifact
 from dmole_cli.artifacts.kinds import D_MOLE, EVALUATION, Kind
 from dmole_cli.artifacts.run import Run
 from dmole_cli.errors import DmoleError
-from dmole_cli.verification.chains import LINKS, Chain, chains_of
+from dmole_cli.verification.chains import LINKS, Chain, chains_of, in_order
 from dmole_cli.verification.inspection import Inspection, Problem
 
 # Link -> the stage whose seconds it took; allocations take none.
@@ -65,7 +65,8 @@ def states_of(inspection: Inspection) -> tuple[list[State], list[Problem], str]:
     chains = chains_of(inspection, always=() if inspection.found else (D_MOLE,))
     states = [_state(inspection, chain) for chain in chains]
     first = [chain.first_problem(inspection) for chain in chains]
-    return states, list(dict.fromkeys(problem for problem in first if problem is not None)), _next(inspection, chains)
+    problems = in_order(inspection, (problem for problem in first if problem is not None))
+    return states, problems, _next(inspection, chains)
 
 
 def _state(inspection: Inspection, chain: Chain) -> State:

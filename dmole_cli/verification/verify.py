@@ -17,7 +17,7 @@ from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.progress import Track, quiet
 from dmole_cli.settings.model import Settings
-from dmole_cli.verification.chains import LINKS, Chain, chains_of
+from dmole_cli.verification.chains import LINKS, Chain, chains_of, in_order
 from dmole_cli.verification.content import check_content
 from dmole_cli.verification.directory import check_files, files_of_run
 from dmole_cli.verification.gaps import check_gaps
@@ -26,9 +26,6 @@ from dmole_cli.verification.links import check_links, upstream
 from dmole_cli.verification.record import check_record
 from dmole_cli.verification.scoring import SCORED, Scoring
 from dmole_cli.verification.settings import check_settings
-
-# Sources before what is made from them.
-ORDER = {kind: number for number, kind in enumerate(KINDS)}
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,8 @@ class Verified:
             if problem is not None:
                 state = f"broken at {problem.path}"
             elif missing:
-                state = f"verified so far; not made yet: {_listed(missing)}"
+                begun = "verified so far; " if any(chain.links.values()) else ""
+                state = f"{begun}not made yet: {_listed(missing)}"
             links = {link: len(chain.links[link]) for link in LINKS if chain.wanted[link] or chain.links[link]}
             rows.append({"method": chain.method, "task": chain.task, "state": state, "links": links})
         return rows
@@ -71,7 +69,7 @@ class Verified:
         found = [chain.first_problem(self.inspection) for chain in self.chains]
         in_chains = {path for chain in self.chains for path in _paths(self.inspection, chain)}
         rest = [problem for problem in self.inspection.problems if problem.path not in in_chains]
-        return list(dict.fromkeys([problem for problem in found if problem is not None] + rest))
+        return in_order(self.inspection, [problem for problem in found if problem is not None] + rest)
 
 
 def _listed(missing: Sequence[tuple[str, Path]]) -> str:
@@ -131,13 +129,14 @@ def verify(
         check_record(inspection, differing or {})
         check_files(inspection, files_of_run(run))
         check_gaps(inspection)
-        chosen = sorted(inspection.found.values(), key=lambda found: ORDER[found.kind])
+        chosen = sorted(inspection.found.values(), key=lambda found: KINDS.index(found.kind))
     else:
         chosen = _restricted(inspection, only)
     known = [found for found in chosen if inspection.is_known(found)]
-    _each(inspection, known, "reading contents", partial(check_content, inspection), track)
+    later = SCORED if scoring else ()
+    _each(inspection, known, "reading contents", partial(check_content, inspection, later=later), track)
     if scoring:
-        scored = sorted((f for f in known if f.kind in SCORED), key=lambda f: (SCORED.index(f.kind), f.task))
+        scored = sorted((found for found in known if found.kind in SCORED), key=_entry)
         _each(inspection, scored, "scoring", Scoring(inspection).check, track)
     chains = chains_of(inspection) if only is None else [_chain_of(inspection, only)]
     return Verified(inspection, chains, chosen)
@@ -157,6 +156,11 @@ def _each(
             inspection.report(error.path, error)
         except DmoleError as error:
             inspection.report(found.path, error)
+
+
+def _entry(found: Found) -> tuple[str, str, str, int, int]:
+    """Sorts the files of an entry of the score matrix together, the evaluation first."""
+    return found.task, found.split, found.label, found.after, SCORED.index(found.kind)
 
 
 def _restricted(inspection: Inspection, only: Path) -> list[Found]:

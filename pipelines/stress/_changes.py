@@ -31,7 +31,7 @@ from dmole_cli.artifacts.kinds import (
 )
 from dmole_cli.artifacts.provenance import HEADER_KEY, Header
 from dmole_cli.artifacts.run import Run
-from dmole_cli.artifacts.tables import read_table, write_table
+from dmole_cli.artifacts.tables import in_arrow, read_table, write_table
 from dmole_cli.artifacts.tensors import read_tensors, write_tensors
 
 # Files that may be deleted: they save time, or nothing is made from them.
@@ -177,7 +177,7 @@ def reseal(
         write_allocation(target or path, content(document), header(made))
     elif kind.container == "table":
         table, made = read_table(path, kind)
-        changed = content(table)
+        changed = in_arrow(content(table))
         write_table(target or path, changed, changed.schema, header(made))
     else:
         tensors, made = read_tensors(path, kind)
@@ -466,5 +466,6 @@ def restore(folder: Path, before: Mapping[Path, bytes]) -> Iterator[Path]:
         yield path
     for path, content in before.items():
         if now.get(path) != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             yield path
