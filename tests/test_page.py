@@ -189,7 +189,7 @@ def test_printed_forms(run, copied):
     rows = list(csv.DictReader(io.StringIO(run("report", "--csv", cwd=copied).stdout)))
     assert {"method", "task", "after", "quantity", "value"} <= rows[0].keys() and len(rows) > 50
     cited = run("report", "--cite", cwd=copied).stdout
-    assert "D-MoLE" in cited and "dmole " in cited
+    assert "Dynamic Mixture of Curriculum LoRA Experts" in cited and "dmole " in cited
     table = run("report", "--predictions", "p.csv", cwd=copied)
     files = list(Run(copied / "dmole-run").evaluations().rglob("*.parquet"))
     assert table.returncode == 0 and "predictions in p.csv" in table.stderr and files
