@@ -41,7 +41,7 @@ def _means(source: Source) -> Iterator[PageTable]:
         rows[one.order][one.name].append(one)
     notes = [
         "Mean over the seeds ± the sample standard deviation, in points.",
-        *(f"{SHOWN[name]}: {text}" for name, text in (FORMULAS | AVERAGES).items() if name in SHOWN),
+        *(text for name, text in (FORMULAS | AVERAGES).items() if name in SHOWN),
     ]
     for order, methods in rows.items():
         cells = [
@@ -50,7 +50,8 @@ def _means(source: Source) -> Iterator[PageTable]:
             for name, found in methods.items()
         ]
         tasks = next(iter(methods.values()))[0].tasks
-        yield PageTable(["method", "seeds", *SHOWN.values()], cells, f"Order {order}: {' → '.join(tasks)}", notes)
+        title, below = f"Order {order}: {' → '.join(tasks)}", notes if order == list(rows)[-1] else ()
+        yield PageTable(["method", "seeds", *SHOWN.values()], cells, title, below)
 
 
 def _mean(quantity: str, experiments: list[Experiment]) -> Cell:
