@@ -20,6 +20,7 @@ from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.files import EMBEDDED
 from dmole_cli.cli.workspace import open_workspace
 from dmole_cli.errors import DmoleError
+from dmole_cli.methods.base import load_method
 from dmole_cli.settings.model import Settings
 from dmole_cli.verification.verify import verify
 from pipelines.stress._changes import CHANGES, Place, restore, snapshot
@@ -34,7 +35,7 @@ WHOLE = (
 )  # fmt: skip
 # Methods and options of undamaged runs; the seed is the number of the run.
 CLEAN = (
-    ("d-mole", ()), ("seq-ft", ()), ("o-lora", ()), ("replay", ()), ("joint", ()), ("lwf-lora", ()), ("moe-lora", ()),
+    ("d-mole", ()), ("seq-ft", ()), ("o-lora", ()), ("replay", ()), ("joint", ()), ("lwf-lora", ()), ("moe-lora", ("--budget", "params:30k")),
     ("v4", ()), ("finetune", ()), ("d-mole", ("--dropout", "0.1")), ("d-mole", ("--training-vote", "batch")), ("v1", ()),
     ("v2", ()),
     ("v3", ()), ("v4-routed", ()), ("seq-ft-merge", ()), ("ewc-lora", ("--set", "weight=3")), ("d-mole", ("--micro-batch", "2")),
@@ -91,9 +92,9 @@ def clean_run(folder: Path, number: int) -> list[str]:
     """Make a run and verify it; returns false alarms."""
     method, options = CLEAN[number % len(CLEAN)]
     work = prepare(folder)
-    for stage in ("profile", "allocate", "train-router"):
+    for stage in ("profile", "train-router"):
         run((stage,), work)
-    if method in ("v1", "v2"):
+    if load_method(method).uses_allocation:
         run(("allocate", "--method", method), work)
     tasks = ("wide",) if method == "joint" else ("light", "wide")
     for task in tasks:
