@@ -35,7 +35,8 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   echo "setup: creating .venv with $("$interpreter" --version)"
   "$interpreter" -m venv .venv
 fi
-install() { .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt "$@"; }
+# Without bytecode: Python compiles the modules that are imported, which are few of all.
+install() { .venv/bin/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt "$@"; }
 
 # Torch first and with its exact version: as a dependency of another package, pip may choose a larger build.
 torch=$(grep '^torch==' constraints.txt)
