@@ -73,10 +73,10 @@ def repair(error: DmoleError, run: Run, typed: Mapping[str, str], settings: type
         run: as for `hint_for`, like the other ones.
         typed: options as they were typed.
         settings: the model of all settings.
-        before: what to do first, in words.
+        before: what to do first or instead, in words that end before the hint.
     """
     hint = hint_for(error, run, typed, settings) if isinstance(error, ArtifactError) else completed(error.hint, typed)
-    return f"{before}, then {hint}" if before else hint
+    return f"{before} {hint}" if before else hint
 
 
 def completed(hint: str, typed: Mapping[str, str]) -> str:

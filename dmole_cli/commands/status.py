@@ -36,7 +36,7 @@ def run(
         {
             "path": str(p.path),
             "problem": p.error.message,
-            "repair": repair(p.error, work.run, work.typed, type(work.settings)),
+            "repair": repair(p.error, work.run, work.typed, type(work.settings), before=p.before),
         }
         for p in problems
     ]

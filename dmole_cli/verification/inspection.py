@@ -27,7 +27,7 @@ class Problem:
     Attributes:
         path: the file that is wrong or missing.
         error: what is wrong. The command that makes the file again follows from an `ArtifactError`; other errors have a hint.
-        before: what to do before that command, in words.
+        before: what to do before that command or instead of it, in words that end before the command.
     """
 
     path: Path

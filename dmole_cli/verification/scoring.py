@@ -85,7 +85,7 @@ class Scoring:
 
     def _before(self, found: Found, wrong: str) -> str:
         """Files to delete first, because the stage would read the wrong values again."""
-        return f"delete {self._features(found)}" if LOSSES in wrong else ""
+        return f"delete {self._features(found)}, then" if LOSSES in wrong else ""
 
     def _scored(self, found: Found, header: Header, rows: Sequence[Answer]) -> str:
         """Scores follow from predictions and references."""

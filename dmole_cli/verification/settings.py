@@ -42,7 +42,8 @@ def check_settings(inspection: Inspection, found: Found) -> None:
     if found.kind in (PROFILE, ROUTER, EXPERT) and found.header.seed != seed:
         changes.insert(0, f"seed {found.header.seed} -> {seed}")
     if changes:
-        inspection.report(found.path, StaleArtifact(found.path, "; ".join(changes)))
+        restore = "restore these settings in the configuration, or"
+        inspection.report(found.path, StaleArtifact(found.path, "; ".join(changes)), before=restore)
     elif found.kind in (EVALUATION, LIKELIHOOD):
         _check_experts(inspection, found)
 
