@@ -44,7 +44,11 @@ def _missing(
         tasks = {f.task for f in inspection.found.values() if f.kind is kind and f.values["metric"] == metric}
         wanted = [entry for entry in wanted if inspection.run.evaluation(label, entry[0], entry[1], split).exists()]
     for after, task in wanted:
-        if (after, task) not in entries and task in tasks and _row_is_there(rules, settings.tasks, entries, after):
+        if (after, task) in entries or task not in tasks:
+            continue
+        # A task without any entry has lost its last one: even where the diagonal alone was chosen, each has its own.
+        lost = not any(name == task for _, name in entries) and any(number == after for number, _ in entries)
+        if lost or _row_is_there(rules, settings.tasks, entries, after):
             yield after, task
 
 
