@@ -335,6 +335,7 @@ def test_every_benchmark_has_a_row_and_bench_json_its_form(tmp_path):
         "compiled",
         "gpu-stages",
         "memory",
+        "pages",
         "plan",
         "processes",
         "ranks",
