@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from dmole_cli.artifacts.costs import measured
-from dmole_cli.artifacts.errors import MissingArtifact
 from dmole_cli.artifacts.headers import is_current
 from dmole_cli.artifacts.kinds import D_MOLE, EVALUATION, LIKELIHOOD, Kind
 from dmole_cli.artifacts.labels import labelled, routing_options
@@ -17,14 +15,13 @@ from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, versions
 from dmole_cli.artifacts.router import read_router
 from dmole_cli.artifacts.run import Run
-from dmole_cli.artifacts.staleness import check_inputs
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.data.card import TaskCard
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.inference.batched import BatchedInference
 from dmole_cli.inference.entries import Assignment, Computed, EntryFile, Pending, evaluations, likelihoods
-from dmole_cli.methods._stream import require_stream
+from dmole_cli.methods._trained import digests_of_used, trained_tasks
 from dmole_cli.methods.base import Method, Routing, load_method
 from dmole_cli.processes import world
 from dmole_cli.progress import Track, quiet
@@ -135,13 +132,6 @@ def evaluate(
     return outcomes
 
 
-def trained_tasks(rules: Method, settings: Settings, run: Run) -> int:
-    """Number of tasks of the stream that a method has trained, without a gap."""
-    training = set(rules.trained_tasks(settings.tasks))
-    done = [task not in training or run.expert(task, rules.name).exists() for task in settings.tasks]
-    return (done.index(False) if False in done else len(done)) if training else 0
-
-
 def _evaluate_task(
     parts: _Parts, task: str, after: Sequence[int], outputs: Sequence[Output], *, force: bool, track: Track
 ) -> list[Outcome]:
@@ -149,7 +139,18 @@ def _evaluate_task(
     split, label = settings.evaluate.split, labelled(rules.name, settings.evaluate)
     outcomes = []
     pending: dict[str, list[EntryFile]] = {}
-    used = {number: _artifacts(parts, task, number) for number in after}
+    used = {
+        number: digests_of_used(
+            rules,
+            settings,
+            run,
+            after=number,
+            task=task,
+            fingerprint=parts.model.fingerprint,
+            data=parts.data.current_digest,
+        )
+        for number in after
+    }
     for output in outputs:
         pending[output.stage] = []
         for number in after:
@@ -184,25 +185,6 @@ def _evaluate_task(
     parts.data.image_digests.save()
     world().wait()
     return outcomes
-
-
-def _artifacts(parts: _Parts, task: str, after: int) -> dict[str, str]:
-    """Digests of the experts and routers that an entry may use, under their names in headers; refuses stale ones."""
-    if after == 0:
-        return {}
-    rules, run, trained = parts.rules, parts.run, parts.settings.tasks[:after]
-    used: Sequence[str] = trained
-    if not rules.uses_routers:
-        [used] = rules.active_experts(_routing(parts, trained, task, [[]], []))
-    experts: list[Path] = [run.expert(name, rules.name) for name in used]
-    for path in experts:
-        if not path.exists():
-            raise MissingArtifact(path, f"method {rules.name} has not been trained on the first {after} task(s)")
-    # Also those that the used ones were trained from.
-    require_stream(rules, parts.settings, run, used if rules.protocol == "per-task" else trained)
-    routers = [run.router(name) for name in used if rules.uses_routers]
-    fingerprint, data = parts.model.fingerprint, parts.data.current_digest
-    return check_inputs(run, [*experts, *routers], fingerprint=fingerprint, data=data)
 
 
 def _header(parts: _Parts, output: Output, task: str, after: int, artifacts: dict[str, str]) -> Header:

@@ -1,0 +1,54 @@
+"""What a method has trained in a run, and the artifacts that its predictions use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dmole_cli.artifacts.errors import MissingArtifact
+from dmole_cli.artifacts.run import Run
+from dmole_cli.artifacts.staleness import DataDigests, check_inputs
+from dmole_cli.methods._stream import require_stream
+from dmole_cli.methods.base import Method, Routing
+from dmole_cli.settings.model import Settings
+
+
+def trained_tasks(rules: Method, settings: Settings, run: Run) -> int:
+    """Number of tasks of the stream that a method has trained, without a gap."""
+    training = set(rules.trained_tasks(settings.tasks))
+    done = [task not in training or run.expert(task, rules.name).exists() for task in settings.tasks]
+    return (done.index(False) if False in done else len(done)) if training else 0
+
+
+def digests_of_used(
+    rules: Method, settings: Settings, run: Run, *, after: int, task: str, fingerprint: str, data: DataDigests
+) -> dict[str, str]:
+    """Digests of the experts and routers that predictions may use, under their names in headers; refuses stale ones.
+
+    Args:
+        rules: the method.
+        settings: with the stream.
+        run: the run directory.
+        after: number of trained tasks.
+        task: of the samples; only methods that train each task alone depend on it.
+        fingerprint: of the backbone.
+        data: digests of the splits as they are now.
+
+    Raises:
+        ArtifactError: an expert or a router is missing, stale or another backbone's.
+    """
+    if after == 0:
+        return {}
+    trained = settings.tasks[:after]
+    used: Sequence[str] = trained
+    if not rules.uses_routers:
+        chosen = settings.evaluate
+        [used] = rules.active_experts(Routing(trained, task, [[]], [], chosen.routing, chosen.batch_size))
+    experts: list[Path] = [run.expert(name, rules.name) for name in used]
+    for path in experts:
+        if not path.exists():
+            raise MissingArtifact(path, f"method {rules.name} has not been trained on the first {after} task(s)")
+    # Also those that the used ones were trained from.
+    require_stream(rules, settings, run, used if rules.protocol == "per-task" else trained)
+    routers = [run.router(name) for name in used if rules.uses_routers]
+    return check_inputs(run, [*experts, *routers], fingerprint=fingerprint, data=data)

@@ -1,0 +1,162 @@
+"""`dmole answer`: answers of the newest model to questions that belong to no task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dmole_cli.artifacts.kinds import D_MOLE
+from dmole_cli.artifacts.partial import partial_results
+from dmole_cli.artifacts.provenance import versions
+from dmole_cli.artifacts.run import Run
+from dmole_cli.backbones.backbone import Encoded
+from dmole_cli.backbones.batches import encoded_batches, sequential_batches
+from dmole_cli.backbones.lazy_model import LazyModel
+from dmole_cli.data.card import Generation
+from dmole_cli.data.images import open_image
+from dmole_cli.data.markers import with_plain_markers
+from dmole_cli.data.sample import Sample
+from dmole_cli.data.tasks import Tasks
+from dmole_cli.errors import DmoleError
+from dmole_cli.inference.answering import Answering, Reply
+from dmole_cli.methods._trained import digests_of_used, trained_tasks
+from dmole_cli.methods.base import Method, Routing, load_method
+from dmole_cli.progress import Track, quiet
+from dmole_cli.settings.model import Settings
+
+
+def question(text: str, images: Sequence[Path], *, name: str = "question") -> Sample:
+    """A question about image files as a sample; `<image>` in the text is the place of the next image.
+
+    Args:
+        text: the whole instruction: no prompt template is applied.
+        images: files, opened when they are needed.
+        name: for error messages.
+
+    Raises:
+        DmoleError: the text is empty, or its image markers have numbers that are not in order.
+    """
+    if not text.strip():
+        raise DmoleError(f"{name} is empty", "give the text of the question")
+    try:
+        text = with_plain_markers(text)
+    except ValueError as error:
+        raise DmoleError(f"{name}: {error}", "number the markers 1, 2, ... or write <image>") from error
+    openers = tuple(partial(open_image, path, row=name) for path in images)
+    return Sample(name, text, "", ("",), openers, files=tuple(images))
+
+
+@contextmanager
+def answering(
+    method: str = D_MOLE, *, settings: Settings, data: Tasks, model: LazyModel, run: Run
+) -> Iterator[tuple[Answering, dict[str, str]]]:
+    """The newest model of a method, and the digests of the experts and routers that it uses.
+
+    Experts and routers must be current; task data are not read, and need not exist any more.
+
+    Raises:
+        DmoleError: the method trains each task alone, or an expert or a router is missing, stale or another backbone's.
+    """
+    rules = load_method(method)
+    if rules.protocol == "per-task":
+        raise DmoleError(
+            f"method {method} has a model for each task, and no rule that chooses one", "choose a method with routers"
+        )
+    after = trained_tasks(rules, settings, run)
+    trained = settings.tasks[:after]
+    used = digests_of_used(
+        rules, settings, run, after=after, task="", fingerprint=model.fingerprint, data=lambda name: None
+    )
+
+    def limits(task: str | None) -> Generation:
+        return data.card(task).generation if task else Generation()
+
+    chosen = settings.evaluate
+    opened = Answering(
+        model.load(),
+        run,
+        method,
+        routers=trained if rules.uses_routers else (),
+        choose=partial(_choose, rules, settings, trained),
+        limits=limits,
+        threshold_scale=chosen.threshold_scale,
+        merges=rules.merges,
+    )
+    with opened:
+        if settings.cuda_graphs:
+            opened.use_graphs()
+        yield opened, used
+
+
+def _choose(
+    rules: Method, settings: Settings, trained: Sequence[str], losses: list[list[float]], thresholds: list[float]
+) -> list[tuple[str, ...]]:
+    if not trained:
+        return [() for _ in losses]
+    chosen = settings.evaluate
+    return rules.active_experts(Routing(trained, "", losses, thresholds, chosen.routing, chosen.batch_size))
+
+
+def answer_all(
+    samples: Sequence[Sample],
+    method: str = D_MOLE,
+    *,
+    settings: Settings,
+    data: Tasks,
+    model: LazyModel,
+    run: Run,
+    limits: Generation | None = None,
+    work: Any = None,
+    track: Track = quiet,
+) -> list[Reply]:
+    """Answer many questions in batches, in their order; what is done when the process is killed is kept.
+
+    Args:
+        samples: from `question`.
+        method: whose experts.
+        settings: routing, batch size and workers.
+        data: the tasks, whose cards limit the length of answers.
+        model: the backbone.
+        run: the run directory.
+        limits: length of the answers, instead of the cards'.
+        work: what identifies the questions, as a JSON value, such as the digest of their file.
+        track: shows progress.
+
+    Raises:
+        DmoleError: as for `answering`; an image cannot be opened.
+    """
+    with answering(method, settings=settings, data=data, model=model, run=run) as (opened, used):
+        backbone = opened.backbone
+        lengths = backbone.lengths(samples, with_answer=False)
+        order = sorted(range(len(samples)), key=lengths.__getitem__)
+        size = settings.evaluate.batch_size
+        batches = [[order[i] for i in batch] for batch in sequential_batches(len(order), size)]
+        chosen = settings.evaluate
+        identity = [
+            "answer", method, work, used, model.fingerprint, model.precision, chosen.routing, chosen.threshold_scale, size,
+            limits.model_dump() if limits else None, versions("torch", "transformers"),
+        ]  # fmt: skip
+        replies: dict[int, Reply] = {}
+        with partial_results(run.root, identity) as stored:
+            own = stored.missing(len(batches))
+            rows = [batches[number] for number in own]
+            encoded: Any = encoded_batches(backbone, samples, rows, with_answer=False, workers=settings.workers)
+            for number, batch in zip(own, track(encoded, "answers", len(own)), strict=True):
+                stored.add(number, [vars(reply) for reply in opened.answer(batch, limits=limits)])
+            for number, packed in stored.all():
+                found = (Reply(**{**values, "experts": tuple(values["experts"])}) for values in packed)
+                replies |= zip(batches[number], found, strict=True)
+        return [replies[index] for index in range(len(samples))]
+
+
+def answer_one(sample: Sample, opened: Answering, *, limits: Generation | None = None) -> Reply:
+    """Answer one question; `opened` may answer any number of them.
+
+    Raises:
+        DmoleError: an image cannot be opened, or the processor refuses it.
+    """
+    encoded: Encoded = opened.backbone.encode(sample, with_answer=False)
+    return opened.answer([encoded], limits=limits)[0]
