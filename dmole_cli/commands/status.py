@@ -48,7 +48,7 @@ def run(
     for problem in broken:
         layout.show_line(problem["problem"])
     if broken:
-        console.say(f"next: {broken[0]['repair']}", command=True)
+        console.say(f"next: {broken[0]['repair'].removeprefix('run: ')}", command=True)
     elif following:
         console.say(f"next: {following}", command=True)
 
