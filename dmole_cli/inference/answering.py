@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
 from dmole_cli.artifacts.router import read_router
-from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.data.card import Generation
 from dmole_cli.experts.expert import load_expert
@@ -61,9 +61,8 @@ class Answering:
 
     Args:
         backbone: without attached experts.
-        run: the run directory.
-        method: whose experts.
-        routers: trained tasks with a router, in the order of the stream; empty for a method without routers.
+        expert: the file of a task's expert.
+        routers: trained task -> the file of its router, in the order of the stream; empty for a method without routers.
         choose: the method's rule.
         limits: lengths of the answers that an expert's task card states; `None` for the pretrained backbone.
         threshold_scale: factor on every threshold.
@@ -73,21 +72,20 @@ class Answering:
     def __init__(
         self,
         backbone: Backbone,
-        run: Run,
-        method: str,
         *,
-        routers: Sequence[str],
+        expert: Callable[[str], Path],
+        routers: Mapping[str, Path],
         choose: Choose,
         limits: Callable[[str | None], Generation],
         threshold_scale: float = 1.0,
         merges: bool = False,
     ) -> None:
-        self.backbone, self.run, self.method, self.choose = backbone, run, method, choose
+        self.backbone, self.expert, self.choose = backbone, expert, choose
         self.limits, self.merges = limits, merges
         self._routers = {}
         self.thresholds: dict[str, float] = {}
-        for name in routers:
-            router = read_router(run.router(name))
+        for name, path in routers.items():
+            router = read_router(path)
             self._routers[name] = from_tensors(router.tensors, decoder=router.decoder)
             self.thresholds[name] = router.threshold * threshold_scale
         self.routed = RoutedExperts(backbone.model, backbone.modality_of)
@@ -146,7 +144,7 @@ class Answering:
         for name in dict.fromkeys(name for names in active for name in names):
             if name not in self.routed.experts:
                 self._close_decoder()  # its graphs hold the experts of before
-                self.routed.add(name, load_expert(self.run.expert(name, self.method)))
+                self.routed.add(name, load_expert(self.expert(name)))
         inputs, rows = self.backbone.collate(samples, left=True)
         if self.merges:
             self.routed.merge(active[0])

@@ -77,9 +77,8 @@ def answering(
     chosen = settings.evaluate
     opened = Answering(
         model.load(),
-        run,
-        method,
-        routers=trained if rules.uses_routers else (),
+        expert=partial(run.expert, method=method),
+        routers={name: run.router(name) for name in trained} if rules.uses_routers else {},
         choose=partial(_choose, rules, settings, trained),
         limits=limits,
         threshold_scale=chosen.threshold_scale,
