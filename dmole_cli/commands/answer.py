@@ -58,11 +58,9 @@ def run(
     assert file is not None and out is not None
     from dmole_cli.data.questions import read_questions, write_answers
     from dmole_cli.stages.answer import answer_all
-    from dmole_cli.stages.answer import question as as_sample
 
     questions = read_questions(file, out)
-    samples = [as_sample(one.text, one.images, name=one.name) for one in questions.rows]
-    replies = answer_all(samples, method, **work.parts, limits=limits, work=questions.digest, track=work.track)
+    replies = answer_all(questions, method, **work.parts, limits=limits, track=work.track)
     write_answers(out, questions, [reply.as_dict() for reply in replies])
     unknown = sum(not reply.experts for reply in replies)
     console.say(f"answer: wrote {out} ({len(replies):,} answers, {unknown:,} without an expert)")

@@ -18,6 +18,7 @@ from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.data.card import Generation
 from dmole_cli.data.images import open_image
 from dmole_cli.data.markers import with_plain_markers
+from dmole_cli.data.questions import Questions
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
@@ -100,7 +101,7 @@ def _choose(
 
 
 def answer_all(
-    samples: Sequence[Sample],
+    questions: Questions,
     method: str = D_MOLE,
     *,
     settings: Settings,
@@ -108,25 +109,24 @@ def answer_all(
     model: LazyModel,
     run: Run,
     limits: Generation | None = None,
-    work: Any = None,
     track: Track = quiet,
 ) -> list[Reply]:
     """Answer many questions in batches, in their order; what is done when the process is killed is kept.
 
     Args:
-        samples: from `question`.
+        questions: of a file.
         method: whose experts.
         settings: routing, batch size and workers.
         data: the tasks, whose cards limit the length of answers.
         model: the backbone.
         run: the run directory.
         limits: length of the answers, instead of the cards'.
-        work: what identifies the questions, as a JSON value, such as the digest of their file.
         track: shows progress.
 
     Raises:
         DmoleError: as for `answering`; an image cannot be opened.
     """
+    samples = [question(one.text, one.images, name=one.name) for one in questions.rows]
     with answering(method, settings=settings, data=data, model=model, run=run) as (opened, used):
         backbone = opened.backbone
         lengths = backbone.lengths(samples, with_answer=False)
@@ -135,7 +135,7 @@ def answer_all(
         batches = [[order[i] for i in batch] for batch in sequential_batches(len(order), size)]
         chosen = settings.evaluate
         identity = [
-            "answer", method, work, used, model.fingerprint, model.precision, chosen.routing, chosen.threshold_scale, size,
+            "answer", method, questions.digest, used, model.fingerprint, model.precision, chosen.routing, chosen.threshold_scale, size,
             limits.model_dump() if limits else None, versions("torch", "transformers"),
         ]  # fmt: skip
         replies: dict[int, Reply] = {}
