@@ -135,9 +135,10 @@ def answer_all(
         batches = [[order[i] for i in batch] for batch in sequential_batches(len(order), size)]
         chosen = settings.evaluate
         identity = [
-            "answer", method, questions.digest, used, model.fingerprint, model.precision, chosen.routing, chosen.threshold_scale, size,
-            limits.model_dump() if limits else None, versions("torch", "transformers"),
-        ]  # fmt: skip
+            *("answer", method, questions.digest, used, model.fingerprint, model.precision, size),
+            *(chosen.routing, chosen.threshold_scale, limits.model_dump() if limits else None),
+            versions("torch", "transformers"),
+        ]
         replies: dict[int, Reply] = {}
         with partial_results(run.root, identity) as stored:
             own = stored.missing(len(batches))
