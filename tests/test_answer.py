@@ -80,6 +80,24 @@ def test_what_was_answered_before_a_kill_is_kept(run, asked, tmp_path):
     assert batches.stat().st_size == 6, "five batches, and the one in progress again"
 
 
+def test_answers_of_before_a_change_of_an_image_are_not_kept(run, asked, tmp_path):
+    command = ("answer", "--file", "changing.jsonl", "--max-new-tokens", 4, "--batch-size", 6, "--run", "changed")
+    shutil.copytree(asked / "dmole-run", asked / "changed", ignore=shutil.ignore_patterns("cache"))
+    rows = [row | {"image": f"own/{row['key']}.png"} for row in answers_of(asked / "questions.jsonl")]
+    (asked / "own").mkdir()
+    for row, old in zip(rows, answers_of(asked / "questions.jsonl"), strict=True):
+        shutil.copy(asked / old["image"], asked / row["image"])
+    (asked / "changing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    batches = tmp_path / "batches"
+    batches.touch()
+    killed = run(*command, "--out", "changed.jsonl", cwd=asked, batches=batches, kill_at=3)
+    assert killed.returncode == -signal.SIGKILL
+    shutil.copy(asked / rows[0]["image"], asked / rows[1]["image"])
+    done = run(*command, "--out", "changed.jsonl", cwd=asked, batches=batches)
+    assert done.returncode == 0, done.stderr
+    assert batches.stat().st_size == 3 + 5, "all batches again"
+
+
 def test_one_question(run, asked, evaluated):
     expected = next(row for row in evaluated if row["task"] == "halves" and row["active"] == ["halves"])
     image = f"tasks/halves/pictures/{expected['images'][0]}"
@@ -91,6 +109,13 @@ def test_one_question(run, asked, evaluated):
     assert json.loads(done.stdout)["experts"] == ["halves"] and json.loads(done.stdout)["losses"] == {}
     refused = run("answer", "--method", "finetune", "x", cwd=asked)
     assert refused.returncode == 1 and "has a model for each task" in refused.stderr
+
+
+def test_routing_without_effect_is_refused(run, asked):
+    refused = run("answer", "--method", "seq-ft", "--routing", "top-1", "x", cwd=asked)
+    assert refused.returncode == 1 and "method seq-ft has no routers" in refused.stderr
+    refused = run("answer", "--routing", "oracle", "x", cwd=asked)
+    assert refused.returncode == 1 and "routing oracle needs the task of each sample" in refused.stderr
 
 
 def test_mistakes(run, asked):

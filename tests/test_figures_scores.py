@@ -34,8 +34,8 @@ from dmole_cli.reports.continual import FORMULAS
 from dmole_cli.reports.differences import Difference, conclusion, differences, over_seeds
 from dmole_cli.reports.evaluations import method_of
 from dmole_cli.reports.experiments import Experiment, Source
-from dmole_cli.reports.exports import LONG, as_cell, csv_text, latex_table, long_form, long_rows, write_predictions
-from dmole_cli.reports.latex import escaped
+from dmole_cli.reports.exports import LONG, as_cell, csv_text, long_form, long_rows, write_predictions
+from dmole_cli.reports.latex import escaped, latex_table
 
 TASKS = ("shapes", "colours")
 

@@ -6,19 +6,26 @@ import pytest
 import tiny
 import torch
 
+from dmole_cli.artifacts import tensors
+from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.kinds import ROUTER
 from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.router import RouterFile, read_router, read_router_arrays, write_router
 from dmole_cli.artifacts.run import Run
 from dmole_cli.cli.workspace import workspace
+from dmole_cli.data.card import Generation
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
+from dmole_cli.inference.answering import Answering
 from dmole_cli.inference.decoding import generate
 from dmole_cli.inference.likelihood import answer_likelihoods
+from dmole_cli.routing.autoencoder import Autoencoder
 from dmole_cli.routing.features import routing_features
 from dmole_cli.settings.model import RouterSettings, TrainSettings
 from dmole_cli.settings.reading import read_settings
+from dmole_cli.stages.answer import answer_one
 from dmole_cli.stages.train_router import build_router
 from dmole_cli.training.loop import Batch, Schedule, train_expert
 
@@ -81,3 +88,29 @@ def test_a_router_that_is_not_finite(settings):
     features = torch.rand(20, 4) * (1e30 if settings.threshold_scale > 1 else float("inf"))
     with pytest.raises(DmoleError, match="router of a is not finite"):
         build_router(features, settings, task="a", layout=[], header=Header.of(ROUTER))
+
+
+def test_arrays_of_a_router_that_are_not_finite_are_refused(tmp_path, monkeypatch):
+    router = Autoencoder(4, hidden=3, decoder="sigmoid")
+    path = tmp_path / "router.safetensors"
+    file = RouterFile(dict(router.state_dict()), 0.5, {}, [{"width": 4}], "sigmoid", Header.of(ROUTER))
+    file.tensors["encoder.0.bias"][1] = float("inf")
+    with monkeypatch.context() as unguarded:  # a writer that does not refuse it, and seals it
+        unguarded.setattr(tensors, "not_finite", lambda values: "")
+        write_router(path, file)
+    for read in (read_router, read_router_arrays):
+        with pytest.raises(DamagedArtifact, match=r"tensor encoder\.0\.bias holds numbers that are not finite"):
+            read(path)
+
+
+def test_a_question_whose_features_are_not_finite_is_refused(stream, tmp_path, monkeypatch, backbone):
+    path = tmp_path / "router.safetensors"
+    width = backbone.features([backbone.encode(SAMPLE, with_answer=False)]).shape[1]
+    router = Autoencoder(width, hidden=3, decoder="sigmoid")
+    layout = [{"width": width}]
+    write_router(path, RouterFile(dict(router.state_dict()), 0.5, {}, layout, "sigmoid", Header.of(ROUTER)))
+    monkeypatch.setattr(backbone, "features", lambda batch: torch.full((len(batch), width), float("nan")))
+    limits, choose = Generation(max_new_tokens=2), lambda losses, thresholds: [() for _ in losses]
+    parts = {"expert": tmp_path.joinpath, "routers": {"a": path}, "choose": choose, "limits": lambda task: limits}
+    with Answering(backbone, **parts) as opened, pytest.raises(DmoleError, match=r"not finite for 1 sample\(s\)"):
+        answer_one(SAMPLE, opened)

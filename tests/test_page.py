@@ -196,6 +196,8 @@ def test_printed_forms(run, copied):
     both = run("report", "--latex", "--csv", cwd=copied)
     assert both.returncode == 2 and "--latex and --csv would be printed together" in both.stderr
     assert run("report", "bwt", "--csv", cwd=copied).returncode == 2
+    unused = run("report", "bwt", "--bench", "bench.json", cwd=copied)
+    assert unused.returncode == 2 and "--bench belongs to --html and --figures" in unused.stderr
 
 
 def test_tables_repeat_names_and_know_numbers():

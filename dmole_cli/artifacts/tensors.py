@@ -57,19 +57,29 @@ def read_tensors(path: Path, kind: Kind) -> tuple[dict[str, torch.Tensor], Heade
     with _opened(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     if wrong := not_finite(tensors):
-        raise DamagedArtifact(path, f"{path} is damaged: its tensor {wrong} holds numbers that are not finite")
+        raise _holds_not_finite(path, wrong)
     return tensors, header
+
+
+def _holds_not_finite(path: Path, name: str) -> DamagedArtifact:
+    return DamagedArtifact(path, f"{path} is damaged: its tensor {name} holds numbers that are not finite")
 
 
 def read_arrays(path: Path, kind: Kind) -> tuple[dict[str, Any], Header]:
     """Read (numpy arrays, header), without importing torch; numpy has no bfloat16.
 
     Raises:
-        ArtifactError: as for `read_tensors`, except for numbers that are not finite.
+        ArtifactError: as for `read_tensors`.
     """
+    import numpy as np
+
     header = tensors_header(path, kind)
     with _opened(path, "numpy") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118 - not a mapping
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    for key, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise _holds_not_finite(path, key)
+    return arrays, header
 
 
 def tensors_header(path: Path, kind: Kind) -> Header:

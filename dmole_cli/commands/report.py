@@ -79,6 +79,8 @@ def run(
     require_report(name)
     if name == "cost" and (method or rescored):
         raise typer.BadParameter("the report of costs has no --method and no --rescored")
+    if bench and not (html or figures):
+        raise typer.BadParameter("--bench belongs to --html and --figures: pass one of them")
     printed = [flag for flag, typed in (("--latex", latex), ("--csv", as_csv), ("--cite", cite)) if typed]
     shown = [*printed, *([f"the report {name or 'as JSON'}"] if name or work.json else [])]
     if len(shown) > 1:

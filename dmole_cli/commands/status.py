@@ -9,7 +9,7 @@ import typer
 
 from dmole_cli.cli import console
 from dmole_cli.cli.derive import MODEL
-from dmole_cli.cli.hints import repair
+from dmole_cli.cli.problems import with_repair
 from dmole_cli.cli.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -32,14 +32,7 @@ def run(
 
     inspection = inspect(**work.parts, track=work.track)
     states, problems, following = states_of(inspection)
-    broken = [
-        {
-            "path": str(p.path),
-            "problem": p.error.message,
-            "repair": repair(p.error, work.run, work.typed, type(work.settings), before=p.before),
-        }
-        for p in problems
-    ]
+    broken = [with_repair(work, problem) for problem in problems]
     following = work.repeating(following) if following else ""
     if work.json:
         console.data({"chains": [state.as_dict() for state in states], "problems": broken, "next": following})

@@ -11,13 +11,13 @@ import typer
 from dmole_cli.artifacts.labels import base_method
 from dmole_cli.cli import console
 from dmole_cli.cli.derive import HOW, MODEL
-from dmole_cli.cli.hints import repair
+from dmole_cli.cli.problems import with_repair
 from dmole_cli.cli.workspace import Workspace
 from dmole_cli.errors import DmoleError
 
 if TYPE_CHECKING:
     from dmole_cli.artifacts.run import Run
-    from dmole_cli.verification.inspection import Found, Problem
+    from dmole_cli.verification.inspection import Found
 
 SETTINGS = (*MODEL, "data_root", "shared")
 WRITES = False
@@ -58,7 +58,7 @@ def run(
         maker = partial(_make, work)
         again = make_again(verified.inspection, verified.artifacts, recompute, seed=seed, make=maker, track=work.track)
         made, problems = [*again.paths], [*problems, *again.problems]
-    broken = [_as_json(work, problem) for problem in problems]
+    broken = [with_repair(work, problem) for problem in problems]
     if work.json:
         chains = verified.as_rows()
         further = {"recomputed": [str(path) for path in made]} if recompute else {}
@@ -69,11 +69,6 @@ def run(
         _show(verified.as_rows(), broken, count=len(verified.artifacts), recomputed=len(made))
     if broken:
         raise typer.Exit(1)
-
-
-def _as_json(work: Workspace, problem: Problem) -> dict[str, str]:
-    text = repair(problem.error, work.run, work.typed, type(work.settings), before=problem.before)
-    return {"path": str(problem.path), "problem": problem.error.message, "repair": text}
 
 
 def _make(work: Workspace, found: Found, run: Run) -> None:

@@ -75,13 +75,12 @@ def heat_map(
         places = [index for index, label in enumerate(labels) if label]
         set_ticks([index + 0.5 for index in places], [labels[index] for index in places])
     axes.tick_params(length=0)
-    colours = mesh.cmap(mesh.norm(values))
-    for (row, column), value in np.ma.ndenumerate(values):  # without missing ones
-        if text is not None:
-            colour = on_colour(colours[row, column])
-            # Not part of the layout, which would measure every text several times.
-            place = {"ha": "center", "va": "center", "in_layout": False}
-            axes.text(column + 0.5, row + 0.5, format(value, text), color=colour, **place)
+    if text is not None:
+        # Not part of the layout, which would measure every text several times.
+        place = {"ha": "center", "va": "center", "in_layout": False}
+        colours = mesh.cmap(mesh.norm(values))
+        for (row, column), value in np.ma.ndenumerate(values):  # without missing ones
+            axes.text(column + 0.5, row + 0.5, format(value, text), color=on_colour(colours[row, column]), **place)
     for side in axes.spines.values():
         side.set_visible(False)
     return mesh

@@ -15,7 +15,7 @@ from dmole_cli.reports.experiments import Experiment, Source, spread
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-# More coloured lines cannot be told apart in a small panel.
+# More coloured lines would look alike in a small panel.
 COLOURED = len(SERIES)
 BOUND = {"color": INK, "linestyle": "--", "marker": "", "linewidth": 1.4}
 BACKBONE = {"color": FAINT, "linestyle": ":", "marker": "", "linewidth": 1.6}

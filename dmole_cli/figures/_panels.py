@@ -37,7 +37,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Panels:
+class HeatMaps:
     """Heat maps with their places.
 
     Attributes:
@@ -67,7 +67,7 @@ def arrange(
     least: float = 0.09,
     every: bool = False,
     scale: float = SCALE,
-) -> Panels:
+) -> HeatMaps:
     """Give panels their places, as wide as `cell` where there is room.
 
     Args:
@@ -91,12 +91,12 @@ def arrange(
     tall = max(cell[1], LOWEST / (lines * len(panels[0].rows)))
     height = lines * (len(panels[0].rows) * tall + TITLE) + below + 0.5
     total = names + scale + across * (columns * width + GAP)
-    return Panels(panels, across, (width, tall), (round(min(total, 12.5), 2), round(height, 2)), upright)
+    return HeatMaps(panels, across, (width, tall), (round(min(total, 12.5), 2), round(height, 2)), upright)
 
 
 def draw_panels(
     canvas: Canvas,
-    placed: Panels,
+    placed: HeatMaps,
     *,
     below: str,
     beside: str,

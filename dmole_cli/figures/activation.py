@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dmole_cli.artifacts.headers import header_of
 from dmole_cli.artifacts.kinds import EXPERT
 from dmole_cli.figures._naming import named, titled
-from dmole_cli.figures._panels import Panel, Panels, arrange, draw_panels
+from dmole_cli.figures._panels import HeatMaps, Panel, arrange, draw_panels
 from dmole_cli.figures.base import Columns, Experiment, Figure, Source
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _training(one: Experiment, trained: Mapping[str, Mapping[str, float]]) -> Fi
     )
 
 
-def _draw(canvas: Canvas, *, placed: Panels, beside: str, below: str, texts: bool, every: bool | None = None) -> None:
+def _draw(canvas: Canvas, *, placed: HeatMaps, beside: str, below: str, texts: bool, every: bool | None = None) -> None:
     draw_panels(
         canvas, placed, below=below, beside=beside, scale="% of samples", text=".0f" if texts else None,
         every=texts if every is None else every, vmin=0, vmax=100,

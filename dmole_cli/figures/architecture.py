@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dmole_cli.artifacts.allocation import read_allocation
 from dmole_cli.figures._drawing import GRID, SERIES
 from dmole_cli.figures._naming import named, titled
-from dmole_cli.figures._panels import Panel, Panels, arrange, draw_panels
+from dmole_cli.figures._panels import HeatMaps, Panel, arrange, draw_panels
 from dmole_cli.figures.base import Columns, Experiment, Figure, Source
 from dmole_cli.reports.towers import Tower, read_profiles, towers
 
@@ -96,7 +96,7 @@ def _sites(one: Experiment, tower: Tower, places: Mapping[str, Sequence[str]], n
     )
 
 
-def _draw_sites(canvas: Canvas, *, placed: Panels) -> None:
+def _draw_sites(canvas: Canvas, *, placed: HeatMaps) -> None:
     from matplotlib.colors import ListedColormap
 
     colours = ListedColormap([SERIES[0]])
@@ -133,7 +133,7 @@ def _blocks(one: Experiment, found: Sequence[Tower], places: Mapping[str, Sequen
     )
 
 
-def _draw_blocks(canvas: Canvas, *, placed: Panels) -> None:
+def _draw_blocks(canvas: Canvas, *, placed: HeatMaps) -> None:
     from matplotlib.ticker import MaxNLocator
 
     most = max(value for panel in placed.panels for row in panel.values for value in row)

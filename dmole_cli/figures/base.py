@@ -40,7 +40,7 @@ class Figure:
         definition: what is drawn, with formulas.
         numbers: the drawn numbers.
         alternative: text for those who do not see it: what it shows, and the main result in numbers.
-        draw: draws on an empty canvas, in the inks of `drawing.py`.
+        draw: draws on an empty canvas, in the inks of `_drawing.py`.
         size: width and height in inches; at most 12.5 wide. 72 units of an inch are CSS pixels.
         note: what was left out or sampled; empty for nothing.
     """

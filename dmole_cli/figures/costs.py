@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.errors import DmoleError
-from dmole_cli.figures._drawing import FAINT, INK, PAPER, SERIES
+from dmole_cli.figures._drawing import FAINT, INK, PAPER, SERIES, series
+from dmole_cli.figures._naming import name_in, title_in
 from dmole_cli.figures.base import Experiment, Figure, Source
 from dmole_cli.reports.costs import seconds_by_stage
 from dmole_cli.reports.experiments import seeds_text, spread
@@ -18,7 +19,7 @@ from dmole_cli.settings.documents import read_json
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-STAGES = {"profile": "profile", "train-router": "train-router", "train-task": "train-task", "evaluate": "evaluate"}
+STAGES = ("profile", "train-router", "train-task", "evaluate")
 HATCHES = ("", "//", "..", "xx")
 UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 READING = "Each bar is one method on the machine that ran it, from left to right what precedes training, training, evaluation."
@@ -80,8 +81,8 @@ def _figure(
             texts.append(f"{method} {costs['train-task']:.0f} s{extra}")
     experiments = next(iter(group.values()))
     return Figure(
-        name="costs" + (f"-{order}" if order else ""),
-        title="Cost by stage and method" + (f", order {order}" if order else ""),
+        name=name_in(order, "costs"),
+        title=title_in(order, "Cost by stage and method"),
         reading=READING,
         definition=DEFINITION.format(seeds=seeds_text(experiments)),
         numbers=numbers,
@@ -167,8 +168,6 @@ def _by_rank(path: Path, rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _draw_by_rank(canvas: Canvas, *, rows: Sequence[Mapping[str, Any]]) -> None:
-    from dmole_cli.figures._drawing import series
-
     axes = canvas.subplots()
     ranks = sorted({rank for row in rows for rank in (row["rank"], row["base"])})
     for index, what in enumerate(dict.fromkeys(row["what"] for row in rows)):

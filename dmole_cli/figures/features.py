@@ -11,6 +11,7 @@ from dmole_cli.artifacts.features import read_feature_arrays
 from dmole_cli.artifacts.router import read_router_arrays
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.figures._drawing import GRID, INK, MARKERS, PAPER, SERIES
+from dmole_cli.figures._naming import name_in, title_in
 from dmole_cli.figures.base import Experiment, Figure, Source
 from dmole_cli.reports.reconstruction import embedded, reconstructed
 
@@ -105,8 +106,8 @@ def _figure(one: Experiment, points: Points, *, seed: int, order: str) -> Figure
     labels = {task: f"{i} {task}" + ("" if task in one.tasks else " (unseen)") for i, task in enumerate(tasks, start=1)}
     legend = 0.32 * -(-len(tasks) // 4)
     return Figure(
-        name="features" + (f"-{order}" if order else ""),
-        title="Routing features and their reconstructions" + (f", order {order}" if order else ""),
+        name=name_in(order, "features"),
+        title=title_in(order, "Routing features and their reconstructions"),
         reading=READING,
         definition=DEFINITION,
         numbers=numbers,

@@ -15,6 +15,7 @@ from dmole_cli.figures._lines import (
     shown_methods,
     stage_ticks,
 )
+from dmole_cli.figures._naming import title_in
 from dmole_cli.figures.base import Experiment, Figure, Source
 from dmole_cli.reports.collect import KNOWLEDGE
 from dmole_cli.reports.continual import Value
@@ -131,7 +132,7 @@ def _figure(
     rows = [row for row in found if any(value is not None for value in row[3:])]
     names = ("task", "method", "after", *QUANTITIES.values())
     several = any(len(experiments) > 1 for experiments in group.values())
-    title = "Knowledge against format" + (f", order {order}" if order else "")
+    title = title_in(order, "Knowledge against format")
     if suffix != order:
         title += f": {tasks[0]} to {tasks[-1]}"
     return Figure(

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.figures._drawing import FAINT, INK, SERIES
+from dmole_cli.figures._naming import name_in, title_in
 from dmole_cli.figures.base import Experiment, Figure, Source
 from dmole_cli.reports.continual import FORMULAS
 from dmole_cli.reports.differences import LEVEL, RESAMPLES, SHOWN, Difference, conclusion, differences, over_seeds
@@ -45,17 +46,8 @@ def figures(source: Source) -> Iterator[Figure]:
         found = over_seeds(group)
         if any(value for values in found.values() for value in values.values()):
             yield _means(order, group, found)
-        main = next((method for method, experiments in group.items() if experiments[0].is_main), None)
-        if main and (paired := differences(group, main=main, seed=source.seed)):
+        if (main := _main_of(group)) and (paired := differences(group, main=main, seed=source.seed)):
             yield _differences(order, paired)
-
-
-def _suffix(order: str) -> str:
-    return f"-{order}" if order else ""
-
-
-def _of_order(order: str) -> str:
-    return f", order {order}" if order else ""
 
 
 def _height(rows: int) -> float:
@@ -79,8 +71,8 @@ def _means(order: str, group: Mapping[str, Sequence[Experiment]], found: Overvie
     bounded = all(one.report.is_bounded for experiments in group.values() for one in experiments)
     formulas = "; ".join(FORMULAS[name] for name in SHOWN)
     return Figure(
-        name=f"methods-means{_suffix(order)}",
-        title=f"Last, AVG and BWT of the methods{_of_order(order)}",
+        name=name_in(order, "methods-means"),
+        title=title_in(order, "Last, AVG and BWT of the methods"),
         reading=READING if several else ONE_SEED,
         definition=DEFINITION.format(formulas=formulas) + ("" if bounded else f" {CAPPED}"),
         numbers=numbers,
@@ -157,8 +149,8 @@ def _differences(order: str, found: Sequence[Difference]) -> Figure:
         hierarchy=HIERARCHY if several else "",
     )
     return Figure(
-        name=f"methods-differences{_suffix(order)}",
-        title=f"{main} minus every other method{_of_order(order)}",
+        name=name_in(order, "methods-differences"),
+        title=title_in(order, f"{main} minus every other method"),
         reading=PAIRED_READING.format(main=main, both=BOTH if several else ""),
         definition=definition,
         numbers=numbers,

@@ -15,7 +15,7 @@ from dmole_cli.artifacts.kinds import ROUTER
 from dmole_cli.artifacts.labels import base_method
 from dmole_cli.figures._drawing import FAINT, INK, series
 from dmole_cli.figures._naming import named, titled
-from dmole_cli.figures._panels import Panel, Panels, arrange, draw_panels
+from dmole_cli.figures._panels import HeatMaps, Panel, arrange, draw_panels
 from dmole_cli.figures.base import Experiment, Figure, Source
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _confusion(one: Experiment, after: int, shares: Mapping[str, Mapping[str, fl
     )
 
 
-def _draw_confusion(canvas: Canvas, *, placed: Panels) -> None:
+def _draw_confusion(canvas: Canvas, *, placed: HeatMaps) -> None:
     draw_panels(
         canvas, placed, below="first active expert", beside="task of the samples", scale="% of samples", text=".0f",
         every=True, vmin=0, vmax=100,

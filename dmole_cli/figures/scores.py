@@ -19,6 +19,7 @@ from dmole_cli.figures._lines import (
     stage_ticks,
     step_of,
 )
+from dmole_cli.figures._naming import name_in, title_in
 from dmole_cli.figures.base import Experiment, Figure, Source
 from dmole_cli.reports.experiments import Spread, matrix_over_seeds, seeds_text
 
@@ -94,12 +95,8 @@ def _has_scores(experiments: Sequence[Experiment]) -> bool:
     return any(value is not None for one in experiments for row in one.report.matrix for value in row)
 
 
-def _suffix(order: str) -> str:
-    return f"-{order}" if order else ""
-
-
 def _title(text: str, order: str, experiments: Sequence[Experiment] = ()) -> str:
-    return text + (f", order {order}" if order else "") + seeds_text(experiments)
+    return title_in(order, text) + seeds_text(experiments)
 
 
 # ------------------------------------------------------------------------------------------------ heat maps
@@ -116,7 +113,7 @@ def _matrix(order: str, method: str, experiments: Sequence[Experiment]) -> Figur
     count, longest = len(one.tasks), max(map(len, one.tasks))
     width = max(0.62, min(0.1 * longest + 0.15, 1.3)) if count <= 10 else 0.46
     return Figure(
-        name=f"scores-matrix{_suffix(order)}",
+        name=name_in(order, "scores-matrix"),
         title=_title(f"Score matrix of {method}", order, experiments),
         reading=READING,
         definition=DEFINITION.format(split=one.split, seeds=seeds_text(experiments)),
@@ -171,7 +168,7 @@ def _matrices(order: str, group: Group) -> Figure:
     height = 3.4 if len(tasks) > 6 else 2.6 if len(matrices) <= WRITTEN else 2.1
     numbered = NUMBERED.format(tasks=", ".join(f"{index} {task}" for index, task in enumerate(tasks, 1)))
     return Figure(
-        name=f"scores-matrices{_suffix(order)}",
+        name=name_in(order, "scores-matrices"),
         title=_title("Score matrices of the other methods", order, first),
         reading=SMALL_READING,
         definition=DEFINITION.format(split=split, seeds=seeds_text(first)) + numbered,
@@ -189,9 +186,10 @@ def _draw_matrices(canvas: Canvas, *, matrices: Mapping[str, Means], columns: in
     step = step_of(count)
     text = ".0f" if count <= 6 and len(matrices) <= WRITTEN else None
     labels = ["" if number % step else str(number) for number in range(count + 1)]
-    for axes in list(grid.flat)[len(matrices) :]:
+    panels = list(grid.flat)
+    for axes in panels[len(matrices) :]:
         axes.set_visible(False)
-    for axes, (method, matrix) in zip(grid.flat, matrices.items(), strict=False):
+    for axes, (method, matrix) in zip(panels[: len(matrices)], matrices.items(), strict=True):
         mesh = _draw_values(axes, matrix, rows=labels, columns=labels[1:], text=text)
         axes.tick_params(labelbottom=True, labelleft=True)
         axes.set_title(method)
@@ -226,7 +224,7 @@ def _over_stages(order: str, group: Group, styles: Mapping[str, dict[str, Any]])
     definition = LINES_DEFINITION.format(split=first.split)
     definition += LINES_BOUND.format(bound=", ".join(bounds)) if bounds else ""
     return Figure(
-        name=f"scores-stages{_suffix(order)}",
+        name=name_in(order, "scores-stages"),
         title=_title("Scores over the stages", order),
         reading=LINES_READING,
         definition=definition + (LINES_SEEDS if seeds > 1 else ""),

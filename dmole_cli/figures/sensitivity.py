@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from dmole_cli.artifacts.profile import SiteProfile
 from dmole_cli.figures._drawing import DIVERGING, GRID
-from dmole_cli.figures._panels import Panel, Panels, arrange, draw_panels
+from dmole_cli.figures._naming import title_in
+from dmole_cli.figures._panels import HeatMaps, Panel, arrange, draw_panels
 from dmole_cli.figures.base import Columns, Experiment, Figure, Source
 from dmole_cli.reports.towers import Tower, read_profiles, relative_sensitivity, towers
 
@@ -67,7 +68,7 @@ def _figure(one: Experiment, tower: Tower, profiles: Mapping[str, Sequence[SiteP
     placed = arrange(panels, cell=(0.34, 0.3))
     return Figure(
         name="-".join(["sensitivity", tower.modality, *([order] if order else [])]),
-        title=f"Sensitivity of the {tower.modality} tower's sites" + (f", order {order}" if order else ""),
+        title=title_in(order, f"Sensitivity of the {tower.modality} tower's sites"),
         reading=READING,
         definition=DEFINITION.format(modality=tower.modality),
         numbers=sensitivities(tower, profiles),
@@ -89,7 +90,7 @@ def _largest(tower: Tower, grids: Mapping[str, Mapping[str, Sequence[float | Non
     return f"Most sensitive: {'; '.join(found)}." if found else "No gradient reached this tower."
 
 
-def _draw(canvas: Canvas, *, placed: Panels) -> None:
+def _draw(canvas: Canvas, *, placed: HeatMaps) -> None:
     bar = draw_panels(
         canvas, placed, below="block", beside="task", scale="times the mean", background=GRID, cmap=f"{DIVERGING}_r",
         vmin=-EXTREME, vmax=EXTREME,

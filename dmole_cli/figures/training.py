@@ -10,6 +10,7 @@ from dmole_cli.artifacts.kinds import TRAINING_LOG
 from dmole_cli.artifacts.labels import base_method
 from dmole_cli.artifacts.tables import read_table
 from dmole_cli.figures._lines import ONCE, ONCE_LINE, OTHER, Panels, legend, line_styles, note_on_others
+from dmole_cli.figures._naming import name_in, title_in
 from dmole_cli.figures.base import Experiment, Figure, Source
 
 if TYPE_CHECKING:
@@ -80,13 +81,13 @@ def _figure(
     ]
     ends = [f"{task} {curves[methods[-1], task][1][-1]:.2f}" for task in tasks if (methods[-1], task) in curves]
     windows = sorted({window for _, _, window in curves.values()})
-    several = f" One seed ({first.seed})." if len({one.seed for one in trained.values()}) else ""
+    seed = f" One seed ({first.seed})."
     spans = str(windows[0]) if len(windows) == 1 else f"{windows[0]} to {windows[-1]}"
     return Figure(
-        name="training" + (f"-{order}" if order else ""),
-        title="Training loss" + (f", order {order}" if order else ""),
+        name=name_in(order, "training"),
+        title=title_in(order, "Training loss"),
         reading=READING,
-        definition=DEFINITION.format(window=spans, share=SHARE, seed=several),
+        definition=DEFINITION.format(window=spans, share=SHARE, seed=seed),
         numbers=dict(zip(("task", "method", "step", "loss"), map(list, zip(*rows, strict=True)), strict=True)),
         alternative=f"Curves of {len(methods)} methods. Smoothed loss of {methods[-1]} at the end: {', '.join(ends)}.",
         draw=partial(_draw, curves=curves, tasks=tasks, styles=styles, panels=panels),

@@ -22,6 +22,7 @@ from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.decoding import generate
 from dmole_cli.inference.static_decoding import static_decoder
 from dmole_cli.routing.autoencoder import from_tensors
+from dmole_cli.routing.features import require_finite
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Answering:
             self.routed.merge(())  # features are those of the pretrained backbone
         if self._routers:
             features = self.backbone.features(list(samples))
+            require_finite(features, [f"question {number}" for number in range(1, len(samples) + 1)], "features")
             columns = [router.losses(features).tolist() for router in self._routers.values()]
         rows = [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in samples]
         active = self.choose(rows, list(self.thresholds.values()))

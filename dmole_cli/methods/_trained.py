@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dmole_cli.artifacts.errors import MissingArtifact
+from dmole_cli.artifacts.labels import routing_options
 from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.staleness import DataDigests, check_inputs
+from dmole_cli.errors import DmoleError
 from dmole_cli.methods._stream import require_stream
 from dmole_cli.methods.base import Method, Routing
-from dmole_cli.settings.model import Settings
+from dmole_cli.settings.model import EvaluateSettings, Settings
 
 
 def trained_tasks(rules: Method, settings: Settings, run: Run) -> int:
@@ -18,6 +20,26 @@ def trained_tasks(rules: Method, settings: Settings, run: Run) -> int:
     training = set(rules.trained_tasks(settings.tasks))
     done = [task not in training or run.expert(task, rules.name).exists() for task in settings.tasks]
     return (done.index(False) if False in done else len(done)) if training else 0
+
+
+def experts_in_use(rules: Method, trained: Sequence[str], task: str, chosen: EvaluateSettings) -> Sequence[str]:
+    """The tasks whose experts may answer a sample: with routers all trained ones, else those that are active."""
+    if not trained or rules.uses_routers:
+        return trained
+    [used] = rules.active_experts(Routing(trained, task, [[]], [], chosen.routing, chosen.batch_size))
+    return used
+
+
+def refuse_unused_routing(rules: Method, chosen: EvaluateSettings) -> None:
+    """Refuse routing options for a method that has no routers.
+
+    Raises:
+        DmoleError: as described.
+    """
+    if not rules.uses_routers and routing_options(chosen):
+        raise DmoleError(
+            f"method {rules.name} has no routers", "use --routing and --threshold-scale with methods that have routers"
+        )
 
 
 def digests_of_used(
@@ -40,10 +62,7 @@ def digests_of_used(
     if after == 0:
         return {}
     trained = settings.tasks[:after]
-    used: Sequence[str] = trained
-    if not rules.uses_routers:
-        chosen = settings.evaluate
-        [used] = rules.active_experts(Routing(trained, task, [[]], [], chosen.routing, chosen.batch_size))
+    used = experts_in_use(rules, trained, task, settings.evaluate)
     experts: list[Path] = [run.expert(name, rules.name) for name in used]
     for path in experts:
         if not path.exists():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dmole_cli.figures.base import Experiment, Source
 from dmole_cli.pages.grids import Cell, PageTable
-from dmole_cli.reports.cases import KINDS, Case, case_image, choose_cases
+from dmole_cli.reports.cases import Case, case_image, choose_cases
 from dmole_cli.reports.tables import MISSING
 
 PER_KIND = 14
@@ -24,7 +24,7 @@ class ShownCase:
         kinds: what it is an example of.
         question: with the prompt template applied.
         references: accepted answers.
-        image: JPEG in base64; empty where it cannot be read.
+        image: JPEG in base64; empty where it is missing or damaged.
         placeholder: what stands in place of the image.
         score: of the last answer, in points.
         loss: reconstruction loss under the own router after the last stage; -1 without routers, so that it is sorted last.
@@ -41,11 +41,6 @@ class ShownCase:
     score: float
     loss: float
     answers: PageTable
-
-
-def kind_meanings() -> dict[str, str]:
-    """Kind of case -> its definition."""
-    return dict(KINDS)
 
 
 def shown_cases(source: Source) -> list[ShownCase]:

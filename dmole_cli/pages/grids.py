@@ -59,7 +59,7 @@ def of_grid(grid: Grid) -> PageTable:
     rows, above = list[list[Cell]](), [""] * grid.keys
     for row in grid.rows:
         texts = [cell.plain for cell in row]
-        above = [text or before for text, before in zip(texts, above, strict=False)]
+        above = [text or before for text, before in zip(texts[: grid.keys], above, strict=True)]
         texts[: grid.keys] = above
         rows.append([_of_text(text, key=index < grid.keys) for index, text in enumerate(texts)])
     headings = [heading.replace("-\n", "").replace("\n", " ") or "quantity" for heading in grid.headings]

@@ -48,7 +48,8 @@ class Outputs:
         """The text of `latex`, `csv` or `cite`."""
         if kind == "cite":
             return citations(self.source) + "\n"
-        from dmole_cli.reports.exports import latex_table, long_form
+        from dmole_cli.reports.exports import long_form
+        from dmole_cli.reports.latex import latex_table
 
         return latex_table(self.source) if kind == "latex" else long_form(self.source)
 

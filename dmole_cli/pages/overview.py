@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from statistics import fmean, stdev
-from typing import Any
+from collections.abc import Iterator
 
 from dmole_cli.figures.base import Experiment, Source
 from dmole_cli.pages.grids import Cell, PageTable, of_grid
 from dmole_cli.reports.continual import AVERAGES, FORMULAS
-from dmole_cli.reports.tables import MISSING, for_report
+from dmole_cli.reports.experiments import spread
+from dmole_cli.reports.tables import MISSING, TITLES, for_report
 
-SHOWN = {
-    "last": "Last",
-    "avg": "AVG",
-    "bwt": "BWT",
-    "forgetting": "Forgetting",
-    "fwt": "FWT",
-    "mft": "MFT",
-    "maa": "MAA",
-}
+SHOWN = TITLES | {"mft": "MFT", "maa": "MAA"}
 
 
-def overview(source: Source, section: Callable[..., Any]) -> Any:
-    """The section: of a comparison, a table per order; of a run, those of its reports that have a value."""
+def overview(source: Source) -> list[PageTable]:
+    """The tables: of a comparison, one per order; of a run, those of its reports that have a value."""
     if any(one.order for one in source.experiments):
-        tables = list(_means(source))
-    else:
-        reports = [one.report for one in source.experiments]
-        grids = for_report(reports, "overview") if any(report.stages for report in reports) else []
-        tables = [of_grid(grid) for grid in grids]
-    return section("overview", "Overview", tables)
+        return list(_means(source))
+    reports = [one.report for one in source.experiments]
+    grids = for_report(reports, "overview") if any(report.stages for report in reports) else []
+    return [of_grid(grid) for grid in grids]
 
 
 def _means(source: Source) -> Iterator[PageTable]:
     """Means over seeds ± their sample standard deviation, an order at a time: orders are never averaged."""
-    rows: dict[str, dict[str, list[Experiment]]] = defaultdict(lambda: defaultdict(list))
-    for one in source.experiments:
-        rows[one.order][one.name].append(one)
+    rows = source.groups()
     notes = [
         "Mean over the seeds ± the sample standard deviation, in points.",
         *(text for name, text in (FORMULAS | AVERAGES).items() if name in SHOWN),
@@ -55,11 +41,11 @@ def _means(source: Source) -> Iterator[PageTable]:
 
 
 def _mean(quantity: str, experiments: list[Experiment]) -> Cell:
-    values = [value for one in experiments if (value := one.report.mean[quantity]) is not None]
-    if len(values) < len(experiments):
+    found = spread(one.report.mean[quantity] for one in experiments)
+    if found is None or found.seeds < len(experiments):
         return Cell(MISSING, number=True)
-    deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return Cell(f"{fmean(values):.1f}{deviation}", fmean(values), number=True)
+    deviation = "" if found.deviation is None else f" ± {found.deviation:.1f}"
+    return Cell(f"{found.mean:.1f}{deviation}", found.mean, number=True)
 
 
 def citations(source: Source) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 from dmole_cli.artifacts.files import write_text
 from dmole_cli.figures import _drawing
 from dmole_cli.figures.base import Figure, Source, all_figures
-from dmole_cli.pages.cases import PER_KIND, ShownCase, kind_meanings, shown_cases
+from dmole_cli.pages.cases import PER_KIND, ShownCase, shown_cases
 from dmole_cli.pages.grids import PageTable, of_numbers
 from dmole_cli.pages.overview import citations, overview
 from dmole_cli.progress import Track
+from dmole_cli.reports.cases import KINDS
 
 # File of the figures' shelf -> heading of its section.
 HEADINGS = {
@@ -80,6 +81,9 @@ class Page:
         citation: what a paper needs.
         split: the evaluated split.
         seed: with which cases are drawn.
+        per_kind: number of cases of a kind at most.
+        proof: how the page can be checked.
+        kind_meanings: kind of case -> its definition.
     """
 
     title: str
@@ -91,7 +95,7 @@ class Page:
     seed: int
     per_kind: int = PER_KIND
     proof: str = PROOF
-    kind_meanings: Mapping[str, str] = field(default_factory=kind_meanings)
+    kind_meanings: Mapping[str, str] = field(default_factory=lambda: KINDS)
 
     @property
     def case_tasks(self) -> list[str]:
@@ -136,7 +140,7 @@ def _page(source: Source, track: Track) -> Page:
     return Page(
         title=source.title,
         summary=_summary(source),
-        sections=[overview(source, PageSection), *_sections(source, track)],
+        sections=[PageSection("overview", "Overview", overview(source)), *_sections(source, track)],
         cases=shown_cases(source),
         citation=citations(source),
         split=first.split,

@@ -119,7 +119,7 @@ def _experiments(folder: Path, plan: _Plan) -> Iterator[Experiment]:
 
 
 def _data_of(run: Run) -> Tasks | None:
-    """The tasks of a run, from the settings that it has recorded; None where they cannot be read."""
+    """The tasks of a run, from the settings that it has recorded; None where the record or the data are missing or damaged."""
     record: Mapping[str, Any] = read_record(run.root / RECORD, Settings)
     if not record:
         return None

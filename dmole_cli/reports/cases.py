@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 KINDS = {
     "kept": "right after its task was trained, and at the end",
     "forgotten": "right after its task was trained, wrong at the end",
-    "regained": "wrong at a stage in between, right at the end",
+    "regained": "right after its task was trained, wrong at a stage in between, right at the end",
     "misrouted": "its own task's expert is not active at the end",
     "worst": "lowest score at the end, of these the largest loss under its own router",
 }
@@ -128,8 +128,7 @@ def _candidates(
     """Kind -> rows of a task's samples, in the order in which they are chosen, at most `per_kind`."""
     import numpy as np
 
-    limit = RIGHT
-    right = np.stack([table.column("score").to_numpy() >= limit for table in stages.values()])
+    right = np.stack([table.column("score").to_numpy() >= RIGHT for table in stages.values()])
     last = stages[max(stages)]
     own = _own_losses(last, experiment.tasks.index(task))
     masks = {}
@@ -147,7 +146,7 @@ def _candidates(
             order = np.random.default_rng(key).permutation(np.flatnonzero(masks[kind]))
             found[kind] = [int(row) for row in order[:per_kind]]
     scores = last.column("score").to_numpy()
-    wrong = np.flatnonzero(scores < limit)
+    wrong = np.flatnonzero(scores < RIGHT)
     order = wrong[np.lexsort((wrong, -own[wrong], scores[wrong]))]
     found["worst"] = [int(row) for row in order[:per_kind]]
     return found
@@ -164,7 +163,9 @@ def _own_losses(table: pa.Table, column: int) -> np.ndarray:
 def _case(experiment: Experiment, task: str, stages: Mapping[int, pa.Table], row: int, kind: str) -> Case:
     found = {stage: table.slice(row, 1).to_pylist()[0] for stage, table in stages.items()}
     first = next(iter(found.values()))
-    unit = load_metric(experiment.report.metrics.get(task) or "exact_match").UNIT_SCALE
+    metric = experiment.report.metrics[task]
+    assert metric is not None, "its evaluations were read"
+    unit = load_metric(metric).UNIT_SCALE
     return Case(
         task=task,
         sample_id=first["sample_id"],
@@ -183,7 +184,7 @@ def _answer(experiment: Experiment, stage: int, values: Mapping[str, Any], unit:
         prediction=values["prediction"],
         points=unit * values["score"],
         active=tuple(values["active"]),
-        losses=dict(zip(experiment.tasks, values["losses"], strict=False)),
+        losses=dict(zip(experiment.tasks[: len(values["losses"])], values["losses"], strict=True)),
     )
 
 
@@ -197,7 +198,7 @@ def _in_turn(by_task: Sequence[Sequence[Case]]) -> list[Case]:
 
 
 def case_image(data: Tasks | None, task: str, sample_id: str, split: str, size: int = 160) -> bytes | None:
-    """The first image of a sample as a small JPEG; None where it cannot be read, or the sample has none.
+    """The first image of a sample as a small JPEG; None where it is missing or damaged, or the sample has none.
 
     Args:
         data: the tasks; None if there is no configuration.

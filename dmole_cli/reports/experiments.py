@@ -8,9 +8,8 @@ from functools import cached_property
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from dmole_cli.artifacts.kinds import EVALUATION
+from dmole_cli.artifacts.evaluation import read_answers
 from dmole_cli.artifacts.run import Run
-from dmole_cli.artifacts.tables import read_table
 from dmole_cli.methods.base import Method
 from dmole_cli.reports.collect import MethodReport
 from dmole_cli.reports.continual import Value
@@ -90,7 +89,7 @@ class Experiment:
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
             return None
-        table, header = read_table(path, EVALUATION)
+        table, header = read_answers(path)
         current = header.settings.get("learned") == self.kind.learned(self.tasks, after, task)
         return table.select(list(columns)) if current else None
 

@@ -20,7 +20,6 @@ from dmole_cli.reports.continual import Value
 from dmole_cli.reports.costs import seconds_by_stage
 from dmole_cli.reports.evaluations import read_likelihoods
 from dmole_cli.reports.experiments import Experiment, Source
-from dmole_cli.reports.latex import latex_table as latex_table
 from dmole_cli.reports.stream import of_stream
 
 if TYPE_CHECKING:

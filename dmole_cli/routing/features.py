@@ -136,7 +136,7 @@ def _computed(
     )
     for number, batch in zip(own, track(encoded, label, len(own)), strict=True):
         features = backbone.features(batch)
-        _require_finite(features, [samples[row].sample_id for row in batches[number]], label)
+        require_finite(features, [samples[row].sample_id for row in batches[number]], label)
         stored.add(number, b64encode(features.numpy().astype(STORED).tobytes()).decode())
     found = stored.all()
     if not world().first:
@@ -146,7 +146,17 @@ def _computed(
     return torch.cat(rows)[torch.tensor(order).argsort()]
 
 
-def _require_finite(features: torch.Tensor, sample_ids: Sequence[str], label: str) -> None:
+def require_finite(features: torch.Tensor, sample_ids: Sequence[str], label: str) -> None:
+    """Refuse features [samples, width] with numbers that are not finite.
+
+    Args:
+        features: one row per sample.
+        sample_ids: names of the samples, for the message.
+        label: what the features are called in the message.
+
+    Raises:
+        DmoleError: a feature is NaN or infinite; it names the samples.
+    """
     if wrong := (~features.isfinite().all(dim=1)).nonzero().flatten().tolist():
         shown = ", ".join(sample_ids[row] for row in wrong[:5])
         raise DmoleError(

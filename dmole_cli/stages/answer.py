@@ -12,7 +12,6 @@ from dmole_cli.artifacts.kinds import D_MOLE
 from dmole_cli.artifacts.partial import partial_results
 from dmole_cli.artifacts.provenance import versions
 from dmole_cli.artifacts.run import Run
-from dmole_cli.backbones.backbone import Encoded
 from dmole_cli.backbones.batches import encoded_batches, sequential_batches
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.data.card import Generation
@@ -23,7 +22,7 @@ from dmole_cli.data.sample import Sample
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.inference.answering import Answering, Reply
-from dmole_cli.methods._trained import digests_of_used, trained_tasks
+from dmole_cli.methods._trained import digests_of_used, refuse_unused_routing, trained_tasks
 from dmole_cli.methods.base import Method, Routing, load_method
 from dmole_cli.progress import Track, quiet
 from dmole_cli.settings.model import Settings
@@ -66,6 +65,7 @@ def answering(
         raise DmoleError(
             f"method {method} has a model for each task, and no rule that chooses one", "choose a method with routers"
         )
+    _require_routing(rules, settings)
     after = trained_tasks(rules, settings, run)
     trained = settings.tasks[:after]
     used = digests_of_used(
@@ -89,6 +89,19 @@ def answering(
         if settings.cuda_graphs:
             opened.use_graphs()
         yield opened, used
+
+
+def _require_routing(rules: Method, settings: Settings) -> None:
+    """Refuse routing options that have no effect on the answers, and the oracle: a question has no task.
+
+    Raises:
+        DmoleError: as described.
+    """
+    refuse_unused_routing(rules, settings.evaluate)
+    if settings.evaluate.routing == "oracle":
+        raise DmoleError(
+            "routing oracle needs the task of each sample, and a question has none", "choose another --routing"
+        )
 
 
 def _choose(
@@ -137,6 +150,7 @@ def answer_all(
         identity = [
             *("answer", method, questions.digest, used, model.fingerprint, model.precision, size),
             *(chosen.routing, chosen.threshold_scale, limits.model_dump() if limits else None),
+            *_contents(samples, data, settings),
             versions("torch", "transformers"),
         ]
         replies: dict[int, Reply] = {}
@@ -152,11 +166,17 @@ def answer_all(
         return [replies[index] for index in range(len(samples))]
 
 
+def _contents(samples: Sequence[Sample], data: Tasks, settings: Settings) -> tuple[list[list[str]], list[Any]]:
+    """What the answers depend on besides text and experts: digests of the image files, and the cards' limits."""
+    cards = [data.card(task).generation.model_dump() for task in settings.tasks]
+    return [[data.image_digests[file] for file in sample.files] for sample in samples], cards
+
+
 def answer_one(sample: Sample, opened: Answering, *, limits: Generation | None = None) -> Reply:
     """Answer one question; `opened` may answer any number of them.
 
     Raises:
         DmoleError: an image cannot be opened, or the processor refuses it.
     """
-    encoded: Encoded = opened.backbone.encode(sample, with_answer=False)
-    return opened.answer([encoded], limits=limits)[0]
+    encoded = encoded_batches(opened.backbone, [sample], [[0]], with_answer=False, workers=0)
+    return opened.answer(next(iter(encoded)), limits=limits)[0]

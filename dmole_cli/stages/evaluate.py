@@ -10,7 +10,7 @@ from typing import Any
 from dmole_cli.artifacts.costs import measured
 from dmole_cli.artifacts.headers import is_current
 from dmole_cli.artifacts.kinds import D_MOLE, EVALUATION, LIKELIHOOD, Kind
-from dmole_cli.artifacts.labels import labelled, routing_options
+from dmole_cli.artifacts.labels import labelled
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header, versions
 from dmole_cli.artifacts.router import read_router
@@ -21,7 +21,7 @@ from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.inference.batched import BatchedInference
 from dmole_cli.inference.entries import Assignment, Computed, EntryFile, Pending, evaluations, likelihoods
-from dmole_cli.methods._trained import digests_of_used, trained_tasks
+from dmole_cli.methods._trained import digests_of_used, refuse_unused_routing, trained_tasks
 from dmole_cli.methods.base import Method, Routing, load_method
 from dmole_cli.processes import world
 from dmole_cli.progress import Track, quiet
@@ -110,10 +110,7 @@ def evaluate(
     """
     parts = _Parts(load_method(method), settings, data, model, run)
     rules = parts.rules
-    if not rules.uses_routers and routing_options(settings.evaluate):
-        raise DmoleError(
-            f"method {method} has no routers", "use --routing and --threshold-scale with methods that have routers"
-        )
+    refuse_unused_routing(rules, settings.evaluate)
     trained = range(world().from_first(lambda: trained_tasks(rules, settings, run)) + 1)
     selected = [
         (after, task)

@@ -21,7 +21,8 @@ from dmole_cli.artifacts.labels import labelled
 from dmole_cli.artifacts.provenance import DATA_PREFIX, Header
 from dmole_cli.data.card import TaskCard
 from dmole_cli.errors import DmoleError
-from dmole_cli.methods.base import Method, Routing
+from dmole_cli.methods._trained import experts_in_use
+from dmole_cli.methods.base import Method
 from dmole_cli.settings.model import EvaluateSettings
 from dmole_cli.verification.inspection import Found, Inspection
 from dmole_cli.verification.links import contradiction
@@ -159,9 +160,4 @@ def _check_experts(inspection: Inspection, found: Found) -> None:
 
 def used_experts(rules: Method, found: Found, stream: tuple[str, ...]) -> tuple[str, ...]:
     """The tasks whose experts an evaluation may use: with routers those trained so far, else those that are active."""
-    trained = stream[: found.after]
-    if found.after == 0 or rules.uses_routers:
-        return trained
-    chosen = chosen_routing(found)
-    [used] = rules.active_experts(Routing(trained, found.task, [[]], [], chosen.routing, chosen.batch_size))
-    return used
+    return tuple(experts_in_use(rules, stream[: found.after], found.task, chosen_routing(found)))
