@@ -35,6 +35,7 @@ from tune import GRID, trials  # noqa: E402
 from dmole_cli import catalog  # noqa: E402
 from dmole_cli.commands.app import app  # noqa: E402
 from dmole_cli.errors import DmoleError  # noqa: E402
+from dmole_cli.pages.source import read_plan, run_of  # noqa: E402
 from dmole_cli.settings.reading import read_settings  # noqa: E402
 
 
@@ -62,6 +63,19 @@ def test_every_method_runs_in_the_first_order_and_the_named_ones_in_the_second()
     assert list(dict.fromkeys(order)) == [(o, s) for o in ("A", "B") for s in (0, 1, 2)] and order == sorted(order)
     folders = [(e.folder, e.label if e.evaluate else e.method) for e in experiments]
     assert len(set(folders)) == len(experiments), "no two experiments write the same files"
+
+
+def test_the_report_finds_every_experiment_where_it_ran(tmp_path):
+    plan = read_toml(PLAN)
+    experiments = [*main_experiments(plan), *study_experiments(plan)]
+    record = Record()
+    record.add(experiments, plan["orders"])
+    record.write(tmp_path)
+    written = read_plan(tmp_path / "plan.json").cells
+    expected = {(e.group, e.order, e.seed, e.label): (tmp_path / e.folder, tmp_path / e.shared) for e in experiments}
+    runs = {(one.group, one.order, one.seed, one.label): run_of(tmp_path, one) for one in written}
+    assert {key: (run.root, run.shared) for key, run in runs.items()} == expected
+    assert len({shared for _, shared in expected.values()}) > 1 and any("variants" in e.folder for e in experiments)
 
 
 def test_the_second_order_holds_the_same_tasks():

@@ -11,7 +11,8 @@ import tiny
 from dmole_cli.artifacts.kinds import EVALUATION, KINDS
 from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.tables import read_table
-from pipelines.stress._changes import reseal, restore, snapshot
+from pipelines.stress._place import restore, snapshot
+from pipelines.stress._sealed import reseal
 from pipelines.stress.damage import damage, found_by_verify
 
 FIRST, SECOND = tiny.TASKS

@@ -25,7 +25,7 @@ PLAN = "plan.json"  # in the folder of a comparison
 MAIN = "main"  # the group of experiments that are compared; the others are studies
 
 
-class _Planned(BaseModel):
+class Planned(BaseModel):
     """An experiment as `plan.json` has it."""
 
     model_config = ConfigDict(extra="ignore")
@@ -39,12 +39,12 @@ class _Planned(BaseModel):
     result: str = ""
 
 
-class _Plan(BaseModel):
+class Plan(BaseModel):
     """`plan.json` of a comparison."""
 
     model_config = ConfigDict(extra="ignore")
     orders: dict[str, list[str]]
-    cells: list[_Planned]
+    cells: list[Planned]
     split: str = "test"
 
 
@@ -89,33 +89,43 @@ def source_of_comparison(folder: Path) -> Source:
     Raises:
         DmoleError: `plan.json` is damaged, an artifact is damaged or stale, or no experiment has finished.
     """
-    plan = _read_plan(folder / PLAN)
+    plan = read_plan(folder / PLAN)
     experiments = list(_experiments(folder, plan))
     if not experiments:
         raise DmoleError(f"no experiment of {folder} has finished", f"run: python pipelines/compare/run.py {folder}")
     return Source(folder.resolve().name, experiments, 0, _data_of(experiments[0].run))
 
 
-def _read_plan(path: Path) -> _Plan:
+def read_plan(path: Path) -> Plan:
+    """Read `plan.json` of a comparison.
+
+    Raises:
+        DmoleError: the file is missing or damaged.
+    """
     try:
-        return _Plan.model_validate(read_json(path))
+        return Plan.model_validate(read_json(path))
     except (OSError, ValueError, ValidationError) as error:
         message = f"{path} is not the plan of a comparison: {str(error).splitlines()[0]}"
         raise DmoleError(message, "run pipelines/compare/run.py in this folder again, which writes it") from error
 
 
-def _experiments(folder: Path, plan: _Plan) -> Iterator[Experiment]:
+def _experiments(folder: Path, plan: Plan) -> Iterator[Experiment]:
     for planned in plan.cells:
         result = folder / planned.result
         if planned.group != MAIN or not planned.result or not result.is_file():
             continue
-        usual = folder / planned.order / f"seed-{planned.seed}"
-        apart = planned.router or planned.allocate or planned.train
-        root = usual / "variants" / planned.label if apart else usual
-        run = Run(root, folder / (f"shared-{planned.label}" if planned.router else "shared"))
+        run = run_of(folder, planned)
         label = result.parts[-3]
         (report,) = collect(run, tasks=plan.orders[planned.order], methods=[label], split=plan.split)
         yield Experiment(label, planned.order, planned.seed, run, report, plan.split, planned.label)
+
+
+def run_of(folder: Path, planned: Planned) -> Run:
+    """The run directory of an experiment: `folder` and `shared` of an experiment of pipelines/compare/_plan.py."""
+    usual = folder / planned.order / f"seed-{planned.seed}"
+    apart = planned.router or planned.allocate or planned.train
+    root = usual / "variants" / planned.label if apart else usual
+    return Run(root, folder / (f"shared-{planned.label}" if planned.router else "shared"))
 
 
 def _data_of(run: Run) -> Tasks | None:

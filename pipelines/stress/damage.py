@@ -23,8 +23,9 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.methods.base import load_method
 from dmole_cli.settings.model import Settings
 from dmole_cli.verification.verify import verify
-from pipelines.stress._changes import CHANGES, Place, restore, snapshot
+from pipelines.stress._changes import CHANGES
 from pipelines.stress._commands import load_libraries, run, write_stream
+from pipelines.stress._place import Place, restore, snapshot
 
 WHOLE = (
     ("profile",), ("allocate",), ("train-router",), ("train-task",),
