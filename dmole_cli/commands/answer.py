@@ -70,7 +70,7 @@ def _one(work: Workspace, text: str, images: list[Path], method: str, limits: Ge
     from dmole_cli.stages.answer import answer_one, answering, question
 
     sample = question(text, images)
-    with answering(method, **work.parts) as (opened, _):
+    with answering(method, **work.parts) as opened:
         reply = answer_one(sample, opened, limits=limits)
     if work.json:
         console.data(reply.as_dict())

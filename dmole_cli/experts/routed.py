@@ -98,6 +98,13 @@ class RoutedExperts:
                 self._hooks[site] = host.register_forward_hook(self._hook(site))
         self._groups = []
 
+    def remove(self, name: str) -> None:
+        """Detach an expert, so that its memory can be freed; its sites stay prepared for others."""
+        self.merge(())
+        del self.experts[name]
+        self._stacks.clear()
+        self._mixtures.clear()
+
     def merge(self, names: Iterable[str]) -> None:
         """Merge these experts, and only these, into the weights of their hosts; none restores the original weights.
 

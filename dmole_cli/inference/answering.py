@@ -7,7 +7,7 @@ greedy decoding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,12 +17,30 @@ import torch
 from dmole_cli.artifacts.router import read_router
 from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.data.card import Generation
-from dmole_cli.experts.expert import load_expert
+from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
-from dmole_cli.inference.decoding import generate
+from dmole_cli.inference.decoding import Emit, generate_tokens, texts_of
+from dmole_cli.inference.pool import ExpertPool
 from dmole_cli.inference.static_decoding import static_decoder
-from dmole_cli.routing.autoencoder import from_tensors
+from dmole_cli.routing.autoencoder import Routers, from_tensors
 from dmole_cli.routing.features import require_finite
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question that is to be answered.
+
+    Attributes:
+        encoded: the sample, encoded without an answer.
+        experts: active experts; None lets the routers choose them.
+        limits: length of the answer; None for that of the task card of its first expert.
+        emit: called with every token as soon as it is chosen, where tokens are chosen one by one.
+    """
+
+    encoded: Encoded
+    experts: tuple[str, ...] | None = None
+    limits: Generation | None = None
+    emit: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,14 +51,19 @@ class Reply:
         answer: the generated text.
         experts: active experts, lowest reconstruction loss first; empty where no router recognises the input, so that the
             pretrained backbone answers.
-        losses: trained task -> reconstruction loss under its router; empty for methods without routers.
+        losses: trained task -> reconstruction loss under its router; empty for methods without routers, and where the experts
+            were given.
         thresholds: trained task -> loss up to which its router recognises an input.
+        tokens: number of generated tokens.
+        complete: whether the answer ended by itself, and not at its maximum length.
     """
 
     answer: str
     experts: tuple[str, ...]
     losses: Mapping[str, float]
     thresholds: Mapping[str, float]
+    tokens: int
+    complete: bool
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values; `recognised` is whether any expert is active."""
@@ -57,40 +80,62 @@ class Reply:
 Choose = Callable[[list[list[float]], list[float]], list[tuple[str, ...]]]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a method has trained so far, as answers use it.
+
+    Attributes:
+        tasks: whose experts may be active, in the order of the stream.
+        load: reads a task's expert.
+        routers: task -> the file of its router, in the order of the stream; empty for a method without routers.
+        choose: the method's rule.
+        limits: lengths of the answers that an expert's task card states; of `None` for the pretrained backbone.
+        digests: of the files of experts and routers, under their names in headers.
+        threshold_scale: factor on every threshold.
+        merges: whether active experts are merged into the weights.
+    """
+
+    tasks: Sequence[str]
+    load: Callable[[str], Expert]
+    routers: Mapping[str, Path]
+    choose: Choose
+    limits: Callable[[str | None], Generation]
+    digests: Mapping[str, str] = field(default_factory=dict)
+    threshold_scale: float = 1.0
+    merges: bool = False
+
+
 class Answering:
     """A backbone with the routers of a run; experts are loaded when a sample needs them first. Detaches them at the end.
 
     Args:
         backbone: without attached experts.
-        expert: the file of a task's expert.
-        routers: trained task -> the file of its router, in the order of the stream; empty for a method without routers.
-        choose: the method's rule.
-        limits: lengths of the answers that an expert's task card states; `None` for the pretrained backbone.
-        threshold_scale: factor on every threshold.
-        merges: whether active experts are merged into the weights.
+        trained: experts and routers.
+
+    Attributes:
+        thresholds: trained task -> loss up to which its router recognises an input.
+        pool: the experts in memory.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        expert: Callable[[str], Path],
-        routers: Mapping[str, Path],
-        choose: Choose,
-        limits: Callable[[str | None], Generation],
-        threshold_scale: float = 1.0,
-        merges: bool = False,
-    ) -> None:
-        self.backbone, self.expert, self.choose = backbone, expert, choose
-        self.limits, self.merges = limits, merges
-        self._routers = {}
-        self.thresholds: dict[str, float] = {}
-        for name, path in routers.items():
-            router = read_router(path)
-            self._routers[name] = from_tensors(router.tensors, decoder=router.decoder)
-            self.thresholds[name] = router.threshold * threshold_scale
+    def __init__(self, backbone: Backbone, trained: Trained) -> None:
+        self.backbone = backbone
         self.routed = RoutedExperts(backbone.model, backbone.modality_of)
         self.decoder: Any = None
+        # A decoder's graphs hold the experts of before.
+        self.pool = ExpertPool(self.routed, lambda name: self.trained.load(name), self._close_decoder)
+        self.use(trained)
+
+    def use(self, trained: Trained) -> None:
+        """Answer with these experts and routers from now on; experts of other files are detached.
+
+        Raises:
+            ArtifactError: a router is missing or damaged; the earlier ones stay in use.
+        """
+        files = {name: read_router(path) for name, path in trained.routers.items()}
+        routers = Routers([from_tensors(file.tensors, decoder=file.decoder) for file in files.values()])
+        self.pool.unload(self.pool.loaded)
+        self.trained, self._routers = trained, routers
+        self.thresholds = {name: file.threshold * trained.threshold_scale for name, file in files.items()}
 
     def __enter__(self) -> Self:
         return self
@@ -107,64 +152,107 @@ class Answering:
 
     def route(self, samples: Sequence[Encoded]) -> tuple[list[tuple[str, ...]], list[dict[str, float]]]:
         """The active experts of each sample, and its reconstruction losses by router."""
-        columns: list[list[float]] = []
-        if self.merges:
+        if self.trained.merges:
             self.routed.merge(())  # features are those of the pretrained backbone
-        if self._routers:
+        rows: list[list[float]] = [[] for _ in samples]
+        if self.thresholds and samples:
             features = self.backbone.features(list(samples))
             require_finite(features, [f"question {number}" for number in range(1, len(samples) + 1)], "features")
-            columns = [router.losses(features).tolist() for router in self._routers.values()]
-        rows = [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in samples]
-        active = self.choose(rows, list(self.thresholds.values()))
-        return active, [dict(zip(self._routers, row, strict=True)) for row in rows]
+            rows = self._routers.losses(features).tolist()
+        active = self.trained.choose(rows, list(self.thresholds.values()))
+        return active, [dict(zip(self.thresholds, row, strict=True)) for row in rows]
 
     def answer(self, samples: Sequence[Encoded], *, limits: Generation | None = None) -> list[Reply]:
-        """Answer a batch of questions.
+        """Answer a batch of questions with the experts that the routers choose.
 
         Args:
             samples: encoded without answers.
             limits: length of the answers; by default that of the task card of each sample's first expert.
 
         Raises:
-            DmoleError: an expert or a router is damaged; the logits are NaN.
+            DmoleError: an expert is damaged, or the logits are NaN.
         """
-        active, losses = self.route(samples)
+        return self.reply([Asked(sample, limits=limits) for sample in samples])
+
+    def reply(self, asked: Sequence[Asked]) -> list[Reply]:
+        """Answer a batch of questions.
+
+        Raises:
+            DmoleError: as for `answer`.
+        """
+        chosen = [one.experts for one in asked]
+        open_ones = [index for index, names in enumerate(chosen) if names is None]
+        routed, found = self.route([asked[index].encoded for index in open_ones])
+        losses: dict[int, dict[str, float]] = dict(zip(open_ones, found, strict=True))
+        routes = dict(zip(open_ones, routed, strict=True))
+        active = [routes[index] if names is None else names for index, names in enumerate(chosen)]
+        limits = [
+            one.limits or self.trained.limits(names[0] if names else None)
+            for one, names in zip(asked, active, strict=True)
+        ]
         groups: dict[tuple[Any, ...], list[int]] = {}
-        for index, names in enumerate(active):
-            own = limits or self.limits(names[0] if names else None)
-            key = (own.max_new_tokens, own.min_new_tokens, names if self.merges else ())
+        for index, own in enumerate(limits):
+            key = (own.min_new_tokens, active[index] if self.trained.merges else ())
             groups.setdefault(key, []).append(index)
-        texts: dict[int, str] = {}
-        for (most, least, _), indices in groups.items():
-            found = self._generate([samples[i] for i in indices], [active[i] for i in indices], most, least)
-            texts |= zip(indices, found, strict=True)
-        return [Reply(texts[i], active[i], losses[i], self.thresholds) for i in range(len(samples))]
+        tokens: dict[int, list[int]] = {}
+        for indices in groups.values():
+            part = self._generate(
+                [asked[i] for i in indices], [active[i] for i in indices], [limits[i] for i in indices]
+            )
+            tokens |= zip(indices, part, strict=True)
+        texts = texts_of(self.backbone, [tokens[index] for index in range(len(asked))])
+        ends = self.backbone.end_tokens
+        return [
+            Reply(
+                text,
+                active[index],
+                losses.get(index, {}),
+                self.thresholds if index in losses else {},
+                len(tokens[index]),
+                tokens[index][-1] in ends,
+            )
+            for index, text in enumerate(texts)
+        ]
 
     def _generate(
-        self, samples: Sequence[Encoded], active: Sequence[tuple[str, ...]], most: int, least: int
-    ) -> list[str]:
-        for name in dict.fromkeys(name for names in active for name in names):
-            if name not in self.routed.experts:
-                self._close_decoder()  # its graphs hold the experts of before
-                self.routed.add(name, load_expert(self.expert(name)))
-        inputs, rows = self.backbone.collate(samples, left=True)
-        if self.merges:
+        self, asked: Sequence[Asked], active: Sequence[tuple[str, ...]], limits: Sequence[Generation]
+    ) -> list[list[int]]:
+        """The tokens of answers with the same minimum length, and of merged experts the same ones."""
+        self.pool.require(active)
+        inputs, rows = self.backbone.collate([one.encoded for one in asked], left=True)
+        merges = self.trained.merges
+        if merges:
             self.routed.merge(active[0])
-        beside: Sequence[tuple[str, ...]] = [() for _ in active] if self.merges else active
+        beside: Sequence[tuple[str, ...]] = [() for _ in active] if merges else active
         place: dict[str, Any] = {"device": self.backbone.device, "dtype": self.backbone.compute_dtype}
         with (
             torch.no_grad(),
-            self.routed.route(beside, rows=rows, **place, every=self.decoder is not None and not self.merges),
+            self.routed.route(beside, rows=rows, **place, every=self.decoder is not None and not merges),
         ):
-            return generate(
+            return generate_tokens(
                 self.backbone,
                 inputs,
-                max_new_tokens=most,
-                min_new_tokens=least,
+                [own.max_new_tokens for own in limits],
+                min_new_tokens=limits[0].min_new_tokens,
                 leave=self.routed.keep,
                 decoder=self.decoder,
+                emit=_emit(asked),
             )
 
     def _close_decoder(self) -> None:
         if self.decoder is not None:
             self.decoder.close()
+
+
+def _emit(asked: Sequence[Asked]) -> Emit | None:
+    """Passes each token on to its question; None where nobody listens."""
+    listeners = [one.emit for one in asked]
+    if not any(listeners):
+        return None
+
+    def emit(rows: list[int], tokens: list[int]) -> None:
+        for row, token in zip(rows, tokens, strict=True):
+            if (listener := listeners[row]) is not None:
+                listener(token)
+
+    return emit

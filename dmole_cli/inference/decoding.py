@@ -7,7 +7,7 @@ instead of its own, by its argument `custom_generate`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +19,18 @@ from dmole_cli.inference.fixed_inputs import limits_of
 from dmole_cli.inference.static_decoding import StaticDecoder
 
 Leave = Callable[[torch.Tensor], None]
+# (rows of the batch, the next token of each)
+Emit = Callable[[list[int], list[int]], None]
 BATCH_FIRST = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 
 
 def dropping_finished_rows(
-    leave: Leave | None, counts: Counter[str], decoder: StaticDecoder | None = None
+    leave: Leave | None,
+    counts: Counter[str],
+    decoder: StaticDecoder | None = None,
+    *,
+    longest: Sequence[int] | None = None,
+    emit: Emit | None = None,
 ) -> Callable[..., torch.Tensor]:
     """Make a decoding loop for `generate(custom_generate=...)`.
 
@@ -32,6 +39,8 @@ def dropping_finished_rows(
             the batch, such as routes, can be narrowed as well.
         counts: `decode_rows` is increased by the rows of all forward passes, `decode_rows_needed` by the generated tokens.
         decoder: computes all tokens but the first ones with fixed shapes, where it can.
+        longest: maximum number of tokens of each row; None where `generate` has one for all.
+        emit: called with every token as soon as it is chosen; a decoder's tokens arrive together at the end.
     """
 
     def decode(
@@ -47,6 +56,7 @@ def dropping_finished_rows(
         finished: dict[int, torch.Tensor] = {}
         first = True
         undefined = torch.zeros((), dtype=torch.bool, device=input_ids.device)
+        limits = None if longest is None else torch.tensor(longest, device=input_ids.device)
         while len(rows):
             inputs = model.prepare_inputs_for_generation(
                 input_ids, next_sequence_length=None if first else 1, is_first_iteration=first, **kwargs
@@ -57,6 +67,10 @@ def dropping_finished_rows(
             undefined |= scores.isnan().any()
             input_ids = torch.cat([input_ids, scores.argmax(dim=-1, keepdim=True)], dim=1)
             done = stopping_criteria(input_ids, None)
+            if limits is not None:
+                done = done | (input_ids.shape[1] - prompt >= limits[rows])
+            if emit is not None:
+                emit(rows.tolist(), input_ids[:, -1].tolist())
             counts["decode_rows"] += len(rows)
             if first and decoder is not None:
                 rules = (logits_processor, stopping_criteria, generation_config)
@@ -162,7 +176,6 @@ def _select_cached(cache: Any, rows: torch.Tensor) -> None:
             layer.batch_select_indices(rows)
 
 
-@torch.no_grad()
 def generate(
     backbone: Backbone,
     inputs: dict[str, torch.Tensor],
@@ -174,41 +187,75 @@ def generate(
 ) -> list[str]:
     """Greedy answers of a left-padded batch, without special tokens and surrounding white space.
 
+    Args and errors are those of `generate_tokens`, with one maximum for all rows.
+    """
+    longest = [max_new_tokens] * len(inputs["input_ids"])
+    tokens = generate_tokens(backbone, inputs, longest, min_new_tokens=min_new_tokens, leave=leave, decoder=decoder)
+    return texts_of(backbone, tokens)
+
+
+def texts_of(backbone: Backbone, answers: Sequence[Sequence[int]]) -> list[str]:
+    """The texts of answers' tokens, without special tokens and surrounding white space."""
+    return [text.strip() for text in backbone.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+@torch.no_grad()
+def generate_tokens(
+    backbone: Backbone,
+    inputs: dict[str, torch.Tensor],
+    longest: Sequence[int],
+    *,
+    min_new_tokens: int,
+    leave: Leave | None = None,
+    decoder: StaticDecoder | None = None,
+    emit: Emit | None = None,
+) -> list[list[int]]:
+    """Tokens of the greedy answers of a left-padded batch, each with the end token that ends it, if one does.
+
     Args:
         backbone: generates.
         inputs: result of `Backbone.collate`.
-        max_new_tokens: maximum number of tokens per answer.
+        longest: maximum number of tokens of each answer.
         min_new_tokens: minimum number of tokens per answer, 0 for none.
         leave: called with the indices of the remaining rows whenever rows are dropped (`RoutedExperts.keep`).
         decoder: decodes with fixed shapes, which is faster on CUDA (`static_decoder`); experts must then be routed with
             `every=True`. Without it, and where it cannot decode a batch, shapes follow the batch.
+        emit: called with every token as soon as it is chosen; where a decoder decodes, with the first one only.
 
     Raises:
         DmoleError: the logits are NaN.
     """
     backbone.counts["generations"] += len(inputs["input_ids"])
+    most = max(longest)
 
-    def run(decoder: StaticDecoder | None) -> torch.Tensor:
+    def run(decoder: StaticDecoder | None, emit: Emit | None) -> torch.Tensor:
+        own = longest if min(longest) < most else None
         with backbone.autocast():
             return backbone.model.generate(
                 **{k: v for k, v in inputs.items() if k != "labels"},
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=most,
                 min_new_tokens=min_new_tokens or None,
                 do_sample=False,
                 num_beams=1,
                 pad_token_id=backbone.inputs.pad_token_id,
                 eos_token_id=backbone.end_tokens,
-                custom_generate=dropping_finished_rows(leave, backbone.counts, decoder),
+                custom_generate=dropping_finished_rows(leave, backbone.counts, decoder, longest=own, emit=emit),
             )
 
     tokens = None
     try:
-        tokens = run(decoder)
+        tokens = run(decoder, emit)
     except torch.OutOfMemoryError as error:
         if decoder is None or not decoder.enabled:
             raise
         decoder.give_up(error)
         decoder.close()
     if tokens is None:  # after the handler, because its exception keeps the tensors of the failed attempt
-        tokens = run(None)
-    return [text.strip() for text in backbone.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        tokens = run(None, None)
+    ends = set(backbone.end_tokens)
+    return [_ended(row[:most], ends) for row, most in zip(tokens.tolist(), longest, strict=True)]
+
+
+def _ended(tokens: list[int], ends: Collection[int]) -> list[int]:
+    """Tokens up to the first end token, and this one: behind it is padding."""
+    return next((tokens[: place + 1] for place, token in enumerate(tokens) if token in ends), tokens)

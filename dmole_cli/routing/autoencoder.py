@@ -6,6 +6,8 @@ L2-normalised feature of x.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -39,6 +41,55 @@ def from_tensors(tensors: dict[str, torch.Tensor], *, decoder: str) -> Autoencod
     autoencoder = Autoencoder(width, hidden=hidden, decoder=decoder)
     autoencoder.load_state_dict(tensors)
     return autoencoder.eval().requires_grad_(False)
+
+
+class Routers:
+    """Several autoencoders of equal width, whose losses are computed together: of many routers, each is a small product.
+
+    Args:
+        routers: frozen; those with the same bottleneck and decoder are stacked.
+    """
+
+    def __init__(self, routers: Sequence[Autoencoder]) -> None:
+        self._count = len(routers)
+        groups: dict[tuple[int, type], list[int]] = {}
+        for index, router in enumerate(routers):
+            groups.setdefault((_linear(router.encoder).out_features, type(router.decoder[1])), []).append(index)
+        self._stacks = [(indices, _Stack([routers[index] for index in indices])) for indices in groups.values()]
+
+    @torch.no_grad()
+    def losses(self, features: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of each sample under each router [samples, routers]; features are [samples, width]."""
+        found = torch.empty(len(features), self._count)
+        for indices, stack in self._stacks:
+            found[:, indices] = stack.losses(features)
+        return found
+
+
+class _Stack:
+    """The matrices of autoencoders of one shape: encoders as one [routers * hidden, width], decoders [routers, hidden, width]."""
+
+    def __init__(self, routers: Sequence[Autoencoder]) -> None:
+        encoders, decoders = [_linear(r.encoder) for r in routers], [_linear(r.decoder) for r in routers]
+        self.encoder = (
+            torch.cat([linear.weight for linear in encoders]),
+            torch.cat([linear.bias for linear in encoders]),
+        )
+        self.decoder = torch.stack([linear.weight.t() for linear in decoders])
+        self.bias = torch.stack([linear.bias for linear in decoders])[:, None]
+        self.ends = routers[0].decoder[1]
+
+    def losses(self, features: torch.Tensor) -> torch.Tensor:
+        hidden = F.relu(F.linear(features, *self.encoder)).view(len(features), len(self.decoder), -1)
+        found = self.ends(torch.baddbmm(self.bias, hidden.transpose(0, 1), self.decoder))
+        return (found - features).square().mean(dim=-1).t()
+
+
+def _linear(layers: nn.Sequential) -> nn.Linear:
+    """The linear layer of an encoder or decoder."""
+    linear = layers[0]
+    assert isinstance(linear, nn.Linear)
+    return linear
 
 
 def normalise(features: torch.Tensor) -> torch.Tensor:

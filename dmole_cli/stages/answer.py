@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dmole_cli.artifacts.errors import MissingArtifact, StaleArtifact
+from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.artifacts.kinds import D_MOLE
 from dmole_cli.artifacts.partial import partial_results
 from dmole_cli.artifacts.provenance import versions
@@ -21,8 +23,9 @@ from dmole_cli.data.questions import Questions
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
-from dmole_cli.inference.answering import Answering, Reply
-from dmole_cli.methods._trained import digests_of_used, refuse_unused_routing, trained_tasks
+from dmole_cli.experts.expert import Expert, load_expert
+from dmole_cli.inference.answering import Answering, Reply, Trained
+from dmole_cli.methods._trained import digests_of_used, experts_in_use, refuse_unused_routing, trained_tasks
 from dmole_cli.methods.base import Method, Routing, load_method
 from dmole_cli.progress import Track, quiet
 from dmole_cli.settings.model import Settings
@@ -52,8 +55,17 @@ def question(text: str, images: Sequence[Path], *, name: str = "question") -> Sa
 @contextmanager
 def answering(
     method: str = D_MOLE, *, settings: Settings, data: Tasks, model: LazyModel, run: Run
-) -> Iterator[tuple[Answering, dict[str, str]]]:
-    """The newest model of a method, and the digests of the experts and routers that it uses.
+) -> Iterator[Answering]:
+    """The newest model of a method. Arguments and errors are those of `trained`."""
+    found = trained(method, settings=settings, data=data, model=model, run=run)
+    with Answering(model.load(), found) as opened:
+        if settings.cuda_graphs:
+            opened.use_graphs()
+        yield opened
+
+
+def trained(method: str = D_MOLE, *, settings: Settings, data: Tasks, model: LazyModel, run: Run) -> Trained:
+    """The experts and routers that a method has trained so far; no weights are loaded.
 
     Experts and routers must be current; task data are not read, and need not exist any more.
 
@@ -67,28 +79,38 @@ def answering(
         )
     _require_routing(rules, settings)
     after = trained_tasks(rules, settings, run)
-    trained = settings.tasks[:after]
-    used = digests_of_used(
+    tasks = settings.tasks[:after]
+    digests = digests_of_used(
         rules, settings, run, after=after, task="", fingerprint=model.fingerprint, data=lambda name: None
     )
 
     def limits(task: str | None) -> Generation:
         return data.card(task).generation if task else Generation()
 
-    chosen = settings.evaluate
-    opened = Answering(
-        model.load(),
-        expert=partial(run.expert, method=method),
-        routers={name: run.router(name) for name in trained} if rules.uses_routers else {},
-        choose=partial(_choose, rules, settings, trained),
+    return Trained(
+        tasks=experts_in_use(rules, tasks, "", settings.evaluate),
+        load=partial(_load, run, method, digests),
+        routers={name: run.router(name) for name in tasks} if rules.uses_routers else {},
+        choose=partial(_choose, rules, settings, tasks),
         limits=limits,
-        threshold_scale=chosen.threshold_scale,
+        digests=digests,
+        threshold_scale=settings.evaluate.threshold_scale,
         merges=rules.merges,
     )
-    with opened:
-        if settings.cuda_graphs:
-            opened.use_graphs()
-        yield opened, used
+
+
+def _load(run: Run, method: str, digests: Mapping[str, str], task: str) -> Expert:
+    """Read an expert that may have been replaced since routers and digests were read.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or another one than before.
+    """
+    path = run.expert(task, method)
+    if not path.is_file():
+        raise MissingArtifact(path, "it was there when its routers were read")
+    if digest_of_file(path) != digests[run.name_of(path)]:
+        raise StaleArtifact(path, f"{path} has changed since the routers were read")
+    return load_expert(path)
 
 
 def _require_routing(rules: Method, settings: Settings) -> None:
@@ -140,7 +162,7 @@ def answer_all(
         DmoleError: as for `answering`; an image cannot be opened.
     """
     samples = [question(one.text, one.images, name=one.name) for one in questions.rows]
-    with answering(method, settings=settings, data=data, model=model, run=run) as (opened, used):
+    with answering(method, settings=settings, data=data, model=model, run=run) as opened:
         backbone = opened.backbone
         lengths = backbone.lengths(samples, with_answer=False)
         order = sorted(range(len(samples)), key=lengths.__getitem__)
@@ -148,7 +170,15 @@ def answer_all(
         batches = [[order[i] for i in batch] for batch in sequential_batches(len(order), size)]
         chosen = settings.evaluate
         identity = [
-            *("answer", method, questions.digest, used, model.fingerprint, model.precision, size),
+            *(
+                "answer",
+                method,
+                questions.digest,
+                dict(opened.trained.digests),
+                model.fingerprint,
+                model.precision,
+                size,
+            ),
             *(chosen.routing, chosen.threshold_scale, limits.model_dump() if limits else None),
             *_contents(samples, data, settings),
             versions("torch", "transformers"),
