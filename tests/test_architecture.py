@@ -17,13 +17,13 @@ HEAVY = set(RUFF["flake8-tidy-imports"]["banned-module-level-imports"])
 
 # A room imports rooms to its right only.
 ROOMS = (
-    "commands", "cli", "stages", "planning", "verification", "pages", "figures", "reports", "methods", "training",
+    "commands", "cli", "serving", "stages", "planning", "verification", "pages", "figures", "reports", "methods", "training",
     "inference", "profiling", "routing", "experts", "allocation", "backbones", "data", "metrics", "artifacts", "settings",
 )  # fmt: skip
 # Beside the rooms: what every room may use.
 ROOT = {"__init__", "__main__", "catalog", "errors", "processes", "progress"}
 # These compute with tensors; other rooms import them inside functions, so that `dmole --help` answers at once.
-HEAVY_ROOMS = {"stages", "planning", "training", "inference", "profiling", "routing", "experts", "backbones"}
+HEAVY_ROOMS = {"serving", "stages", "planning", "training", "inference", "profiling", "routing", "experts", "backbones"}
 # Of the heavy rooms: identifies a backbone without loading it.
 LIGHT_FILES = {"backbones/lazy_model.py"}
 SHELVES = {"figures", "methods", "metrics", "data/formats", "data/synthetic", "backbones/families"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,6 +58,7 @@ class Workspace:
         paths: task -> the path of its card, for tasks that were named by a path.
         changed: settings whose values differ from those of `run.toml`, with the change in words.
         recording: whether the command writes into the run directory, and its settings are recorded there.
+        reopen: opens the same command's workspace as the configuration and the run directory are now.
     """
 
     settings: Settings
@@ -71,6 +72,7 @@ class Workspace:
     paths: Mapping[str, str] = field(default_factory=dict)
     recording: bool = False
     changed: Mapping[str, str] = field(default_factory=dict)
+    reopen: Callable[[], Workspace] = field(default=lambda: _not_of_a_command(), repr=False)
 
     @property
     def parts(self) -> Parts:
@@ -220,7 +222,11 @@ def open_workspace(
     if differing:
         words = "; ".join(f"{name} {change}" for name, change in differing.items())
         warnings.warn(DmoleWarning(f"this differs from {record}: {words}"), stacklevel=2)
-    return replace(work, changed=differing)
+    return replace(work, changed=differing, reopen=lambda: open_workspace(values, options, model=model, typed=typed))
+
+
+def _not_of_a_command() -> Workspace:
+    raise NotImplementedError("only the workspace of a command can be opened again")
 
 
 def _with_method_options(settings: Settings, method: str, typed: Sequence[str]) -> dict[str, Mapping[str, float]]:

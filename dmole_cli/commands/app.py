@@ -30,6 +30,7 @@ COMMANDS = {
     "train-task": "Train one task's expert, and nothing else: `experts/<task>.safetensors`.",
     "evaluate": "Evaluate every task after every task; with --report, also report the scores.",
     "answer": "Answer a question about images, or a file of questions, with the experts that the routers choose.",
+    "serve": "Answer questions over HTTP, in the shape of OpenAI's chat completions; needs `dmole[serve]`.",
     "rescore": "Score stored predictions by another metric, without the model.",
     "report": "Report Last, AVG, BWT and more from stored evaluations; also as a page with figures and case studies.",
     "status": "Show which artifacts of the stream exist, are missing or stale, how long they took, and the next command.",

@@ -66,13 +66,19 @@ def open_image(path: Path, *, row: str) -> Image.Image:
         return as_rgb(image)
 
 
-def open_bytes(content: bytes, *, row: str) -> Image.Image:
+def open_bytes(content: bytes, *, row: str, most: int = MAX_PIXELS) -> Image.Image:
     """Decode the content of an image file as RGB.
+
+    Args:
+        content: of the file.
+        row: location of the record that has it, for error messages.
+        most: maximum number of pixels; larger images are refused by their header, before they are decoded.
 
     Raises:
         DmoleError: it cannot be decoded; the message names the row.
     """
     with _explained(f"an image of {row}", "replace or remove it"), _checked(BytesIO(content)) as image:
+        _check_size(image, most)
         return as_rgb(image)
 
 
@@ -223,11 +229,11 @@ def _checked(source: Path | BytesIO) -> Iterator[Image.Image]:
             yield image
 
 
-def _check_size(image: Image.Image) -> None:
+def _check_size(image: Image.Image, most: int = MAX_PIXELS) -> None:
     if min(image.size) < 1:
         raise NotAnImage(f"it has no pixels ({image.width} x {image.height})")
-    if image.width * image.height > MAX_PIXELS:
-        raise NotAnImage(f"its {image.width} x {image.height} pixels are more than {MAX_PIXELS}")
+    if image.width * image.height > most:
+        raise NotAnImage(f"its {image.width} x {image.height} pixels are more than {most}")
 
 
 def _check_regular(path: Path) -> None:

@@ -35,12 +35,10 @@ def dropping_finished_rows(
     """Make a decoding loop for `generate(custom_generate=...)`.
 
     Args:
-        leave: called with the indices of the remaining rows [remaining] whenever rows are dropped, so that other state of
-            the batch, such as routes, can be narrowed as well.
+        leave: as for `generate_tokens`, as is `emit`.
         counts: `decode_rows` is increased by the rows of all forward passes, `decode_rows_needed` by the generated tokens.
         decoder: computes all tokens but the first ones with fixed shapes, where it can.
         longest: maximum number of tokens of each row; None where `generate` has one for all.
-        emit: called with every token as soon as it is chosen; a decoder's tokens arrive together at the end.
     """
 
     def decode(
@@ -51,24 +49,21 @@ def dropping_finished_rows(
         generation_config: Any,
         **kwargs,
     ) -> torch.Tensor:
-        batch_size, prompt = input_ids.shape
-        rows = torch.arange(batch_size, device=input_ids.device)
+        prompt, rows = input_ids.shape[1], torch.arange(len(input_ids), device=input_ids.device)
         finished: dict[int, torch.Tensor] = {}
         first = True
         undefined = torch.zeros((), dtype=torch.bool, device=input_ids.device)
         limits = None if longest is None else torch.tensor(longest, device=input_ids.device)
         while len(rows):
-            inputs = model.prepare_inputs_for_generation(
-                input_ids, next_sequence_length=None if first else 1, is_first_iteration=first, **kwargs
-            )
+            step = {"next_sequence_length": None if first else 1, "is_first_iteration": first}
+            inputs = model.prepare_inputs_for_generation(input_ids, **step, **kwargs)
             outputs = model(**inputs, return_dict=True)
             kwargs = model._update_model_kwargs_for_generation(outputs, kwargs, is_encoder_decoder=False)
             scores = logits_processor(input_ids, outputs.logits[:, -1].float())
             undefined |= scores.isnan().any()
             input_ids = torch.cat([input_ids, scores.argmax(dim=-1, keepdim=True)], dim=1)
             done = stopping_criteria(input_ids, None)
-            if limits is not None:
-                done = done | (input_ids.shape[1] - prompt >= limits[rows])
+            done = done if limits is None else done | (input_ids.shape[1] - prompt >= limits[rows])
             if emit is not None:
                 emit(rows.tolist(), input_ids[:, -1].tolist())
             counts["decode_rows"] += len(rows)
@@ -79,22 +74,27 @@ def dropping_finished_rows(
                     finished = dict(enumerate(answers))
                     break
             first = False
-            if not done.any():
-                continue
-            finished |= {row: tokens[prompt:] for row, tokens in zip(rows[done].tolist(), input_ids[done], strict=True)}
-            remaining = (~done).nonzero()[:, 0]
-            rows, input_ids = rows[remaining], input_ids[remaining]
-            kwargs = {name: select_rows(name, value, remaining, len(done)) for name, value in kwargs.items()}
-            if leave is not None and len(remaining):
-                leave(remaining)
+            if done.any():
+                finished |= zip(rows[done].tolist(), input_ids[done, prompt:], strict=True)
+                rows, input_ids, kwargs = _without(done, rows, input_ids, kwargs, leave)
         if undefined:  # read once: each read of a number waits for the device
             raise undefined_outputs()
         counts["decode_rows_needed"] += sum(len(tokens) for tokens in finished.values())
-        pad_token_id = int(generation_config.pad_token_id)
-        answers = [finished[row] for row in range(batch_size)]
-        return pad_sequence(answers, batch_first=True, padding_value=pad_token_id)
+        answers = [finished[row] for row in sorted(finished)]
+        return pad_sequence(answers, batch_first=True, padding_value=int(generation_config.pad_token_id))
 
     return decode
+
+
+def _without(
+    done: torch.Tensor, rows: torch.Tensor, input_ids: torch.Tensor, kwargs: dict[str, Any], leave: Leave | None
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """Rows of the batch, their tokens and the model's arguments without the rows that are done."""
+    remaining = (~done).nonzero()[:, 0]
+    kwargs = {name: select_rows(name, value, remaining, len(done)) for name, value in kwargs.items()}
+    if leave is not None and len(remaining):
+        leave(remaining)
+    return rows[remaining], input_ids[remaining], kwargs
 
 
 def _with_fixed_shapes(
@@ -217,7 +217,8 @@ def generate_tokens(
         inputs: result of `Backbone.collate`.
         longest: maximum number of tokens of each answer.
         min_new_tokens: minimum number of tokens per answer, 0 for none.
-        leave: called with the indices of the remaining rows whenever rows are dropped (`RoutedExperts.keep`).
+        leave: called with the indices of the remaining rows [remaining] whenever rows are dropped, so that other state of
+            the batch, such as routes, can be narrowed as well (`RoutedExperts.keep`).
         decoder: decodes with fixed shapes, which is faster on CUDA (`static_decoder`); experts must then be routed with
             `every=True`. Without it, and where it cannot decode a batch, shapes follow the batch.
         emit: called with every token as soon as it is chosen; where a decoder decodes, with the first one only.

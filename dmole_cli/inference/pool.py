@@ -43,13 +43,23 @@ class ExpertPool:
             DmoleError: an expert is missing or damaged, or does not fit the backbone.
         """
         for names in active:
-            for name in names:
-                if name not in self.routed.experts:
-                    expert = self.load(name)
-                    self.before_change()
-                    self.routed.add(name, expert)
-                self._last[name] = self.requests
+            own = list(names)
+            self.preload(own)
+            self._last |= dict.fromkeys(own, self.requests)
             self.requests += 1
+
+    def preload(self, names: Iterable[str]) -> None:
+        """Load experts that are not in memory.
+
+        Raises:
+            DmoleError: as for `require`.
+        """
+        for name in names:
+            if name not in self.routed.experts:
+                expert = self.load(name)
+                self.before_change()
+                self.routed.add(name, expert)
+                self._last[name] = self.requests
 
     def idle(self, last: int) -> list[str]:
         """Loaded experts that none of the latest `last` requests has used."""

@@ -1,0 +1,1 @@
+"""`dmole serve`: an HTTP service whose batches consist of requests with different experts."""
