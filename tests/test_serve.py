@@ -233,6 +233,7 @@ def test_other_wrong_requests(service):
     assert service.send("/v1/chat/completions", b"{")[0] == 400
     assert service.send("/v1/chat/completions", b"[" * 5000)[0] == 400
     assert service.send("/v1/chat/completions", b"[]")[0] == 400
+    assert service.send("/v1/chat/completions", b'{"model": "\\ud800"}')[0] == 400
     assert service.send("/v1/chat/completions", b"x" * (1 << 21))[0] == 413
     assert service.send("/v1/chat/completions", {"model": "auto"}, key="wrong")[0] == 401
     assert service.send("/v1/nothing")[0] == 404 and service.send("/v1/chat/completions")[0] == 405

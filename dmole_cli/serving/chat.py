@@ -6,6 +6,7 @@ Whatever would change the answer and is not supported is refused, never ignored.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
@@ -121,6 +122,8 @@ def parse_request(body: bytes, kind: type[BaseModel]) -> BaseModel:
     """
     try:
         document = parse_json(body)
+        if b"\\ud" in body.lower():  # half of a pair of surrogates is no character
+            json.dumps(document, ensure_ascii=False).encode()
     except ValueError as error:
         raise invalid(f"the body is not JSON: {_short(str(error))}") from error
     if not isinstance(document, Mapping):
