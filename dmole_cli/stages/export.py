@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Literal
 
 from dmole_cli.artifacts.expert import ExpertFile, read_expert
 from dmole_cli.artifacts.export_folder import require_ours, write_folder
@@ -27,7 +26,7 @@ def export(
     task: str,
     folder: Path,
     *,
-    form: Literal["peft", "merged"],
+    form: str,
     data: Tasks,
     model: LazyModel,
     run: Run,
