@@ -92,7 +92,12 @@ def _number(value: float) -> float | int:
 
 
 def write_adapter(
-    folder: Path, modules: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *, scale: float, backbone: str
+    folder: Path,
+    modules: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    *,
+    scale: float,
+    backbone: str,
+    names: Mapping[str, str] | None = None,
 ) -> None:
     """Write both files into an existing folder.
 
@@ -101,6 +106,7 @@ def write_adapter(
         modules: full module path -> (A [rank, in], B [out, rank]).
         scale: alpha / rank.
         backbone: name or path of the base model.
+        names: module path -> the name that its tensors have in the file, where another one than the path.
     """
     from peft import LoraConfig
     from safetensors.torch import save
@@ -110,8 +116,9 @@ def write_adapter(
     # save_pretrained would add PEFT's version and write target_modules in the order of a set, which differs between
     # processes: the same expert would not give the same bytes.
     config["target_modules"] = placement["target_modules"]
-    tensors = {f"{PREFIX}{name}{A_SUFFIX}": a.contiguous() for name, (a, _) in modules.items()}
-    tensors |= {f"{PREFIX}{name}{B_SUFFIX}": b.contiguous() for name, (_, b) in modules.items()}
+    stored = {name: PREFIX + (names or {}).get(name, name) for name in modules}
+    tensors = {f"{stored[name]}{A_SUFFIX}": a.contiguous() for name, (a, _) in modules.items()}
+    tensors |= {f"{stored[name]}{B_SUFFIX}": b.contiguous() for name, (_, b) in modules.items()}
     (folder / WEIGHTS).write_bytes(save(dict(sorted(tensors.items())), {"format": "pt"}))
     write_json(folder / CONFIG, {key: config[key] for key in WRITTEN})
 

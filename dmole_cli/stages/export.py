@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from dmole_cli.artifacts.expert import ExpertFile, read_expert
-from dmole_cli.artifacts.export import write_export_header
-from dmole_cli.artifacts.files import lock, unwritable
+from dmole_cli.artifacts.export_folder import require_ours, write_folder
 from dmole_cli.artifacts.headers import is_current
 from dmole_cli.artifacts.kinds import D_MOLE, EXPORT
 from dmole_cli.artifacts.outcome import Outcome
@@ -26,9 +20,6 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.peft_format import write_adapter
 from dmole_cli.experts.routed import RoutedExperts
-
-FORMATS = ("peft", "merged")
-SUFFIX = ".export.tmp"  # of temporary folders
 
 
 def export(
@@ -57,8 +48,6 @@ def export(
     Raises:
         DmoleError: the expert is missing, stale or a dense mixture, or the folder holds other files.
     """
-    if form not in FORMATS:
-        raise DmoleError(f"unknown --format '{form}'", f"choose one of: {', '.join(FORMATS)}")
     path = run.expert(task, method)
     digests = check_inputs(run, [path], fingerprint=model.fingerprint, data=data.current_digest)
     file = read_expert(path)
@@ -77,7 +66,7 @@ def export(
     outcome = Outcome("export", task, folder, reads=reads)
     if is_current(folder / EXPORT.path, EXPORT, header, force=force):
         return outcome
-    _require_ours(folder)
+    require_ours(folder)
 
     def adapter(into: Path) -> None:
         write_adapter(into, file.sites, scale=file.scale, backbone=model.name)
@@ -85,68 +74,8 @@ def export(
     def merged(into: Path) -> None:
         _write_merged(model, file, into)
 
-    _write_folder(folder, adapter if form == "peft" else merged, header)
+    write_folder(folder, adapter if form == "peft" else merged, header)
     return outcome.wrote(sites=len(file.sites), files=sum(1 for found in folder.iterdir() if found.is_file()))
-
-
-def _require_ours(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise DmoleError(f"{folder} is a file", "pass a folder; it is made when needed")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / EXPORT.path).is_file():
-        raise DmoleError(f"{folder} holds other files", "pass a folder that is empty or does not exist")
-
-
-def _write_folder(folder: Path, write: Callable[[Path], None], header: Header) -> None:
-    """Fill a folder from a temporary one beside it.
-
-    A new folder appears complete, by a rename. In the folder of an earlier export file after file is replaced, the provenance
-    last: until then it states the earlier export, and the same command continues after an interruption.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary_beside(folder) as temporary:
-            write(temporary)
-            if not folder.exists() or not any(folder.iterdir()):
-                write_export_header(temporary / EXPORT.path, header)
-                temporary.rename(folder.resolve())
-                return
-            for file in sorted(temporary.iterdir()):
-                file.replace(folder / file.name)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    write_export_header(folder / EXPORT.path, header)
-
-
-@contextmanager
-def _temporary_beside(folder: Path) -> Iterator[Path]:
-    """A temporary folder, locked while it is in use; those of processes that were killed are deleted."""
-    prefix = f".{folder.name}."
-    for left_over in folder.parent.glob(f"{glob.escape(prefix)}*{SUFFIX}"):
-        if (opened := _locked(left_over)) is not None:
-            shutil.rmtree(left_over, ignore_errors=True)
-            os.close(opened)
-    opened = None
-    while opened is None:  # another process may delete the folder before it is locked
-        temporary = folder.with_name(f"{prefix}{secrets.token_hex(8)}{SUFFIX}")
-        temporary.mkdir()
-        opened = _locked(temporary)
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(opened)
-
-
-def _locked(folder: Path) -> int | None:
-    """An open file that locks a folder; None where another process holds the lock, or the folder is gone."""
-    try:
-        opened = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return None
-    if lock(opened) and folder.exists():
-        return opened
-    os.close(opened)
-    return None
 
 
 def _write_merged(model: LazyModel, file: ExpertFile, into: Path) -> None:

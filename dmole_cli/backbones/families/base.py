@@ -26,6 +26,7 @@ from PIL import Image
 from dmole_cli import catalog
 from dmole_cli.backbones.encoded import Encoded
 from dmole_cli.backbones.image_layouts import GRIDS, PIXELS, View, concatenate_padded, images_of
+from dmole_cli.backbones.vllm_lora import VllmLora
 from dmole_cli.data import markers
 from dmole_cli.errors import DmoleError
 
@@ -54,12 +55,14 @@ class Family:
         pixels: name of the tensor that the vision encoder's rows are counted by.
         more_vision: module paths of vision encoders beside the one that the model names.
         refused: why models of this family cannot be backbones; empty if they can.
+        vllm: which of its modules vLLM adapts; by default nothing is known.
     """
 
     answer_token_type: int = 0
     pixels: str = PIXELS
     more_vision: tuple[str, ...] = ()
     refused: str = ""
+    vllm: VllmLora = VllmLora()
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dmole_cli.backbones.families.base import Family
+from dmole_cli.backbones.vllm_lora import LANGUAGE, SIGLIP, VllmLora
+
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<start_of_turn>"
     "{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
@@ -11,6 +14,13 @@ TEMPLATE = (
     "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
+
+
+class Gemma3(Family):
+    """The generic methods are right."""
+
+    # https://docs.vllm.ai/en/latest/api/vllm/model_executor/models/gemma3_mm/: the mapper, and supports_tower_connector_lora.
+    vllm = VllmLora(LANGUAGE | SIGLIP)
 
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:

@@ -10,6 +10,7 @@ import torch
 from dmole_cli.backbones.families._tiles import global_images
 from dmole_cli.backbones.families.base import Family
 from dmole_cli.backbones.image_layouts import View
+from dmole_cli.backbones.vllm_lora import VllmLora
 
 MARKS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
 TEMPLATE = (
@@ -21,6 +22,9 @@ TEMPLATE = (
 
 class Idefics3(Family):
     """A special token marks the tile that shows the whole image."""
+
+    # https://docs.vllm.ai/en/latest/api/vllm/model_executor/models/idefics3/: names as here, supports_tower_connector_lora.
+    vllm = VllmLora({path: path for path in ("model.text_model.layers.", "model.vision_model.encoder.layers.")})
 
     def whole_images(self, vision: Mapping[str, torch.Tensor], tokens: torch.Tensor, *, images: int) -> list[View]:
         """The tile behind the marker of a whole image."""

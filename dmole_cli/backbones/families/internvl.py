@@ -9,10 +9,16 @@ import torch
 
 from dmole_cli.backbones.families.base import Family
 from dmole_cli.backbones.image_layouts import PIXELS, View, runs_of
+from dmole_cli.backbones.vllm_lora import LANGUAGE, VllmLora
 
 
 class InternVL(Family):
     """The last tile of an image is its thumbnail."""
+
+    # vLLM runs checkpoints in the format of transformers with the class of Intern-S1, which has LoRA, but does not set
+    # supports_tower_connector_lora: https://docs.vllm.ai/en/latest/api/vllm/model_executor/models/interns1/ and
+    # https://github.com/vllm-project/vllm/pull/48129.
+    vllm = VllmLora(LANGUAGE, "vLLM ignores adapters of the vision encoder of InternVL in the format of transformers")
 
     def whole_images(self, vision: Mapping[str, torch.Tensor], tokens: torch.Tensor, *, images: int) -> list[View]:
         """The last tile of each image; the lengths of the runs of image tokens give the number of its tiles."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dmole_cli.backbones.families._pixtral import PackedImages
+from dmole_cli.backbones.vllm_lora import LANGUAGE, SIGLIP, VllmLora
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -18,6 +19,9 @@ TEMPLATE = (
 
 class Llava(PackedImages):
     """Pixtral's processor returns the sizes of images, the processors for other encoders do not."""
+
+    # https://docs.vllm.ai/en/v0.29.0/api/vllm/model_executor/models/llava/; the names of a Pixtral encoder were not checked.
+    vllm = VllmLora(LANGUAGE | SIGLIP, "vLLM is known to adapt CLIP and SigLIP encoders of LLaVA only")
 
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:

@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dmole_cli.backbones.families._crops import WholeImageFirst
+from dmole_cli.backbones.vllm_lora import VllmLora
 
 
 class LlavaOnevision(WholeImageFirst):
     """Only the image of a sample with a single image is cropped."""
+
+    # https://docs.vllm.ai/en/v0.19.1/api/vllm/model_executor/models/llava_onevision/: no SupportsLoRA among its bases.
+    vllm = VllmLora(
+        refused="vLLM's class of LLaVA-OneVision does not support LoRA (as of 0.19.1, the last version checked)"
+    )
 
     def image_tokens(self, sizes: Sequence[tuple[int, int]], *, images: int) -> Sequence[int]:
         """The processor's count for a single image; one of several is the whole image and a line break."""

@@ -10,12 +10,16 @@ import torch
 from PIL.Image import Image
 
 from dmole_cli.backbones.families.base import Family
+from dmole_cli.backbones.vllm_lora import VllmLora
 
 
 class PaliGemma(Family):
     """Prefix language model: `token_type_ids` are 0 in the bidirectional prefix and 1 in the answer."""
 
     answer_token_type = 1
+    # It had LoRA on both towers (https://github.com/vllm-project/vllm/pull/31656) before a flag was needed for it
+    # (https://github.com/vllm-project/vllm/pull/53092); whether its class has the flag was not found out.
+    vllm = VllmLora(refused="it has not been established whether vLLM still adapts the vision encoder of PaliGemma")
 
     def prompt(self, question: str, *, images: int) -> str:
         """The bare instruction behind its image tokens; the processor puts the start token between them."""

@@ -5,6 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dmole_cli.backbones.families.base import Family
+from dmole_cli.backbones.vllm_lora import LANGUAGE, VllmLora
+
+
+class Qwen25VL(Family):
+    """The generic methods are right."""
+
+    # https://docs.vllm.ai/en/latest/api/vllm/model_executor/models/qwen2_5_vl/: the mapper, and supports_tower_connector_lora.
+    vllm = VllmLora(LANGUAGE | {"model.visual.blocks.": "model.visual.blocks."})
+
 
 def tiny(folder: Path, *, seed: int = 0) -> Path:
     """Write a tiny model: patches of 6 × 6, four per token; only the second block attends across windows."""

@@ -11,6 +11,7 @@ import torch
 from dmole_cli.backbones.families._tiles import global_images
 from dmole_cli.backbones.families.base import Family
 from dmole_cli.backbones.image_layouts import View
+from dmole_cli.backbones.vllm_lora import VllmLora
 
 MARKS = ("<end_of_utterance>", "<global-img>")
 TEMPLATE = (
@@ -23,6 +24,10 @@ TEMPLATE = (
 
 class SmolVLM(Family):
     """As Idefics3; its processor does not count image tokens."""
+
+    # vLLM's class is a subclass of that of Idefics3:
+    # https://github.com/vllm-project/vllm/blob/main/vllm/model_executor/models/smolvlm.py
+    vllm = VllmLora({path: path for path in ("model.text_model.layers.", "model.vision_model.encoder.layers.")})
 
     def whole_images(self, vision: Mapping[str, torch.Tensor], tokens: torch.Tensor, *, images: int) -> list[View]:
         """The tile behind the marker of a whole image."""
