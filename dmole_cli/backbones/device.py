@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -116,3 +118,13 @@ def memory_limits(device: torch.device) -> dict[int | str, int]:
     if device.type == "cuda" and device.index is None:
         return found
     return {name: size for name, size in found.items() if name in ("cpu", device.index)}
+
+
+def return_memory() -> None:
+    """Return freed memory to the system, which allocators otherwise keep for themselves."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
+        if trim is not None:
+            trim(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,6 +74,14 @@ class LazyModel:
     def load(self) -> Backbone:
         """The loaded model; a process loads it once."""
         return self._loaded
+
+    def unload(self) -> None:
+        """Free the loaded model, if nothing else refers to it; `load` loads it again."""
+        if self.__dict__.pop("_loaded", None) is not None:
+            from dmole_cli.backbones.device import return_memory
+
+            gc.collect()  # a model's modules refer to each other in cycles
+            return_memory()
 
     def counts(self) -> Counter[str]:
         """What the backbone has computed so far; empty if it was never loaded."""

@@ -65,12 +65,17 @@ class Reply:
     tokens: int
     complete: bool
 
+    @property
+    def recognised(self) -> bool:
+        """Whether any expert is active."""
+        return bool(self.experts)
+
     def as_dict(self) -> dict[str, Any]:
-        """JSON values; `recognised` is whether any expert is active."""
+        """JSON values of what identifies the answer and its route."""
         return {
             "answer": self.answer,
             "experts": list(self.experts),
-            "recognised": bool(self.experts),
+            "recognised": self.recognised,
             "losses": dict(self.losses),
             "thresholds": dict(self.thresholds),
         }

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
-
+from dmole_cli.backbones.device import return_memory
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
 
@@ -73,15 +70,5 @@ class ExpertPool:
             for name in found:
                 self.routed.remove(name)
                 self._last.pop(name, None)
-            _return_memory()
+            return_memory()
         return found
-
-
-def _return_memory() -> None:
-    """Return freed memory to the system, which allocators otherwise keep for themselves."""
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
-        if trim is not None:
-            trim(0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from PIL.Image import Image
 
 from dmole_cli.artifacts.errors import MissingArtifact, StaleArtifact
 from dmole_cli.artifacts.files import digest_of_file
@@ -42,14 +45,19 @@ def question(text: str, images: Sequence[Path], *, name: str = "question") -> Sa
     Raises:
         DmoleError: the text is empty, or its image markers have numbers that are not in order.
     """
+    openers = tuple(partial(open_image, path, row=name) for path in images)
+    return replace(asked(text, openers, name=name), files=tuple(images))
+
+
+def asked(text: str, images: Sequence[Callable[[], Image]], *, name: str = "question") -> Sample:
+    """A question about images that functions open. Arguments and errors are those of `question`."""
     if not text.strip():
         raise DmoleError(f"{name} is empty", "give the text of the question")
     try:
         text = with_plain_markers(text)
     except ValueError as error:
         raise DmoleError(f"{name}: {error}", "number the markers 1, 2, ... or write <image>") from error
-    openers = tuple(partial(open_image, path, row=name) for path in images)
-    return Sample(name, text, "", ("",), openers, files=tuple(images))
+    return Sample(name, text, "", ("",), tuple(images))
 
 
 @contextmanager

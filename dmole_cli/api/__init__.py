@@ -1,0 +1,1 @@
+"""dmole in Python programs: `dmole_cli.open_run`."""
