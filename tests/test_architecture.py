@@ -18,7 +18,8 @@ HEAVY = set(RUFF["flake8-tidy-imports"]["banned-module-level-imports"])
 # A room imports rooms to its right only.
 ROOMS = (
     "api", "commands", "cli", "serving", "stages", "planning", "verification", "pages", "figures", "reports", "methods",
-    "training", "inference", "profiling", "routing", "experts", "allocation", "backbones", "data", "metrics", "artifacts", "settings",
+    "training", "inference", "profiling", "routing", "experts", "allocation", "backbones", "data", "metrics", "artifacts",
+    "settings",
 )  # fmt: skip
 # Beside the rooms: what every room may use.
 ROOT = {"__init__", "__main__", "catalog", "errors", "processes", "progress"}
