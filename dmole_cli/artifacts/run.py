@@ -128,6 +128,10 @@ class Run:
         """Digests of image files by size and modification time: a cache, not an artifact."""
         return self._base(FEATURES.folder) / "cache" / "images.sqlite"
 
+    def usage(self, method: str = D_MOLE) -> Path:
+        """Which experts of a method were active for the latest requests: see `artifacts/usage.py`."""
+        return self.root / "usage" / ("" if method == D_MOLE else method) / "activation.sqlite"
+
     def cost(self, stage: str, task: str) -> Path:
         """Seconds that a stage took: beside the artifacts and not in them, because time is not reproducible."""
         base = self.shared if self.shared is not None and stage in SHARED_STAGES else self.root

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dmole_cli.artifacts.kinds import D_MOLE
+from dmole_cli.artifacts.usage import Usage
 from dmole_cli.cli import console
 from dmole_cli.cli.derive import HOW, MODEL, OUTPUT, WHAT
 from dmole_cli.cli.shared_options import MethodOption
@@ -62,6 +63,7 @@ def run(
     questions = read_questions(file, out)
     replies = answer_all(questions, method, **work.parts, limits=limits, track=work.track)
     write_answers(out, questions, [reply.as_dict() for reply in replies])
+    Usage(work.run.usage(method)).record([reply.experts for reply in replies])
     unknown = sum(not reply.experts for reply in replies)
     console.say(f"answer: wrote {out} ({len(replies):,} answers, {unknown:,} without an expert)")
 
@@ -72,6 +74,7 @@ def _one(work: Workspace, text: str, images: list[Path], method: str, limits: Ge
     sample = question(text, images)
     with answering(method, **work.parts) as (opened, _):
         reply = answer_one(sample, opened, limits=limits)
+    Usage(work.run.usage(method)).record([reply.experts])
     if work.json:
         console.data(reply.as_dict())
     else:

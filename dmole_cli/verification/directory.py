@@ -15,7 +15,7 @@ from dmole_cli.settings.record import FILE as RECORD
 from dmole_cli.verification.inspection import Inspection
 
 # Files of a run directory that are no artifacts, by their paths in it: the record, costs, caches, locks, results of batches of a
-# command that was killed, what trackers write, and files that a killed process was writing.
+# command that was killed, what trackers write, counts of the use of experts, and files that a killed process was writing.
 OTHERS = re.compile(
     "|".join(
         (
@@ -26,6 +26,7 @@ OTHERS = re.compile(
             r"cache/train-[^/]+\.lock",
             r"cache/partial/[0-9a-f]{32}\.(\d+\.jsonl|lock)",
             r"training/logs/.+",
+            r"usage/([^/]+/)?activation\.sqlite(-journal)?",
             r"(.+/)?\.[^/]+\.[0-9a-f]{16}\.tmp",
         )
     )
