@@ -43,8 +43,9 @@ def _cells(row: ExpertRow) -> list[str]:
 
 
 def _state(row: ExpertRow) -> str:
-    words = {"in the stream": "in stream"}.get(row.state, row.state)
-    return words + (f", {row.origin}" if row.origin in ("imported", "bundle") else "")
+    if row.state != "in the stream":
+        return row.state
+    return "in stream" if row.origin == "trained" else "imported"
 
 
 def _percent(share: float) -> str:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from dmole_cli.artifacts.expert import ExpertFile, read_expert
 from dmole_cli.artifacts.export import write_export_header
-from dmole_cli.artifacts.files import lock, unwritable
+from dmole_cli.artifacts.files import unwritable
 from dmole_cli.artifacts.headers import is_current
 from dmole_cli.artifacts.kinds import D_MOLE, EXPORT
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.staleness import check_inputs
+from dmole_cli.artifacts.temporary_folder import temporary_beside
 from dmole_cli.backbones.files import FILE_PATTERNS, resolve
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.data.tasks import Tasks
@@ -28,7 +25,6 @@ from dmole_cli.experts.peft_format import write_adapter
 from dmole_cli.experts.routed import RoutedExperts
 
 FORMATS = ("peft", "merged")
-SUFFIX = ".export.tmp"  # of temporary folders
 
 
 def export(
@@ -104,7 +100,7 @@ def _write_folder(folder: Path, write: Callable[[Path], None], header: Header) -
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary_beside(folder) as temporary:
+        with temporary_beside(folder) as temporary:
             write(temporary)
             if not folder.exists() or not any(folder.iterdir()):
                 write_export_header(temporary / EXPORT.path, header)
@@ -115,38 +111,6 @@ def _write_folder(folder: Path, write: Callable[[Path], None], header: Header) -
     except OSError as error:
         raise unwritable(folder, error) from error
     write_export_header(folder / EXPORT.path, header)
-
-
-@contextmanager
-def _temporary_beside(folder: Path) -> Iterator[Path]:
-    """A temporary folder, locked while it is in use; those of processes that were killed are deleted."""
-    prefix = f".{folder.name}."
-    for left_over in folder.parent.glob(f"{glob.escape(prefix)}*{SUFFIX}"):
-        if (opened := _locked(left_over)) is not None:
-            shutil.rmtree(left_over, ignore_errors=True)
-            os.close(opened)
-    opened = None
-    while opened is None:  # another process may delete the folder before it is locked
-        temporary = folder.with_name(f"{prefix}{secrets.token_hex(8)}{SUFFIX}")
-        temporary.mkdir()
-        opened = _locked(temporary)
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(opened)
-
-
-def _locked(folder: Path) -> int | None:
-    """An open file that locks a folder; None where another process holds the lock, or the folder is gone."""
-    try:
-        opened = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return None
-    if lock(opened) and folder.exists():
-        return opened
-    os.close(opened)
-    return None
 
 
 def _write_merged(model: LazyModel, file: ExpertFile, into: Path) -> None:
