@@ -197,6 +197,10 @@ def test_mistakes_with_tasks(here, monkeypatch):
     remove_task(SECOND, settings=Settings(), run=RUN)
     with pytest.raises(DmoleError, match="is the only task"):
         remove_task(FIRST, settings=Settings(), run=RUN)
+    shutil.rmtree(RUN.root / "removed")
+    with pytest.raises(DmoleError, match="nothing is left of halves") as caught:
+        load_task(SECOND, settings=Settings(), run=RUN)
+    assert "delete it from `removed`" in caught.value.hint
 
 
 # --- list and show ---
@@ -268,7 +272,7 @@ def test_experts_that_dominate(here, capsys):
     Usage(RUN.usage()).record([(SECOND,)] * 200)
     typed("list", "--last", "200")
     said = capsys.readouterr().err
-    assert f"never used: {FIRST}" in said and f"next: dmole train-router --balance --task {SECOND}" in said
+    assert f"never used: {FIRST}" in said and f"next: dmole train-router --balance 1 --task {SECOND}" in said
 
 
 # --- bundles ---

@@ -24,7 +24,7 @@ def run(work: Workspace, *, method: MethodOption = D_MOLE, last: LastOption = No
     usage = Usage(work.run.usage(method)).counts(last)
     rows = shelf_of(work, method).rows(usage)
     heavy, unused = dominating(rows, usage)
-    balance = work.repeating(" ".join(["dmole train-router --balance", *(f"--task {name}" for name in heavy)]))
+    balance = work.repeating(" ".join(["dmole train-router --balance 1", *(f"--task {name}" for name in heavy)]))
     if work.json:
         requests = {"requests": usage.requests, "without_expert": usage.without_expert}
         even = {"dominating": heavy, "unused": unused, "next": balance if heavy else ""}

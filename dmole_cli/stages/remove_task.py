@@ -13,13 +13,14 @@ from dmole_cli.artifacts.errors import ArtifactError, StaleArtifact
 from dmole_cli.artifacts.headers import header_of
 from dmole_cli.artifacts.kinds import EVALUATION, LIKELIHOOD, RESCORED, Kind
 from dmole_cli.artifacts.labels import base_method
-from dmole_cli.artifacts.removed import FILE, Removed, move, read_removed, write_removed
+from dmole_cli.artifacts.removed import FILE, Removed, move, read_removed, removed_tasks, write_removed
 from dmole_cli.artifacts.run import Run
 from dmole_cli.data.recorded import Recorded
 from dmole_cli.errors import DmoleError
 from dmole_cli.methods._stream import require_stream
 from dmole_cli.methods.base import Method, load_method
 from dmole_cli.settings.model import Settings
+from dmole_cli.settings.record import FILE as RECORD
 
 # Entries of a score matrix: they belong to a stream, and not to a task alone.
 ENTRIES = (EVALUATION, LIKELIHOOD, RESCORED)
@@ -96,8 +97,13 @@ def load_task(task: str, *, settings: Settings, run: Run) -> Change:
     Raises:
         DmoleError: no such task was removed.
     """
-    removed = read_removed(run, task)
     recorded = Recorded.read(run.root, type(settings))
+    if task in recorded.settings.removed and task not in removed_tasks(run):
+        raise DmoleError(
+            f"{run.removed(task).root} does not exist: nothing is left of {task}",
+            f"to train it again, delete it from `removed` in {run.root / RECORD} and add it to `tasks` of the configuration",
+        )
+    removed = read_removed(run, task)
     now, folder = recorded.settings, run.removed(task).root
     others = tuple(name for name in now.tasks if name != task)
     index = removed.position_in(others)
