@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 from dmole_cli import catalog
 from dmole_cli.artifacts.errors import ArtifactError, StaleArtifact
 from dmole_cli.artifacts.headers import header_of
-from dmole_cli.artifacts.kinds import EVALUATION, LIKELIHOOD, RESCORED, Kind
+from dmole_cli.artifacts.kinds import EVALUATION, LIKELIHOOD, RESCORED
 from dmole_cli.artifacts.labels import base_method
 from dmole_cli.artifacts.removed import FILE, Removed, move, read_removed, removed_tasks, write_removed
 from dmole_cli.artifacts.run import Run
 from dmole_cli.data.recorded import Recorded
 from dmole_cli.errors import DmoleError
 from dmole_cli.methods._stream import require_stream
-from dmole_cli.methods.base import Method, load_method
+from dmole_cli.methods.base import Entry, Method, load_method
 from dmole_cli.settings.model import Settings
 from dmole_cli.settings.record import FILE as RECORD
 
@@ -78,7 +78,9 @@ def remove_task(task: str, *, settings: Settings, run: Run) -> Change:
     after = recorded.with_stream(left, (*recorded.settings.removed, task))
     card = os.path.relpath(recorded.paths[task], run.root) if task in recorded.paths else task
     write_removed(run, Removed(task, card, tasks))
-    files = [*_own_files(run, task), *_entries_out_of(after.settings, run, task)]
+    own = _own_files(run, task)
+    others = sorted(set(_files(run)).difference(own))
+    files = [*own, *_entries_out_of(after.settings, run, others, before=recorded.settings)]
     count = move(files, run.root, run.removed(task).root)
     after.write()
     return Change(task, position, count, left)
@@ -112,12 +114,14 @@ def load_task(task: str, *, settings: Settings, run: Run) -> Change:
     after = recorded.with_stream(tasks, [name for name in now.removed if name != task], paths=path)
     files = [path for path in _below(folder) if path != folder / FILE]
     in_the_way = {run.root / path.relative_to(folder) for path in files}
-    in_the_way = {path for path in in_the_way if path.exists()} | set(_entries_out_of(after.settings, run, task))
+    in_the_way = {path for path in in_the_way if path.exists()}
+    in_the_way |= set(_entries_out_of(after.settings, run, _files(run), before=now))
     elsewhere = run.removed(f"{task}.other-streams").root
     aside = move(sorted(in_the_way), run.root, elsewhere)
     count = move(files, folder, run.root)
     # Where tasks do not come back in the order of their removal.
-    aside += move(list(_entries_out_of(after.settings, run, "")), run.root, elsewhere)
+    back = [run.root / path.relative_to(folder) for path in files]
+    aside += move(list(_entries_out_of(after.settings, run, back)), run.root, elsewhere)
     after.write()
     (folder / FILE).unlink()
     for empty in (folder, folder.parent):
@@ -154,37 +158,50 @@ def _trained(settings: Settings, run: Run) -> Iterator[tuple[Method, list[str]]]
 
 def _own_files(run: Run, task: str) -> list[Path]:
     """The files of a task in the run directory itself."""
-    own = [path for path, _, values in _artifacts(run) if values["task"] == task]
-    beside = [path for path in _below(run.root / "costs") if path.name == f"{task}.json"]
-    return [*own, *beside, *([record] if (record := run.imported(task)).is_file() else [])]
+
+    def is_own(path: Path) -> bool:
+        found = run.identify(path)
+        cost = path.is_relative_to(run.root / "costs") and path.name == f"{task}.json"
+        return path == run.imported(task) or cost or (found is not None and found[1]["task"] == task)
+
+    return [path for path in _files(run) if is_own(path)]
 
 
-def _entries_out_of(settings: Settings, run: Run, task: str) -> Iterator[Path]:
-    """Evaluations of other tasks that are none of this stream: another model made them, or another number of tasks."""
-    known = catalog.names("methods")
-    for path, kind, values in list(_artifacts(run)):
-        if kind not in ENTRIES or values["task"] == task or (method := base_method(values["method"])) not in known:
+def _entries_out_of(
+    settings: Settings, run: Run, paths: Iterable[Path], *, before: Settings | None = None
+) -> Iterator[Path]:
+    """Evaluations that are none of this stream: another model made them, or another number of tasks.
+
+    Args:
+        settings: with the stream.
+        run: the run directory.
+        paths: files of the run directory.
+        before: with the stream that they belong to; entries that are the same in both are not read.
+    """
+    known, entries = frozenset(catalog.names("methods")), dict[str, frozenset[Entry]]()
+    for path in paths:
+        found = run.identify(path)
+        if found is None or found[0] not in ENTRIES or (method := base_method(found[1]["method"])) not in known:
             continue
-        rules, after = load_method(method), int(values["after"])
-        entry = (after, values["task"])
+        rules, after, task = load_method(method), int(found[1]["after"]), found[1]["task"]
+        if method not in entries:
+            entries[method] = frozenset(rules.entries(settings.tasks, settings.unseen))
+        learned = rules.learned(settings.tasks, after, task)
+        has = (after, task) in entries[method]
+        if has and before is not None and learned == rules.learned(before.tasks, after, task):
+            continue
         try:
-            header = header_of(path, kind)
+            header = header_of(path, found[0])
         except ArtifactError:  # reported by whoever reads it
             continue
-        learned = header.settings.get("learned") if header is not None else None
-        if entry not in rules.entries(settings.tasks, settings.unseen) or learned != rules.learned(
-            settings.tasks, *entry
-        ):
+        if not has or header is None or header.settings.get("learned") != learned:
             yield path
 
 
-def _artifacts(run: Run) -> Iterator[tuple[Path, Kind, Mapping[str, str]]]:
-    """The artifacts of the run directory itself, without those in a shared folder."""
-    for folder in sorted(path for path in run.root.iterdir() if path.is_dir() and path.name != "removed"):
-        for path in _below(folder):
-            found = run.identify(path)
-            if found is not None and (run.shared is None or not path.is_relative_to(run.shared)):
-                yield path, *found
+def _files(run: Run) -> list[Path]:
+    """The files of the run directory itself, without those in a shared folder and those of removed tasks."""
+    aside = [run.root / "removed", *([run.shared] if run.shared is not None else [])]
+    return [path for path in _below(run.root) if not any(path.is_relative_to(folder) for folder in aside)]
 
 
 def _below(folder: Path) -> list[Path]:
