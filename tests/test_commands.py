@@ -3,6 +3,7 @@
 import pytest
 import tiny
 
+from dmole_cli.cli.lazy import GROUPS
 from dmole_cli.cli.retired import RETIRED
 from dmole_cli.cli.subcommands import module_of
 from dmole_cli.commands.app import COMMANDS
@@ -36,11 +37,11 @@ def test_an_old_spelling_ends_in_an_error_that_names_the_new_one(stream, run, co
     assert shown.returncode == 0 and (not option or option in shown.stdout)
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "tasks list", "tasks check", "tasks new"])
+@pytest.mark.parametrize("name", [*COMMANDS, *(f"{group} {name}" for group in GROUPS for name in GROUPS[group].table)])
 def test_help_has_options_in_groups_and_defaults(stream, run, name):
     shown = run(*name.split(), "-h", cwd=stream)
     assert shown.returncode == 0, shown.stderr
-    if name == "tasks":
+    if name in GROUPS:
         return
     groups = [title for title in ("What", "How", "Backbone", "Files", "Output") if f"─ {title} ─" in shown.stdout]
     assert "Output" in groups and len(groups) >= 2

@@ -14,11 +14,15 @@ from typer.testing import CliRunner
 from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.cli import console, ending
 from dmole_cli.cli.derive import build
+from dmole_cli.cli.lazy import GROUPS
 from dmole_cli.cli.subcommands import module_of
 from dmole_cli.commands.app import COMMANDS, app
 from dmole_cli.errors import DmoleError
 
-SUBCOMMANDS = [*(name for name in COMMANDS if name != "tasks"), "tasks list", "tasks check", "tasks new"]
+SUBCOMMANDS = [
+    *(name for name in COMMANDS if name not in GROUPS),
+    *(f"{g} {n}" for g in GROUPS for n in GROUPS[g].table),
+]
 
 
 def outcomes(tasks: int, stages: int, *, written: int) -> list[Outcome]:

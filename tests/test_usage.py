@@ -148,13 +148,12 @@ def test_a_file_that_may_only_be_read_is_counted(tmp_path):
 def test_answers_are_recorded(run, finished, tmp_path):
     here = shutil.copytree(finished, tmp_path / "here")
     image = "tasks/halves/pictures/test-0.png"
-    tiny.succeed("answer", "--image", image, "Which half is white, left or right?", cwd=here, run=run)
+    tiny.succeed(
+        "answer", "--method", "seq-ft", "--image", image, "Which half is white, left or right?", cwd=here, run=run
+    )
     rows = f'{{"question": "Colour?", "image": "{image}"}}\n' * 3
     (here / "questions.jsonl").write_text(rows, encoding="utf-8")
     tiny.succeed("answer", "--file", "questions.jsonl", "--out", "answers.jsonl", cwd=here, run=run)
-    assert Usage(here / "dmole-run" / "usage" / "activation.sqlite").counts().requests == 4
-    tiny.succeed("answer", "--method", "seq-ft", "Which?", cwd=here, run=run)
+    assert Usage(here / "dmole-run" / "usage" / "activation.sqlite").counts().requests == 3
     of_other = Usage(here / "dmole-run" / "usage" / "seq-ft" / "activation.sqlite")
     assert of_other.counts() == Activation(1, 0, {"halves": 1})
-    verified = tiny.succeed("verify", "--no-scoring", cwd=here, run=run)
-    assert "no file of a run" not in verified.stdout + verified.stderr

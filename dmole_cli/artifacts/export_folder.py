@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dmole_cli.artifacts.export import files_of_export, write_export_header
-from dmole_cli.artifacts.files import lock, unwritable
+from dmole_cli.artifacts.files import unwritable
 from dmole_cli.artifacts.kinds import EXPORT
 from dmole_cli.artifacts.provenance import Header
+from dmole_cli.artifacts.temporary_folder import temporary_beside
 from dmole_cli.errors import DmoleError
-
-SUFFIX = ".export.tmp"  # of temporary folders
 
 
 def require_ours(folder: Path) -> None:
@@ -48,7 +42,7 @@ def write_folder(folder: Path, write: Callable[[Path], None], header: Header) ->
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary_beside(folder) as temporary:
+        with temporary_beside(folder) as temporary:
             write(temporary)
             new = [file.relative_to(temporary).as_posix() for file in sorted(temporary.rglob("*")) if file.is_file()]
             if not folder.exists() or not any(folder.iterdir()):
@@ -72,35 +66,3 @@ def _delete(folder: Path, names: Iterable[str]) -> None:
         for parent in (folder / name).relative_to(folder).parents:
             if parent != Path() and (folder / parent).is_dir() and not any((folder / parent).iterdir()):
                 (folder / parent).rmdir()
-
-
-@contextmanager
-def _temporary_beside(folder: Path) -> Iterator[Path]:
-    """A temporary folder, locked while it is in use; those of processes that were killed are deleted."""
-    prefix = f".{folder.name}."
-    for left_over in folder.parent.glob(f"{glob.escape(prefix)}*{SUFFIX}"):
-        if (opened := _locked(left_over)) is not None:
-            shutil.rmtree(left_over, ignore_errors=True)
-            os.close(opened)
-    opened = None
-    while opened is None:  # another process may delete the folder before it is locked
-        temporary = folder.with_name(f"{prefix}{secrets.token_hex(8)}{SUFFIX}")
-        temporary.mkdir()
-        opened = _locked(temporary)
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(opened)
-
-
-def _locked(folder: Path) -> int | None:
-    """An open file that locks a folder; None where another process holds the lock, or the folder is gone."""
-    try:
-        opened = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return None
-    if lock(opened) and folder.exists():
-        return opened
-    os.close(opened)
-    return None

@@ -12,12 +12,17 @@ from dmole_cli.artifacts.export import read_export_header
 from dmole_cli.artifacts.files import FileState, state_of
 from dmole_cli.artifacts.kinds import EXPORT, Kind
 from dmole_cli.artifacts.provenance import Header, differences
-from dmole_cli.artifacts.tables import read_table
+from dmole_cli.artifacts.tables import read_table, read_table_header
 from dmole_cli.artifacts.tensors import tensors_header
 
 
-def header_of(path: Path, kind: Kind) -> Header | None:
+def header_of(path: Path, kind: Kind, *, intact: bool = False) -> Header | None:
     """The header of an artifact, None where the file does not exist.
+
+    Args:
+        path: the artifact.
+        kind: what it is.
+        intact: whether the digest of the whole file is known to be right, so that its content need not be compared again.
 
     Raises:
         ArtifactError: the file is damaged, or of another kind.
@@ -27,6 +32,8 @@ def header_of(path: Path, kind: Kind) -> Header | None:
     require_file(path)
     if kind is EXPORT:  # whose digest covers other files, too
         return read_export_header(path)
+    if intact and kind.container == "table":
+        return read_table_header(path, kind)
     return _verified(path, kind, state_of(path))
 
 

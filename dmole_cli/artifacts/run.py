@@ -132,6 +132,14 @@ class Run:
         """Which experts of a method were active for the latest requests: see `artifacts/usage.py`."""
         return self.root / "usage" / ("" if method == D_MOLE else method) / "activation.sqlite"
 
+    def removed(self, task: str) -> Run:
+        """Where the files of a task lie that was taken out of the stream, in the layout of a run directory."""
+        return Run(self.root / "removed" / task)
+
+    def imported(self, task: str) -> Path:
+        """The record of a task that came from a bundle: which files, and their digests."""
+        return self.root / "bundles" / f"{task}.json"
+
     def cost(self, stage: str, task: str) -> Path:
         """Seconds that a stage took: beside the artifacts and not in them, because time is not reproducible."""
         base = self.shared if self.shared is not None and stage in SHARED_STAGES else self.root

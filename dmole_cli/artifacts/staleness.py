@@ -70,13 +70,16 @@ def require_current(run: Run, path: Path, inputs: Mapping[str, str]) -> None:
             raise StaleArtifact(path, f"{source} has changed since it was made")
 
 
-def _check(run: Run, path: Path, fingerprint: str, data: DataDigests, checked: set[Path]) -> None:
+def _check(
+    run: Run, path: Path, fingerprint: str, data: DataDigests, checked: set[Path], *, intact: bool = False
+) -> None:
+    """Check an artifact and what it was made from; `intact` as for `header_of`."""
     if path in checked:
         return
     checked.add(path)
     found = run.identify(path)
     assert found is not None, f"{path} is not an artifact of a run directory"
-    header = header_of(path, found[0])
+    header = header_of(path, found[0], intact=intact)
     if header is None:
         raise MissingArtifact(path)
     require_backbone(path, header, fingerprint)
@@ -84,9 +87,10 @@ def _check(run: Run, path: Path, fingerprint: str, data: DataDigests, checked: s
     # What was made from a deleted input is still valid.
     made_from = {name: source for name, source in made_from.items() if source.is_file()}
     # All of them first: the command that makes this artifact again needs every one of them.
-    for source in made_from.values():
+    for name, source in made_from.items():
         if run.identify(source) is not None:
-            _check(run, source, fingerprint, data, checked)
+            same = digest_of_file(source) == header.inputs[name]
+            _check(run, source, fingerprint, data, checked, intact=same)
     for name, digest in sorted(header.inputs.items()):
         if name.startswith(DATA_PREFIX):
             changed = name if data(name) not in (None, digest) else ""

@@ -45,12 +45,27 @@ def read_table(path: Path, kind: Kind, *, anywhere: bool = False) -> tuple[pa.Ta
     import pyarrow.parquet as pq
 
     with _readable(path):
-        table = pq.read_table(path, page_checksum_verification=True)
+        # Not `read_table`, whose module imports pandas.
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
         table.validate(full=True)
     header = _header(table.schema, path, kind, anywhere=anywhere)
     _require_columns(table.schema, path, kind)
     verify_content(header, digest_of_table(table), path)
     return table, header
+
+
+def read_table_header(path: Path, kind: Kind) -> Header:
+    """Read the header alone; the content is not compared with its digest.
+
+    Raises:
+        ArtifactError: the file is missing, is no parquet file, or is of another kind.
+    """
+    import pyarrow.parquet as pq
+
+    with _readable(path):
+        schema = pq.read_schema(path)
+    return _header(schema, path, kind)
 
 
 def read_cache(path: Path, kind: Kind) -> pa.Table | None:
@@ -76,7 +91,8 @@ def read_column(path: Path, kind: Kind, column: str) -> tuple[pa.ChunkedArray, H
         schema = pq.read_schema(path)
         header = _header(schema, path, kind, anywhere=True)
         _require_columns(schema, path, kind)
-        return pq.read_table(path, columns=[column], page_checksum_verification=True).column(column), header
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(columns=[column]).column(column), header
 
 
 def digest_of_table(table: pa.Table) -> str:

@@ -17,6 +17,17 @@ TASKS_COMMANDS = {
     "new": "Write a task card for new data; format, prompt, metric and limits are guessed from the data.",
 }
 
+# Subcommands of `dmole experts`.
+EXPERTS_COMMANDS = {
+    "list": "List the experts of a run: sites, parameters, bytes, scores, transfer in training, activation by requests.",
+    "show": "Show everything about one expert: how it was made, its sites and ranks, its router, its scores.",
+    "export": "Write experts and routers with their task cards into a folder, for another run directory.",
+    "import": "Add the experts of such a folder to the stream of a run; their tasks' data are not needed.",
+    "unload": "Free the memory of experts in a running service; the next sample that needs one loads it again.",
+    "load": "Bring a removed task back without training; with --url, load experts in a running service.",
+    "remove": "Take a task out of the stream: its files move to `removed/`, and the other experts stay usable.",
+}
+
 
 class LazyGroup(TyperGroup):
     """A group whose subcommands are imported when they are used."""
@@ -40,25 +51,44 @@ class LazyGroup(TyperGroup):
 
     def load(self, ctx: Any, name: str) -> Any:
         """Import a subcommand and build its options."""
-        if name == "tasks":
-            return TasksGroup(name=name, help=self.table[name], no_args_is_help=False, invoke_without_command=True)
+        if group := GROUPS.get(name):
+            return group(name=name, help=self.table[name], no_args_is_help=False, invoke_without_command=True)
         from dmole_cli.cli.derive import build
 
         return build(name, module_of(name), self.table[name], ctx.find_root().obj)
 
 
-class TasksGroup(LazyGroup):
-    """`dmole tasks`: its subcommands; without one it lists."""
-
-    table = TASKS_COMMANDS
+class Subgroup(LazyGroup):
+    """A group within `dmole`; without a subcommand it lists."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Without a subcommand, list: `dmole tasks`, `dmole tasks digits`."""
-        plain = not args or args[0] not in (*self.table, "-h", "--help")
+        """Without a subcommand, list: `dmole tasks`, `dmole experts --json`."""
+        plain = not args or (args[0].startswith("-") and args[0] not in ("-h", "--help"))
         return super().parse_args(ctx, ["list", *args] if plain else args)
 
     def load(self, ctx: Any, name: str) -> Any:
         """Import a subcommand and build its options."""
         from dmole_cli.cli.derive import build
 
-        return build(f"tasks {name}", module_of(f"tasks {name}"), self.table[name], ctx.find_root().obj)
+        path = f"{self.name} {name}"
+        return build(path, module_of(path), self.table[name], ctx.find_root().obj)
+
+
+class TasksGroup(Subgroup):
+    """`dmole tasks`."""
+
+    table = TASKS_COMMANDS
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """List also the tasks that are named: `dmole tasks digits`."""
+        named = bool(args) and args[0] not in (*self.table, "-h", "--help")
+        return super().parse_args(ctx, ["list", *args] if named else args)
+
+
+class ExpertsGroup(Subgroup):
+    """`dmole experts`."""
+
+    table = EXPERTS_COMMANDS
+
+
+GROUPS: Mapping[str, type[Subgroup]] = {"tasks": TasksGroup, "experts": ExpertsGroup}

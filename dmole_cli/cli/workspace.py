@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +21,12 @@ from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.cli import console
 from dmole_cli.cli.hints import completed, hint_for
 from dmole_cli.data.card import TaskCard, load_card, task_name
+from dmole_cli.data.recorded import Recorded
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError, DmoleWarning
+from dmole_cli.settings.documents import read_toml
 from dmole_cli.settings.model import Settings
-from dmole_cli.settings.reading import read_record, read_settings, with_options
+from dmole_cli.settings.reading import DEFAULT_FILE, read_record, read_settings, with_options
 from dmole_cli.settings.record import FILE as RECORD
 from dmole_cli.settings.record import changes, located, record_of
 
@@ -102,7 +105,9 @@ class Workspace:
         if not tasks:
             return list(self.settings.tasks)
         names = [task_name(task) for task in tasks]
-        for name in names:
+        for typed, name in zip(tasks, names, strict=True):
+            if name in self.settings.removed and name not in self.settings.unseen and not typed.endswith(".toml"):
+                self.settings.position(name)
             self.data.card(name)
         if in_stream:
             return sorted(names, key=self.settings.position)
@@ -115,6 +120,12 @@ class Workspace:
         return [
             load_card(e) if e.endswith(".toml") and e not in stream else self.data.card(task_name(e)) for e in entries
         ]
+
+    @property
+    def configured_tasks(self) -> tuple[str, ...]:
+        """The tasks that the configuration names, whatever `run.toml` records; empty where it names none."""
+        path = Path(shlex.split(self.typed["config"])[1]) if "config" in self.typed else DEFAULT_FILE
+        return tuple(map(task_name, read_toml(path).get("tasks", ()))) if path.exists() else ()
 
     @property
     def table(self) -> dict[str, Any]:
@@ -179,11 +190,9 @@ def workspace(settings: Settings, run: Run, *, further: Sequence[str] = (), **va
         **values: other attributes of `Workspace`.
     """
     data = Tasks.of(settings, run, further=further)
-    names = {"tasks": tuple(map(task_name, settings.tasks)), "unseen": tuple(map(task_name, settings.unseen))}
-    entries = (*settings.tasks, *settings.unseen)
-    paths = {task_name(entry): entry for entry in entries if entry.endswith(".toml")}
-    values = {"paths": paths, **values}
-    return Workspace(settings.updated(**names), data, LazyModel.of(settings), run, **values)
+    named = Recorded.of(run.root, settings)
+    values = {"paths": named.paths, **values}
+    return Workspace(named.settings, data, LazyModel.of(settings), run, **values)
 
 
 def open_workspace(
@@ -207,6 +216,7 @@ def open_workspace(
     settings = with_options(configured, options)
     if values.get("setting"):
         settings = settings.updated(method=_with_method_options(settings, values["method"], values["setting"]))
+    settings = _without_removed(settings, told=values.get("removed_tasks") or ())
     shared = Path(settings.shared) if settings.shared else None
     for option, folder in (("run", root), ("shared", shared)):
         if folder is not None and folder.exists() and not folder.is_dir():
@@ -227,6 +237,30 @@ def open_workspace(
 
 def _not_of_a_command() -> Workspace:
     raise NotImplementedError("only the workspace of a command can be opened again")
+
+
+def _without_removed(settings: Settings, *, told: Sequence[str]) -> Settings:
+    """The settings without tasks that the record says were removed; a configuration that still names one gets a warning.
+
+    Args:
+        settings: as configured.
+        told: removed tasks that the command line names, about which nothing needs to be said.
+
+    Raises:
+        DmoleError: the configuration names no other task.
+    """
+    out = {entry: name for entry in settings.tasks if (name := task_name(entry)) in settings.removed}
+    left = tuple(entry for entry in settings.tasks if entry not in out)
+    if not out:
+        return settings
+    names = ", ".join(out.values())
+    message = f"`tasks` of the configuration names {names}, which `dmole experts remove` has taken out of this run"
+    hint = f"delete it from `tasks`, or bring it back: dmole experts load {next(iter(out.values()))}"
+    if not left:
+        raise DmoleError(message, hint)
+    if not set(out.values()) <= set(map(task_name, told)):
+        warnings.warn(DmoleWarning(f"{message}; it is left out ({hint})"), stacklevel=3)
+    return settings.updated(tasks=left)
 
 
 def _with_method_options(settings: Settings, method: str, typed: Sequence[str]) -> dict[str, Mapping[str, float]]:

@@ -35,6 +35,7 @@ COMMANDS = {
     "report": "Report Last, AVG, BWT and more from stored evaluations; also as a page with figures and case studies.",
     "status": "Show which artifacts of the stream exist, are missing or stale, how long they took, and the next command.",
     "verify": "Check that every artifact of a run was made from its inputs; name what is broken and the command that repairs it.",
+    "experts": "List the experts of a run; remove and restore one; hand experts over to another run; unload them in a service.",
     "export": "Write a task's expert for use without dmole: as a PEFT LoRA adapter, or merged into the backbone.",
     "import": "Import a PEFT LoRA adapter as a task's expert: `experts/<task>.safetensors`.",
 }

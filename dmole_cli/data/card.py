@@ -18,6 +18,7 @@ from dmole_cli.settings.model import Names
 from dmole_cli.settings.names import SPLITS as SPLITS
 from dmole_cli.settings.names import name_problem
 from dmole_cli.settings.reading import listed, validated
+from dmole_cli.settings.record import as_toml
 
 CARD_FOLDER = Path(__file__).with_name("cards")
 QUESTION = "{question}"
@@ -214,6 +215,12 @@ def load_card(name_or_path: str | Path) -> TaskCard:
             f"the task card {path} has {len(problems)} problem(s):{listed(problems)}", "fix these keys of the card"
         )
     return card
+
+
+def card_as_toml(card: TaskCard) -> str:
+    """A card that is complete by itself, without `like`; relative data paths stay as they are."""
+    data = {key: value for key, value in card.data.items() if value is not None}
+    return as_toml(card.updated(path=Path(), data=data))
 
 
 def _metric_problems(card: TaskCard) -> list[str]:

@@ -101,7 +101,7 @@ def read_evaluations(run: Run, label: str, split: str) -> dict[Entry, Evaluated]
     Raises:
         DmoleError: a file is damaged, has no sample or does not name its metric; a folder cannot be read.
     """
-    return {entry: _evaluated(path) for entry, path in files_of(run.evaluations(split) / label)}
+    return {entry: read_evaluation_file(path) for entry, path in files_of(run.evaluations(split) / label)}
 
 
 def read_rescored(
@@ -122,7 +122,7 @@ def read_rescored(
             )
         for label, entries in files.items():
             for entry, path in entries:
-                evaluated = _evaluated(path)
+                evaluated = read_evaluation_file(path)
                 known = first.setdefault((label, entry), evaluated)
                 if known is not evaluated:
                     message = f"{known.path} and {path} score the same answers"
@@ -184,7 +184,12 @@ def _is_number(name: str) -> bool:
     return name.isdecimal() and name == str(int(name))
 
 
-def _evaluated(path: Path) -> Evaluated:
+def read_evaluation_file(path: Path) -> Evaluated:
+    """One evaluation.
+
+    Raises:
+        ArtifactError: the file is damaged, has no sample or does not name its metric.
+    """
     table, header = read_answers(path)
     name = header.settings.get("metric")
     if not isinstance(name, str) or not table.num_rows:

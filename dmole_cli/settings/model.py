@@ -213,6 +213,7 @@ class Settings(Section):
     backbone: str = setting("embedded", "backbone: `embedded`, a folder written by save_pretrained, or a hub id")
     tasks: Names = setting(DEFAULT_TASKS, "tasks in the order in which they arrive: names, or paths of task cards")
     unseen: Names = setting(DEFAULT_UNSEEN, "tasks that are evaluated and never trained")
+    removed: Names = setting((), "tasks that were taken out of the stream; written by `dmole experts remove`")
     seed: int = setting(0, "seed of the run: experts, order of the training samples, dropout")
     device: str = setting(
         "auto",
@@ -306,6 +307,8 @@ class Settings(Section):
         Raises:
             DmoleError: the task is not in the stream.
         """
+        if task in self.removed and task not in self.tasks:
+            raise DmoleError(f"task '{task}' was removed from the run", f"bring it back: dmole experts load {task}")
         if task not in self.tasks:
             raise DmoleError(
                 f"task '{task}' is not in the stream ({', '.join(self.tasks)})",

@@ -41,6 +41,11 @@ def record_of(settings: Settings, cards: Mapping[str, str], *, root: Path) -> st
     return "\n".join([HEADING, *_lines(table)]) + "\n"
 
 
+def as_toml(section: Section) -> str:
+    """The settings of a section that differ from their defaults, as TOML."""
+    return "\n".join(_lines(_table(section, always=()))).lstrip("\n") + "\n"
+
+
 def _relative(path: str, root: Path) -> str:
     text = Path(os.path.relpath(path, root)).as_posix()
     return text if text.startswith("..") else f"./{text}"

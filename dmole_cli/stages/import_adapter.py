@@ -21,6 +21,7 @@ from dmole_cli.backbones.sites import Site, find_sites
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.peft_format import Adapter, read_adapter, require_ranks
 from dmole_cli.experts.peft_names import Applied, applied_by_peft
+from dmole_cli.methods._one_expert import require_one_expert_per_task
 from dmole_cli.methods.base import load_method
 from dmole_cli.settings.model import Settings
 
@@ -52,7 +53,7 @@ def import_adapter(
         DmoleError: it is not a plain LoRA adapter of this backbone, or the task has an expert that was trained in this run.
     """
     settings.position(task)
-    require_one_expert_per_task(method, settings.tasks, task)
+    require_one_expert_per_task(load_method(method), settings.tasks, task)
     adapter = read_adapter(folder)
     header = Header.of(
         EXPERT,
@@ -72,23 +73,6 @@ def import_adapter(
     expert = ExpertFile(sites, scale, header)
     write_expert(path, expert)
     return outcome.wrote(sites=len(sites), parameters=expert.parameters)
-
-
-def require_one_expert_per_task(method: str, tasks: Sequence[str], task: str) -> None:
-    """Refuse methods whose state is more than one adapter per task.
-
-    Raises:
-        DmoleError: the method trains one expert through all tasks, stores more than it, or trains nothing at this task.
-    """
-    rules = load_method(method)
-    if rules.continues or rules.has_memory:
-        raise DmoleError(
-            f"method {method} trains one expert sequentially through all tasks, which an imported adapter cannot replace",
-            "import for a method with one expert per task, like d-mole or finetune",
-        )
-    if task not in rules.trained_tasks(tasks):
-        there = ", ".join(rules.trained_tasks(tasks)) or "none"
-        raise DmoleError(f"method {method} has no expert of task {task}", f"tasks at which it trains: {there}")
 
 
 def hosted(adapter: Adapter, sites: Sequence[Site], *, folder: Path, backbone: str) -> tuple[dict[str, Pair], float]:

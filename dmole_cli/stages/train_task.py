@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dmole_cli.artifacts.bundle import is_from_bundle
 from dmole_cli.artifacts.costs import measured
 from dmole_cli.artifacts.exclusion import exclusive
 from dmole_cli.artifacts.expert import ExpertFile, is_imported, write_expert
@@ -30,7 +31,7 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.methods._previous import previous_artifacts, require_same_shape, trainable_copy
 from dmole_cli.methods._session import attached, training_order, vision_cache
-from dmole_cli.methods._stream import require_stream
+from dmole_cli.methods._stream import require_stream, with_removed_inputs
 from dmole_cli.methods.base import LoadedContext, TaskContext, Training, load_method
 from dmole_cli.processes import world
 from dmole_cli.progress import Track, quiet
@@ -97,7 +98,8 @@ class Plan:
         """Whether the expert, and the method's memory of it, exist and are current; as the first process finds."""
 
         def done() -> bool:
-            current = is_current(self.path, EXPERT, self.header, force=force)
+            wanted = with_removed_inputs(self.header, self.context.settings, self.context.run, self.path)
+            current = is_current(self.path, EXPERT, wanted, force=force)
             return current and (not self.context.method.has_memory or _memory_matches(self.memory, self.header))
 
         return world().from_first(done)
@@ -125,8 +127,8 @@ def train_task(
     settings.position(task)
     path = run.expert(task, method)
     made = world().from_first(lambda: None if force else header_of(path, EXPERT))
-    if made is not None and is_imported(made):
-        # No setting has shaped an imported expert, so no setting makes it stale; only --force trains another in its place.
+    if made is not None and (is_imported(made) or is_from_bundle(run, path)):
+        # No setting of this run has shaped an imported expert, so none makes it stale; only --force trains another in its place.
         check_inputs(run, [path], fingerprint=model.fingerprint, data=data.current_digest)
         return Outcome("train-task", task, path, facts={"imported": True})
     plan = _plan(TaskContext(rules, run, settings, rules.option_values(settings), task), data, model)

@@ -15,7 +15,8 @@ from dmole_cli.settings.record import FILE as RECORD
 from dmole_cli.verification.inspection import Inspection
 
 # Files of a run directory that are no artifacts, by their paths in it: the record, costs, caches, locks, results of batches of a
-# command that was killed, what trackers write, counts of the use of experts, and files that a killed process was writing.
+# command that was killed, what trackers write, counts of the use of experts, what belongs to
+# removed and imported tasks, and files that a killed process was writing.
 OTHERS = re.compile(
     "|".join(
         (
@@ -26,6 +27,8 @@ OTHERS = re.compile(
             r"cache/train-[^/]+\.lock",
             r"cache/partial/[0-9a-f]{32}\.(\d+\.jsonl|lock)",
             r"training/logs/.+",
+            r"removed/.+",
+            r"(bundles/[^/]+\.json|cards/[^/]+\.toml)",
             r"usage/([^/]+/)?activation\.sqlite(-journal)?",
             r"(.+/)?\.[^/]+\.[0-9a-f]{16}\.tmp",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from dmole_cli.artifacts.bundle import is_from_bundle
 from dmole_cli.artifacts.errors import DamagedArtifact, MissingArtifact, OtherBackbone, StaleArtifact
 from dmole_cli.artifacts.expert import is_imported
 from dmole_cli.artifacts.files import digest_of_file
@@ -45,6 +46,8 @@ def check_links(inspection: Inspection, found: Found) -> None:
             require_backbone(found.path, header, inspection.fingerprint)
         except OtherBackbone as error:
             inspection.report(found.path, error)
+    if is_from_bundle(inspection.run, found.path):
+        return  # what it was made from is elsewhere
     for name, digest in sorted(header.inputs.items()):
         if name.startswith(DATA_PREFIX):
             _check_data(inspection, found, name, digest)
@@ -95,6 +98,11 @@ def _check_data(inspection: Inspection, found: Found, name: str, digest: str) ->
 def _check_source(inspection: Inspection, found: Found, name: str, digest: str) -> None:
     assert found.header is not None
     source = inspection.run.path_of(name)
+    identified = inspection.run.identify(source)
+    if not source.is_file() and identified is not None and identified[1]["task"] in inspection.settings.removed:
+        source = inspection.run.removed(identified[1]["task"]).path_of(name)
+        if not source.is_file():
+            return  # the files of a removed task may be deleted
     if not source.is_file():
         inspection.report(source, MissingArtifact(source, f"{found.path} was made from it"))
     elif digest_of_file(source) != digest:

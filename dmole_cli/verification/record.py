@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import zip_longest
 
-from dmole_cli.data.card import task_name
+from dmole_cli.data.recorded import Recorded
 from dmole_cli.errors import DmoleError
-from dmole_cli.settings.reading import read_record
-from dmole_cli.settings.record import FILE, located, record_of
+from dmole_cli.settings.record import FILE
 from dmole_cli.verification.inspection import Inspection
 
 
@@ -31,19 +30,13 @@ def check_record(inspection: Inspection, differing: Mapping[str, str]) -> None:
     for name, change in differing.items():
         message = f"the configuration differs from {path}: {name} {change}"
         inspection.report(path, DmoleError(message, f"restore `{name}` in the configuration, or pass another --run"))
-    model = type(inspection.settings)
     try:
-        table = located(read_record(path, model), path.parent)
-        settings = model.model_validate(table)
+        expected = Recorded.read(path.parent, type(inspection.settings)).text
         text = path.read_text(encoding="utf-8")
     except (DmoleError, ValueError, OSError) as error:
         wrong = error if isinstance(error, DmoleError) else DmoleError(f"{path} cannot be read: {error}")
         inspection.report(path, wrong)
         return
-    entries = (*settings.tasks, *settings.unseen)
-    paths = {task_name(entry): entry for entry in entries if entry.endswith(".toml")}
-    names = {"tasks": tuple(map(task_name, settings.tasks)), "unseen": tuple(map(task_name, settings.unseen))}
-    expected = record_of(settings.updated(**names), paths, root=path.parent)
     for number, (line, wanted) in enumerate(zip_longest(text.split("\n"), expected.split("\n")), start=1):
         if line != wanted:
             message = f"line {number} of {path} is {line!r}, where dmole writes {wanted!r}"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dmole_cli.artifacts.bundle import is_from_bundle
 from dmole_cli.artifacts.errors import StaleArtifact
 from dmole_cli.artifacts.expert import is_imported
 from dmole_cli.artifacts.kinds import (
@@ -34,6 +35,8 @@ AUTO = "auto"
 def check_settings(inspection: Inspection, found: Found) -> None:
     """Report an artifact that was made with other settings than the run has, or whose header contradicts its path."""
     if found.header is None or not inspection.is_known(found) or is_imported(found.header):
+        return
+    if is_from_bundle(inspection.run, found.path):
         return
     try:
         seed, expected = _expected(inspection, found)
