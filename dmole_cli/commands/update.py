@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +48,7 @@ def run(
 ) -> None:
     """Bring the whole stream up to date."""
     asks = not (yes or dry_run)
-    if asks and not (sys.stdin and sys.stdin.isatty()):
+    if asks and world().first and not (sys.stdin and sys.stdin.isatty()):
         raise typer.BadParameter("there is no terminal to ask in: pass --yes, or --dry-run to see the steps")
     update = world().from_first(lambda: _planned(work, method))
     if not work.json:
@@ -66,7 +67,7 @@ def run(
         count = len(update.blocked)
         raise DmoleError(
             f"the stream is not up to date: {count} {'file was' if count == 1 else 'files were'} left out",
-            update.blocked[0].hint or "see the reasons: dmole update --dry-run",
+            next(one.hint for one in update.blocked if one.hint),
         )
     if update.steps:
         console.say("update: the stream is up to date")
@@ -130,10 +131,21 @@ def _show(update: Update) -> None:
         console.say("update: the stream is up to date, nothing to do")
     if update.steps:
         layout.show(_table(update))
-    for one in update.left_out:
-        layout.show_line(f"left out: {one.why}" + (f"\n  -> {one.hint}" if one.hint else ""))
+    for line in _left_out(update):
+        layout.show_line(line)
     if update.steps:
         layout.show_line(_time(update))
+
+
+def _left_out(update: Update) -> Iterator[str]:
+    """What no step makes, and what to do; files with the same reason share a line, as do all that depend on other ones."""
+    own = [one for one in update.left_out if one.hint]
+    for (why, hint), group in groupby(own, key=lambda one: (one.why, one.hint)):
+        first, *rest = [one.path for one in group]
+        yield f"left out: {first}{f' and {len(rest)} more' if rest else ''}: {why}"
+        yield f"  -> {hint}"
+    if later := len(update.left_out) - len(own):
+        yield f"left out, because they are made from these: {'1 file' if later == 1 else f'{later} files'}"
 
 
 def _time(update: Update) -> str:
@@ -147,8 +159,8 @@ def _time(update: Update) -> str:
     if unknown:
         steps = "1 step" if unknown == 1 else f"{unknown} steps"
         text += f"; and {steps} of unknown time, of which this run has no figures yet: dmole plan --measure"
-    if later := [step.seconds or 0.0 for step in update.steps if step.state == "may follow"]:
-        text += f"; up to {duration(sum(later))} more if what is made again comes out different"
+    if later := sum(step.seconds or 0.0 for step in update.steps if step.state == "may follow"):
+        text += f"; up to {duration(later)} more if what is made again comes out different"
     return text
 
 

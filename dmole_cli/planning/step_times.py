@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -15,8 +16,7 @@ from dmole_cli.verification.inspection import Inspection
 
 # Stages that take no time worth an estimate: they read a file and compute for moments, and write no cost.
 INSTANT = ("allocate", "rescore")
-# Evaluation -> the count of its cost file that says how often the model answered.
-COUNTS = {"evaluate": "generations", "likelihood": "likelihoods"}
+# Stages whose work is a number of entries of the score matrix.
 KINDS = {"evaluate": EVALUATION, "likelihood": LIKELIHOOD}
 
 
@@ -37,9 +37,10 @@ def seconds_of(inspection: Inspection, call: Call, after: Sequence[int]) -> floa
         path.stem: rate for path in _costs(inspection, call) if (rate := _rate(inspection, call, path)) is not None
     }
     if not rates:
-        return None
+        # A prediction takes about as long, and their time is common where they were computed together.
+        return seconds_of(inspection, replace(call, stage="evaluate"), after) if call.stage == "likelihood" else None
     rate = rates.get(call.task)
-    amount = _amount(inspection, call, call.task) * (len(after) if call.stage in COUNTS else 1)
+    amount = _amount(inspection, call, call.task) * (len(after) if call.stage in KINDS else 1)
     return round((fmean(rates.values()) if rate is None else rate) * amount, 3)
 
 
@@ -47,7 +48,7 @@ def _costs(inspection: Inspection, call: Call) -> list[Path]:
     name = call.stage
     if call.stage == "train-task":
         name = f"train-task-{call.label}"
-    elif call.stage in COUNTS:
+    elif call.stage in KINDS:
         name = "-".join([call.stage, *([] if call.split == "test" else [call.split]), call.label])
     return sorted(inspection.run.cost(name, call.task).parent.glob("*.json"))
 
@@ -60,13 +61,13 @@ def _rate(inspection: Inspection, call: Call, path: Path) -> float | None:
         amount = _amount(inspection, call, task) if task in inspection.tasks else 0
     except DmoleError:
         return None
-    if call.stage in COUNTS:
+    if call.stage in KINDS:
         # The cost is that of all evaluations so far, also of those that were replaced since.
         entries = sum(
             found.kind is KINDS[call.stage] and (found.task, found.label, found.split) == (task, call.label, call.split)
             for found in inspection.found.values()
         )
-        answered = cost["counts"].get(COUNTS[call.stage], 0)
+        answered = cost["counts"].get("generations", 0)
         repeated = max(1.0, answered / (amount * entries)) if amount and entries else 1.0
         return float(cost["seconds"]) / (amount * entries * repeated) if amount and entries else None
     return float(cost["seconds"]) / amount if amount else None

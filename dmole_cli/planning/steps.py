@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 from dmole_cli.artifacts.errors import ArtifactError, MissingArtifact, OtherBackbone, StaleArtifact
 from dmole_cli.artifacts.expert import is_imported
+from dmole_cli.artifacts.kinds import D_MOLE, EVALUATION
 from dmole_cli.errors import DmoleError
 from dmole_cli.planning.nodes import Call, Node, nodes_of
 from dmole_cli.planning.step_times import seconds_of
@@ -69,7 +71,7 @@ class LeftOut:
     Attributes:
         path: the file.
         why: the reason, in words.
-        hint: what to do.
+        hint: what to do; empty where the reason is another file that is left out.
         blocks: whether the stream is not up to date because of it.
     """
 
@@ -109,7 +111,7 @@ class Update:
     @property
     def seconds(self) -> float:
         """Estimate of all steps that are made in any case, as far as it is known."""
-        return sum(step.seconds or 0.0 for step in self.certain)
+        return float(sum(step.seconds or 0.0 for step in self.certain))
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -162,7 +164,7 @@ class _Walk:
         to_do: call -> its files, with state and reason.
         left_out: what cannot be made.
         changes: file that is made -> whether it certainly differs from before.
-        cannot: file that is not made -> why.
+        cannot: files that are left out.
     """
 
     inspection: Inspection
@@ -170,22 +172,23 @@ class _Walk:
     to_do: dict[Call, list[tuple[Node, str, str]]] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
     changes: dict[Path, bool] = field(default_factory=dict)
-    cannot: dict[Path, str] = field(default_factory=dict)
+    cannot: set[Path] = field(default_factory=set)
 
     def visit(self, node: Node) -> None:
         """Decide about a file."""
         sources = tuple(dict.fromkeys((*self.inspection.sources(node.path), *node.reads)))
         error = self._error(node.path)
         if self._is_imported(node):
-            self._keep(node.path, error)
+            self._keep(node, error)
             return
         if isinstance(error, OtherBackbone) and not self.force:
             raise error
         state, why = self._state(node, error, sources)
         if not state:
             return
-        if reason := self._obstacle(node):
-            self._leave(node, state, reason)
+        reason, hint = self._obstacle(node)
+        if reason:
+            self._cannot_make(node, state, reason, hint)
             return
         self.changes[node.path] = state in ("stale", "follows") or any(self.changes.get(path) for path in sources)
         self.to_do.setdefault(node.call, []).append((node, state, why))
@@ -193,8 +196,12 @@ class _Walk:
     def _error(self, path: Path) -> ArtifactError | None:
         """What is wrong with a file that exists: the first error but staleness, else staleness."""
         errors = [p.error for p in self.inspection.problems if p.path == path and isinstance(p.error, ArtifactError)]
-        errors = [error for error in errors if not isinstance(error, MissingArtifact)]
+        errors = [error for error in errors if not isinstance(error, MissingArtifact) and not self._may_pass(error)]
         return min(errors, key=lambda error: isinstance(error, StaleArtifact), default=None)
+
+    def _may_pass(self, error: ArtifactError) -> bool:
+        """Whether a file is stale only because a source is damaged, which may be made again with the bytes that it had."""
+        return isinstance(error, StaleArtifact) and self.changes.get(error.source or error.path) is False
 
     def _is_imported(self, node: Node) -> bool:
         """Whether a file is an imported expert; a damaged one that no training has written counts as one."""
@@ -206,18 +213,16 @@ class _Walk:
         run, call = self.inspection.run, node.call
         return node.path == run.expert(call.task, call.label) and not run.training_log(call.task, call.label).exists()
 
-    def _keep(self, path: Path, error: ArtifactError | None) -> None:
-        task = path.stem
-        method = self.inspection.run.identify(path)
-        options = f"--task {task}" + (f" --method {method[1]['method']}" if method and "/" in method[0].path else "")
+    def _keep(self, node: Node, error: ArtifactError | None) -> None:
+        """Note an imported expert that cannot be used, or that is not trained although everything is made again."""
+        path, call = node.path, node.call
+        options = f"--task {shlex.quote(call.task)}" + ("" if call.label == D_MOLE else f" --method {call.label}")
         if error is not None:
-            self.cannot[path] = error.message
-            self.left_out.append(
-                LeftOut(path, error.message, f"import it again: dmole import {options} ADAPTER --force")
-            )
+            hint = f"import it again: dmole import {options} ADAPTER --force"
+            self._leave(path, error.message.removeprefix(f"{path} "), hint)
         elif self.force:
             hint = f"to train another in its place: dmole train-task {options} --force"
-            self.left_out.append(LeftOut(path, f"{path} was imported, and is kept", hint, blocks=False))
+            self.left_out.append(LeftOut(path, "it was imported, and is kept", hint, blocks=False))
 
     def _state(self, node: Node, error: ArtifactError | None, sources: Iterable[Path]) -> tuple[str, str]:
         """State and reason of a file that is to be made; empty for one that is up to date."""
@@ -227,7 +232,9 @@ class _Walk:
             return "forced", "--force"
         if error is not None:
             stale = isinstance(error, StaleArtifact)
-            words = error.message.partition(" is stale: ")[2] if stale else error.message
+            words = (
+                error.message.partition(" is stale: ")[2].replace(" since it was made", "") if stale else error.message
+            )
             return ("stale", f"stale: {words}") if stale else ("damaged", f"damaged: {words}")
         made = [path for path in sources if path in self.changes]
         if certain := next((path for path in made if self.changes[path]), None):
@@ -237,28 +244,37 @@ class _Walk:
         return "", ""
 
     def _name(self, path: Path) -> str:
-        return self.inspection.run.name_of(path)
+        found = self.inspection.run.identify(path)
+        # Of the files that are made from evaluations, each is made from that of its own entry.
+        return "its evaluation" if found is not None and found[0] is EVALUATION else self.inspection.run.name_of(path)
 
-    def _obstacle(self, node: Node) -> str:
-        """Why a file cannot be made; empty where it can."""
+    def _obstacle(self, node: Node) -> tuple[str, str]:
+        """Why a file cannot be made, and what to do; empty where it can."""
         for path in node.reads:
             if path in self.cannot:
-                return f"it is made from {path}: {self.cannot[path]}"
+                return f"made from {path}, which is left out", ""
         for task, split in node.data:
             try:
                 self.inspection.data.digest(task, split)
             except DmoleError as error:
-                return f"the {split} split of task {task} cannot be read: {error.message}"
-        return ""
+                reason = f"the {split} split of task {task} cannot be read: {error.message}"
+                return reason, error.hint or "restore the data of the task"
+        return "", ""
 
-    def _leave(self, node: Node, state: str, reason: str) -> None:
-        """Note a file that cannot be made."""
-        if state == "may follow":
-            return
+    def _leave(self, path: Path, reason: str, hint: str) -> None:
+        self.cannot.add(path)
+        self.left_out.append(LeftOut(path, reason, hint))
+
+    def _cannot_make(self, node: Node, state: str, reason: str, hint: str) -> None:
+        """Note a file that cannot be made.
+
+        Raises:
+            DmoleError: it can be used now, and could not be after the steps.
+        """
         if state == "follows":
             raise DmoleError(
                 f"{node.path} would become stale, and could not be made again: {reason}",
-                "restore what is missing; or run the stages that you need, whose own commands make nothing else",
+                hint or "make that file first; or run the commands of the stages that you need",
             )
-        self.cannot[node.path] = reason
-        self.left_out.append(LeftOut(node.path, f"{node.path} is {state} and cannot be made: {reason}"))
+        if state != "may follow":
+            self._leave(node.path, reason, hint)
