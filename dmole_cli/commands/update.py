@@ -169,10 +169,10 @@ def _table(update: Update) -> Grid:
     from dmole_cli.reports.layout import Grid
     from dmole_cli.reports.plans import duration
 
-    grid = Grid("", ["stage", "tasks", "why", "about"], keys=1, sentences=frozenset({1, 2}))
+    grid = Grid("", ["stage", "tasks", "about", "why"], keys=2, sentences=frozenset({1, 3}))
     for (name, why), group in groupby(update.steps, key=lambda step: (_name(step), step.why)):
         steps = list(group)
         known = [step.seconds for step in steps if step.seconds is not None]
         about = duration(sum(known)) if len(known) == len(steps) else "unknown"
-        grid.add_row(name, ", ".join(step.call.task for step in steps), why, about)
+        grid.add_row(name, ", ".join(step.call.task for step in steps), about, why)
     return grid

@@ -11,7 +11,7 @@ from typing import Any
 
 from dmole_cli.artifacts.errors import ArtifactError, MissingArtifact, OtherBackbone, StaleArtifact
 from dmole_cli.artifacts.expert import is_imported
-from dmole_cli.artifacts.kinds import D_MOLE, EVALUATION
+from dmole_cli.artifacts.kinds import D_MOLE
 from dmole_cli.errors import DmoleError
 from dmole_cli.planning.nodes import Call, Node, nodes_of
 from dmole_cli.planning.step_times import seconds_of
@@ -150,8 +150,12 @@ def _step(inspection: Inspection, call: Call, files: Sequence[tuple[Node, str, s
     words = list(counts)
     after = tuple(node.after for node, _, _ in files if node.after is not None)
     if after:
-        words = [f"{count} {'entry' if count == 1 else 'entries'}: {why}" for why, count in counts.items()]
+        words = [_of_entries(why, count) for why, count in counts.items()]
     return Step(call, state, tuple(node.path for node, _, _ in files), "; ".join(words), after)
+
+
+def _of_entries(why: str, count: int) -> str:
+    return f"1 entry {why}" if count == 1 else f"{count} entries {why.replace('follows', 'follow')}"
 
 
 @dataclass
@@ -164,6 +168,7 @@ class _Walk:
         to_do: call -> its files, with state and reason.
         left_out: what cannot be made.
         changes: file that is made -> whether it certainly differs from before.
+        makers: file that is made -> stage and task, in words.
         cannot: files that are left out.
     """
 
@@ -172,6 +177,7 @@ class _Walk:
     to_do: dict[Call, list[tuple[Node, str, str]]] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
     changes: dict[Path, bool] = field(default_factory=dict)
+    makers: dict[Path, str] = field(default_factory=dict)
     cannot: set[Path] = field(default_factory=set)
 
     def visit(self, node: Node) -> None:
@@ -191,6 +197,7 @@ class _Walk:
             self._cannot_make(node, state, reason, hint)
             return
         self.changes[node.path] = state in ("stale", "follows") or any(self.changes.get(path) for path in sources)
+        self.makers[node.path] = f"{node.call.stage} {node.call.task}"
         self.to_do.setdefault(node.call, []).append((node, state, why))
 
     def _error(self, path: Path) -> ArtifactError | None:
@@ -231,22 +238,21 @@ class _Walk:
         if self.force:
             return "forced", "--force"
         if error is not None:
-            stale = isinstance(error, StaleArtifact)
-            words = (
-                error.message.partition(" is stale: ")[2].replace(" since it was made", "") if stale else error.message
-            )
-            return ("stale", f"stale: {words}") if stale else ("damaged", f"damaged: {words}")
+            return self._of_error(error)
         made = [path for path in sources if path in self.changes]
         if certain := next((path for path in made if self.changes[path]), None):
-            return "follows", f"made from {self._name(certain)}, which is made again"
+            return "follows", f"follows: {self.makers[certain]} runs again"
         if made:
-            return "may follow", f"only if {self._name(made[0])} comes out different"
+            return "may follow", f"may follow: {self.makers[made[0]]} runs again"
         return "", ""
 
-    def _name(self, path: Path) -> str:
-        found = self.inspection.run.identify(path)
-        # Of the files that are made from evaluations, each is made from that of its own entry.
-        return "its evaluation" if found is not None and found[0] is EVALUATION else self.inspection.run.name_of(path)
+    def _of_error(self, error: ArtifactError) -> tuple[str, str]:
+        """State and reason of a file that exists and has an error; artifacts are named as in headers."""
+        stale = isinstance(error, StaleArtifact)
+        words = error.message.partition(" is stale: ")[2].replace(" since it was made", "") if stale else error.message
+        for folder in filter(None, (self.inspection.run.root, self.inspection.run.shared)):
+            words = words.replace(f"{folder}/", "")
+        return ("stale", f"stale: {words}") if stale else ("damaged", f"damaged: {words}")
 
     def _obstacle(self, node: Node) -> tuple[str, str]:
         """Why a file cannot be made, and what to do; empty where it can."""
