@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import tiny
-from test_launch import launched
 
 from dmole_cli.artifacts.errors import OtherBackbone
 from dmole_cli.artifacts.expert import read_expert, write_expert
@@ -226,13 +225,3 @@ def test_it_asks_first(finished, tmp_path):
     )  # fmt: skip
     assert done.returncode == 1 and "Run these steps? [y/N]" in done.stderr and "nothing was done" in done.stderr
     assert not (folder / "dmole-run" / "evaluations").exists() and "1 entry missing" in done.stdout
-
-
-def test_two_processes_share_the_steps(finished, tmp_path):
-    folder = shutil.copytree(finished, tmp_path / "shared")
-    (folder / "dmole-run" / "allocations" / f"{SECOND}.json").unlink()
-    shutil.rmtree(folder / "dmole-run" / "evaluations" / "finetune")
-    change(folder / "tasks" / f"{SECOND}.toml", "epochs = 12", "epochs = 1")
-    done = launched(29613, "update", "--yes", "--method", "finetune", "--method", "d-mole", cwd=folder)
-    assert done.returncode == 0 and done.stderr.count("the stream is up to date") == 1, done.stderr
-    assert planned(folder, "d-mole", "finetune").up_to_date
