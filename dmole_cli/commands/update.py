@@ -67,7 +67,7 @@ def run(
         count = len(update.blocked)
         raise DmoleError(
             f"the stream is not up to date: {count} {'file was' if count == 1 else 'files were'} left out",
-            next(one.hint for one in update.blocked if one.hint),
+            next((one.hint for one in update.blocked if one.hint), ""),
         )
     if update.steps:
         console.say("update: the stream is up to date")

@@ -10,7 +10,7 @@ from dmole_cli.artifacts.kinds import D_MOLE, EVALUATION, LIKELIHOOD, RESCORED
 from dmole_cli.artifacts.labels import base_method, labelled
 from dmole_cli.methods._previous import previous_artifacts
 from dmole_cli.methods._trained import experts_in_use
-from dmole_cli.methods.base import TaskContext
+from dmole_cli.methods.base import Entry, TaskContext
 from dmole_cli.settings.model import EvaluateSettings, Settings
 from dmole_cli.verification.chains import LINKS, Chain, chains_of
 from dmole_cli.verification.inspection import Found, Inspection
@@ -86,11 +86,11 @@ def nodes_of(inspection: Inspection, methods: Sequence[str]) -> list[Node]:
     for method in methods:
         for node in _matrix(inspection, method):
             found.setdefault(node.path, node)
-    for kind in ENTRIES:
-        for one in [f for f in inspection.found.values() if f.kind is kind and inspection.is_known(f)]:
-            entries = inspection.rules(one.label).entries(inspection.settings.tasks, inspection.settings.unseen)
-            if base_method(one.label) in methods and (one.after, one.task) in entries:
-                found.setdefault(one.path, _existing(inspection, one))
+    entries = {name: set(_entries_of(inspection, name)) for name in methods}
+    further = [one for one in inspection.found.values() if one.kind in ENTRIES and one.path not in found]
+    for one in sorted(further, key=lambda one: list(ENTRIES).index(one.kind)):
+        if (one.after, one.task) in entries.get(base_method(one.label), ()):
+            found[one.path] = _existing(inspection, one)
     return list(found.values())
 
 
@@ -110,12 +110,16 @@ def _node(inspection: Inspection, chain: Chain, link: str, path: Path) -> Node:
     return Node(path, Call("train-task", task, method), reads, tuple((name, "train") for name in shares))
 
 
+def _entries_of(inspection: Inspection, method: str) -> list[Entry]:
+    return inspection.rules(method).entries(inspection.settings.tasks, inspection.settings.unseen)
+
+
 def _matrix(inspection: Inspection, method: str) -> Iterator[Node]:
     """The entries of a method's score matrix."""
     settings, rules = inspection.settings, inspection.rules(method)
     split = settings.evaluate.split
     label = labelled(method, settings.evaluate) if rules.uses_routers else method
-    for after, task in rules.entries(settings.tasks, settings.unseen):
+    for after, task in _entries_of(inspection, method):
         path = inspection.run.evaluation(label, after, task, split)
         yield _entry(inspection, path, Call("evaluate", task, label, split), after)
 

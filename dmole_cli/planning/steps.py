@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from dmole_cli.artifacts.expert import is_imported
 from dmole_cli.artifacts.kinds import D_MOLE
 from dmole_cli.errors import DmoleError
 from dmole_cli.planning.nodes import Call, Node, nodes_of
-from dmole_cli.planning.step_times import seconds_of
+from dmole_cli.planning.step_times import StepTimes
 from dmole_cli.verification.inspection import Inspection
 
 # States of a file that is made, the most urgent first. `follows`: it is made from a file that certainly changes; `may follow`:
@@ -135,15 +135,14 @@ def update_of(inspection: Inspection, methods: Sequence[str], *, force: bool = F
     Raises:
         DmoleError: an artifact is another backbone's, or a usable artifact would become stale that cannot be made again.
     """
-    walk = _Walk(inspection, force)
+    walk, times = _Walk(inspection, force), StepTimes(inspection)
     for node in nodes_of(inspection, methods):
         walk.visit(node)
-    steps = [_step(inspection, call, files) for call, files in walk.to_do.items()]
-    return Update(tuple(replace(step, seconds=seconds_of(inspection, step.call, step.after)) for step in steps),
-                  tuple(walk.left_out))  # fmt: skip
+    steps = [_step(call, files, times) for call, files in walk.to_do.items()]
+    return Update(tuple(steps), tuple(walk.left_out))
 
 
-def _step(inspection: Inspection, call: Call, files: Sequence[tuple[Node, str, str]]) -> Step:
+def _step(call: Call, files: Sequence[tuple[Node, str, str]], times: StepTimes) -> Step:
     state = min((state for _, state, _ in files), key=STATES.index)
     counts = Counter(why for _, _, why in files)
     # Entries are counted; a stage's other files are made together, and for the same reason.
@@ -151,7 +150,8 @@ def _step(inspection: Inspection, call: Call, files: Sequence[tuple[Node, str, s
     after = tuple(node.after for node, _, _ in files if node.after is not None)
     if after:
         words = [_of_entries(why, count) for why, count in counts.items()]
-    return Step(call, state, tuple(node.path for node, _, _ in files), "; ".join(words), after)
+    paths = tuple(node.path for node, _, _ in files)
+    return Step(call, state, paths, "; ".join(words), after, times.seconds(call, len(after)))
 
 
 def _of_entries(why: str, count: int) -> str:
@@ -169,6 +169,7 @@ class _Walk:
         left_out: what cannot be made.
         changes: file that is made -> whether it certainly differs from before.
         makers: file that is made -> stage and task, in words.
+        damaged: files that are made again because they are damaged.
         cannot: files that are left out.
     """
 
@@ -178,7 +179,14 @@ class _Walk:
     left_out: list[LeftOut] = field(default_factory=list)
     changes: dict[Path, bool] = field(default_factory=dict)
     makers: dict[Path, str] = field(default_factory=dict)
+    damaged: set[Path] = field(default_factory=set)
     cannot: set[Path] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._errors: dict[Path, list[ArtifactError]] = {}
+        for problem in self.inspection.problems:
+            if isinstance(problem.error, ArtifactError) and not isinstance(problem.error, MissingArtifact):
+                self._errors.setdefault(problem.path, []).append(problem.error)
 
     def visit(self, node: Node) -> None:
         """Decide about a file."""
@@ -194,21 +202,30 @@ class _Walk:
             return
         reason, hint = self._obstacle(node)
         if reason:
-            self._cannot_make(node, state, reason, hint)
+            usable = state in ("follows", "forced") and error is None
+            if usable and any(path in self.changes for path in sources):
+                raise DmoleError(
+                    f"{node.path} would become stale, and could not be made again: {reason}",
+                    hint or "make that file first; or run the commands of the stages that you need",
+                )
+            if state != "may follow":
+                self._leave(node.path, reason, hint, blocks=not usable)
             return
+        if state == "damaged":
+            self.damaged.add(node.path)
         self.changes[node.path] = state in ("stale", "follows") or any(self.changes.get(path) for path in sources)
         self.makers[node.path] = f"{node.call.stage} {node.call.task}"
         self.to_do.setdefault(node.call, []).append((node, state, why))
 
     def _error(self, path: Path) -> ArtifactError | None:
         """What is wrong with a file that exists: the first error but staleness, else staleness."""
-        errors = [p.error for p in self.inspection.problems if p.path == path and isinstance(p.error, ArtifactError)]
-        errors = [error for error in errors if not isinstance(error, MissingArtifact) and not self._may_pass(error)]
+        # A file is not stale because of a damaged source: that may be made again with the bytes that it had.
+        errors = [
+            error
+            for error in self._errors.get(path, ())
+            if not (isinstance(error, StaleArtifact) and error.source in self.damaged)
+        ]
         return min(errors, key=lambda error: isinstance(error, StaleArtifact), default=None)
-
-    def _may_pass(self, error: ArtifactError) -> bool:
-        """Whether a file is stale only because a source is damaged, which may be made again with the bytes that it had."""
-        return isinstance(error, StaleArtifact) and self.changes.get(error.source or error.path) is False
 
     def _is_imported(self, node: Node) -> bool:
         """Whether a file is an imported expert; a damaged one that no training has written counts as one."""
@@ -224,12 +241,12 @@ class _Walk:
         """Note an imported expert that cannot be used, or that is not trained although everything is made again."""
         path, call = node.path, node.call
         options = f"--task {shlex.quote(call.task)}" + ("" if call.label == D_MOLE else f" --method {call.label}")
+        train = f"train another in its place: dmole train-task {options} --force"
         if error is not None:
-            hint = f"import it again: dmole import {options} ADAPTER --force"
+            hint = f"import it again: dmole import {options} ADAPTER --force; or {train}"
             self._leave(path, error.message.removeprefix(f"{path} "), hint)
         elif self.force:
-            hint = f"to train another in its place: dmole train-task {options} --force"
-            self.left_out.append(LeftOut(path, "it was imported, and is kept", hint, blocks=False))
+            self._leave(path, "it was imported, and is kept", train, blocks=False)
 
     def _state(self, node: Node, error: ArtifactError | None, sources: Iterable[Path]) -> tuple[str, str]:
         """State and reason of a file that is to be made; empty for one that is up to date."""
@@ -267,20 +284,8 @@ class _Walk:
                 return reason, error.hint or "restore the data of the task"
         return "", ""
 
-    def _leave(self, path: Path, reason: str, hint: str) -> None:
-        self.cannot.add(path)
-        self.left_out.append(LeftOut(path, reason, hint))
-
-    def _cannot_make(self, node: Node, state: str, reason: str, hint: str) -> None:
-        """Note a file that cannot be made.
-
-        Raises:
-            DmoleError: it can be used now, and could not be after the steps.
-        """
-        if state == "follows":
-            raise DmoleError(
-                f"{node.path} would become stale, and could not be made again: {reason}",
-                hint or "make that file first; or run the commands of the stages that you need",
-            )
-        if state != "may follow":
-            self._leave(node.path, reason, hint)
+    def _leave(self, path: Path, reason: str, hint: str, *, blocks: bool = True) -> None:
+        """Note a file that is not made; what is made from it cannot be made either, unless it is usable as it is."""
+        if blocks:
+            self.cannot.add(path)
+        self.left_out.append(LeftOut(path, reason, hint, blocks))
