@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 import traceback
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,17 +23,21 @@ import tiny
 import torch
 import transformers
 
+from dmole_cli.artifacts.outcome import Outcome
 from dmole_cli.artifacts.run import Run
-from dmole_cli.cli.workspace import workspace
+from dmole_cli.cli.steps import run_step
+from dmole_cli.cli.workspace import Workspace, workspace
+from dmole_cli.planning.steps import update_of
 from dmole_cli.processes import world
 from dmole_cli.routing import features
-from dmole_cli.settings.model import ProfileSettings
+from dmole_cli.settings.model import ProfileSettings, Settings
 from dmole_cli.settings.reading import read_settings
 from dmole_cli.stages.allocate import allocate_task
 from dmole_cli.stages.evaluate import Selection, evaluate
 from dmole_cli.stages.profile import profile
 from dmole_cli.stages.train_router import train_router
 from dmole_cli.stages.train_task import train_task
+from dmole_cli.verification.verify import inspect
 
 # Imported once, before the processes are forked; transformers imports its names when they are asked for.
 USED = (
@@ -92,7 +97,18 @@ def run_stages(folder: Path) -> list[str]:
     for method in METHODS:
         for _ in range(2):  # nothing is left to do for the second one
             outcomes += evaluate(method, Selection(likelihood=True), **parts)
+    outcomes += update(work.settings.updated(router=chosen.router.updated(epochs=4)), work)
     return [f"{outcome.as_dict() | {'path': '', 'reads': ''}}" for outcome in outcomes]
+
+
+def update(settings: Settings, work: Workspace) -> list[Outcome]:
+    """Bring the stream up to date with other settings, as `dmole update` does, and after a file was deleted."""
+    work = replace(work, settings=settings)
+    if world().first:
+        work.run.allocation(tiny.TASKS[0]).unlink()
+    found = world().from_first(lambda: update_of(inspect(**work.parts, cached=True), METHODS))
+    assert {step.state for step in found.steps} == {"stale", "missing", "may follow", "follows"}
+    return [outcome for step in found.steps for outcome in run_step(work, step)]
 
 
 def one_of_several(folder: Path) -> None:

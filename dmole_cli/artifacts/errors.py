@@ -55,10 +55,15 @@ class ForeignArtifact(ArtifactError):
 
 
 class StaleArtifact(ArtifactError):
-    """The settings or inputs that the artifact was made from have changed since."""
+    """The settings or inputs that the artifact was made from have changed since.
 
-    def __init__(self, path: Path, changes: str, *, imported: bool = False) -> None:
+    Attributes:
+        source: the artifact that has changed, where one is the reason.
+    """
+
+    def __init__(self, path: Path, changes: str, *, imported: bool = False, source: Path | None = None) -> None:
         super().__init__(path, f"{path} is stale: {changes}", imported=imported)
+        self.source = source
 
 
 class OtherBackbone(ArtifactError):

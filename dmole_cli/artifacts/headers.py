@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from dmole_cli.artifacts.allocation import read_allocation
-from dmole_cli.artifacts.errors import StaleArtifact, require_file
+from dmole_cli.artifacts.errors import ArtifactError, StaleArtifact, require_file
 from dmole_cli.artifacts.expert import is_imported
 from dmole_cli.artifacts.export import read_export_header
 from dmole_cli.artifacts.files import FileState, state_of
@@ -45,7 +45,7 @@ def _verified(path: Path, kind: Kind, state: FileState) -> Header:
     return tensors_header(path, kind) if kind.container == "tensors" else read_allocation(path)[1]
 
 
-def is_current(path: Path, kind: Kind, header: Header, *, force: bool) -> bool:
+def is_current(path: Path, kind: Kind, header: Header, *, force: bool, replace: bool = False) -> bool:
     """Whether a stage's output exists and was made as it would be made now.
 
     Args:
@@ -53,14 +53,18 @@ def is_current(path: Path, kind: Kind, header: Header, *, force: bool) -> bool:
         kind: what it is.
         header: the header that a new run would write.
         force: the user asked for a new run; the answer is False.
+        replace: the answer is False for a stale or damaged output, too, instead of an error.
 
     Raises:
         StaleArtifact: the output exists and was made from other settings or inputs.
         ArtifactError: the output is damaged, or of another kind.
     """
-    made = None if force else header_of(path, kind)
-    if made is None:
+    try:
+        made = None if force else header_of(path, kind)
+        if made is not None and (changed := differences(made, header)):
+            raise StaleArtifact(path, "; ".join(changed), imported=is_imported(made))
+    except ArtifactError:
+        if not replace:
+            raise
         return False
-    if changed := differences(made, header):
-        raise StaleArtifact(path, "; ".join(changed), imported=is_imported(made))
-    return True
+    return made is not None

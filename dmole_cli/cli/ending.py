@@ -132,6 +132,7 @@ def _less_memory(arguments: Sequence[str]) -> str:
         "train-task": "--micro-batch auto divides a step into what fits, --checkpointing recomputes activations",
         "profile": "lower --batch-size, or pass --checkpointing",
         "evaluate": "lower --batch-size",
+        "update": "--micro-batch auto divides a step of training; lower the batch_size of [profile] and [evaluate]",
     }
     first = next(
         (options[word] for word in arguments if word in options), "lower --batch-size where the command has it"

@@ -33,7 +33,7 @@ from dmole_cli.settings.model import Settings
 
 # Commands on a run directory with their options, without --help.
 _ON_A_RUN = re.compile(
-    r"dmole (profile|allocate|train-router|train-task|evaluate|rescore|report|status|verify|export|import|experts \w+)\b"
+    r"dmole (profile|allocate|train-router|train-task|evaluate|update|rescore|report|status|verify|export|import|experts \w+)\b"
     r"(?! --help)[^`;,]*"
 )
 

@@ -78,7 +78,9 @@ def run(
     if form == "peft":
         console.data({outcome.task: as_peft(outcome.path) for outcome in outcomes})
         return
-    _report(work, outcomes, following=following)
+    show_outcomes(work, outcomes)
+    if not work.json:
+        console.say(f"next: {work.repeating(following)}", command=True)
 
 
 def _of_file(work: Workspace, profile: Path, out: Path, parameters: str | None) -> Outcome:
@@ -109,8 +111,8 @@ def _profiled(work: Workspace) -> list[str]:
     return stream
 
 
-def _report(work: Workspace, outcomes: Sequence[Outcome], *, following: str) -> None:
-    """Print the outcomes; as text, what needs more than a word in lines of its own."""
+def show_outcomes(work: Workspace, outcomes: Sequence[Outcome]) -> None:
+    """Print the outcomes of allocations; as text, what needs more than a word in lines of its own."""
     if work.json:
         work.report(outcomes)
         return
@@ -119,7 +121,6 @@ def _report(work: Workspace, outcomes: Sequence[Outcome], *, following: str) -> 
     for outcome in outcomes:
         for line in _lines(outcome):
             console.say(f"  {outcome.task}: {line}")
-    console.say(f"next: {work.repeating(following)}", command=True)
 
 
 def _lines(outcome: Outcome) -> list[str]:

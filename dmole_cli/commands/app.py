@@ -29,6 +29,7 @@ COMMANDS = {
     "train-router": "Train the autoencoder that recognises a task's inputs: `routers/<task>.safetensors`.",
     "train-task": "Train one task's expert, and nothing else: `experts/<task>.safetensors`.",
     "evaluate": "Evaluate every task after every task; with --report, also report the scores.",
+    "update": "Bring the whole stream up to date: show what is missing, stale or follows, and how long it takes; ask; run it.",
     "answer": "Answer a question about images, or a file of questions, with the experts that the routers choose.",
     "serve": "Answer questions over HTTP, in the shape of OpenAI's chat completions; needs `dmole[serve]`.",
     "rescore": "Score stored predictions by another metric, without the model.",

@@ -39,12 +39,20 @@ class Selection:
         tasks: names of tasks, None for the stream and the unseen ones.
         diagonal: each task after its own training, too, whatever `after`.
         likelihood: write likelihoods of reference answers, too.
+        replace: evaluate stale and damaged entries again, with cached predictions where these are still valid, instead of
+            refusing them.
     """
 
     after: Sequence[int] | None = None
     tasks: Sequence[str] | None = None
     diagonal: bool = False
     likelihood: bool = False
+    replace: bool = False
+
+    @property
+    def outputs(self) -> Sequence[Output]:
+        """The files that every entry gets."""
+        return OUTPUTS if self.likelihood else OUTPUTS[:1]
 
     def has(self, after: int, task: str, stream: Sequence[str]) -> bool:
         """Whether an entry is selected."""
@@ -124,15 +132,15 @@ def evaluate(
     outcomes = []
     for task in dict.fromkeys(task for _, task in selected):
         after = [after for after, name in selected if name == task]
-        outputs = OUTPUTS if selection.likelihood else OUTPUTS[:1]
-        outcomes += _evaluate_task(parts, task, after, outputs, force=force, track=track)
+        outcomes += _evaluate_task(parts, task, after, selection, force=force, track=track)
     return outcomes
 
 
 def _evaluate_task(
-    parts: _Parts, task: str, after: Sequence[int], outputs: Sequence[Output], *, force: bool, track: Track
+    parts: _Parts, task: str, after: Sequence[int], selection: Selection, *, force: bool, track: Track
 ) -> list[Outcome]:
-    settings, run, rules = parts.settings, parts.run, parts.rules
+    settings, run, rules, outputs = parts.settings, parts.run, parts.rules, selection.outputs
+    current = partial(is_current, force=force, replace=selection.replace)
     split, label = settings.evaluate.split, labelled(rules.name, settings.evaluate)
     outcomes = []
     pending: dict[str, list[EntryFile]] = {}
@@ -153,7 +161,7 @@ def _evaluate_task(
         for number in after:
             values = {"method": label, "after": str(number), "task": task, "split": split}
             path, header = run.path(output.kind, **values), _header(parts, output, task, number, used[number])
-            if world().from_first(partial(is_current, path, output.kind, header, force=force)):
+            if world().from_first(partial(current, path, output.kind, header)):
                 outcomes.append(Outcome(f"{output.stage} {label}", task, path, facts={"at_stage": number}))
             else:
                 pending[output.stage].append(EntryFile(number, path, header))

@@ -106,8 +106,8 @@ def _check_source(inspection: Inspection, found: Found, name: str, digest: str) 
     if not source.is_file():
         inspection.report(source, MissingArtifact(source, f"{found.path} was made from it"))
     elif digest_of_file(source) != digest:
-        change = f"{source} has changed since it was made"
-        inspection.report(found.path, StaleArtifact(found.path, change, imported=is_imported(found.header)))
+        change, imported = f"{source} has changed since it was made", is_imported(found.header)
+        inspection.report(found.path, StaleArtifact(found.path, change, imported=imported, source=source))
 
 
 def _check_own_data(inspection: Inspection, found: Found) -> None:

@@ -132,16 +132,22 @@ def _of_card(found: Found, card: TaskCard) -> dict[str, Any]:
 def chosen_routing(found: Found) -> EvaluateSettings:
     """The routing of an evaluation, by the name of its folder (`d-mole@oracle`, `d-mole@top-1@1.25`); of a vote by batches,
     the size of the batches by its header."""
-    options: dict[str, Any] = {}
-    for text in found.label.split("@")[1:]:
-        try:
-            options["threshold_scale"] = float(text)
-        except ValueError:
-            options["routing"] = text
+    options = routing_of(found.label)
     size = found.header.settings.get("batch_size") if found.header is not None else None
     if isinstance(size, int):
         options["batch_size"] = size
     return EvaluateSettings().updated(**options)
+
+
+def routing_of(label: str) -> dict[str, Any]:
+    """The routing options in the name of a folder of evaluations, as settings of `[evaluate]`."""
+    options: dict[str, Any] = {}
+    for text in label.split("@")[1:]:
+        try:
+            options["threshold_scale"] = float(text)
+        except ValueError:
+            options["routing"] = text
+    return options
 
 
 def _check_experts(inspection: Inspection, found: Found) -> None:

@@ -82,13 +82,23 @@ def _paths(inspection: Inspection, chain: Chain) -> list[Path]:
     return upstream(inspection, [path for link in LINKS for path in [*chain.links[link], *chain.wanted[link]]])
 
 
-def inspect(settings: Settings, data: Tasks, model: LazyModel, run: Run, *, track: Track = quiet) -> Inspection:
+def inspect(
+    settings: Settings, data: Tasks, model: LazyModel, run: Run, *, cached: bool = False, track: Track = quiet
+) -> Inspection:
     """Read the headers of a run directory, and compare them with each other, the data, the backbone and the settings.
+
+    Args:
+        settings: of the run.
+        data: its tasks.
+        model: its backbone.
+        run: the run directory.
+        cached: use cached digests of images and rows, as the stages do; otherwise they are computed from the files.
+        track: shows progress.
 
     Raises:
         DmoleError: the backbone is not there.
     """
-    inspection = Inspection(run, settings, data.uncached(), model.fingerprint)
+    inspection = Inspection(run, settings, data if cached else data.uncached(), model.fingerprint)
     files = files_of_run(run)
     for path in track(files, "reading artifacts", len(files)):
         inspection.read([path])
