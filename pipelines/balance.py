@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -60,9 +61,9 @@ def features_of(work: Workspace, split: str) -> dict[str, torch.Tensor]:
 
 
 def plain_routers(
-    case: str, train: Features, chosen: RouterSettings, layout: list[dict]
+    case: str, train: Features, chosen: RouterSettings, layout: list[dict], trained: dict[Any, RouterFile]
 ) -> dict[str, tuple[RouterFile, torch.Tensor, RouterSettings]]:
-    """The routers of a case, with the features and the settings that trained them."""
+    """The routers of a case, with the features and the settings that trained them; `trained` is filled with routers."""
     first, *others = train
     routers = {}
     for task, rows in train.items():
@@ -71,8 +72,10 @@ def plain_routers(
             form = form.updated(threshold_scale=WIDE)
         if task == first and case == "mixed":
             rows = torch.cat([rows, *(train[name][:MIXED] for name in others[:2])])
-        router, _ = build_router(rows, form, task=task, layout=layout, header=Header.of(ROUTER))
-        routers[task] = (router, rows, form)
+        key = (task, len(rows), form)  # what is the same in several cases is trained once
+        if key not in trained:
+            trained[key] = build_router(rows, form, task=task, layout=layout, header=Header.of(ROUTER))[0]
+        routers[task] = (trained[key], rows, form)
     return routers
 
 
@@ -111,17 +114,26 @@ def figures(
     others = fmean(any(name != task for name in row) for task, row in rows)
     none = fmean(not row for _, row in rows)
     losses = {task: losses_of(after[task], features[task]) for task in changed}
+    if not changed:
+        return [100 * max(shares), entropy, 100 * own, 100 * others, 100 * none, math.nan, math.nan]
     accepted = fmean((losses[task] < after[task].threshold).float().mean().item() for task in changed)
     ratio = fmean((losses[task].mean() / losses_of(before[task], features[task]).mean()).item() for task in changed)
     return [100 * max(shares), entropy, *(100 * share for share in (own, others, none, accepted)), ratio]
 
 
 def measured(
-    case: str, train: Features, validation: Features, chosen: RouterSettings, strengths: list[float], run: Run
+    case: str,
+    train: Features,
+    validation: Features,
+    chosen: RouterSettings,
+    strengths: list[float],
+    *,
+    run: Run,
+    trained: dict[Any, RouterFile],
 ) -> Iterator[list[float]]:
     """The figures of a case before, and at each strength."""
     layout = [{"width": next(iter(train.values())).shape[1]}]
-    made = plain_routers(case, train, chosen, layout)
+    made = plain_routers(case, train, chosen, layout, trained)
     before = {task: router for task, (router, _, _) in made.items()}
     uses = uses_of(routed(before, train))
     terms = {task: crowded_out(made[task][0], balance_for(task, uses, strength=1.0), run) for task in made}
@@ -145,6 +157,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="run directory for the features")
     parser.add_argument("--strengths", nargs="+", type=float, default=[0.1, 0.3, 1.0, 3.0], help="values of --balance")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the routers [0 1 2]")
+    parser.add_argument("--epochs", type=int, default=200, help="maximum number of epochs [200]")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="forms of the routers [all]")
     parser.add_argument("--config", type=Path, default=CONFIG)
     options = parser.parse_args()
@@ -152,9 +165,13 @@ def main() -> None:
     train, validation = features_of(work, "train"), features_of(work, "validation")
     print(f"| case | strength | {' | '.join(COLUMNS)} |")
     print("|" + "---|" * (len(COLUMNS) + 2))
+    trained: dict[Any, RouterFile] = {}
     for case in options.cases:
-        seeds = [work.settings.router.updated(seed=seed) for seed in options.seeds]
-        tables = [measured(case, train, validation, chosen, options.strengths, work.run) for chosen in seeds]
+        seeds = [work.settings.router.updated(seed=seed, epochs=options.epochs) for seed in options.seeds]
+        tables = [
+            measured(case, train, validation, chosen, options.strengths, run=work.run, trained=trained)
+            for chosen in seeds
+        ]
         for strength, rows in zip([0.0, *options.strengths], zip(*tables, strict=True), strict=True):
             means = [fmean(column) for column in zip(*rows, strict=True)]
             formats = [

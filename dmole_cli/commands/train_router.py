@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dmole_cli.artifacts.kinds import EXPERT, ROUTER
+from dmole_cli.artifacts.kinds import ROUTER
 from dmole_cli.cli.derive import HOW, MODEL
 from dmole_cli.cli.shared_options import TasksOption
 from dmole_cli.cli.workspace import Workspace
@@ -26,7 +26,7 @@ BalanceOption = Annotated[
     typer.Option(
         min=0,
         help="Train routers of frequently used experts to reject the inputs of tasks whose experts are used less: strength of "
-        "that term (docs/training.md), 0 to remove it. By default, a router keeps the term that it has.",
+        "that term (docs/method.md), 0 to remove it. By default, a router keeps the term that it has.",
         rich_help_panel=HOW,
     ),
 ]
@@ -79,7 +79,6 @@ def _uses(work: Workspace) -> dict[str, int]:
             f"there are no requests in {path}, so the use of the experts is unknown",
             "answer questions by `dmole answer`, which records the active experts",
         )
-    # Of any method: the requests may have been answered by another one than D-MoLE.
-    trained = {expert.stem for expert in (work.run.root / EXPERT.folder).rglob("*.safetensors")}
-    tasks = [name for name in work.settings.tasks if name in trained and work.run.router(name).exists()]
+    run = work.run
+    tasks = [name for name in work.settings.tasks if run.expert(name).exists() and run.router(name).exists()]
     return {name: counts.experts.get(name, 0) for name in tasks}

@@ -35,7 +35,7 @@ from dmole_cli.settings.model import RouterSettings, Settings
 QUANTILES = (0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99)
 MINIMUM_SAMPLES = 10  # below this, held-out quantiles are meaningless
 OWN_LOSS = 0.05  # decrease of the accepted share of the own task that is worth a warning
-NONE_CROWDED_OUT = "it is left as it is: it takes no inputs from tasks whose experts are used less"
+NONE_CROWDED_OUT = "it is left as it is: it takes inputs of no {}task whose expert is used less"
 
 
 def train_router(
@@ -92,7 +92,7 @@ def train_router(
         router, epochs = build_router(features, chosen, task=task, layout=backbone.feature_layout(), header=plain)
         term, others = crowded_out(router, kept if balance is None else balance, run)
         if current and term == kept:
-            return replace(outcome, warnings=(NONE_CROWDED_OUT,))
+            return replace(outcome, warnings=(NONE_CROWDED_OUT.format("further " if kept else ""),))
         facts: dict[str, Any] = {"epochs": epochs}
         if term:
             header = world().from_first(lambda: _with_term(plain, term, run=run, made=None, data=data))
