@@ -169,3 +169,16 @@ def test_of_equal_inputs_the_own_task_keeps_half_the_weight():
     margin = router.losses(own).quantile(0.99).item()
     fit_balanced(router, own, {"same": own}, Balance(0.5, {"same": 1.0}), chosen, margin=margin, seed=0)
     assert router.losses(own).mean().item() < 1.1 * before
+
+
+def test_the_script_measures_every_form_before_and_after(fresh, monkeypatch, capsys):
+    from pipelines import balance
+
+    monkeypatch.chdir(fresh)
+    args = ["runs", "--epochs", "30", "--seeds", "0", "--strengths", "1", "--config", "dmole.toml"]
+    monkeypatch.setattr("sys.argv", ["balance.py", *args])
+    balance.main()
+    rows = [[text.strip() for text in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows[2:]] == [[case, strength] for case in balance.CASES for strength in "01"]
+    column = rows[0].index("others")
+    assert float(rows[3][column]) <= float(rows[2][column])
