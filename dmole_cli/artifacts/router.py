@@ -37,6 +37,7 @@ class _Facts(BaseModel):
     quantiles: dict[str, FiniteFloat]
     layout: list[_Part] = Field(min_length=1)
     decoder: Literal["sigmoid", "linear"]
+    margin: FiniteFloat | None = Field(default=None, ge=0)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class RouterFile:
         layout: parts of the feature in order, with their widths.
         decoder: `sigmoid` or `linear`.
         header: provenance.
+        margin: upper limit of the threshold of a router that was trained with `--balance`; None for others.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -58,11 +60,14 @@ class RouterFile:
     layout: list[dict[str, Any]]
     decoder: str
     header: Header
+    margin: float | None = None
 
 
 def write_router(path: Path, router: RouterFile) -> None:
     """Write a router."""
     facts = {key: getattr(router, key) for key in FACTS}
+    if router.margin is not None:
+        facts["margin"] = router.margin
     write_tensors(path, router.tensors, replace(router.header, facts=facts))
 
 
@@ -94,4 +99,5 @@ def _checked(path: Path, tensors: dict[str, Any], header: Header) -> RouterFile:
     expected = {name: tuple(sizes.get(size, -1) for size in shape) for name, shape in SHAPES.items()}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected:
         raise DamagedArtifact(path, f"{path} is damaged: its tensors are not those of an autoencoder of its layout")
-    return RouterFile(tensors=tensors, header=header, **{key: header.facts[key] for key in FACTS})
+    stated = {key: header.facts[key] for key in FACTS}
+    return RouterFile(tensors=tensors, header=header, margin=facts.margin, **stated)

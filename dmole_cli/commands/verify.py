@@ -87,9 +87,10 @@ def _make(work: Workspace, found: Found, run: Run) -> None:
 
         allocate_task(task, method=method, **parts)
     elif name == "train-router":
+        from dmole_cli.routing.balance import recorded_balance
         from dmole_cli.stages.train_router import train_router
 
-        train_router(task, **parts)
+        train_router(task, balance=recorded_balance(found.header), **parts)
     elif name == "train-task":
         from dmole_cli.stages.train_task import train_task
 

@@ -6,7 +6,7 @@ L2-normalised feature of x.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -121,7 +121,26 @@ def fit(autoencoder: Autoencoder, features: torch.Tensor, chosen: RouterSettings
     """
     if chosen.start == "mean":
         start_at_mean(autoencoder, features)
-    generator = torch.Generator().manual_seed(seed)
+    return minimise(autoencoder, features, chosen, generator=torch.Generator().manual_seed(seed))
+
+
+def minimise(
+    autoencoder: Autoencoder,
+    features: torch.Tensor,
+    chosen: RouterSettings,
+    *,
+    generator: torch.Generator,
+    further: Callable[[int], torch.Tensor] | None = None,
+) -> int:
+    """The optimisation of `fit`, from the parameters as they are; returns the number of epochs run.
+
+    Args:
+        autoencoder: it is trained.
+        features: of its task [samples, width].
+        chosen: epochs, patience and batch size.
+        generator: of the order of the samples.
+        further: a term that is added to the loss of a step, by the number of samples of the step.
+    """
     optimizer = torch.optim.Adam(autoencoder.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, chosen.epochs, eta_min=1e-3)
     best, waited = float("inf"), 0
@@ -129,6 +148,8 @@ def fit(autoencoder: Autoencoder, features: torch.Tensor, chosen: RouterSettings
         total = 0.0
         for rows in torch.randperm(len(features), generator=generator).split(chosen.batch_size):
             loss = autoencoder.losses(features[rows]).mean()
+            if further is not None:
+                loss = loss + further(len(rows))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -202,6 +202,7 @@ def _router(inspection: Inspection, found: Found, content: RouterFile) -> str:
     with torch.no_grad():
         losses = from_tensors(content.tensors, decoder=content.decoder).losses(features[order])
     threshold = torch.quantile(losses, chosen.quantile).item() * chosen.threshold_scale
+    threshold = threshold if content.margin is None else min(threshold, content.margin)
     stated = {**content.quantiles, "threshold": content.threshold}
     expected = {"threshold": threshold, "min": losses.min().item(), "max": losses.max().item()}
     expected |= {"mean": losses.mean().item()}
