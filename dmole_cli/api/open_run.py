@@ -84,7 +84,8 @@ class OpenRun:
         values = {"run_directory": run, "config": config}
         self._work = open_workspace(values, settings, model=Settings, typed={})
         self.method, self.settings = method, self._work.settings
-        self._stack, self._opened = ExitStack(), None
+        self._stack = ExitStack()
+        self._opened: Answering | None = None
         self._usage = Usage(self._work.run.usage(method))
 
     def answer(
