@@ -89,7 +89,8 @@ class Shelf:
             usage: activation by requests.
             tasks: those to show, by default all.
         """
-        removed = [task for task in removed_tasks(self.run) if task not in self.settings.tasks]
+        out = [task for task in removed_tasks(self.run) if task not in self.settings.tasks]
+        removed = [task for task in out if self.place(task).expert(task, self.rules.name).is_file()]
         trained = self.rules.trained_tasks(self.settings.tasks)
         chosen = [task for task in (*trained, *removed) if tasks is None or task in tasks]
         return [self._row(task, usage, removed=task in removed) for task in chosen]

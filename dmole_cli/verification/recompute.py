@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dmole_cli.artifacts.bundle import is_from_bundle
 from dmole_cli.artifacts.expert import is_imported
 from dmole_cli.artifacts.kinds import (
     ALLOCATION,
@@ -59,7 +60,7 @@ def recompute(
 
     Args:
         inspection: of the run directory.
-        artifacts: those to choose from; of those that are broken none is chosen.
+        artifacts: those to choose from; of those that are broken, were imported or were made from a removed task, none is chosen.
         count: number of artifacts.
         seed: of the choice.
         make: makes an artifact in a directory that holds links to everything else of the run.
@@ -68,7 +69,7 @@ def recompute(
     candidates = [
         found for found in artifacts if found.kind in REMADE and found.header and not inspection.is_broken(found.path)
     ]
-    candidates = [found for found in candidates if found.header is not None and not is_imported(found.header)]
+    candidates = [found for found in candidates if _is_reproducible(inspection, found)]
     candidates.sort(key=lambda found: inspection.run.name_of(found.path))
     chosen = random.Random(seed).sample(candidates, min(count, len(candidates)))
     problems = []
@@ -76,6 +77,13 @@ def recompute(
         if wrong := _remade(inspection, found, make):
             problems.append(Problem(found.path, contradiction(found.path, wrong)))
     return Recomputed([found.path for found in chosen], problems)
+
+
+def _is_reproducible(inspection: Inspection, found: Found) -> bool:
+    """Whether a stage of this run would make an artifact: it was not imported, and nothing that it was made from was removed."""
+    imported = found.header is not None and is_imported(found.header)
+    here = all(source.is_file() for source in inspection.sources(found.path))
+    return here and not imported and not is_from_bundle(inspection.run, found.path)
 
 
 def _remade(inspection: Inspection, found: Found, make: Make) -> str:
