@@ -472,7 +472,7 @@ def test_a_running_service_is_asked(tmp_path, capsys, monkeypatch):
         assert json.loads(capsys.readouterr().out) == {"loaded": ["a"], "unloaded": ["b"]}
         monkeypatch.setenv("DMOLE_API_KEY", "secret")
         typed("load", "a", "b", "--url", url)
-        assert "loaded: a; unloaded: b" in capsys.readouterr().err
+        assert "unloaded: b; in memory now: a" in capsys.readouterr().err
         with pytest.raises(DmoleError, match="answers 401: no key") as caught:
             ask_service(url, "load", {"experts": ["a"]}, key=None, json=False)
         assert "DMOLE_API_KEY" in caught.value.hint

@@ -33,7 +33,7 @@ KeyOption = Annotated[
 
 
 def ask_service(url: str, what: str, request: Mapping[str, Any], *, key: str | None, json: bool) -> None:
-    """Load or unload experts in a service, and print which ones have changed.
+    """Load or unload experts in a service, and print which ones were unloaded and which ones are in memory.
 
     Args:
         url: of the service.
@@ -50,7 +50,7 @@ def ask_service(url: str, what: str, request: Mapping[str, Any], *, key: str | N
         console.data(found)
         return
     loaded, unloaded = (", ".join(map(str, found.get(part) or ())) or "none" for part in ("loaded", "unloaded"))
-    console.say(f"loaded: {loaded}; unloaded: {unloaded}")
+    console.say(f"unloaded: {unloaded}; in memory now: {loaded}")
 
 
 def _post(address: str, body: Mapping[str, Any], key: str | None) -> dict[str, Any]:
