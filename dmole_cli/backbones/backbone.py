@@ -219,24 +219,28 @@ class Backbone:
         return F.cross_entropy(logits.float(), answers)
 
     @torch.no_grad()
-    def features(self, samples: Sequence[Encoded]) -> torch.Tensor:
+    def features(self, samples: Sequence[Encoded], *, exact: bool = True) -> torch.Tensor:
         """Routing features [samples, width] on the CPU, L2-normalised (D-MoLE, arXiv 2506.11672, section 4.1).
 
         [ max over vision tokens of the vision encoder's last hidden state ; max over the instruction's tokens of the
         language model's last hidden state ]. An image that is split into tiles enters as a whole, without its tiles. System
         prompt, image tokens and answer do not enter. A sample's feature is bit-identical in every batch (see pooling.py).
         Batches of samples with equal `instruction_lengths` are the fastest.
+
+        Args:
+            samples: encoded.
+            exact: compute every forward pass with the same number of rows, on which the last bits depend; without it, a few
+                samples take a fraction of the time, and their features agree to rounding.
         """
         self.counts["feature_passes"] += len(samples)
         shapes = [(len(samples), part["width"]) for part in self.feature_layout()]
         images = [(i, view) for i, s in enumerate(samples) for view in self._whole_images(s)]
         instructions = [(i, {"input_ids": s.instruction}) for i, s in enumerate(samples)]
         alone = any(self._one_at_a_time(view) for _, view in images)
+        how: dict[str, Any] = {"device": self.device, "fill": exact}
         parts = [
-            max_pooled(
-                images, self._vision_states, shapes[0], device=self.device, batch_size=1 if alone else BATCH_SIZE
-            ),
-            max_pooled(instructions, self._language_states, shapes[1], device=self.device),
+            max_pooled(images, self._vision_states, shapes[0], batch_size=1 if alone else BATCH_SIZE, **how),
+            max_pooled(instructions, self._language_states, shapes[1], **how),
         ]
         return F.normalize(torch.cat(parts, dim=-1), dim=-1)
 

@@ -21,6 +21,7 @@ def max_pooled(
     *,
     device: torch.device,
     batch_size: int = BATCH_SIZE,
+    fill: bool = True,
 ) -> torch.Tensor:
     """Maximum over all tokens of a tower's states per sample [samples, width] (`shape`), on the CPU; zeros without items.
 
@@ -30,10 +31,12 @@ def max_pooled(
         shape: shape of the result.
         device: device of the tower.
         batch_size: items per forward pass, always exactly this number.
+        fill: fill up incomplete batches; without it, there are at most `batch_size` items in a forward pass, and the last bits
+            depend on their number.
     """
     owners: list[int] = []
     pooled = [torch.empty(0, shape[1], device=device)]
-    for indices, views in _fixed_batches(items, batch_size):
+    for indices, views in _fixed_batches(items, batch_size, fill=fill):
         states = tower({name: rows.to(device) for name, rows in views.items()})[: len(indices)]
         owners += indices
         pooled.append(states.float().amax(dim=1))
@@ -41,8 +44,8 @@ def max_pooled(
     return torch.zeros(shape).scatter_reduce(0, targets, torch.cat(pooled).cpu(), "amax", include_self=False)
 
 
-def _fixed_batches(items: Sequence[tuple[int, View]], size: int) -> Iterator[tuple[list[int], View]]:
-    """Batches of items with equal shapes, always of one size: (indices, name -> rows [size, ...]).
+def _fixed_batches(items: Sequence[tuple[int, View]], size: int, *, fill: bool) -> Iterator[tuple[list[int], View]]:
+    """Batches of items with equal shapes, always of one size if they are filled up: (indices, name -> rows [size, ...]).
 
     Padding, and even the number of rows, change the order in which a matrix product is summed, and with it the last bits.
     Without padding and with a fixed number of rows, an item's result does not depend on the others. Incomplete batches are
@@ -54,5 +57,5 @@ def _fixed_batches(items: Sequence[tuple[int, View]], size: int) -> Iterator[tup
     for group in by_shape.values():
         for start in range(0, len(group), size):
             indices, views = zip(*group[start : start + size], strict=True)
-            filled = [*views, *views[:1] * (size - len(views))]
+            filled = [*views, *views[:1] * (size - len(views))] if fill else views
             yield list(indices), {name: torch.stack([view[name] for view in filled]) for name in views[0]}

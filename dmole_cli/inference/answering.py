@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,9 @@ from dmole_cli.inference.pool import ExpertPool
 from dmole_cli.inference.static_decoding import static_decoder
 from dmole_cli.routing.autoencoder import Routers, from_tensors
 from dmole_cli.routing.features import require_finite
+
+# Relative difference of losses below which a route is decided by features that are computed as an evaluation computes them.
+MARGIN = 1e-3
 
 
 @dataclass(frozen=True)
@@ -161,11 +165,21 @@ class Answering:
             self.routed.merge(())  # features are those of the pretrained backbone
         rows: list[list[float]] = [[] for _ in samples]
         if self.thresholds and samples:
-            features = self.backbone.features(list(samples))
-            require_finite(features, [f"question {number}" for number in range(1, len(samples) + 1)], "features")
-            rows = self._routers.losses(features).tolist()
+            # Only of float32 the error of rounding is known to be far below `MARGIN`.
+            quick = self.backbone.dtype == torch.float32
+            rows = self._losses(samples, exact=not quick)
+            thresholds = list(self.thresholds.values())
+            if again := [index for index, row in enumerate(rows) if quick and _is_close(row, thresholds)]:
+                for index, row in zip(again, self._losses([samples[i] for i in again], exact=True), strict=True):
+                    rows[index] = row
         active = self.trained.choose(rows, list(self.thresholds.values()))
         return active, [dict(zip(self.thresholds, row, strict=True)) for row in rows]
+
+    def _losses(self, samples: Sequence[Encoded], *, exact: bool) -> list[list[float]]:
+        """Reconstruction losses [samples][routers]; `exact` as for `Backbone.features`."""
+        features = self.backbone.features(samples, exact=exact)
+        require_finite(features, [f"question {number}" for number in range(1, len(samples) + 1)], "features")
+        return self._routers.losses(features).tolist()
 
     def answer(self, samples: Sequence[Encoded], *, limits: Generation | None = None) -> list[Reply]:
         """Answer a batch of questions with the experts that the routers choose.
@@ -247,6 +261,13 @@ class Answering:
     def _close_decoder(self) -> None:
         if self.decoder is not None:
             self.decoder.close()
+
+
+def _is_close(losses: Sequence[float], thresholds: Sequence[float]) -> bool:
+    """Whether rounding could change a route: a loss is near its threshold, or two accepted losses are near each other."""
+    accepted = sorted(loss for loss, threshold in zip(losses, thresholds, strict=True) if loss < threshold)
+    near = any(abs(loss - threshold) <= MARGIN * threshold for loss, threshold in zip(losses, thresholds, strict=True))
+    return near or any(after - before <= MARGIN * after for before, after in pairwise(accepted))
 
 
 def _emit(asked: Sequence[Asked]) -> Emit | None:
