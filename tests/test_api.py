@@ -40,7 +40,7 @@ def test_answers_and_routes_are_those_of_the_evaluation(folder):
                 with Image.open(path) as image:
                     route = run.route(image, row.question)
                 assert route.experts == reply.experts == tuple(row.active) and route.recognised == reply.recognised
-                assert list(route.losses.values()) == pytest.approx(row.losses, rel=1e-6)
+                assert list(route.losses.values()) == pytest.approx(row.losses, rel=1e-4)
         before, _ = read_evaluation(Run(folder / "dmole-run").evaluation("d-mole", 0, "brightness"))
         reply = run.answer(paths[0], before[0].question, max_new_tokens=4, experts=[])
         assert reply.answer == before[0].prediction and reply.experts == ()

@@ -147,7 +147,7 @@ def check(service: Running, rows: list[dict], stage: int) -> None:
         expected = row["stages"][stage]
         assert found.choices[0].message.content == expected.prediction
         assert found.dmole["experts"] == list(expected.active)
-        assert list(found.dmole["losses"].values()) == pytest.approx(expected.losses, rel=1e-6)
+        assert list(found.dmole["losses"].values()) == pytest.approx(expected.losses, rel=1e-4)
 
 
 def test_new_experts_are_taken_up_without_a_restart(service, evaluated):

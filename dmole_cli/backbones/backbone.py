@@ -21,7 +21,7 @@ from dmole_cli.backbones.device import device_of, is_divided
 from dmole_cli.backbones.families.base import Family, family_class
 from dmole_cli.backbones.image_layouts import GRIDS, View
 from dmole_cli.backbones.inputs import IGNORED, Encoded, Inputs, pad
-from dmole_cli.backbones.pooling import BATCH_SIZE, max_pooled
+from dmole_cli.backbones.pooling import BATCH_SIZE, is_causal, max_pooled, max_pooled_instructions
 from dmole_cli.backbones.sites import block_stacks, modality_of, tower_names
 from dmole_cli.backbones.vision_states import encoding_model, feature_arguments, image_states, takes_images_alone
 from dmole_cli.data.sample import Sample
@@ -235,14 +235,31 @@ class Backbone:
         self.counts["feature_passes"] += len(samples)
         shapes = [(len(samples), part["width"]) for part in self.feature_layout()]
         images = [(i, view) for i, s in enumerate(samples) for view in self._whole_images(s)]
-        instructions = [(i, {"input_ids": s.instruction}) for i, s in enumerate(samples)]
+        instructions = [s.instruction for s in samples]
         alone = any(self._one_at_a_time(view) for _, view in images)
         how: dict[str, Any] = {"device": self.device, "fill": exact}
         parts = [
             max_pooled(images, self._vision_states, shapes[0], batch_size=1 if alone else BATCH_SIZE, **how),
-            max_pooled(instructions, self._language_states, shapes[1], **how),
+            self._instruction_features(instructions, shapes[1], exact=exact),
         ]
         return F.normalize(torch.cat(parts, dim=-1), dim=-1)
+
+    def _instruction_features(
+        self, instructions: Sequence[torch.Tensor], shape: tuple[int, int], *, exact: bool
+    ) -> torch.Tensor:
+        if not exact and self._is_causal:
+            return max_pooled_instructions(instructions, self._states_of_tokens, shape[1], device=self.device)
+        items = [(i, {"input_ids": tokens}) for i, tokens in enumerate(instructions)]
+        return max_pooled(items, self._language_states, shape, device=self.device, fill=exact)
+
+    @cached_property
+    def _is_causal(self) -> bool:
+        """Whether the language model's states do not depend on the tokens that follow, as padding does."""
+        tokens = self.tokenizer("What is it?", add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+        return is_causal(self._states_of_tokens, tokens.to(self.device))
+
+    def _states_of_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.family.language_states(self.language, tokens)
 
     def _whole_images(self, sample: Encoded) -> list[View]:
         if self.family.pixels not in sample.vision:
@@ -267,7 +284,7 @@ class Backbone:
         return self.family.vision_states(self.vision, views)
 
     def _language_states(self, views: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.family.language_states(self.language, views["input_ids"])
+        return self._states_of_tokens(views["input_ids"])
 
     @cached_property
     def _vision_width(self) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from dmole_cli.backbones.image_layouts import View
 
+TOLERANCE = 1e-4  # of the largest state: far above the rounding of float32, far below what a token changes that is seen
 BATCH_SIZE = 16  # images or instructions per forward pass for features, always exactly this number
 
 
@@ -42,6 +44,41 @@ def max_pooled(
         pooled.append(states.float().amax(dim=1))
     targets = torch.tensor(owners, dtype=torch.long)[:, None].expand(-1, shape[1])
     return torch.zeros(shape).scatter_reduce(0, targets, torch.cat(pooled).cpu(), "amax", include_self=False)
+
+
+def max_pooled_instructions(
+    instructions: Sequence[torch.Tensor],
+    tower: Callable[[torch.Tensor], torch.Tensor],
+    width: int,
+    *,
+    device: torch.device,
+) -> torch.Tensor:
+    """As `max_pooled` for instructions alone [instructions, width], padded to common lengths: a few take one forward pass.
+
+    Tokens see only those before them, so that padding on the right changes the last bits alone; `is_causal` checks it.
+
+    Args:
+        instructions: tokens of each instruction [length].
+        tower: maps tokens [instructions, tokens] to states [instructions, tokens, width].
+        width: of the states.
+        device: of the tower.
+    """
+    found = torch.zeros(len(instructions), width)
+    order = sorted((i for i, tokens in enumerate(instructions) if len(tokens)), key=lambda i: len(instructions[i]))
+    for start in range(0, len(order), BATCH_SIZE):
+        rows = order[start : start + BATCH_SIZE]
+        padded = pad_sequence([instructions[i] for i in rows], batch_first=True)
+        states = tower(padded.to(device)).float()
+        lengths = torch.tensor([len(instructions[i]) for i in rows], device=device)
+        padding = torch.arange(states.shape[1], device=device)[None] >= lengths[:, None]
+        found[rows] = states.masked_fill(padding[..., None], -torch.inf).amax(dim=1).cpu()
+    return found
+
+
+def is_causal(tower: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor) -> bool:
+    """Whether the states of tokens [tokens] on their device are the same, but for rounding, where further tokens follow them."""
+    alone, followed = tower(tokens[None]), tower(tokens.repeat(2)[None])[:, : len(tokens)]
+    return bool((alone - followed).abs().max() <= TOLERANCE * alone.abs().max())
 
 
 def _fixed_batches(items: Sequence[tuple[int, View]], size: int, *, fill: bool) -> Iterator[tuple[list[int], View]]:

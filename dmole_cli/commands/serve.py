@@ -42,7 +42,7 @@ def run(work: Workspace, *, method: MethodOption = D_MOLE, api_key: KeyOption = 
     """Answer questions over HTTP, in the shape of OpenAI's chat completions."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise DmoleError(f"dmole serve needs {', '.join(missing)}", "pip install 'dmole[serve]'")
-    from dmole_cli.serving.server import listen, serve
+    from dmole_cli.serving.server import leave_a_core, listen, serve
     from dmole_cli.serving.service import Service
     from dmole_cli.stages.answer import answering
 
@@ -52,6 +52,7 @@ def run(work: Workspace, *, method: MethodOption = D_MOLE, api_key: KeyOption = 
             "choose another --routing",
         )
     chosen = work.settings.serve
+    leave_a_core(work.model.device)
     listening = listen(chosen.host, chosen.port)
     url = f"http://{chosen.host}:{listening.getsockname()[1]}"
     with listening, answering(method, **work.parts) as opened:

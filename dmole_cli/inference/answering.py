@@ -211,7 +211,9 @@ class Answering:
         ]
         groups: dict[tuple[Any, ...], list[int]] = {}
         for index, own in enumerate(limits):
-            key = (own.min_new_tokens, active[index] if self.trained.merges else ())
+            # A decoder has one minimum length for all rows.
+            least = own.min_new_tokens if self.decoder is not None else 0
+            key = (least, active[index] if self.trained.merges else ())
             groups.setdefault(key, []).append(index)
         tokens: dict[int, list[int]] = {}
         for indices in groups.values():
@@ -219,24 +221,21 @@ class Answering:
                 [asked[i] for i in indices], [active[i] for i in indices], [limits[i] for i in indices]
             )
             tokens |= zip(indices, part, strict=True)
-        texts = texts_of(self.backbone, [tokens[index] for index in range(len(asked))])
-        ends = self.backbone.end_tokens
-        return [
-            Reply(
-                text,
-                active[index],
-                losses.get(index, {}),
-                self.thresholds if index in losses else {},
-                len(tokens[index]),
-                tokens[index][-1] in ends,
-            )
-            for index, text in enumerate(texts)
-        ]
+        return [self._reply(tokens[index], active[index], losses.get(index)) for index in range(len(asked))]
+
+    def _reply(self, tokens: Sequence[int], active: tuple[str, ...], losses: Mapping[str, float] | None) -> Reply:
+        """The reply of an answer's tokens; `losses` is None where the experts were given."""
+        [text] = texts_of(self.backbone, [tokens])
+        thresholds = {} if losses is None else self.thresholds
+        return Reply(text, active, losses or {}, thresholds, len(tokens), tokens[-1] in self.backbone.end_tokens)
 
     def _generate(
-        self, asked: Sequence[Asked], active: Sequence[tuple[str, ...]], limits: Sequence[Generation]
+        self,
+        asked: Sequence[Asked],
+        active: Sequence[tuple[str, ...]],
+        limits: Sequence[Generation],
     ) -> list[list[int]]:
-        """The tokens of answers with the same minimum length, and of merged experts the same ones."""
+        """The tokens of answers of one batch: with a decoder of one minimum length, and of merged experts the same ones."""
         self.pool.require(active)
         inputs, rows = self.backbone.collate([one.encoded for one in asked], left=True)
         merges = self.trained.merges
@@ -252,7 +251,7 @@ class Answering:
                 self.backbone,
                 inputs,
                 [own.max_new_tokens for own in limits],
-                min_new_tokens=limits[0].min_new_tokens,
+                [own.min_new_tokens for own in limits],
                 leave=self.routed.keep,
                 decoder=self.decoder,
                 emit=_emit(asked),

@@ -24,12 +24,39 @@ Emit = Callable[[list[int], list[int]], None]
 BATCH_FIRST = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 
 
+class Lengths:
+    """Numbers of tokens of the rows of a batch, where `generate` of transformers has one for all.
+
+    Args:
+        longest: maximum number of tokens of each row.
+        shortest: minimum number of tokens of each row.
+        ends: tokens that end an answer.
+        device: of the batch.
+    """
+
+    def __init__(
+        self, longest: Sequence[int], shortest: Sequence[int], ends: Sequence[int], device: torch.device
+    ) -> None:
+        self.longest, self.shortest, self.ends = (
+            torch.tensor(values, device=device) for values in (longest, shortest, ends)
+        )
+
+    def without_ends(self, scores: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+        """Scores [rows, vocabulary] of the next token, without end tokens where an answer of `count` tokens is too short."""
+        short = (count < self.shortest[rows])[:, None]
+        return torch.where(short, scores.index_fill(1, self.ends, -torch.inf), scores)
+
+    def reached(self, rows: torch.Tensor, count: int) -> torch.Tensor:
+        """Which rows [rows] have their maximum number of tokens."""
+        return count >= self.longest[rows]
+
+
 def dropping_finished_rows(
     leave: Leave | None,
     counts: Counter[str],
     decoder: StaticDecoder | None = None,
     *,
-    longest: Sequence[int] | None = None,
+    lengths: Lengths | None = None,
     emit: Emit | None = None,
 ) -> Callable[..., torch.Tensor]:
     """Make a decoding loop for `generate(custom_generate=...)`.
@@ -38,7 +65,7 @@ def dropping_finished_rows(
         leave: as for `generate_tokens`, as is `emit`.
         counts: `decode_rows` is increased by the rows of all forward passes, `decode_rows_needed` by the generated tokens.
         decoder: computes all tokens but the first ones with fixed shapes, where it can.
-        longest: maximum number of tokens of each row; None where `generate` has one for all.
+        lengths: of each row; None where `generate` has the same for all.
     """
 
     def decode(
@@ -53,19 +80,19 @@ def dropping_finished_rows(
         finished: dict[int, torch.Tensor] = {}
         first = True
         undefined = torch.zeros((), dtype=torch.bool, device=input_ids.device)
-        limits = None if longest is None else torch.tensor(longest, device=input_ids.device)
         while len(rows):
             step = {"next_sequence_length": None if first else 1, "is_first_iteration": first}
-            inputs = model.prepare_inputs_for_generation(input_ids, **step, **kwargs)
-            outputs = model(**inputs, return_dict=True)
+            outputs = model(**model.prepare_inputs_for_generation(input_ids, **step, **kwargs), return_dict=True)
             kwargs = model._update_model_kwargs_for_generation(outputs, kwargs, is_encoder_decoder=False)
-            scores = logits_processor(input_ids, outputs.logits[:, -1].float())
+            scores, count = logits_processor(input_ids, outputs.logits[:, -1].float()), input_ids.shape[1] - prompt
+            if lengths is not None:
+                scores = lengths.without_ends(scores, rows, count)
             undefined |= scores.isnan().any()
             input_ids = torch.cat([input_ids, scores.argmax(dim=-1, keepdim=True)], dim=1)
             done = stopping_criteria(input_ids, None)
-            done = done if limits is None else done | (input_ids.shape[1] - prompt >= limits[rows])
+            done = done if lengths is None else done | lengths.reached(rows, count + 1)
             if emit is not None:
-                emit(rows.tolist(), input_ids[:, -1].tolist())
+                _emit_defined(emit, rows, input_ids[:, -1], undefined)
             counts["decode_rows"] += len(rows)
             if first and decoder is not None:
                 rules = (logits_processor, stopping_criteria, generation_config)
@@ -84,6 +111,13 @@ def dropping_finished_rows(
         return pad_sequence(answers, batch_first=True, padding_value=int(generation_config.pad_token_id))
 
     return decode
+
+
+def _emit_defined(emit: Emit, rows: torch.Tensor, tokens: torch.Tensor, undefined: torch.Tensor) -> None:
+    """Pass tokens on, unless they are those of logits that were NaN."""
+    if undefined:
+        raise undefined_outputs()
+    emit(rows.tolist(), tokens.tolist())
 
 
 def _without(
@@ -189,8 +223,9 @@ def generate(
 
     Args and errors are those of `generate_tokens`, with one maximum for all rows.
     """
-    longest = [max_new_tokens] * len(inputs["input_ids"])
-    tokens = generate_tokens(backbone, inputs, longest, min_new_tokens=min_new_tokens, leave=leave, decoder=decoder)
+    rows = len(inputs["input_ids"])
+    longest, shortest = [max_new_tokens] * rows, [min_new_tokens] * rows
+    tokens = generate_tokens(backbone, inputs, longest, shortest, leave=leave, decoder=decoder)
     return texts_of(backbone, tokens)
 
 
@@ -204,8 +239,8 @@ def generate_tokens(
     backbone: Backbone,
     inputs: dict[str, torch.Tensor],
     longest: Sequence[int],
+    shortest: Sequence[int],
     *,
-    min_new_tokens: int,
     leave: Leave | None = None,
     decoder: StaticDecoder | None = None,
     emit: Emit | None = None,
@@ -216,7 +251,7 @@ def generate_tokens(
         backbone: generates.
         inputs: result of `Backbone.collate`.
         longest: maximum number of tokens of each answer.
-        min_new_tokens: minimum number of tokens per answer, 0 for none.
+        shortest: minimum number of tokens of each answer, 0 for none; with a decoder the same for all.
         leave: called with the indices of the remaining rows [remaining] whenever rows are dropped, so that other state of
             the batch, such as routes, can be narrowed as well (`RoutedExperts.keep`).
         decoder: decodes with fixed shapes, which is faster on CUDA (`static_decoder`); experts must then be routed with
@@ -227,20 +262,22 @@ def generate_tokens(
         DmoleError: the logits are NaN.
     """
     backbone.counts["generations"] += len(inputs["input_ids"])
-    most = max(longest)
+    most, least = max(longest), min(shortest)
+    same = min(longest) == most and max(shortest) == least
+    ends = backbone.end_tokens
 
     def run(decoder: StaticDecoder | None, emit: Emit | None) -> torch.Tensor:
-        own = longest if min(longest) < most else None
+        own = None if same else Lengths(longest, shortest, ends, backbone.device)
         with backbone.autocast():
             return backbone.model.generate(
                 **{k: v for k, v in inputs.items() if k != "labels"},
                 max_new_tokens=most,
-                min_new_tokens=min_new_tokens or None,
+                min_new_tokens=least or None,
                 do_sample=False,
                 num_beams=1,
                 pad_token_id=backbone.inputs.pad_token_id,
-                eos_token_id=backbone.end_tokens,
-                custom_generate=dropping_finished_rows(leave, backbone.counts, decoder, longest=own, emit=emit),
+                eos_token_id=ends,
+                custom_generate=dropping_finished_rows(leave, backbone.counts, decoder, lengths=own, emit=emit),
             )
 
     tokens = None
@@ -253,7 +290,6 @@ def generate_tokens(
         decoder.close()
     if tokens is None:  # after the handler, because its exception keeps the tensors of the failed attempt
         tokens = run(None, None)
-    ends = set(backbone.end_tokens)
     return [_ended(row[:most], ends) for row, most in zip(tokens.tolist(), longest, strict=True)]
 
 

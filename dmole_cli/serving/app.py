@@ -209,13 +209,12 @@ async def _chat(service: Service, request: Request) -> Response:
 
 
 async def _whole(service: Service, chat: ChatRequest) -> dict[str, Any]:
-    asked = await service.prepare(chat, None)
-    future = service.engine.submit(asked)
+    future, prompt = await service.submit(chat)
     try:
         reply = await service.answer(future)
     finally:
         future.cancel()  # where the request was given up
-    facts = {"usage": _usage(len(asked.encoded.tokens), reply), "dmole": _facts(reply)}
+    facts = {"usage": _usage(prompt, reply), "dmole": _facts(reply)}
     return completion(_new_id(), chat.model, reply.answer, _ended(reply), facts)
 
 
@@ -232,7 +231,7 @@ class _Stream:
         """Wait for the first token, so that a request that fails has an error and not a stream.
 
         Raises:
-            RequestError: as for `Service.prepare` and `Service.answer`.
+            RequestError: as for `Service.submit` and `Service.answer`.
         """
         loop = asyncio.get_running_loop()
 
@@ -240,9 +239,7 @@ class _Stream:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(self._tokens.put_nowait, token)
 
-        asked = await self.service.prepare(self.chat, emit)
-        self._prompt = len(asked.encoded.tokens)
-        self._future = self.service.engine.submit(asked)
+        self._future, self._prompt = await self.service.submit(self.chat, emit)
         self._future.add_done_callback(lambda future: emit(None))
         try:
             self._first = await self._tokens.get()

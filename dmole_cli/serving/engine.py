@@ -16,6 +16,9 @@ from dmole_cli.inference.answering import Answering, Asked, Reply
 from dmole_cli.serving.metrics import Metrics
 
 IDLE = 0.5  # seconds between two looks of a thread without work at whether it should end
+# Seconds that a batch waits for the next request that is being prepared, and for all of them. Clients that get their answers
+# at the same time send their next requests at the same time, too: without waiting, every second batch would have one request.
+NEXT, ALL = 0.02, 0.2
 
 
 @dataclass
@@ -43,12 +46,22 @@ class Engine:
         usage: where active experts are recorded.
         metrics: what is counted.
         batch: maximum number of questions that are answered together.
+        arriving: number of questions that are being prepared, and will be submitted in a moment.
         unload_idle: experts that none of this number of latest requests has used are unloaded; 0 keeps them.
     """
 
-    def __init__(self, answering: Answering, usage: Usage, metrics: Metrics, *, batch: int, unload_idle: int) -> None:
+    def __init__(
+        self,
+        answering: Answering,
+        usage: Usage,
+        metrics: Metrics,
+        *,
+        batch: int,
+        arriving: Callable[[], int],
+        unload_idle: int,
+    ) -> None:
         self.answering, self.usage, self.metrics = answering, usage, metrics
-        self.batch, self.unload_idle = batch, unload_idle
+        self.batch, self.arriving, self.unload_idle = batch, arriving, unload_idle
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dmole-engine", daemon=True)
@@ -91,16 +104,22 @@ class Engine:
                 jobs = [self._jobs.get(timeout=IDLE)]
             except queue.Empty:
                 continue
-            while len(jobs) < self.batch and jobs[-1].call is None:
-                try:
-                    jobs.append(self._jobs.get_nowait())
-                except queue.Empty:
-                    break
+            self._collect(jobs)
             begun = [job for job in jobs if job.done.set_running_or_notify_cancel()]
             self._answer([job for job in begun if job.call is None])
             for job in begun:
                 if job.call is not None:
                     self._settle(job, job.call)
+
+    def _collect(self, jobs: list[Job]) -> None:
+        """Add to a batch what waits, and what is about to arrive; a function ends it."""
+        until = time.monotonic() + ALL
+        while len(jobs) < self.batch and jobs[-1].call is None:
+            rest = until - time.monotonic() if self.arriving() else 0.0
+            try:
+                jobs.append(self._jobs.get(timeout=min(NEXT, rest)) if rest > 0 else self._jobs.get_nowait())
+            except queue.Empty:
+                return
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         if not jobs:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 import uvicorn
 
+from dmole_cli.backbones.batches import cores
 from dmole_cli.errors import DmoleError
 from dmole_cli.serving.app import create_app
 from dmole_cli.serving.service import Service
@@ -35,6 +38,16 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self.ready()
+
+
+def leave_a_core(device: torch.device) -> None:
+    """On a CPU, let the model compute with one core less than there are, unless `OMP_NUM_THREADS` says with how many.
+
+    The threads of the model wait for each other in every layer: one that shares its core with HTTP and the preparation of images
+    slows all of them down.
+    """
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() - 1))
 
 
 def listen(host: str, port: int) -> socket.socket:

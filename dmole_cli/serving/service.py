@@ -69,7 +69,15 @@ class Service:
     ) -> None:
         self.answering, self.source, self.settings, self.log = answering, source, settings, log
         self.metrics = Metrics()
-        self.engine = Engine(answering, usage, self.metrics, batch=settings.batch, unload_idle=settings.unload_idle)
+        self._arriving = 0
+        self.engine = Engine(
+            answering,
+            usage,
+            self.metrics,
+            batch=settings.batch,
+            arriving=lambda: self._arriving,
+            unload_idle=settings.unload_idle,
+        )
         self.max_bytes = int(settings.max_body * MEBIBYTE)
         self._images = ImageSources(
             Path(settings.images) if settings.images else None,
@@ -135,8 +143,10 @@ class Service:
 
     # ------------------------------------------------------------------------------------------------ requests
 
-    async def prepare(self, request: ChatRequest, emit: Callable[[int], None] | None) -> Asked:
-        """The encoded question of a request.
+    async def submit(
+        self, request: ChatRequest, emit: Callable[[int], None] | None = None
+    ) -> tuple[Future[Reply], int]:
+        """Prepare a question and let it be answered in the next batch; returns its reply to be, and its number of tokens.
 
         Args:
             request: valid in itself.
@@ -145,6 +155,14 @@ class Service:
         Raises:
             RequestError: it is over a limit, names an unknown model, or its image or text cannot be used.
         """
+        self._arriving += 1
+        try:
+            asked = await self._prepared(request, emit)
+            return self.engine.submit(asked), len(asked.encoded.tokens)
+        finally:
+            self._arriving -= 1
+
+    async def _prepared(self, request: ChatRequest, emit: Callable[[int], None] | None) -> Asked:
         limits, experts = self._limits(request), self.experts_of(request.model)
         text, urls = request.question()
         if len(urls) > self.settings.max_images:
