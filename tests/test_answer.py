@@ -144,3 +144,72 @@ def test_a_stale_expert_is_refused(run, copy):
     tiny.succeed("allocate", "--budget", "50%", "--force", cwd=copy, run=run)
     refused = run("answer", "What?", cwd=copy)
     assert refused.returncode == 1 and "is stale" in refused.stderr and "dmole train-task" in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def encoded(backbone, finished) -> list:
+    """Questions of several lengths, with images."""
+    from dmole_cli.stages.answer import question
+
+    folder = finished / "tasks" / "colours" / "pictures"
+    texts = ["Which?", "What colour is the image, and why?", "Is it red or is it blue? Answer with one word."]
+    samples = [question(text, [path]) for text, path in zip(texts * 3, sorted(folder.iterdir()), strict=False)]
+    return [backbone.encode(sample, with_answer=False) for sample in samples]
+
+
+def test_quick_features_agree_to_rounding(backbone, encoded):
+    exact, quick = backbone.features(encoded), backbone.features(encoded, exact=False)
+    assert len(encoded) == 9 and (quick - exact).abs().max() < 1e-6
+    for sample, row in zip(encoded, exact, strict=True):
+        assert (backbone.features([sample], exact=False)[0] - row).abs().max() < 1e-6
+
+
+def test_what_follows_is_seen_by_a_model_that_is_not_causal():
+    import torch
+
+    from dmole_cli.backbones.pooling import is_causal
+
+    def causal(tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.cumsum(dim=1)[..., None].float()
+
+    def bidirectional(tokens: torch.Tensor) -> torch.Tensor:
+        return causal(tokens) + tokens.sum(dim=1)[:, None, None]
+
+    tokens = torch.tensor([3, 1, 2])
+    assert is_causal(causal, tokens) and not is_causal(bidirectional, tokens)
+
+
+def test_a_route_near_a_threshold_is_computed_as_an_evaluation_does(encoded, finished, monkeypatch):
+    from dmole_cli.cli.workspace import open_workspace
+    from dmole_cli.inference.answering import _is_close
+    from dmole_cli.settings.model import Settings
+    from dmole_cli.stages.answer import answering
+
+    assert _is_close([0.1, 0.5], [0.10005, 0.2]) and _is_close([0.1, 0.10001], [0.2, 0.2])
+    assert not _is_close([0.1, 0.5, 0.12], [0.2, 0.2, 0.2])
+    monkeypatch.chdir(finished)
+    values = {"run_directory": Path("dmole-run"), "config": Path("dmole.toml")}
+    work = open_workspace(values, {}, model=Settings, typed={})
+    with answering(**work.parts) as opened:
+        counts = opened.backbone.counts
+        for sample, losses in zip(encoded, opened._losses(encoded, exact=True), strict=True):
+            for factor, accepted, passes in ((1 - 1e-5, 0, 2), (1 + 1e-5, 2, 2), (0.5, 0, 1)):
+                opened.thresholds = {n: factor * loss for n, loss in zip(opened.thresholds, losses, strict=True)}
+                before = counts["feature_passes"]
+                assert len(opened.route([sample])[0][0]) == accepted
+                assert counts["feature_passes"] - before == passes
+
+
+def test_answers_of_one_batch_have_lengths_of_their_own(backbone, encoded):
+    from dmole_cli.inference.decoding import generate_tokens
+
+    longest, shortest = [3, 9, 1, 6, 9, 2, 4, 9, 5], [0, 9, 0, 3, 0, 2, 0, 7, 1]
+
+    def tokens(rows: list[int]) -> list[list[int]]:
+        inputs, _ = backbone.collate([encoded[row] for row in rows], left=True)
+        return generate_tokens(backbone, inputs, [longest[r] for r in rows], [shortest[r] for r in rows])
+
+    together = tokens(list(range(9)))
+    assert together == [tokens([row])[0] for row in range(9)]
+    assert all(least <= len(row) <= most for row, least, most in zip(together, shortest, longest, strict=True))
+    assert len({len(row) for row in together}) > 3
