@@ -16,9 +16,9 @@ from dmole_cli.cli.workspace import workspace
 from dmole_cli.data.card import Generation
 from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.expert import Expert
+from dmole_cli.experts.expert import Expert, load_expert
 from dmole_cli.experts.routed import RoutedExperts
-from dmole_cli.inference.answering import Answering
+from dmole_cli.inference.answering import Answering, Trained
 from dmole_cli.inference.decoding import generate
 from dmole_cli.inference.likelihood import answer_likelihoods
 from dmole_cli.routing.autoencoder import Autoencoder
@@ -109,8 +109,8 @@ def test_a_question_whose_features_are_not_finite_is_refused(stream, tmp_path, m
     router = Autoencoder(width, hidden=3, decoder="sigmoid")
     layout = [{"width": width}]
     write_router(path, RouterFile(dict(router.state_dict()), 0.5, {}, layout, "sigmoid", Header.of(ROUTER)))
-    monkeypatch.setattr(backbone, "features", lambda batch: torch.full((len(batch), width), float("nan")))
+    monkeypatch.setattr(backbone, "features", lambda batch, exact: torch.full((len(batch), width), float("nan")))
     limits, choose = Generation(max_new_tokens=2), lambda losses, thresholds: [() for _ in losses]
-    parts = {"expert": tmp_path.joinpath, "routers": {"a": path}, "choose": choose, "limits": lambda task: limits}
-    with Answering(backbone, **parts) as opened, pytest.raises(DmoleError, match=r"not finite for 1 sample\(s\)"):
+    trained = Trained(["a"], load=load_expert, routers={"a": path}, choose=choose, limits=lambda task: limits)
+    with Answering(backbone, trained) as opened, pytest.raises(DmoleError, match=r"not finite for 1 sample\(s\)"):
         answer_one(SAMPLE, opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,6 +70,7 @@ def run(work: Workspace, *, method: MethodOption = D_MOLE, api_key: KeyOption = 
             console.say(f"serve: {url}/v1 ({work.settings.backbone}; experts: {experts}); Ctrl-C ends it")
             if work.json:
                 console.data({"url": url, "models": [card["id"] for card in service.models]})
+                sys.stdout.flush()  # a program that started the service waits for it
 
         serve(service, listening, api_key=api_key, ready=ready)
     console.say("serve: ended; all accepted requests were answered")

@@ -152,8 +152,9 @@ def _backbone(model: Any) -> Backbone:
     return backbone
 
 
-def _as_numbers(tokens: torch.Tensor, *, skip_special_tokens: bool) -> list[str]:
-    return [" ".join(map(str, row)) for row in tokens.tolist()]
+def _as_numbers(tokens: torch.Tensor | list[list[int]], *, skip_special_tokens: bool) -> list[str]:
+    rows = tokens.tolist() if isinstance(tokens, torch.Tensor) else tokens
+    return [" ".join(map(str, row)) for row in rows]
 
 
 def random_samples(
