@@ -31,6 +31,8 @@ from dmole_cli.settings.record import FILE as RECORD
 PANELS = {"data_root": FILES, "shared": FILES, "seed": HOW, "vision_cache": FILES}
 DEFAULT_RUN = Path("dmole-run")
 MODEL = ("backbone", "dtype", "attention", "quantize", "device", "device_map", "precision")
+# Of commands that pass samples through the model in batches.
+COMPUTING = (*MODEL, "data_root", "shared", "vision_cache", "workers", "sample_cache", "cuda_graphs")
 
 RunOption = Annotated[Path, typer.Option("--run", help="Run directory of all artifacts.", rich_help_panel=FILES)]
 ConfigOption = Annotated[

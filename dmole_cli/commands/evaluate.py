@@ -11,7 +11,7 @@ from dmole_cli.artifacts.kinds import D_MOLE
 from dmole_cli.artifacts.labels import labelled, routing_options
 from dmole_cli.cli import console
 from dmole_cli.cli.completion import of_choices
-from dmole_cli.cli.derive import MODEL, OUTPUT, WHAT
+from dmole_cli.cli.derive import COMPUTING, OUTPUT, WHAT
 from dmole_cli.cli.shared_options import MethodsOption, StagesOption, TasksOption, chosen_stages
 from dmole_cli.cli.workspace import Workspace
 from dmole_cli.commands.report import REPORTS, require_report, show_report, where
@@ -20,7 +20,7 @@ from dmole_cli.settings.model import Settings
 from dmole_cli.settings.reading import with_options
 
 SHARED_BY_PROCESSES = True
-SETTINGS = ("evaluate", *MODEL, "data_root", "shared", "vision_cache", "workers", "sample_cache", "cuda_graphs")
+SETTINGS = ("evaluate", *COMPUTING)
 REPEATABLE = ("evaluate.routing", "evaluate.threshold_scale")
 
 

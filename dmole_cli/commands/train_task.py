@@ -7,24 +7,13 @@ from typing import Annotated
 import typer
 
 from dmole_cli.artifacts.kinds import D_MOLE
-from dmole_cli.cli.derive import HOW, MODEL
+from dmole_cli.cli.derive import COMPUTING, HOW
 from dmole_cli.cli.shared_options import MethodOption, TasksOption
 from dmole_cli.cli.workspace import Workspace
 from dmole_cli.errors import DmoleError
 
 SHARED_BY_PROCESSES = True
-SETTINGS = (
-    "train",
-    "allocate.budget",
-    "seed",
-    *MODEL,
-    "data_root",
-    "shared",
-    "vision_cache",
-    "workers",
-    "sample_cache",
-    "cuda_graphs",
-)
+SETTINGS = ("train", "allocate.budget", "seed", *COMPUTING)
 
 
 def run(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmole_cli.cli import console
-from dmole_cli.cli.derive import HOW, MODEL, OUTPUT
+from dmole_cli.cli.derive import COMPUTING, HOW, OUTPUT
 from dmole_cli.cli.shared_options import MethodsOption
 from dmole_cli.cli.workspace import Workspace
 from dmole_cli.errors import DmoleError
@@ -22,18 +22,7 @@ if TYPE_CHECKING:
     from dmole_cli.reports.layout import Grid
 
 SHARED_BY_PROCESSES = True
-SETTINGS = (
-    "allocate.budget",
-    "train.micro_batch",
-    "seed",
-    *MODEL,
-    "data_root",
-    "shared",
-    "vision_cache",
-    "workers",
-    "sample_cache",
-    "cuda_graphs",
-)
+SETTINGS = ("allocate.budget", "train.micro_batch", "seed", *COMPUTING)
 
 
 def run(
