@@ -178,7 +178,7 @@ def _own_seconds(run: Path, known: Sequence[Known]) -> list[float]:
         def answer(item: Known) -> None:
             chat = parse_chat(item.body)
             text, urls = chat.question()
-            images = [sources.open(url, "image") for url in urls]
+            images = [sources.decode(sources.read(url, "image"), "image") for url in urls]
             sample = Sample("question", text, "", ("",), tuple((lambda image=image: image) for image in images))
             encoded = opened.backbone.encode(sample, with_answer=False)
             limits = work.data.card(item.task).generation

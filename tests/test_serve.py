@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +22,7 @@ from typing import Any
 import openai
 import pytest
 import tiny
+import torch
 from PIL import Image
 
 from dmole_cli.artifacts.evaluation import read_evaluation
@@ -279,3 +281,60 @@ def test_a_signal_ends_it_after_its_requests(service, evaluated):
             assert found.choices[0].message.content == row["stages"][2].prediction
     assert service.process.wait(timeout=30) == 0
     assert "all accepted requests were answered" in (service.folder / "log").read_text()
+
+
+def test_urls_are_fetched_where_they_are_allowed(tmp_path):
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    from dmole_cli.serving.errors import RequestError
+    from dmole_cli.serving.images import ImageSources
+
+    (tmp_path / "a.png").write_bytes(png(8, 4))
+    (tmp_path / "large.png").write_bytes(bytes(20_000))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *args: SimpleHTTPRequestHandler(*args, directory=str(tmp_path))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sources = ImageSources(None, True, max_pixels=100, max_bytes=10_000, timeout=5)
+    url = f"http://127.0.0.1:{server.server_port}"
+    assert sources.decode(sources.read(f"{url}/a.png", "image 1"), "image 1").size == (8, 4)
+    for name, message in (("large.png", "more than 10000 bytes"), ("missing.png", "cannot be fetched")):
+        with pytest.raises(RequestError, match=message) as found:
+            sources.read(f"{url}/{name}", "image 1")
+        assert found.value.status == 400
+    server.shutdown()
+
+
+def test_experts_that_are_not_used_are_idle():
+    from dmole_cli.experts.expert import Expert
+    from dmole_cli.experts.routed import RoutedExperts
+    from dmole_cli.inference.pool import ExpertPool
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    loads: list[str] = []
+
+    def load(name: str) -> Expert:
+        loads.append(name)
+        return Expert({"0": (torch.ones(1, 3), torch.ones(2, 1))}, 1.0)
+
+    pool = ExpertPool(RoutedExperts(model, lambda site: "language"), load)
+    pool.require([["a"], ["b"], [], ["b"]])
+    assert (pool.idle(3), pool.idle(2), pool.idle(4)) == (["a"], ["a"], [])
+    assert pool.unload(pool.idle(3)) == ["a"] and pool.loaded == ["b"]
+    pool.require([["a", "b"]])
+    assert loads == ["a", "b", "a"] and pool.idle(1) == []
+    pool.preload(["c"])
+    assert pool.loaded == ["b", "a", "c"] and pool.idle(1) == [], "what was loaded in advance is not idle at once"
+
+
+def test_pieces_of_a_stream_hold_back_what_may_change(backbone):
+    from dmole_cli.serving.streaming import TextStream
+
+    tokens = backbone.tokenizer("red blue", add_special_tokens=False)["input_ids"]
+    stream = TextStream(backbone.tokenizer)
+    pieces = [stream.add(token) for token in tokens]
+    answer = backbone.tokenizer.decode(tokens).strip()
+    assert "".join(pieces) + stream.rest(answer) == answer
+    assert all(piece == piece.rstrip() for piece in pieces)
+    with pytest.raises(ValueError, match="not the beginning"):
+        stream.rest("another answer")

@@ -39,30 +39,34 @@ class ImageSources:
     max_bytes: int
     timeout: float
 
-    def open(self, url: str, name: str) -> Image.Image:
+    def decode(self, content: bytes, name: str) -> Image.Image:
         """Decode an image as RGB.
 
         Args:
-            url: of the image.
+            content: of the file.
             name: for error messages.
 
         Raises:
-            RequestError: the service does not open such images, or it is none, or is too large.
+            RequestError: it is no image, or is too large.
         """
-        content = self._content(url, name)
         try:
             return open_bytes(content, row=name, most=self.max_pixels)
         except DmoleError as error:
             raise invalid(error.message, param=PARAM) from error
 
-    def _content(self, url: str, name: str) -> bytes:
+    def read(self, url: str, name: str) -> bytes:
+        """The bytes of an image; those of a remote one are fetched.
+
+        Raises:
+            RequestError: the service does not read such images, or it is too large.
+        """
+        if is_remote(url):
+            return self._fetched(url, name)
         scheme = url[:16].partition(":")[0].lower()
         if scheme == "data":
             return _data(url, name)
         if scheme == "file":
             return self._file(url, name)
-        if scheme in ("http", "https"):
-            return self._fetched(url, name)
         raise invalid(f"{name}: expected a data URI like data:image/png;base64,...", param=PARAM)
 
     def _file(self, url: str, name: str) -> bytes:
@@ -100,6 +104,11 @@ class ImageSources:
         if len(content) > self.max_bytes:
             raise invalid(f"{name}: the URL has more than {self.max_bytes} bytes", param=PARAM)
         return content
+
+
+def is_remote(url: str) -> bool:
+    """Whether an image is on another machine."""
+    return url[:16].partition(":")[0].lower() in ("http", "https")
 
 
 def _data(url: str, name: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from dmole_cli.inference.answering import Answering, Asked, Reply, Trained
 from dmole_cli.serving.chat import AUTO, BACKBONE, ChatRequest, model_card
 from dmole_cli.serving.engine import Engine
 from dmole_cli.serving.errors import RequestError, invalid
-from dmole_cli.serving.images import MEGAPIXEL, ImageSources
+from dmole_cli.serving.images import MEGAPIXEL, ImageSources, is_remote
 from dmole_cli.serving.metrics import Metrics
 from dmole_cli.settings.model import ServeSettings
 
@@ -155,14 +155,6 @@ class Service:
         Raises:
             RequestError: it is over a limit, names an unknown model, or its image or text cannot be used.
         """
-        self._arriving += 1
-        try:
-            asked = await self._prepared(request, emit)
-            return self.engine.submit(asked), len(asked.encoded.tokens)
-        finally:
-            self._arriving -= 1
-
-    async def _prepared(self, request: ChatRequest, emit: Callable[[int], None] | None) -> Asked:
         limits, experts = self._limits(request), self.experts_of(request.model)
         text, urls = request.question()
         if len(urls) > self.settings.max_images:
@@ -170,11 +162,18 @@ class Service:
         longest = self.settings.longest_question
         if len(text) > CHARACTERS * longest:
             raise _too_long(longest)
-        loop = asyncio.get_running_loop()
-        encoded = await loop.run_in_executor(self._preparing, partial(self._encode, text, urls))
-        if len(encoded.tokens) > longest:
-            raise _too_long(longest)
-        return Asked(encoded, experts=experts, limits=limits, emit=emit)
+        # Downloads take as long as other machines do: they must not hold up the preparation of other requests, or a batch.
+        fetched = {url: await asyncio.to_thread(self._images.read, url, "the image") for url in filter(is_remote, urls)}
+        self._arriving += 1
+        try:
+            loop = asyncio.get_running_loop()
+            encoded = await loop.run_in_executor(self._preparing, partial(self._encode, text, urls, fetched))
+            if len(encoded.tokens) > longest:
+                raise _too_long(longest)
+            asked = Asked(encoded, experts=experts, limits=limits, emit=emit)
+            return self.engine.submit(asked), len(encoded.tokens)
+        finally:
+            self._arriving -= 1
 
     def _limits(self, request: ChatRequest) -> Generation | None:
         if request.longest is None:
@@ -184,11 +183,15 @@ class Service:
             raise invalid(message, param="max_completion_tokens")
         return Generation(max_new_tokens=request.longest)
 
-    def _encode(self, text: str, urls: Sequence[str]) -> Any:
+    def _encode(self, text: str, urls: Sequence[str], fetched: Mapping[str, bytes]) -> Any:
         if not text.strip():
             raise invalid("the question is empty", param="messages.0.content")
         # Decoded here and not by the backbone, so that a wrong image is an error of the request that has it.
-        images = [self._images.open(url, f"image {number}") for number, url in enumerate(urls, start=1)]
+        named = {url: f"image {number}" for number, url in enumerate(urls, start=1)}
+        images = [
+            self._images.decode(fetched[url] if url in fetched else self._images.read(url, named[url]), named[url])
+            for url in urls
+        ]
         openers = tuple((lambda image=image: image) for image in images)
         try:
             sample = Sample("question", with_plain_markers(text), "", ("",), openers)
