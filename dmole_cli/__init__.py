@@ -1,9 +1,10 @@
 """D-MoLE: keep teaching a multimodal language model new tasks without it forgetting the old ones.
 
-import dmole_cli as dmole
+Example:
+    import dmole_cli as dmole
 
-with dmole.open_run("dmole-run") as run:
-    print(run.answer("screw.jpg", "How many screws are in the image? Answer with a number.").answer)
+    with dmole.open_run("dmole-run") as run:
+        print(run.answer("screw.jpg", "How many screws are in the image? Answer with a number.").answer)
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ import torch
 from dmole_cli.artifacts.evaluation import read_evaluation
 from dmole_cli.artifacts.expert import ExpertFile, read_expert, write_expert
 from dmole_cli.artifacts.kinds import FEATURES
+from dmole_cli.cli.workspace import Workspace
 from dmole_cli.experts.expert import load_expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.inference.answering import Asked
@@ -37,7 +38,7 @@ from dmole_cli.inference.pool import ExpertPool
 from dmole_cli.methods._trained import trained_tasks
 from dmole_cli.methods.base import load_method
 from dmole_cli.routing.autoencoder import Autoencoder, Routers
-from dmole_cli.stages.answer import answering, question
+from dmole_cli.stages.answer import answer_one, answering, question
 from pipelines.stress._service import Known, Service, is_right, known_requests, open_run, post, running
 
 CLIENTS, EXPERTS, WIDE = 16, 9, 256
@@ -77,11 +78,14 @@ def measure_answer(run: Path, requests: int) -> None:
             "first answer beyond an empty Python",
             f"{min(first) - empty:.2f} s (of {len(first)}; median {statistics.median(first):.2f})",
         )
+        asked = question(sample.question, [image])
         with answering(**work.parts) as opened:
-            encode = lambda: opened.backbone.encode(question(sample.question, [image]), with_answer=False)  # noqa: E731
-            opened.answer([encode()])
-            again = seconds(lambda: opened.answer([encode()]), repeats=20)
+            answer_one(asked, opened)
+            again = seconds(lambda: answer_one(asked, opened), repeats=20)
+            encoded = opened.backbone.encode(asked, with_answer=False)
+            routing = seconds(lambda: opened.route([encoded]), repeats=20)
         say("further answers in one process", f"{1000 * statistics.median(again):.0f} ms (median of {len(again)})")
+        say("of which routing", f"{1000 * statistics.median(routing):.0f} ms")
 
 
 def measure_file(run: Path, requests: int) -> None:
@@ -238,6 +242,7 @@ def measure_routing(run: Path, requests: int) -> None:
     """Losses of 200 routers against those of ten, for one request and for sixteen."""
     work = open_run(run)
     backbone = work.model.load()
+    _say_rounding(work)
     width = sum(part["width"] for part in backbone.feature_layout())
     torch.manual_seed(0)
     for rows in (1, 16):
@@ -249,6 +254,16 @@ def measure_routing(run: Path, requests: int) -> None:
             times[count] = statistics.median(seconds(lambda r=routers, f=features: r.losses(f), repeats=100))
         more = 1000 * (times[200] - times[10]) / rows
         say(f"routing among 200 experts beyond ten, {rows} together", f"{more:.2f} ms a request")
+
+
+def _say_rounding(work: Workspace) -> None:
+    """The largest difference of losses between features of single samples and those that an evaluation computes."""
+    samples = [sample for task in work.settings.tasks for sample in list(work.data.samples(task, "test"))[:60]]
+    with answering(**work.parts) as opened:
+        encoded = [opened.backbone.encode(sample, with_answer=False) for sample in samples]
+        found = [torch.cat([opened.losses([one], exact=exact) for one in encoded]) for exact in (True, False)]
+    most = ((found[1] - found[0]).abs() / found[0]).max().item()
+    say("losses of quick features, largest relative difference", f"{most:.1e} ({len(samples)} samples)")
 
 
 MEASURES: dict[str, Callable[[Path, int], None]] = {

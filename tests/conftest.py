@@ -115,3 +115,11 @@ def shelf(tmp_path, monkeypatch):
         return stem.replace("_", "-") if on == "methods" else stem
 
     return write
+
+
+@pytest.fixture
+def here(copy, monkeypatch) -> Path:
+    """The finished stream as the current folder."""
+    shutil.rmtree(copy / "said")
+    monkeypatch.chdir(copy)
+    return copy

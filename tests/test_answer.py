@@ -152,8 +152,9 @@ def encoded(backbone, finished) -> list:
     from dmole_cli.stages.answer import question
 
     folder = finished / "tasks" / "colours" / "pictures"
-    texts = ["Which?", "What colour is the image, and why?", "Is it red or is it blue? Answer with one word."]
-    samples = [question(text, [path]) for text, path in zip(texts * 3, sorted(folder.iterdir()), strict=False)]
+    texts = ["Which?", "What colour is the image, and why?", "Is it red or is it blue? Answer with one word."] * 3
+    paths = sorted(folder.iterdir())[: len(texts)]
+    samples = [question(text, [path]) for text, path in zip(texts, paths, strict=True)]
     return [backbone.encode(sample, with_answer=False) for sample in samples]
 
 
@@ -192,7 +193,7 @@ def test_a_route_near_a_threshold_is_computed_as_an_evaluation_does(encoded, fin
     work = open_workspace(values, {}, model=Settings, typed={})
     with answering(**work.parts) as opened:
         counts = opened.backbone.counts
-        for sample, losses in zip(encoded, opened._losses(encoded, exact=True), strict=True):
+        for sample, losses in zip(encoded, opened.losses(encoded, exact=True).tolist(), strict=True):
             for factor, accepted, passes in ((1 - 1e-5, 0, 2), (1 + 1e-5, 2, 2), (0.5, 0, 1)):
                 opened.thresholds = {n: factor * loss for n, loss in zip(opened.thresholds, losses, strict=True)}
                 before = counts["feature_passes"]

@@ -44,7 +44,7 @@ def test_answers_and_routes_are_those_of_the_evaluation(folder):
         before, _ = read_evaluation(Run(folder / "dmole-run").evaluation("d-mole", 0, "brightness"))
         reply = run.answer(paths[0], before[0].question, max_new_tokens=4, experts=[])
         assert reply.answer == before[0].prediction and reply.experts == ()
-        with pytest.raises(dmole.DmoleError, match="no expert 'missing'"):
+        with pytest.raises(dmole.DmoleError, match="unknown expert 'missing'"):
             run.answer(None, "What?", experts=["missing"])
         with pytest.raises(dmole.DmoleError, match=r"missing\.png"):
             run.answer("missing.png", "What?")

@@ -133,7 +133,7 @@ def test_a_router_that_takes_nothing_is_left_as_it_is(copy, run):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (("--balance", "1"), 1, "there are no requests"),
+        (("--balance", "1"), 1, "has no requests"),
         (("--balance", "1", "--shared", "common"), 1, "are shared by several runs"),
         (("--balance", "-1"), 2, "--balance"),
         (("--balance", "nan"), 2, "--balance"),

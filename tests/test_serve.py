@@ -298,7 +298,7 @@ def test_urls_are_fetched_where_they_are_allowed(tmp_path):
     sources = ImageSources(None, True, max_pixels=100, max_bytes=10_000, timeout=5)
     url = f"http://127.0.0.1:{server.server_port}"
     assert sources.decode(sources.read(f"{url}/a.png", "image 1"), "image 1").size == (8, 4)
-    for name, message in (("large.png", "more than 10000 bytes"), ("missing.png", "cannot be fetched")):
+    for name, message in (("large.png", "more than 10000 bytes"), ("missing.png", "fetching the URL failed")):
         with pytest.raises(RequestError, match=message) as found:
             sources.read(f"{url}/{name}", "image 1")
         assert found.value.status == 400

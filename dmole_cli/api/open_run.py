@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -63,7 +63,7 @@ def open_run(
         settings: settings by dotted names, in place of those of the run: `{"device": "cpu", "evaluate.routing": "top-1"}`.
 
     Raises:
-        DmoleError: there is no such run, or a setting is invalid.
+        DmoleError: the run does not exist, or a setting is invalid.
     """
     return OpenRun(Path(run), method=method, config=None if config is None else Path(config), settings=settings or {})
 
@@ -80,7 +80,9 @@ class OpenRun:
 
     def __init__(self, run: Path, *, method: str, config: Path | None, settings: Mapping[str, Any]) -> None:
         if not (run / RECORD).is_file():
-            raise DmoleError(f"{run} is not a run directory: it has no {RECORD}", "train a stream first, or pass --run")
+            raise DmoleError(
+                f"{run} is not a run directory: it has no {RECORD}", "train a stream first, or name another folder"
+            )
         values = {"run_directory": run, "config": config}
         self._work = open_workspace(values, settings, model=Settings, typed={})
         self.method, self.settings = method, self._work.settings
@@ -105,7 +107,7 @@ class OpenRun:
             experts: active experts, `[]` for the pretrained backbone; by default the routers choose.
 
         Raises:
-            DmoleError: an image cannot be opened, an expert or a router is missing or stale, or an expert is unknown.
+            DmoleError: an image is invalid, an expert or a router is missing or stale, or an expert is unknown.
         """
         [reply] = self.answer_all([(image, question)], max_new_tokens=max_new_tokens, experts=experts)
         return reply
@@ -121,11 +123,11 @@ class OpenRun:
         from dmole_cli.inference.answering import Asked
 
         limits = Generation(max_new_tokens=max_new_tokens) if max_new_tokens else None
-        with self._errors():
+        with self._work.hints():
             opened = self._open()
             if unknown := sorted(set(experts or ()) - set(opened.trained.tasks)):
                 known = ", ".join(opened.trained.tasks) or "none"
-                raise DmoleError(f"there is no expert {unknown[0]!r}", f"experts of {self.method}: {known}")
+                raise DmoleError(f"unknown expert {unknown[0]!r}", f"experts of {self.method}: {known}")
             chosen = None if experts is None else tuple(experts)
             encoded = self._encoded(opened, questions)
             replies = opened.reply([Asked(one, experts=chosen, limits=limits) for one in encoded])
@@ -135,7 +137,7 @@ class OpenRun:
 
     def route(self, image: Images, question: str) -> Route:
         """Which experts would answer; nothing is generated. Arguments and errors are those of `answer`."""
-        with self._errors():
+        with self._work.hints():
             opened = self._open()
             [experts], [losses] = opened.route(self._encoded(opened, [(image, question)]))
         return Route(experts, losses, dict(opened.thresholds))
@@ -151,7 +153,7 @@ class OpenRun:
         """
         from dmole_cli.reports.collect import collect
 
-        with self._errors():
+        with self._work.hints():
             [report] = collect(self._work.run, tasks=self.settings.tasks, methods=[self.method], split=split)
         return report
 
@@ -187,12 +189,6 @@ class OpenRun:
             self._opened = self._stack.enter_context(answering(self.method, **self._work.parts))
         return self._opened
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Add to errors the commands that repair their causes."""
-        with self._work.hints():
-            yield
-
     def _encoded(self, opened: Answering, questions: Sequence[tuple[Images, str]]) -> list[Any]:
         samples = [_sample(image, text, f"question {row}") for row, (image, text) in enumerate(questions, start=1)]
         return [opened.backbone.encode(sample, with_answer=False) for sample in samples]
@@ -200,14 +196,14 @@ class OpenRun:
 
 def _sample(images: Images, text: str, name: str) -> Sample:
     """A question as a sample."""
-    from dmole_cli.data.images import as_rgb, open_image
+    from dmole_cli.data.images import converted, open_image
     from dmole_cli.stages.answer import asked
 
     listed = [images] if isinstance(images, str | Path) or hasattr(images, "convert") else list(images or ())  # type: ignore[arg-type]
     openers = [
         (lambda path=Path(one): open_image(path, row=name))
         if isinstance(one, str | Path)
-        else (lambda one=one: as_rgb(one))
+        else (lambda one=one: converted(one, row=name))
         for one in listed
     ]
     return asked(text, openers, name=name)

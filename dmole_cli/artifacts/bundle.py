@@ -68,7 +68,7 @@ def read_bundle(folder: Path) -> Bundle:
     """Read `bundle.json`, and compare the files of the folder with it.
 
     Raises:
-        ArtifactError: the folder is no bundle, or a file is missing, has changed, or does not belong to it.
+        ArtifactError: the folder is not a bundle, or a file is missing, has changed, or does not belong to it.
     """
     path = folder / FILE
     document = read_json_object(path)

@@ -38,7 +38,7 @@ def write_folder(folder: Path, write: Callable[[Path], None], header: Header) ->
         header: what the export is made from.
 
     Raises:
-        DmoleError: the folder cannot be written.
+        DmoleError: writing the folder failed.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

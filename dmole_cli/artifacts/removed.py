@@ -79,7 +79,7 @@ def move(files: Iterable[Path], source: Path, target: Path) -> int:
     """Move files from below one folder to the same paths below another one, and delete folders that become empty.
 
     Raises:
-        DmoleError: a file cannot be moved; those before it are.
+        DmoleError: moving a file failed; those before it have been moved.
     """
     count = 0
     for path in files:

@@ -59,7 +59,7 @@ def read_table_header(path: Path, kind: Kind) -> Header:
     """Read the header alone; the content is not compared with its digest.
 
     Raises:
-        ArtifactError: the file is missing, is no parquet file, or is of another kind.
+        ArtifactError: the file is missing, is not a parquet file, or is of another kind.
     """
     import pyarrow.parquet as pq
 

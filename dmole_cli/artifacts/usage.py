@@ -5,7 +5,7 @@ are kept. Processes that write at the same time wait for each other by SQLite's 
 
 The database has a rollback journal, which every local and most network file systems support; the next process that opens it
 undoes what a killed one had not completed. Pages are not synchronised to the disk: a power failure may damage the file, which
-is then replaced by an empty one, since these counts are no input of any artifact.
+is then replaced by an empty one, since no artifact is made from these counts.
 """
 
 from __future__ import annotations
@@ -90,16 +90,16 @@ class Usage:
                 self._warn(f"cannot write {self.path}: {error}; the use of experts is not recorded")
 
     def counts(self, last: int | None = None) -> Activation:
-        """Count over the latest `last` requests, by default all that are kept; zeros where there is no file.
+        """Count over the latest `last` requests, by default all that are kept; zeros without a file.
 
         Raises:
-            DmoleError: the file is damaged or is not a store of dmole, or cannot be read.
+            DmoleError: the file is damaged, is not a store of dmole, or is unreadable.
         """
         if not self.path.exists():
             return Activation()
         query = "SELECT experts, COUNT(*) FROM requests WHERE number > ? GROUP BY experts"
         try:
-            # Its own connection: the file may be read where it cannot be written.
+            # Its own connection: the file may be readable and not writable.
             stored = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=TIMEOUT)
             try:
                 stored.execute("BEGIN")
@@ -157,7 +157,7 @@ class Usage:
             self._stored = None
 
     def _discard(self, error: Exception) -> None:
-        """Delete a file that cannot be read, with what SQLite keeps beside it."""
+        """Delete a damaged file, with what SQLite keeps beside it."""
         self._close()
         for end in ("", "-journal", "-wal", "-shm"):
             Path(f"{self.path}{end}").unlink(missing_ok=True)
@@ -173,7 +173,7 @@ def _require_ours(stored: sqlite3.Connection) -> None:
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
-    """Whether the content of the file is wrong, and not its place: it is locked, or the folder cannot be written."""
+    """Whether the content of the file is wrong, and not its place: it is locked, or the folder is read-only."""
     return not isinstance(error, sqlite3.OperationalError) or "no such" in str(error)
 
 

@@ -76,8 +76,7 @@ def _post(address: str, body: Mapping[str, Any], key: str | None) -> dict[str, A
 
 def _refused(address: str, error: HTTPError) -> DmoleError:
     try:
-        found = json_module.loads(error.read(MAX_BYTES))
-        message = str(found["error"]["message"]) if "error" in found else str(found["detail"])
+        message = str(json_module.loads(error.read(MAX_BYTES))["error"]["message"])
     except (ValueError, TypeError, KeyError, OSError):
         message = error.reason
     hint = "pass --api-key, or set DMOLE_API_KEY" if error.code in (401, 403) else "check the names of the experts"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import shlex
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -54,6 +54,7 @@ class Workspace:
         data: the tasks.
         model: the backbone.
         run: the run directory.
+        reopen: opens this workspace again, as the configuration and the run directory are then.
         force: whether `--force` was typed.
         json: whether `--json` was typed.
         verbose: whether `-v` was typed.
@@ -61,13 +62,14 @@ class Workspace:
         paths: task -> the path of its card, for tasks that were named by a path.
         changed: settings whose values differ from those of `run.toml`, with the change in words.
         recording: whether the command writes into the run directory, and its settings are recorded there.
-        reopen: opens the same command's workspace as the configuration and the run directory are now.
+        config: the configuration that was named; None for the default one.
     """
 
     settings: Settings
     data: Tasks
     model: LazyModel
     run: Run
+    reopen: Callable[[], Workspace] = field(repr=False)
     force: bool = False
     json: bool = False
     verbose: bool = False
@@ -75,7 +77,7 @@ class Workspace:
     paths: Mapping[str, str] = field(default_factory=dict)
     recording: bool = False
     changed: Mapping[str, str] = field(default_factory=dict)
-    reopen: Callable[[], Workspace] = field(default=lambda: _not_of_a_command(), repr=False)
+    config: Path | None = None
 
     @property
     def parts(self) -> Parts:
@@ -124,7 +126,7 @@ class Workspace:
     @property
     def configured_tasks(self) -> tuple[str, ...]:
         """The tasks that the configuration names, whatever `run.toml` records; empty where it names none."""
-        path = Path(shlex.split(self.typed["config"])[1]) if "config" in self.typed else DEFAULT_FILE
+        path = self.config or DEFAULT_FILE
         return tuple(map(task_name, read_toml(path).get("tasks", ()))) if path.exists() else ()
 
     @property
@@ -192,7 +194,8 @@ def workspace(settings: Settings, run: Run, *, further: Sequence[str] = (), **va
     data = Tasks.of(settings, run, further=further)
     named = Recorded.of(run.root, settings)
     values = {"paths": named.paths, **values}
-    return Workspace(named.settings, data, LazyModel.of(settings), run, **values)
+    again = partial(workspace, settings, run, further=further, **values)
+    return Workspace(named.settings, data, LazyModel.of(settings), run, again, **values)
 
 
 def open_workspace(
@@ -232,11 +235,12 @@ def open_workspace(
     if differing:
         words = "; ".join(f"{name} {change}" for name, change in differing.items())
         warnings.warn(DmoleWarning(f"this differs from {record}: {words}"), stacklevel=2)
-    return replace(work, changed=differing, reopen=lambda: open_workspace(values, options, model=model, typed=typed))
-
-
-def _not_of_a_command() -> Workspace:
-    raise NotImplementedError("only the workspace of a command can be opened again")
+    return replace(
+        work,
+        changed=differing,
+        config=values["config"],
+        reopen=lambda: open_workspace(values, options, model=model, typed=typed),
+    )
 
 
 def _without_removed(settings: Settings, *, told: Sequence[str]) -> Settings:

@@ -20,6 +20,7 @@ from dmole_cli.settings.record import FILE as RECORD
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from dmole_cli.inference.answering import Trained
     from dmole_cli.serving.service import Source
 
 SETTINGS = (
@@ -55,7 +56,8 @@ def run(work: Workspace, *, method: MethodOption = D_MOLE, api_key: KeyOption = 
     chosen = work.settings.serve
     leave_a_core(work.model.device)
     listening = listen(chosen.host, chosen.port)
-    url = f"http://{chosen.host}:{listening.getsockname()[1]}"
+    host = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
+    url = f"http://{host}:{listening.getsockname()[1]}"
     with listening, answering(method, **work.parts) as opened:
         service = Service(
             opened,
@@ -87,7 +89,7 @@ def _source(work: Workspace, method: str) -> Source:
         found = [(path, path.stat()) for path in files if path.exists()]
         return tuple(sorted((str(path), status.st_mtime_ns, status.st_size) for path, status in found))
 
-    def read():  # type: ignore[no-untyped-def]
+    def read() -> Trained:
         now = work.reopen()
         return trained(method, settings=now.settings, data=now.data, model=work.model, run=now.run)
 

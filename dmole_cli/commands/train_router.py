@@ -72,12 +72,12 @@ def _uses(work: Workspace) -> dict[str, int]:
     """Task with an expert and a router -> number of the latest requests in which the expert was active."""
     from dmole_cli.artifacts.usage import Usage
 
-    path = work.run.root / "usage" / "activation.sqlite"
+    path = work.run.usage()
     counts = Usage(path).counts()
     if not counts.requests:
         raise DmoleError(
-            f"there are no requests in {path}, so the use of the experts is unknown",
-            "answer questions by `dmole answer`, which records the active experts",
+            f"{path} has no requests, so the use of the experts is unknown",
+            "answer questions by `dmole answer` or `dmole serve`, which record the active experts",
         )
     run = work.run
     tasks = [name for name in work.settings.tasks if run.expert(name).exists() and run.router(name).exists()]

@@ -82,6 +82,16 @@ def open_bytes(content: bytes, *, row: str, most: int = MAX_PIXELS) -> Image.Ima
         return as_rgb(image)
 
 
+def converted(image: Image.Image, *, row: str) -> Image.Image:
+    """An image that PIL has opened, as RGB.
+
+    Raises:
+        DmoleError: it is damaged or too large, or its values have no known range; the message names the row.
+    """
+    with _explained(f"an image of {row}", REPLACE):
+        return as_rgb(image)
+
+
 def is_image(content: bytes) -> bool:
     """Whether this is the content of an image file, by its header; the pixels are not decoded."""
     try:

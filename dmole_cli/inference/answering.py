@@ -167,19 +167,25 @@ class Answering:
         if self.thresholds and samples:
             # Only of float32 the error of rounding is known to be far below `MARGIN`.
             quick = self.backbone.dtype == torch.float32
-            rows = self._losses(samples, exact=not quick)
+            rows = self.losses(samples, exact=not quick).tolist()
             thresholds = list(self.thresholds.values())
             if again := [index for index, row in enumerate(rows) if quick and _is_close(row, thresholds)]:
-                for index, row in zip(again, self._losses([samples[i] for i in again], exact=True), strict=True):
+                for index, row in zip(
+                    again, self.losses([samples[i] for i in again], exact=True).tolist(), strict=True
+                ):
                     rows[index] = row
         active = self.trained.choose(rows, list(self.thresholds.values()))
         return active, [dict(zip(self.thresholds, row, strict=True)) for row in rows]
 
-    def _losses(self, samples: Sequence[Encoded], *, exact: bool) -> list[list[float]]:
-        """Reconstruction losses [samples][routers]; `exact` as for `Backbone.features`."""
+    def losses(self, samples: Sequence[Encoded], *, exact: bool) -> torch.Tensor:
+        """Reconstruction losses [samples, routers]; `exact` as for `Backbone.features`.
+
+        Raises:
+            DmoleError: a feature is not finite.
+        """
         features = self.backbone.features(samples, exact=exact)
         require_finite(features, [f"question {number}" for number in range(1, len(samples) + 1)], "features")
-        return self._routers.losses(features).tolist()
+        return self._routers.losses(features)
 
     def answer(self, samples: Sequence[Encoded], *, limits: Generation | None = None) -> list[Reply]:
         """Answer a batch of questions with the experts that the routers choose.

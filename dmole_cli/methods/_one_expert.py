@@ -21,7 +21,7 @@ def require_one_expert_per_task(rules: Method, tasks: Sequence[str], task: str) 
     """
     if rules.continues or rules.has_memory:
         raise DmoleError(
-            f"method {rules.name} trains one expert sequentially through all tasks, which cannot be taken alone",
+            f"method {rules.name} trains one expert sequentially through all tasks, which is not the expert of a single task",
             "choose a method with one expert per task, like d-mole or finetune",
         )
     if task not in rules.trained_tasks(tasks):

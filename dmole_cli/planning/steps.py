@@ -133,7 +133,7 @@ def update_of(inspection: Inspection, methods: Sequence[str], *, force: bool = F
         force: make everything again. Imported experts are kept all the same.
 
     Raises:
-        DmoleError: an artifact is another backbone's, or a usable artifact would become stale that cannot be made again.
+        DmoleError: an artifact is another backbone's, or a usable artifact would become stale without a way to make it again.
     """
     walk, times = _Walk(inspection, force), StepTimes(inspection)
     for node in nodes_of(inspection, methods):
@@ -166,7 +166,7 @@ class _Walk:
         inspection: of the run directory.
         force: make everything again.
         to_do: call -> its files, with state and reason.
-        left_out: what cannot be made.
+        left_out: what no step makes.
         changes: file that is made -> whether it certainly differs from before.
         makers: file that is made -> stage and task, in words.
         damaged: files that are made again because they are damaged.
@@ -238,7 +238,7 @@ class _Walk:
         return node.path == run.expert(call.task, call.label) and not run.training_log(call.task, call.label).exists()
 
     def _keep(self, node: Node, error: ArtifactError | None) -> None:
-        """Note an imported expert that cannot be used, or that is not trained although everything is made again."""
+        """Note an imported expert that is unusable, or that is not trained although everything is made again."""
         path, call = node.path, node.call
         options = f"--task {shlex.quote(call.task)}" + ("" if call.label == D_MOLE else f" --method {call.label}")
         train = f"train another in its place: dmole train-task {options} --force"
@@ -272,7 +272,7 @@ class _Walk:
         return ("stale", f"stale: {words}") if stale else ("damaged", f"damaged: {words}")
 
     def _obstacle(self, node: Node) -> tuple[str, str]:
-        """Why a file cannot be made, and what to do; empty where it can."""
+        """What prevents a file from being made, and what to do; empty where nothing does."""
         for path in node.reads:
             if path in self.cannot:
                 return f"made from {path}, which is left out", ""
@@ -285,7 +285,7 @@ class _Walk:
         return "", ""
 
     def _leave(self, path: Path, reason: str, hint: str, *, blocks: bool = True) -> None:
-        """Note a file that is not made; what is made from it cannot be made either, unless it is usable as it is."""
+        """Note a file that is not made; nothing that is made from it is either, unless it is usable as it is."""
         if blocks:
             self.cannot.add(path)
         self.left_out.append(LeftOut(path, reason, hint, blocks))

@@ -13,7 +13,7 @@ HEADINGS = ("", "expert", "sites\nv + l", "parameters", "size", "score", "traini
 
 
 def show_experts(rows: Sequence[ExpertRow], usage: Activation) -> None:
-    """Print a line per expert, and what is wrong with those that cannot be used."""
+    """Print a line per expert, and what is wrong with those that are unusable."""
     grid = Grid("", HEADINGS, keys=2, left=frozenset({8}))
     for row in rows:
         grid.add_row(str(row.position or "–"), row.task, *_cells(row), _state(row))

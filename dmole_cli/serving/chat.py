@@ -122,7 +122,7 @@ def parse_request(body: bytes, kind: type[BaseModel]) -> BaseModel:
     """
     try:
         document = parse_json(body)
-        if b"\\ud" in body.lower():  # half of a pair of surrogates is no character
+        if b"\\ud" in body.lower():  # half of a pair of surrogates is not a character
             json.dumps(document, ensure_ascii=False).encode()
     except ValueError as error:
         raise invalid(f"the body is not JSON: {_short(str(error))}") from error

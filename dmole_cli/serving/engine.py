@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dmole_cli.artifacts.usage import Usage
-from dmole_cli.errors import DmoleError
 from dmole_cli.inference.answering import Answering, Asked, Reply
 from dmole_cli.serving.metrics import Metrics
 
@@ -156,9 +155,7 @@ class Engine:
     def _settle(self, job: Job, function: Callable[[], Any]) -> None:
         try:
             job.done.set_result(function())
-        except DmoleError as error:
-            job.done.set_exception(error)
-        except Exception as error:  # a fault of dmole must not end the thread
+        except Exception as error:  # raised where the result is awaited
             job.done.set_exception(error)
 
 

@@ -47,7 +47,7 @@ class ImageSources:
             name: for error messages.
 
         Raises:
-            RequestError: it is no image, or is too large.
+            RequestError: it is not an image, or is too large.
         """
         try:
             return open_bytes(content, row=name, most=self.max_pixels)
@@ -100,7 +100,7 @@ class ImageSources:
             ) as answer:  # redirects stay within http, https and ftp
                 content = answer.read(self.max_bytes + 1)
         except (OSError, ValueError, http.client.HTTPException, urllib.error.URLError) as error:
-            raise invalid(f"{name}: the URL cannot be fetched: {first_line(error)[:200]}", param=PARAM) from error
+            raise invalid(f"{name}: fetching the URL failed: {first_line(error)[:200]}", param=PARAM) from error
         if len(content) > self.max_bytes:
             raise invalid(f"{name}: the URL has more than {self.max_bytes} bytes", param=PARAM)
         return content

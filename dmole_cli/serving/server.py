@@ -21,7 +21,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Server(uvicorn.Server):
-    """A server whose end by a signal is no error: uvicorn raises the signal again after it has shut down."""
+    """A server for which a signal is a normal end: uvicorn raises the signal again after it has shut down."""
 
     ready: Callable[[], None]
 

@@ -15,7 +15,7 @@ from dmole_cli.artifacts.usage import Usage
 from dmole_cli.data.card import Generation
 from dmole_cli.data.markers import with_plain_markers
 from dmole_cli.data.sample import Sample
-from dmole_cli.errors import DmoleError
+from dmole_cli.errors import DmoleError, first_line
 from dmole_cli.inference.answering import Answering, Asked, Reply, Trained
 from dmole_cli.serving.chat import AUTO, BACKBONE, ChatRequest, model_card
 from dmole_cli.serving.engine import Engine
@@ -130,7 +130,7 @@ class Service:
         """The experts that a model's name stands for; None where the routers choose.
 
         Raises:
-            RequestError: there is no such model.
+            RequestError: the model is unknown.
         """
         if model == AUTO:
             return None
@@ -139,7 +139,7 @@ class Service:
         if model in self.answering.trained.tasks:
             return (model,)
         known = ", ".join(card["id"] for card in self.models)
-        raise RequestError(404, f"there is no model {model[:100]!r}; models: {known}"[:2000], param="model")
+        raise RequestError(404, f"unknown model {model[:100]!r}; models: {known}"[:2000], param="model")
 
     # ------------------------------------------------------------------------------------------------ requests
 
@@ -153,7 +153,7 @@ class Service:
             emit: called, by another thread, with every token of the answer.
 
         Raises:
-            RequestError: it is over a limit, names an unknown model, or its image or text cannot be used.
+            RequestError: it is over a limit, names an unknown model, or its image or text is invalid.
         """
         limits, experts = self._limits(request), self.experts_of(request.model)
         text, urls = request.question()
@@ -218,7 +218,7 @@ class Service:
         """Unload experts; returns those that were loaded.
 
         Raises:
-            RequestError: there is no such expert.
+            RequestError: an expert is unknown.
         """
         self._require_experts(names)
         return await asyncio.wrap_future(self.engine.call(partial(self.answering.pool.unload, names)))
@@ -232,7 +232,7 @@ class Service:
         """Load experts before a request needs them; returns those that were not loaded.
 
         Raises:
-            RequestError: there is no such expert, or it cannot be loaded.
+            RequestError: an expert is unknown, or loading it failed.
         """
         self._require_experts(names)
         pool = self.answering.pool
@@ -250,10 +250,10 @@ class Service:
 
     def _require_experts(self, names: Sequence[str]) -> None:
         if unknown := [name for name in names if name not in self.answering.trained.tasks]:
-            raise RequestError(404, f"there is no expert {unknown[0][:100]!r}", param="experts")
+            raise RequestError(404, f"unknown expert {unknown[0][:100]!r}", param="experts")
 
     async def watch(self, interval: float) -> None:
-        """Take up changed experts and routers, until it is cancelled; what cannot be used is logged once, and left."""
+        """Take up changed experts and routers, until it is cancelled; invalid ones are logged once, and the former stay."""
         known = self.source.state()
         while True:
             await asyncio.sleep(interval)
@@ -268,8 +268,8 @@ class Service:
                     continue
                 _require_free_names(found)
                 await asyncio.wrap_future(self.engine.call(partial(self.answering.use, found)))
-            except DmoleError as error:
-                self.log(f"changed experts are not taken up: {error.message}")
+            except (DmoleError, OSError) as error:  # OSError: a file was replaced while it was read
+                self.log(f"changed experts are not taken up: {first_line(error)}")
             else:
                 self.metrics.reloaded()
                 self.log(f"experts in use now: {', '.join(found.tasks) or 'none'}")
