@@ -16,7 +16,7 @@ from dmole_cli.data.sample import Sample
 from dmole_cli.errors import DmoleError
 from dmole_cli.profiling import gradients
 from dmole_cli.profiling.passes import Pass, grouped, in_passes
-from dmole_cli.profiling.sensitivity import SampledSiteProfile, measure_sensitivity
+from dmole_cli.profiling.sensitivity import DetailedSiteProfile, measure_sensitivity
 
 
 def sample(question: str, answer: str, *greys: int) -> Sample:
@@ -217,7 +217,7 @@ def test_per_sample_norms_do_not_change_the_other_columns(backbone, sites, encod
         measure_sensitivity(backbone, sites, batches(encoded)),
         measure_sensitivity(backbone, sites, batches(encoded), per_sample=True),
     )
-    assert all(isinstance(row, SampledSiteProfile) for row in more)
+    assert all(isinstance(row, DetailedSiteProfile) for row in more)
     for one, two in zip(plain, more, strict=True):
         assert asdict(one).items() <= asdict(two).items()
 

@@ -62,7 +62,7 @@ class Placement:
         capacity: cost, in this unit, of experts on all sites that may get one.
         sites: number of sites that got an expert.
         parameters: of all experts.
-        rank: rank at which parameters were counted.
+        ranks: site -> rank of its expert, for the sites of `chosen`.
         modalities: name -> figures of each modality.
     """
 
@@ -72,7 +72,7 @@ class Placement:
     capacity: int
     sites: int
     parameters: int
-    rank: int
+    ranks: Mapping[str, int]
     modalities: Mapping[str, ModalityPlacement]
 
     @property
@@ -115,29 +115,30 @@ def allocate(
     Source: https://arxiv.org/abs/2506.11672, with the rounding and the floor of its public implementation; the rules for what the
     modalities leave over are ours.
     """
-    _check(sites, vision_floor=vision_floor, modalities=modalities)
+    check_sites(sites, vision_floor=vision_floor, modalities=modalities)
     candidates = {name: [site for site in sites if site.modality == name] for name in MODALITIES if name in modalities}
     in_sites = budget.form == "sites"
     capacities = {name: sum(_cost(site, in_sites=in_sites) for site in members) for name, members in candidates.items()}
     total = budget_total(budget, sites=len(sites), backbone_parameters=backbone_parameters)
     smallest = min(_cost(site, in_sites=in_sites) for members in candidates.values() for site in members)
     if total < smallest:
-        raise _too_small(budget, total, smallest, sites=len(sites), parameters=backbone_parameters, rank=rank)
+        raise too_small(budget, total, smallest, sites=len(sites), parameters=backbone_parameters, rank=rank)
     usable = min(total, sum(capacities.values()))
-    shares = _shares(candidates, capacities=capacities, curriculum=curriculum)
-    parts = _split(usable, shares=shares, capacities=capacities, vision_floor=vision_floor if curriculum else 0.0)
+    shares = shares_of(candidates, capacities=capacities, curriculum=curriculum)
+    parts = split(usable, shares=shares, capacities=capacities, vision_floor=vision_floor if curriculum else 0.0)
     chosen = {name: _take(members, budget=parts[name], in_sites=in_sites) for name, members in candidates.items()}
     _fill(chosen, parts, candidates=candidates, in_sites=in_sites)
     placed = {name: _placed(members, share=shares[name], budget=parts[name]) for name, members in chosen.items()}
     names = {site.name for members in chosen.values() for site in members}
+    in_order = tuple(site.name for site in sites if site.name in names)
     return Placement(
-        chosen=tuple(site.name for site in sites if site.name in names),
+        chosen=in_order,
         unit="sites" if in_sites else "parameters",
         budget=total,
         capacity=sum(capacities.values()),
         sites=len(names),
         parameters=sum(part.parameters for part in placed.values()),
-        rank=rank,
+        ranks=dict.fromkeys(in_order, rank),
         modalities=placed,
     )
 
@@ -182,7 +183,12 @@ def spread_rank(sites_dims: Sequence[tuple[int, int]], *, budget_parameters: int
     return budget_parameters // per_rank
 
 
-def _check(sites: Sequence[SiteScore], *, vision_floor: float, modalities: Sequence[str]) -> None:
+def check_sites(sites: Sequence[SiteScore], *, vision_floor: float, modalities: Sequence[str]) -> None:
+    """Refuse sites that cannot be ranked.
+
+    Raises:
+        DmoleError: as `allocate`.
+    """
     problems = [problem for site in sites for problem in _problems(site)]
     if len({site.name for site in sites}) < len(sites):
         problems.append("a site is listed twice")
@@ -210,7 +216,17 @@ def _problems(site: SiteScore) -> list[str]:
     return problems
 
 
-def _too_small(budget: Budget, total: int, smallest: int, *, sites: int, parameters: int, rank: int) -> DmoleError:
+def too_small(budget: Budget, total: int, smallest: int, *, sites: int, parameters: int, rank: int) -> DmoleError:
+    """The error of a budget that is smaller than the smallest expert.
+
+    Args:
+        budget: as it was written.
+        total: as a number, in its unit.
+        smallest: cost of the smallest expert.
+        sites: number of candidate sites.
+        parameters: of the backbone.
+        rank: of the smallest expert.
+    """
     if budget.form == "sites":
         least = f"sites:{_percent_of(0.5, sites)}"
         return DmoleError(f"the budget {budget.text} of {sites} sites is less than one", f"use {least} or more")
@@ -218,7 +234,7 @@ def _too_small(budget: Budget, total: int, smallest: int, *, sites: int, paramet
     if budget.form == "backbone" and smallest <= parameters:
         least = f"{_percent_of(smallest, parameters)} or params:{smallest}"
     message = f"the budget {budget.text} is {total} parameters, and the smallest expert of rank {rank} has {smallest}"
-    return DmoleError(message, f"use {least} or more, or a lower rank")
+    return DmoleError(message, f"use {least} or more{', or a lower rank' if rank > 1 else ''}")
 
 
 def _percent_of(part: float, whole: int) -> str:
@@ -232,16 +248,17 @@ def _cost(site: SiteScore, *, in_sites: bool) -> int:
     return 1 if in_sites else site.parameters
 
 
-def _shares(
+def shares_of(
     candidates: Mapping[str, Sequence[SiteScore]], *, capacities: Mapping[str, int], curriculum: bool
 ) -> dict[str, float]:
+    """Modality -> its share of the budget: of the scores with the curriculum, else of the capacities."""
     difficulty = {name: math.fsum(site.score for site in members) for name, members in candidates.items()}
     weights: Mapping[str, float] = difficulty if curriculum and any(difficulty.values()) else capacities
     whole = sum(weights.values())
     return {name: weight / whole for name, weight in weights.items()}
 
 
-def _split(
+def split(
     total: int, *, shares: Mapping[str, float], capacities: Mapping[str, int], vision_floor: float
 ) -> dict[str, int]:
     """Divide a budget between the modalities; what one cannot use goes to the other."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
 
 from dmole_cli.artifacts.errors import DamagedArtifact, require_file
 from dmole_cli.artifacts.files import digest_of, write_json
@@ -14,6 +15,8 @@ from dmole_cli.artifacts.provenance import Header, parse_header, validated, veri
 from dmole_cli.settings.documents import read_json
 
 KEYS = ("task", "budget", "rank", "alpha", "spent", "modalities", "sites")
+# Of an allocation whose sites have ranks of their own.
+RANK_KEYS = ("scale", "ranks")
 
 
 class _Document(BaseModel):
@@ -23,23 +26,28 @@ class _Document(BaseModel):
 
     task: str
     budget: str
-    rank: int = Field(ge=1)
+    rank: PositiveInt | Literal["auto"]
     alpha: FiniteFloat = Field(gt=0)
     spent: dict[str, FiniteFloat | None]  # None: a share of a backbone of unknown size
     modalities: dict[str, dict[str, Any]]
     sites: list[str]
+    scale: FiniteFloat | None = Field(None, gt=0)
+    ranks: dict[str, PositiveInt] | None = None
 
-    @field_validator("sites")
-    @classmethod
-    def _each_once(cls, sites: list[str]) -> list[str]:
-        if len(set(sites)) != len(sites):
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.sites)) != len(self.sites):
             raise ValueError("a site is listed twice")
-        return sites
+        if self.rank != "auto":
+            return self
+        if self.scale is None or self.ranks is None or list(self.ranks) != self.sites:
+            raise ValueError("with rank auto, it has a scale and the rank of each site")
+        return self
 
 
 def write_allocation(path: Path, document: dict[str, Any], header: Header) -> None:
-    """Write an allocation (the keys of `KEYS`), its header under `provenance`."""
-    content = {key: document[key] for key in KEYS}
+    """Write an allocation (the keys of `KEYS`, and of `RANK_KEYS` where it has them), its header under `provenance`."""
+    content = {key: document[key] for key in (*KEYS, *RANK_KEYS) if key in document or key in KEYS}
     write_json(path, {**content, "provenance": header.sealed(path, digest_of(content)).as_dict()})
 
 
@@ -54,6 +62,18 @@ def read_allocation(path: Path) -> tuple[dict[str, Any], Header]:
     validated(_Document, document, path=path)
     verify_content(header, digest_of(document), path)
     return document, header
+
+
+def ranks_of(document: Mapping[str, Any]) -> dict[str, int]:
+    """Site -> rank of its expert, in forward order."""
+    ranks = document.get("ranks") or dict.fromkeys(document["sites"], document["rank"])
+    return {site: int(rank) for site, rank in ranks.items()}
+
+
+def scale_of(document: Mapping[str, Any]) -> float:
+    """alpha / rank, the factor on B A x at all sites."""
+    scale = document.get("scale")
+    return float(document["alpha"]) / int(document["rank"]) if scale is None else float(scale)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

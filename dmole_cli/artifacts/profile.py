@@ -68,12 +68,13 @@ class SiteProfile:
 
 
 def write_profile(path: Path, rows: list[SiteProfile], header: Header) -> None:
-    """Write the rows in the order given; further fields of a subclass become columns at the end."""
+    """Write the rows in the order given; further fields of a subclass become columns at the end, those that are None do not."""
     import pyarrow as pa
 
-    kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
-    schema = pa.schema([(field.name, kinds[str(field.type)]) for field in fields(rows[0])])
-    write_table(path, [asdict(row) for row in rows], schema, header)
+    kinds = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "tuple[float, ...]": pa.list_(pa.float64())}
+    known = [field for field in fields(rows[0]) if getattr(rows[0], field.name) is not None]
+    schema = pa.schema([(field.name, kinds[str(field.type).removesuffix(" | None")]) for field in known])
+    write_table(path, [{field.name: getattr(row, field.name) for field in known} for row in rows], schema, header)
 
 
 def read_profile(path: Path) -> tuple[list[SiteProfile], Header]:
@@ -85,6 +86,29 @@ def read_profile(path: Path) -> tuple[list[SiteProfile], Header]:
     table, header = read_table(path, PROFILE)
     validated(_Facts, dict(header.facts), path=path)
     return _rows(table, path), header
+
+
+def read_spectra(path: Path) -> dict[str, tuple[float, ...]]:
+    """Site -> the largest singular values of its gradient, of a valid profile; empty where it has none.
+
+    Raises:
+        ArtifactError: the file cannot be read, or the column `spectrum` is no list of finite numbers of 0 or more.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    require_file(path)
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            if "spectrum" not in file.schema_arrow.names:
+                return {}
+            table = file.read(columns=["site", "spectrum"])
+        rows = {row["site"]: tuple(map(float, row["spectrum"])) for row in table.to_pylist()}
+    except (pa.ArrowException, OSError, TypeError, ValueError) as error:
+        raise DamagedArtifact(path, f"the column spectrum of {path} cannot be read: {first_line(error)}") from error
+    if any(not math.isfinite(value) or value < 0 for values in rows.values() for value in values):
+        raise DamagedArtifact(path, f"the column spectrum of {path} has values that are negative or not finite")
+    return rows
 
 
 def read_profile_file(path: Path) -> tuple[list[SiteProfile], Header | None]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmole_cli.artifacts.allocation import read_allocation
+from dmole_cli.artifacts.allocation import ranks_of, read_allocation, scale_of
 from dmole_cli.artifacts.errors import StaleArtifact
 from dmole_cli.artifacts.features import read_features
 from dmole_cli.artifacts.router import read_router
@@ -93,19 +93,17 @@ class RoutedMixture(Method):
 
 
 class AllocatedMixture(RoutedMixture):
-    """Experts that routers choose per sample, on the sites that `dmole allocate` chose (section 4.2)."""
+    """Experts that routers choose per sample, on the sites and at the ranks that `dmole allocate` chose (section 4.2)."""
 
     uses_allocation = True
 
     def placement(self, context: LoadedContext) -> dict[str, int]:
-        """The sites of the task's allocation, at its rank."""
-        document = self._allocation(context)
-        return {site: int(document["rank"]) for site in document["sites"]}
+        """The sites of the task's allocation, at their ranks."""
+        return ranks_of(self._allocation(context))
 
     def scale(self, context: TaskContext) -> float:
         """alpha / rank of the task's allocation."""
-        document = self._allocation(context)
-        return float(document["alpha"]) / int(document["rank"])
+        return scale_of(self._allocation(context))
 
     def _allocation(self, context: TaskContext) -> dict[str, Any]:
         return read_allocation(context.run.allocation(context.task, self.name))[0]

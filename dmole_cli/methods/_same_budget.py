@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmole_cli.allocation.placement import budget_total
-from dmole_cli.artifacts.allocation import read_allocation
+from dmole_cli.artifacts.allocation import read_allocation, scale_of
 from dmole_cli.artifacts.headers import header_of
 from dmole_cli.artifacts.kinds import D_MOLE, PROFILE
 from dmole_cli.errors import DmoleError
 from dmole_cli.settings.budget import parse_budget
+from dmole_cli.settings.model import AUTO
 
 if TYPE_CHECKING:
     from dmole_cli.backbones.backbone import Backbone
@@ -40,7 +42,9 @@ def uniform_budget(
     sites, budget = find_candidates(backbone.model, settings.profile.sites), parse_budget(settings.allocate.budget)
     if budget.form == "sites":
         # Half of the sites at the full rank cost as much, on average, as all sites at half of it.
-        parameters = int(budget.amount * sum(site.expert_parameters(settings.allocate.rank) for site in sites))
+        parameters = int(
+            budget.amount * sum(site.expert_parameters(settings.allocate.reference_rank) for site in sites)
+        )
     else:
         parameters = budget_total(budget, sites=len(sites), backbone_parameters=backbone.parameters)
     if not allocation.exists():
@@ -65,7 +69,7 @@ def _require_same(
     document: Mapping[str, Any],
     profile: Path,
 ) -> None:
-    chosen, rank, alpha = settings.allocate, int(document["rank"]), float(document["alpha"])
+    chosen, rank, alpha = settings.allocate, document["rank"], float(document["alpha"])
     profiled = header_of(profile, PROFILE)
     wanted = str(profiled.settings.get("sites", "")) if profiled else ""
     found = []
@@ -73,17 +77,21 @@ def _require_same(
         found.append(f"sites {wanted}, here {settings.profile.sites}")
     elif foreign := set(document["sites"]) - {site.name for site in sites}:
         found.append(f"an expert at {min(foreign)}, which is no candidate here")
-    if (theirs := f"{alpha / rank:g}") != (mine := f"{chosen.alpha / chosen.rank:g}"):
+    if (theirs := f"{scale_of(document):g}") != (mine := f"{chosen.scale:g}"):
         found.append(f"alpha / rank {theirs}, here {mine}")
     if found:
-        hint = f"in the configuration, set rank = {rank} and alpha = {alpha:g} in [allocate]"
+        hint = f"in the configuration, set rank = {json.dumps(rank)} and alpha = {alpha:g} in [allocate]"
         hint += f", and sites = '{wanted}' in [profile]" if wanted else ""
         raise DmoleError(f"{allocation} has {'; '.join(found)}", f"{hint}; or use a run directory of its own")
     per_rank = sum(site.in_features + site.out_features for site in sites)
     spent, uniform = int(document["spent"]["parameters"]), parameters // per_rank * per_rank
     if document["budget"] == chosen.budget and abs(uniform - spent) > per_rank:
         hint = f"train it with --budget params:{spent}"
-        if len(document["sites"]) == len(sites):  # the budget holds more than experts of this rank on all sites
+        if rank != AUTO and len(document["sites"]) == len(
+            sites
+        ):  # the budget holds more than experts of this rank on all sites
             higher = parameters // per_rank
-            hint += f", or allocate at a higher rank: --rank {higher} --alpha {alpha / rank * higher:.10g} --force"
+            hint += (
+                f", or allocate at a higher rank: --rank {higher} --alpha {scale_of(document) * higher:.10g} --force"
+            )
         raise DmoleError(f"{allocation} has {spent} parameters at the budget {chosen.budget}, here {uniform}", hint)

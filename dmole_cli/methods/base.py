@@ -194,7 +194,7 @@ class Method:
 
     def scale(self, context: TaskContext) -> float:
         """alpha / rank of a new expert: that of the settings, whatever rank the budget leaves."""
-        return context.settings.allocate.alpha / context.settings.allocate.rank
+        return context.settings.allocate.scale
 
     def new_expert(self, context: LoadedContext, generator: torch.Generator) -> Expert:
         """A new LoRA expert at the sites and ranks of `placement`.
@@ -222,9 +222,8 @@ class Method:
         """The settings that shape the expert, beside recipe and options, for its header: those of a uniform placement."""
         allocate = settings.allocate
         # Uniform placement depends on the rank only where the budget is a share of the sites at that rank.
-        rank = {"rank": allocate.rank} if parse_budget(allocate.budget).form == "sites" else {}
-        scale = allocate.alpha / allocate.rank
-        return {"budget": allocate.budget, "sites": settings.profile.sites, "scale": scale, **rank}
+        rank = {"rank": allocate.reference_rank} if parse_budget(allocate.budget).form == "sites" else {}
+        return {"budget": allocate.budget, "sites": settings.profile.sites, "scale": allocate.scale, **rank}
 
     def transfer_experts(self, context: LoadedContext) -> list[tuple[str, ...]]:
         """Earlier tasks whose experts are active, frozen, in training, for each sample: none."""

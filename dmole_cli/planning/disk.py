@@ -47,8 +47,8 @@ def disk_rows(inputs: PlanInputs, work: Sequence[TaskWork]) -> list[dict[str, An
         work: of the tasks.
     """
     trained, width = [item for item in work if item.trains], _feature_width(inputs)
-    rank, header = inputs.settings.allocate.rank, BYTES_PER_HEADER
-    experts = [sum(s.expert_parameters(rank) for s in inputs.hosts(item.task)) for item in trained]
+    header, shapes = BYTES_PER_HEADER, [inputs.shapes(item.task) for item in trained]
+    experts = [sum(rank * (width + out) for rank, width, out in own.values()) for own in shapes]
     router = Autoencoder(width, hidden=inputs.settings.router.hidden)
     routers = sum(parameter.numel() for parameter in router.parameters())
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ def disk_rows(inputs: PlanInputs, work: Sequence[TaskWork]) -> list[dict[str, An
             (EVALUATION, sum(i.entries for i in work), sum(i.entries * size.evaluation(i, len(trained)) for i in work)),
             (GENERATIONS, len(work), sum(size.generations(i) for i in work)),
         ]
-    sites = sum(len(json.dumps(site.name)) + 4 for item in trained for site in inputs.hosts(item.task))
+    sites = sum(len(json.dumps(site)) + 4 for own in shapes for site in own)
     found = [
         *tables,
         (ALLOCATION, len(trained), sites + header * len(trained)),

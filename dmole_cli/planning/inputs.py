@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from dmole_cli.allocation.placement import Placement, SiteScore, allocate
-from dmole_cli.artifacts.allocation import read_allocation
+from dmole_cli.allocation.by_settings import place_sites
+from dmole_cli.allocation.placement import Placement, SiteScore
+from dmole_cli.artifacts.allocation import ranks_of, read_allocation
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.backbones.sites import Site
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert, new_expert
-from dmole_cli.settings.budget import parse_budget
 from dmole_cli.settings.model import Settings
 
 
@@ -52,36 +52,33 @@ class PlanInputs:
             DmoleError: the budget is invalid, or holds no expert.
         """
         chosen = self.settings.allocate
-        return allocate(
-            [SiteScore(s.name, s.modality, s.expert_parameters(chosen.rank), 1.0) for s in self.sites],
-            budget=parse_budget(budget),
-            backbone_parameters=self.parameters,
-            rank=chosen.rank,
-            vision_floor=chosen.vision_floor,
-            curriculum=chosen.curriculum,
-            modalities=chosen.modalities,
-        )
+        sites = [SiteScore(s.name, s.modality, s.expert_parameters(1), 1.0) for s in self.sites]
+        # Spectra are unknown, too, so ranks are planned by the other utility.
+        planned = chosen.updated(budget=budget, utility="log")
+        return place_sites(sites, planned, backbone_parameters=self.parameters)
 
-    def hosts(self, task: str) -> list[Site]:
-        """The sites of a task's expert: those of its allocation, else of the budget, else all of the chosen modalities."""
-        by_name = {site.name: site for site in self.sites}
-        return [by_name[name] for name in self._host_names(task) if name in by_name]
+    def shapes(self, task: str) -> dict[str, tuple[int, int, int]]:
+        """Site -> (rank, inputs, outputs) of a task's expert.
 
-    def _host_names(self, task: str) -> Sequence[str]:
+        The sites are those of its allocation, else of the budget, else all of the chosen modalities.
+        """
+        ranks = self._ranks(task)
+        return {s.name: (ranks[s.name], s.in_features, s.out_features) for s in self.sites if s.name in ranks}
+
+    def _ranks(self, task: str) -> Mapping[str, int]:
         chosen = self.settings.allocate
         path = self.run.allocation(task)
         if path.exists():
             document, made = read_allocation(path)
-            if made.backbone == self.model.fingerprint and int(document["rank"]) == chosen.rank:
-                return list(document["sites"])
+            if made.backbone == self.model.fingerprint and document["rank"] == chosen.rank:
+                return ranks_of(document)
         try:
-            return self.placed(chosen.budget).chosen
+            return self.placed(chosen.budget).ranks
         except DmoleError:  # reported beside the budget; the plan is made for the largest expert
-            return [site.name for site in self.sites if site.modality in chosen.modalities]
+            return {site.name: chosen.reference_rank for site in self.sites if site.modality in chosen.modalities}
 
     def new_expert(self, task: str, *, device: Callable[[str], torch.device]) -> Expert:
         """An untrained expert of a task; `device` gives that of a site."""
-        chosen = self.settings.allocate
-        shapes = {site.name: (chosen.rank, site.in_features, site.out_features) for site in self.hosts(task)}
         generator = torch.Generator().manual_seed(0)
-        return new_expert(shapes, scale=chosen.alpha / chosen.rank, generator=generator, device=device)
+        scale = self.settings.allocate.scale
+        return new_expert(self.shapes(task), scale=scale, generator=generator, device=device)

@@ -70,8 +70,8 @@ def _batch_sizes(inputs: PlanInputs, task: str, samples: int) -> Mapping[str, in
 
 def _train(inputs: PlanInputs, task: str, backbone: Backbone, batch: list[Encoded], *, checkpointing: bool) -> None:
     """Two steps of the training loop: at the second one the optimizer's state exists beside the activations."""
-    settings, chosen = inputs.settings, inputs.settings.allocate
-    expert = Expert(_matrices(inputs, task, backbone), chosen.alpha / chosen.rank, trainable=True)
+    settings = inputs.settings
+    expert = Expert(_matrices(inputs, task, backbone), settings.allocate.scale, trainable=True)
     routed = RoutedExperts(backbone.model, backbone.modality_of, dropout=settings.train.dropout)
     routed.add(task, expert)
     step = Batch([str(number) for number in range(len(batch))], [(task,)] * len(batch), batch)
@@ -84,9 +84,9 @@ def _train(inputs: PlanInputs, task: str, backbone: Backbone, batch: list[Encode
 
 
 def _matrices(inputs: PlanInputs, task: str, backbone: Backbone) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    rank, matrices = inputs.settings.allocate.rank, {}
+    matrices = {}
     with fake_mode(backbone.model):
-        for site in inputs.hosts(task):
-            a, b = torch.empty(rank, site.in_features), torch.empty(site.out_features, rank)
-            matrices[site.name] = a.requires_grad_(), b.requires_grad_()
+        for site, (rank, width, out) in inputs.shapes(task).items():
+            a, b = torch.empty(rank, width), torch.empty(out, rank)
+            matrices[site] = a.requires_grad_(), b.requires_grad_()
     return matrices

@@ -20,6 +20,8 @@ from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.processes import ALONE, World
 from dmole_cli.profiling.observing import Parts, add_each, norms_of, numbers, observed, together, weight_gradient
 
+# Of the singular values of a gradient, those that are measured: the ranks that an expert may have by default.
+SINGULAR_VALUES = 32
 # Bytes of gradients, by device, that wait until one call reduces all of them: launching a kernel for each takes time on a GPU.
 WAITING = {"cuda": 256 * 2**20}
 
@@ -77,6 +79,17 @@ class SiteGradients:
         norms = self._processes.combine([own.get(p, 0.0) for p in self._processes.own(self._order)])
         found = dict(zip(self._order, norms, strict=True))
         return {name: self._total(found, name) for name in self._parameters}
+
+    def sum_spectra(self) -> dict[str, list[float]]:
+        """Name -> the largest singular values of the weight's summed gradient, in descending order, without the bias's.
+
+        They are zero where no batch has reached the weight.
+        """
+        own = [(p, self._sums.get(p)) for p in self._processes.own(self._order)]
+        values = self._processes.combine([_singular_values(grad, self._shapes[p]) for p, grad in own])
+        found = dict(zip(self._order, values, strict=True))
+        weights = {name: next(p for p in ps if len(self._shapes[p]) == 2) for name, ps in self._parameters.items()}
+        return {name: [value / self._scale for value in found[p]] for name, p in weights.items()}
 
     def _total(self, found: Mapping[nn.Parameter, float], name: str) -> float:
         # Parameters that the loss does not depend on (a layer above the features in use) count as zero.
@@ -248,3 +261,13 @@ class SampleNorms:
             return observed(output, args[0], partial(add_norms, module))
 
         return observe
+
+
+def _singular_values(gradient: torch.Tensor | None, shape: Sequence[int]) -> list[float]:
+    """The largest singular values of a gradient matrix; empty for the gradient of a bias."""
+    if len(shape) != 2:
+        return []
+    count = min(SINGULAR_VALUES, *shape)
+    if gradient is None:
+        return [0.0] * count
+    return torch.linalg.svdvals(gradient.float())[:count].tolist()

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -29,16 +30,19 @@ from dmole_cli.profiling.passes import Pass
 
 
 @dataclass(frozen=True)
-class SampledSiteProfile(SiteProfile):
-    """Sensitivity of one site, with the gradient norms of single samples.
+class DetailedSiteProfile(SiteProfile):
+    """Sensitivity of one site, with what is measured on request; None where it was not requested.
 
     Attributes:
         sample_norm_mean: mean over the samples of || grad of the sample's own loss ||.
         sample_norm_std: population standard deviation of these norms.
+        spectrum: the largest singular values of the weight's accumulated gradient, divided by the number of batches; at most
+            `gradients.SINGULAR_VALUES` of them, largest first.
     """
 
-    sample_norm_mean: float
-    sample_norm_std: float
+    sample_norm_mean: float | None = None
+    sample_norm_std: float | None = None
+    spectrum: tuple[float, ...] | None = None
 
 
 def draw_batches(count: int, portion: float, batch_size: int, *, seed: int) -> list[list[int]]:
@@ -86,6 +90,7 @@ def measure_sensitivity(
     *,
     checkpointing: bool = False,
     per_sample: bool = False,
+    spectrum: bool = False,
     processes: World = ALONE,
     count: int = 0,
 ) -> list[SiteProfile]:
@@ -100,7 +105,8 @@ def measure_sensitivity(
             processes, those that `World.own` assigns to this one.
         checkpointing: recompute activations in the backward pass: less memory, about a third more time, the same scores.
             Passes of several batches do so anyway.
-        per_sample: also measure the gradient of each sample; the rows are `SampledSiteProfile` then.
+        per_sample: also measure the gradient of each sample; the rows are `DetailedSiteProfile` then.
+        spectrum: also measure the singular values of the accumulated gradients; the rows are `DetailedSiteProfile` then.
         processes: those that deal the batches, or passes, out among them.
         count: number of the batches, or passes, of several processes.
 
@@ -128,7 +134,8 @@ def measure_sensitivity(
             gradients.end_round()
     found = [batch for one in processes.combine(own) for batch in one]
     norms = gradients.sum_norms()
-    rows = [_row(site, norms[site.name], found, per_sample=per_sample) for site in sites]
+    spectra = gradients.sum_spectra() if spectrum else {}
+    rows = [_row(site, norms[site.name], found, spectra.get(site.name), per_sample=per_sample) for site in sites]
     for row in rows:
         if not math.isfinite(row.score):
             raise DmoleError(
@@ -177,7 +184,9 @@ def _losses(backbone: Backbone, inputs: Mapping[str, torch.Tensor], answers: Seq
     return [part.mean() for part in F.cross_entropy(logits.float(), tokens, reduction="none").split(answers)]
 
 
-def _row(site: Site, total: float, batches: Sequence[_Batch], *, per_sample: bool) -> SiteProfile:
+def _row(
+    site: Site, total: float, batches: Sequence[_Batch], spectrum: Sequence[float] | None, *, per_sample: bool
+) -> SiteProfile:
     norms = [batch.norms[site.name] for batch in batches]
     row = SiteProfile(
         site=site.name,
@@ -193,9 +202,10 @@ def _row(site: Site, total: float, batches: Sequence[_Batch], *, per_sample: boo
         batches=len(norms),
         samples=sum(batch.samples for batch in batches),
     )
-    if not per_sample:
-        return row
-    own = [norm for batch in batches for norm in batch.sample_norms[site.name]]
-    return SampledSiteProfile(
-        **asdict(row), sample_norm_mean=statistics.fmean(own), sample_norm_std=statistics.pstdev(own)
-    )
+    details: dict[str, Any] = {}
+    if per_sample:
+        own = [norm for batch in batches for norm in batch.sample_norms[site.name]]
+        details = {"sample_norm_mean": statistics.fmean(own), "sample_norm_std": statistics.pstdev(own)}
+    if spectrum is not None:
+        details["spectrum"] = tuple(value / len(norms) for value in spectrum)
+    return DetailedSiteProfile(**asdict(row), **details) if details else row

@@ -99,6 +99,8 @@ def choices_of(kind: Any) -> tuple[str, ...]:
     """The values of a `Literal`, or of the `Literal` in an optional or a tuple; empty for other types."""
     if get_origin(kind) is Literal:
         return tuple(str(choice) for choice in get_args(kind))
+    if int in get_args(kind):  # a number or a word
+        return ()
     return next((choices for part in get_args(kind) if (choices := choices_of(part))), ())
 
 

@@ -15,6 +15,9 @@ from dmole_cli.settings.declare import Section, setting
 
 DEFAULT_TASKS = ("easyvqa", "digits", "emoji", "grounding", "satellite")
 DEFAULT_UNSEEN = ("counting",)
+AUTO = "auto"
+# The rank that alpha counts for, and that a budget in sites is measured at, where sites have ranks of their own.
+REFERENCE_RANK = 8
 
 
 def _as_tuple(value: Any) -> Any:
@@ -32,9 +35,19 @@ def _as_share(value: Any) -> Any:
         return value
 
 
+def _as_rank(value: Any) -> Any:
+    """A rank of 1 or more, also as a text, or `auto`."""
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if number != AUTO and not (isinstance(number, int) and not isinstance(number, bool) and number >= 1):
+        raise ValueError("must be 1 or more, or auto")
+    return number
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Share = Annotated[float, BeforeValidator(_as_share)]
 Modalities = Annotated[tuple[Literal["vision", "language"], ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+
+Rank = Annotated[int | Literal["auto"], BeforeValidator(_as_rank)]
 
 # Samples per micro-batch: a number of 1 or more, 0 or `auto`.
 MICRO_BATCH = re.compile(r"auto|\d{1,9}")
@@ -58,6 +71,11 @@ class ProfileSettings(Section):
         "add the columns sample_norm_mean and sample_norm_std: norms of per-sample gradients",
         in_header="when set",
     )
+    spectrum: bool = setting(
+        False,
+        "add the column spectrum: the 32 largest singular values of each site's accumulated gradient",
+        in_header="when set",
+    )
 
 
 class AllocateSettings(Section):
@@ -68,8 +86,21 @@ class AllocateSettings(Section):
         "parameters that a task may add: 2% of the backbone's, sites:50% of the candidate sites, or params:64k",
         expected="a budget like 2%, sites:50% or params:3.2M",
     )
-    rank: int = setting(8, "rank of an expert", ge=1)
-    alpha: float = setting(16.0, "numerator of an expert's scale, alpha / rank", gt=0)
+    rank: Rank = setting(
+        8,
+        "rank of an expert, or auto: each site gets the rank that its sensitivity pays for",
+        expected="1 or more, or auto",
+    )
+    max_rank: int = setting(32, "highest rank of a site with rank auto", in_header="when set", ge=1)
+    utility: Literal["log", "spectrum"] = setting(
+        "log",
+        "with rank auto, what rank r of a site is worth: its score x log2(1 + r), or the sum of the r largest singular values "
+        "of its gradient (profile --spectrum)",
+        in_header="when set",
+    )
+    alpha: float = setting(
+        16.0, f"numerator of an expert's scale, alpha / rank; alpha / {REFERENCE_RANK} with rank auto", gt=0
+    )
     vision_floor: Share = setting(
         0.25, "minimum share of the budget for the vision encoder, as 0.25 or 25%", ge=0, le=1
     )
@@ -78,6 +109,16 @@ class AllocateSettings(Section):
         True, "split the budget between the modalities by their difficulty instead of their capacity"
     )
     modalities: Modalities = setting(("vision", "language"), "modalities that may get experts; repeatable")
+
+    @property
+    def reference_rank(self) -> int:
+        """The rank that alpha counts for, and that a budget in sites is measured at."""
+        return REFERENCE_RANK if self.rank == AUTO else int(self.rank)
+
+    @property
+    def scale(self) -> float:
+        """The factor on B A x of an expert, the same at all sites."""
+        return self.alpha / self.reference_rank
 
     @field_validator("budget")
     @classmethod

@@ -1,20 +1,27 @@
-"""Stage `allocate`: the sites that get an expert of a task, under its budget (D-MoLE, arXiv 2506.11672, section 4.2)."""
+"""Stage `allocate`: sites and ranks of a task's expert, under its budget (D-MoLE, arXiv 2506.11672, section 4.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmole_cli.allocation.placement import Placement, SiteScore, allocate, budget_total
-from dmole_cli.artifacts.allocation import read_allocation, write_allocation
+from dmole_cli.allocation.by_settings import (
+    allocation_document,
+    parameters_of_budget,
+    place_sites,
+    site_scores,
+    uses_spectrum,
+)
+from dmole_cli.allocation.placement import Placement
+from dmole_cli.artifacts.allocation import ranks_of, read_allocation, scale_of, write_allocation
 from dmole_cli.artifacts.errors import DamagedArtifact
 from dmole_cli.artifacts.files import digest_of_file
 from dmole_cli.artifacts.headers import is_current
 from dmole_cli.artifacts.kinds import ALLOCATION, D_MOLE
 from dmole_cli.artifacts.outcome import Outcome
-from dmole_cli.artifacts.profile import SiteProfile, read_profile, read_profile_file
+from dmole_cli.artifacts.profile import SiteProfile, read_profile, read_profile_file, read_spectra
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.staleness import check_inputs
@@ -23,7 +30,7 @@ from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.methods.base import load_method
 from dmole_cli.settings.budget import parse_budget
-from dmole_cli.settings.model import AllocateSettings, Settings
+from dmole_cli.settings.model import AUTO, AllocateSettings, Settings
 
 NO_PROVENANCE = "no provenance"
 NO_GRADIENT = "no batch of the profile had a gradient here"
@@ -145,7 +152,8 @@ def with_spendable_rank(chosen: AllocateSettings, profiled: Profiled, *, full: A
     """Settings of an ablation without some modalities, at the lowest rank that spends the budget; at least the configured rank.
 
     The ablation then trains as many parameters as the full method, whatever the size of the remaining modality; the scale
-    alpha / rank stays. A budget in sites does not depend on the rank and is left as it is.
+    alpha / rank stays. A budget in sites does not depend on the rank and is left as it is. With rank auto, it is the highest rank
+    of a site that is raised.
 
     Args:
         chosen: settings of the ablation.
@@ -157,14 +165,18 @@ def with_spendable_rank(chosen: AllocateSettings, profiled: Profiled, *, full: A
         sum(row.in_features + row.out_features for row in profiled.candidates if row.modality in names)
         for names in (chosen.modalities, full.modalities)
     )
-    if budget.form == "sites" or not width:
+    if not width or (budget.form == "sites" and chosen.rank != AUTO):
         return chosen
-    sites, parameters = len(profiled.candidates), profiled.backbone_parameters or 0
-    total = budget_total(budget, sites=sites, backbone_parameters=parameters)
+    total = parameters_of_budget(
+        site_scores(profiled.candidates, chosen.score), chosen, backbone_parameters=profiled.backbone_parameters or 0
+    )
     # What the full method spends is limited by its sites, too: then no higher rank than spends as much.
-    spendable = chosen.rank * whole
-    rank = max(chosen.rank, -(-total // width) if total < spendable else spendable // width)
-    return chosen.updated(rank=rank, alpha=chosen.alpha / chosen.rank * rank)
+    highest = chosen.max_rank if chosen.rank == AUTO else int(chosen.rank)
+    spendable = highest * whole
+    rank = max(highest, -(-total // width) if total < spendable else spendable // width)
+    return (
+        chosen.updated(max_rank=rank) if chosen.rank == AUTO else chosen.updated(rank=rank, alpha=chosen.scale * rank)
+    )
 
 
 def place(profiled: Profiled, chosen: AllocateSettings, *, task: str, path: Path, force: bool) -> Outcome:
@@ -181,17 +193,15 @@ def place(profiled: Profiled, chosen: AllocateSettings, *, task: str, path: Path
     if is_current(path, ALLOCATION, header, force=force):
         return outcome
     _require_candidates(profiled, chosen, task)
-    placed = allocate(
-        [_site_score(row, chosen) for row in profiled.candidates],
-        budget=parse_budget(chosen.budget),
+    placed = place_sites(
+        site_scores(profiled.candidates, chosen.score),
+        chosen,
         backbone_parameters=profiled.backbone_parameters or 0,
-        rank=chosen.rank,
-        vision_floor=chosen.vision_floor,
-        curriculum=chosen.curriculum,
-        modalities=chosen.modalities,
+        spectra=read_spectra(profiled.path) if uses_spectrum(chosen) else None,
     )
     facts = {**({} if known else {"profile": NO_PROVENANCE}), **_left_out(profiled)}
-    write_allocation(path, _document(task, chosen, placed, profiled.backbone_parameters), header.with_facts(**facts))
+    document = allocation_document(task, chosen, placed, backbone_parameters=profiled.backbone_parameters)
+    write_allocation(path, document, header.with_facts(**facts))
     vision = placed.modalities.get("vision")
     return outcome.wrote(
         sites=placed.sites,
@@ -225,35 +235,13 @@ def _rest(profiled: Profiled, chosen: AllocateSettings, placed: Placement) -> di
     """How to use the rest of a budget that is larger than experts on all sites; empty for other budgets."""
     if placed.budget <= placed.capacity:
         return {}
-    ways = []
-    if placed.unit == "parameters" and (rank := placed.budget * placed.rank // placed.capacity) > placed.rank:
-        ways.append(f"--rank {rank} --alpha {chosen.alpha / chosen.rank * rank:.10g} --force (the same alpha / rank)")
+    ways, highest = [], chosen.max_rank if chosen.rank == AUTO else int(chosen.rank)
+    if placed.unit == "parameters" and (rank := placed.budget * highest // placed.capacity) > highest:
+        same = f"--rank {rank} --alpha {chosen.scale * rank:.10g} --force (the same alpha / rank)"
+        ways.append(f"--max-rank {rank} --force" if chosen.rank == AUTO else same)
     if profiled.header is None or profiled.header.settings.get("sites") != "linear":
         ways.append("a profile of more sites (dmole profile --sites linear)")
     return {"unused": placed.budget - placed.spent, **({"to_use_the_rest": " or ".join(ways)} if ways else {})}
-
-
-def _site_score(row: SiteProfile, chosen: AllocateSettings) -> SiteScore:
-    parameters = chosen.rank * (row.in_features + row.out_features)
-    return SiteScore(row.site, row.modality, parameters, getattr(row, chosen.score))
-
-
-def _document(
-    task: str, chosen: AllocateSettings, placed: Placement, backbone_parameters: int | None
-) -> dict[str, Any]:
-    return {
-        "task": task,
-        "budget": chosen.budget,
-        "rank": chosen.rank,
-        "alpha": chosen.alpha,
-        "spent": {
-            "sites": placed.sites,
-            "parameters": placed.parameters,
-            "fraction": placed.parameters / backbone_parameters if backbone_parameters else None,
-        },
-        "modalities": {name: asdict(modality) for name, modality in placed.modalities.items()},
-        "sites": list(placed.chosen),
-    }
 
 
 def as_peft(path: Path) -> dict[str, Any]:
@@ -261,5 +249,4 @@ def as_peft(path: Path) -> dict[str, Any]:
     from dmole_cli.experts.peft_format import placement_config
 
     document, _ = read_allocation(path)
-    ranks = {site: int(document["rank"]) for site in document["sites"]}
-    return placement_config(ranks, scale=float(document["alpha"]) / int(document["rank"]))
+    return placement_config(ranks_of(document), scale=scale_of(document))

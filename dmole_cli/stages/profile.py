@@ -68,6 +68,7 @@ def profile(
             in_passes(track(encoded, f"profile {task}", len(own)), shared),
             checkpointing=chosen.checkpointing,
             per_sample=chosen.per_sample,
+            spectrum=chosen.spectrum,
             processes=world(),
             count=len(passes),
         )

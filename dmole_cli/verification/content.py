@@ -7,14 +7,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from dmole_cli.allocation.placement import SiteScore, allocate
-from dmole_cli.artifacts.allocation import read_allocation
+from dmole_cli.allocation.by_settings import allocation_document, place_sites, site_scores
+from dmole_cli.artifacts.allocation import ranks_of, read_allocation, scale_of
 from dmole_cli.artifacts.errors import ArtifactError
 from dmole_cli.artifacts.expert import is_imported
 from dmole_cli.artifacts.features import ROWS, read_features
@@ -30,7 +29,7 @@ from dmole_cli.artifacts.kinds import (
     TRAINING_LOG,
     Kind,
 )
-from dmole_cli.artifacts.profile import SiteProfile, read_profile
+from dmole_cli.artifacts.profile import SiteProfile, read_profile, read_spectra
 from dmole_cli.artifacts.provenance import HEADER_KEY
 from dmole_cli.artifacts.router import RouterFile
 from dmole_cli.artifacts.tables import in_arrow, read_table
@@ -38,7 +37,7 @@ from dmole_cli.artifacts.tensors import read_tensors
 from dmole_cli.artifacts.training_log import StepFigures
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.errors import DmoleError
-from dmole_cli.settings.budget import parse_budget
+from dmole_cli.settings.model import AllocateSettings
 from dmole_cli.verification.inspection import Found, Inspection
 from dmole_cli.verification.links import contradiction
 
@@ -130,7 +129,8 @@ def _allocation(inspection: Inspection, found: Found, content: Any) -> str:
         return ""
     rows, made = read_profile(profile)
     try:
-        expected = _placed(rows, dict(header.settings), int(made.facts["backbone_parameters"]))
+        spectra = read_spectra(profile) if made.settings.get("spectrum") else {}
+        expected = _placed(rows, dict(header.settings), int(made.facts["backbone_parameters"]), spectra)
     except (DmoleError, KeyError, TypeError, ValueError, AttributeError) as error:
         return f"its settings do not allow an allocation: {error}"
     expected["task"] = found.task
@@ -138,35 +138,21 @@ def _allocation(inspection: Inspection, found: Found, content: Any) -> str:
     return f"{', '.join(wrong)} of the allocation do not follow from {profile}" if wrong else ""
 
 
-def _placed(rows: Sequence[SiteProfile], chosen: Mapping[str, Any], parameters: int) -> dict[str, Any]:
+def _placed(
+    rows: Sequence[SiteProfile], chosen: Mapping[str, Any], parameters: int, spectra: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
     """The document of an allocation, from a profile and the settings in a header."""
-    rank = chosen["rank"]
-    placed = allocate(
-        [
-            SiteScore(
-                row.site, row.modality, rank * (row.in_features + row.out_features), getattr(row, chosen["score"])
-            )
-            for row in rows
-            if row.reached
-        ],
-        budget=parse_budget(chosen["budget"]),
-        backbone_parameters=parameters,
-        rank=rank,
-        vision_floor=chosen["vision_floor"],
-        curriculum=chosen["curriculum"],
-        modalities=chosen["modalities"],
+    known = {key: value for key, value in chosen.items() if key in AllocateSettings.model_fields}
+    settings = AllocateSettings(**known)
+    reached = [row for row in rows if row.reached]
+    placed = place_sites(
+        site_scores(reached, settings.score), settings, backbone_parameters=parameters, spectra=spectra
     )
-    fraction = placed.parameters / parameters
-    return {
-        **{key: chosen[key] for key in ("budget", "rank", "alpha")},
-        "spent": {"sites": placed.sites, "parameters": placed.parameters, "fraction": fraction},
-        "modalities": {name: asdict(modality) for name, modality in placed.modalities.items()},
-        "sites": list(placed.chosen),
-    }
+    return allocation_document("", settings, placed, backbone_parameters=parameters)
 
 
 def _expert(inspection: Inspection, found: Found, content: Any) -> str:
-    """An expert has the sites, the rank and the scale of its allocation, and the number of parameters that it states."""
+    """An expert has the sites, the ranks and the scale of its allocation, and the number of parameters that it states."""
     if content.parameters != content.header.facts["parameters"]:
         return f"it holds {content.parameters} parameters, and its header states {content.header.facts['parameters']}"
     rules, allocation = inspection.rules(found.label), inspection.run.allocation(found.task, found.label)
@@ -175,9 +161,9 @@ def _expert(inspection: Inspection, found: Found, content: Any) -> str:
     document, _ = read_allocation(allocation)
     if set(content.sites) != set(document["sites"]):
         return f"its sites are not those of {allocation}"
-    if {a.shape[0] for a, _ in content.sites.values()} != {document["rank"]}:
-        return f"its rank is not that of {allocation}"
-    if not math.isclose(content.scale, document["alpha"] / document["rank"], rel_tol=1e-9):
+    if {site: a.shape[0] for site, (a, _) in content.sites.items()} != ranks_of(document):
+        return f"its ranks are not those of {allocation}"
+    if not math.isclose(content.scale, scale_of(document), rel_tol=1e-9):
         return f"its scale is not alpha / rank of {allocation}"
     if content.parameters != document["spent"]["parameters"]:
         return f"it has {content.parameters} parameters, and {allocation} {document['spent']['parameters']}"

@@ -82,7 +82,7 @@ def _of_allocation(inspection: Inspection, found: Found) -> dict[str, Any]:
     expected = {**chosen.for_header(), "modalities": list(chosen.modalities)}
     if chosen.modalities != configured.modalities:
         # The ablation spends the budget at a rank that follows from the profile, at the same alpha / rank.
-        expected = {key: value for key, value in expected.items() if key not in ("rank", "alpha")}
+        expected = {key: value for key, value in expected.items() if key not in ("rank", "alpha", "max_rank")}
     return expected
 
 
