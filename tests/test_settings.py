@@ -137,6 +137,6 @@ def test_options_replace_configured_values():
     with pytest.raises(DmoleError) as caught:
         with_options(Settings(), {"allocate.rank": 0, "evaluate.routing": "x"})
     assert (
-        "allocate.rank (--rank) is 0" in caught.value.message
+        "allocate.rank (--rank): 0 is not a rank; expected 1 or more, or auto" in caught.value.message
         and "evaluate.routing (--routing) is x" in caught.value.message
     )

@@ -12,6 +12,7 @@ from dmole_cli.artifacts.labels import base_method
 from dmole_cli.cli.subcommands import module_of, settings_of
 from dmole_cli.errors import DmoleError
 from dmole_cli.settings.budget import parse_budget
+from dmole_cli.settings.model import AUTO
 
 if TYPE_CHECKING:
     from dmole_cli.cli.workspace import Workspace
@@ -128,9 +129,13 @@ def refuse_unused_in_allocation(typed: Mapping[str, str], configured: AllocateSe
         reasons = {"allocate.curriculum": alone, "allocate.vision_floor": alone} | reasons
     elif not used.curriculum:
         reasons = {"allocate.vision_floor": "the floor belongs to the curriculum, which is switched off"} | reasons
+    if used.rank != AUTO:
+        fixed = f"all experts have rank {used.rank}"
+        reasons = {"allocate.max_rank": fixed, "allocate.utility": fixed} | reasons
     for path, reason in reasons.items():
         if path in typed:
-            raise DmoleError(f"{typed[path]} has no effect: {reason}", "leave it out")
+            hint = "leave it out, or add --rank auto" if reason.startswith("all experts") else "leave it out"
+            raise DmoleError(f"{typed[path]} has no effect: {reason}", hint)
 
 
 def refuse_unused_in_evaluation(

@@ -15,7 +15,7 @@ from dmole_cli.cli.workspace import Workspace
 
 # Without a profile all sites have the same score, and the scale of an expert takes no memory.
 SETTINGS = (
-    *(f"allocate.{name}" for name in ("budget", "rank", "vision_floor", "curriculum", "modalities")),
+    *(f"allocate.{name}" for name in ("budget", "rank", "max_rank", "vision_floor", "curriculum", "modalities")),
     "profile.sites",
     "train.max_length",
     *MODEL,

@@ -14,7 +14,8 @@ def show_plan(planned: Row) -> None:
     """Print sites and parameters per budget, and the peak memory of the work."""
     sites = ", ".join(f"{count} {name}" for name, count in planned["sites"].items())
     show_line(f"{planned['model']}: {planned['parameters']:,} parameters; sites ({planned['pattern']}): {sites}")
-    budgets = Grid(f"what a task may add, at rank {planned['rank']}", ["budget", "sites", "parameters", "expert MB"])
+    rank = "ranks by sensitivity" if planned["rank"] == "auto" else f"rank {planned['rank']}"
+    budgets = Grid(f"what a task may add, at {rank}", ["budget", "sites", "parameters", "expert MB"])
     for row in planned["budgets"]:
         bought = (str(row["sites"]), f"{row['parameters']:,}", f"{row['bytes'] / 1e6:,.1f}") if "sites" in row else ()
         budgets.add_row(row["budget"], *(bought or ("", "", "refused")))

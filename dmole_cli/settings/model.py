@@ -39,7 +39,7 @@ def _as_rank(value: Any) -> Any:
     """A rank of 1 or more, also as a text, or `auto`."""
     number = int(value) if isinstance(value, str) and value.isdecimal() else value
     if number != AUTO and not (isinstance(number, int) and not isinstance(number, bool) and number >= 1):
-        raise ValueError("must be 1 or more, or auto")
+        raise ValueError(f"{value} is not a rank; expected 1 or more, or auto")
     return number
 
 
