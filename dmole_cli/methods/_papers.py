@@ -23,6 +23,10 @@ REFERENCES = {
         "C. Chen et al. CoIN: A Benchmark of Continual Instruction tuNing for Multimodel Large Language Model. 2024. "
         "arXiv:2403.08350"
     ),
+    "https://arxiv.org/abs/2505.02486": (
+        "J. Chen, R. Cong, Y. Zhao, H. Yang, G. Hu, H. H. S. Ip, S. Kwong. SEFE: Superficial and Essential Forgetting "
+        "Eliminator for Multimodal Continual Instruction Tuning. ICML 2025. arXiv:2505.02486"
+    ),
 }
 
 

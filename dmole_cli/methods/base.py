@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from dmole_cli.backbones.backbone import Backbone
     from dmole_cli.backbones.sites import Site
+    from dmole_cli.data.card import TaskCard
     from dmole_cli.experts.expert import Expert
     from dmole_cli.experts.routed import RoutedExperts
     from dmole_cli.settings.model import AllocateSettings, Settings
@@ -180,6 +181,16 @@ class Method:
     def data_shares(self, tasks: Sequence[str], task: str, options: Mapping[str, float]) -> dict[str, float]:
         """Task -> share (0..1) of its training split that trains at `task`: the task's own split."""
         return {task: 1.0}
+
+    def training_samples(self, context: TaskContext, samples: Sequence[Sample], card: TaskCard) -> Sequence[Sample]:
+        """The samples that train: those of `data_shares` as they are; as many of them, each with the same images.
+
+        Args:
+            context: of the task that trains.
+            samples: those of `data_shares`.
+            card: of the task, by which its training split is read.
+        """
+        return samples
 
     def previous_task(self, tasks: Sequence[str], task: str) -> str | None:
         """The task whose expert and memory the training of `task` starts from; None for a new expert."""

@@ -235,7 +235,9 @@ def _train(plan: Plan, data: Tasks, model: LazyModel, track: Track) -> Trained:
     rules, run, settings, task = plan.context.method, plan.context.run, plan.context.settings, plan.context.task
     backbone = model.load()
     with measured(run.cost(f"train-task-{rules.name}", task), model.counts) as cost:
-        samples = training_samples(task, plan.shares, data=data, seed=settings.seed)
+        given = training_samples(task, plan.shares, data=data, seed=settings.seed)
+        samples = rules.training_samples(plan.context, given, data.card(task).read_as("train"))
+        assert len(samples) == len(given), f"training_samples of {rules.name} must not change the number of samples"
         context = LoadedContext(rules, run, settings, plan.context.options, task, samples, backbone)
         previous = rules.previous_task(settings.tasks, task)
         generator = torch.Generator().manual_seed(seed_for(settings.seed, task, "expert"))
