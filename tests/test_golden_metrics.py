@@ -3,7 +3,7 @@
 import pytest
 from golden_vectors import golden_vectors
 
-from dmole_cli.metrics import cider, grounding, multiple_choice, scienceqa, vqa_accuracy
+from dmole_cli.metrics import _caption_scores, grounding, multiple_choice, scienceqa, vqa_accuracy
 
 VECTORS = golden_vectors("reference_vectors")
 
@@ -59,8 +59,8 @@ def test_golden_grounding() -> None:
 def test_golden_cider() -> None:
     case = VECTORS["cider"]
     names = list(case["references"])
-    scores = cider.score_tokenised(
-        [case["predictions"][name][0] for name in names], references=[case["references"][name] for name in names]
+    scores = _caption_scores.cider(
+        [case["predictions"][name][0] for name in names], [case["references"][name] for name in names]
     )
     assert scores == pytest.approx([case["per_sample"][name] for name in names], abs=1e-9)
     assert sum(scores) / len(scores) == pytest.approx(case["score"], abs=1e-9)

@@ -29,10 +29,18 @@ def bleu(
     """
     if not predictions:
         return [], 0.0
+    return score_tokenised(*tokenised(predictions, references=references), order=order)[-1]
+
+
+def score_tokenised(
+    captions: Sequence[str], truths: Sequence[Sequence[str]], *, order: int = 4
+) -> list[tuple[list[float], float]]:
+    """BLEU-1 to BLEU-`order` of captions that are already tokenised, at least one: of every caption, and of the corpus."""
     from pycocoevalcap.bleu.bleu import Bleu
 
-    captions, truths = tokenised(predictions, references=references)
     corpus, scores = Bleu(order).compute_score(
-        dict(enumerate(truths)), {index: [caption] for index, caption in enumerate(captions)}, verbose=0
+        {index: list(known) for index, known in enumerate(truths)},
+        {index: [caption] for index, caption in enumerate(captions)},
+        verbose=0,
     )
-    return [float(value) for value in scores[order - 1]], float(corpus[order - 1])
+    return [([float(value) for value in values], float(total)) for values, total in zip(scores, corpus, strict=True)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dmole_cli.metrics._caption_scores import CIDER_MAXIMUM, cider
 from dmole_cli.metrics._captions import tokenised
 
-MAXIMUM = 10.0
+MAXIMUM = CIDER_MAXIMUM
 # Document frequencies are counted over the whole corpus.
 DEPENDS_ON_CORPUS = True
 
@@ -26,18 +27,4 @@ def score(
 
     Source: Vedantam, Zitnick, Parikh, https://arxiv.org/abs/1411.5726, as pycocoevalcap computes it.
     """
-    return score_tokenised(*tokenised(predictions, references=references))
-
-
-def score_tokenised(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """Score captions that are already tokenised: lower case, tokens separated by spaces."""
-    from pycocoevalcap.cider.cider import Cider
-
-    # Without any word, pycocoevalcap fails on the maximum of an empty sequence.
-    if not any(caption.split() for captions in references for caption in captions):
-        return [0.0] * len(predictions)
-    _, scores = Cider().compute_score(
-        {index: list(captions) for index, captions in enumerate(references)},
-        {index: [caption] for index, caption in enumerate(predictions)},
-    )
-    return [float(value) for value in scores]
+    return cider(*tokenised(predictions, references=references))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dmole_cli.metrics._caption_scores import rouge_l
 from dmole_cli.metrics._captions import tokenised
 
 
@@ -21,13 +22,4 @@ def score(
 
     Source: Lin, https://aclanthology.org/W04-1013/, as pycocoevalcap computes it.
     """
-    if not predictions:
-        return []
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    rouge = Rouge()
-    # pycocoevalcap reads a text without words as one empty word, which two empty texts would share.
-    return [
-        float(rouge.calc_score([caption], truths)) if caption else 0.0
-        for caption, truths in zip(*tokenised(predictions, references=references), strict=True)
-    ]
+    return rouge_l(*tokenised(predictions, references=references)) if predictions else []

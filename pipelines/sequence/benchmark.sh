@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# A benchmark's sequence from its data to the report; called by pipelines/dmole9/run.sh and pipelines/coin/run.sh with the name of
-# their folder, whose dmole.toml has the tasks and the settings.
+# A benchmark's sequence from its data to the report; called by the run.sh of dmole9, coin, ucit, mllm_dcl and mllm_acl in
+# pipelines with the name of their folder, whose dmole.toml has the tasks and the settings.
 #
 #     bash pipelines/dmole9/run.sh --backbone FOLDER --data-root DIR
 #
 #     --backbone FOLDER    the model, a folder written by save_pretrained or a hub id
 #     --data-root DIR      the benchmark's files, laid out as docs/benchmarks.md says
-#     --run DIR            run directory                                     [runs/dmole9, runs/coin]
+#     --run DIR            run directory                                     [runs/ and the folder's name]
 #     --shared DIR         share profiles, features and routers between runs
 #     --baseline METHOD    also this method, at the same budget; repeatable
 #     --seed N, --device DEVICE                                              [0, auto]
-#     --batch-size N       samples per step; the cards' are those of eight GPUs (dmole9) or seven (coin) together
+#     --batch-size N       samples per step; the cards' are those of all GPUs of the publication's runs together
 #     --epochs N           instead of the cards'
 #
 # A dmole on the PATH is used as it is; otherwise .venv of this clone is made first. When the script is started again, finished work is

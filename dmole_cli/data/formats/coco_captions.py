@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmole_cli.data.formats._annotations import CAPTIONS_HINT, captions, image_id, members_of
 from dmole_cli.data.formats._arrow import Row
 from dmole_cli.data.formats._fields import MissingAnnotations, Record
 from dmole_cli.data.formats._json import members
@@ -19,8 +20,6 @@ from dmole_cli.data.sample import Sample
 
 if TYPE_CHECKING:
     from dmole_cli.data.card import TaskCard
-
-HINT = 'the file is {"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 1, "caption": "..."}]}'
 
 OPTIONS: Mapping[str, Any] = FILE_OPTIONS
 FILLS_PROMPT = True
@@ -54,41 +53,20 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> Sequence[Samp
 
 def _read(path: Path, other_files: Mapping[str, Path], *, per_caption: bool) -> Iterator[Row]:
     missing = MissingAnnotations(path, "caption")
-    with indexed(_captions(path)) as captions:
+    with indexed(captions(path)) as found:
 
         def rows(place: str, value: Any) -> Iterator[Row]:
-            image = Record(path, place, value, hint=HINT)
-            key = _id_of(image, "id")
+            image = Record(path, place, value, hint=CAPTIONS_HINT)
+            key = image_id(image, "id")
             images = image.images("image" if image.value.get("file_name") is None else "file_name")
             if len(images) != 1:
                 image.invalid("an image needs 'id' and 'file_name'")
-            texts = tuple(captions.all(key))
+            texts = tuple(found.all(key))
             if not texts:
                 missing.add(key)
             for number, text in enumerate(texts if per_caption else texts[:1]):
                 own = f"{key}#{number}" if per_caption else key
                 yield Row(place, question="", answer=text, references=texts, images=images, details={"id": own})
 
-        yield from valid_records(_members(path, "images"), rows)
+        yield from valid_records(members_of(path, "images"), rows)
     missing.raise_if_any()
-
-
-def _captions(path: Path) -> Iterator[tuple[Any, str]]:
-    def pair(place: str, value: Any) -> Iterator[tuple[Any, str]]:
-        annotation = Record(path, place, value, hint=HINT)
-        yield _id_of(annotation, "image_id"), annotation.text("caption")
-
-    return valid_records(_members(path, "annotations"), pair)
-
-
-def _id_of(record: Record, key: str) -> int | str:
-    value = record.value.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        record.invalid(f"'{key}' must be a number or a text, not {value!r}")
-    return value
-
-
-def _members(path: Path, group: str) -> Iterator[tuple[str, Any]]:
-    for member in members(path):
-        if member.group == group:
-            yield member.place, member.value

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 HINT = 'a record is {"question_id": 7, "image": "...", "text": "What colour?", "answer": "red"}'
 
-# `annotations`: a file with the answers of ten annotators, which become the references; `problems`: ScienceQA's
-# problems.json, which lists the options and the correct one.
+# `annotations`: a file with the answers of ten annotators, or with COCO captions, which become the references; `problems`:
+# ScienceQA's problems.json, which lists the options and the correct one.
 OPTIONS: Mapping[str, Any] = {**FILE_OPTIONS, "annotations": "", "problems": ""}
 FILLS_PROMPT = True
 
