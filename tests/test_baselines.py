@@ -157,7 +157,7 @@ def evaluated(work: Workspace, method: str, stage: int, task: str) -> list[dict]
 # --- equal capacity; every method from training to evaluation ---
 
 
-@pytest.mark.parametrize("method", [*UNIFORM, "moe-lora", "smolora", *PLACED])
+@pytest.mark.parametrize("method", [*UNIFORM, "moe-lora", *PLACED])
 def test_a_method_trains_what_the_budget_allows_and_is_evaluated(opened, shared, backbone, tmp_path, method):
     before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
     work = opened(tmp_path, shared=shared)

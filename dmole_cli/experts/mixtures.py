@@ -63,7 +63,7 @@ def plan_mixture(
     if known is not None:
         return replace(known, **batch)
     a, b = expert.sites[site]
-    tensors = {"a": a, "b": b, **weighs}
+    tensors: dict[str, Any] = {"a": a, "b": b, **weighs}
     if not expert.trainable:
         tensors = {part: tensor.to(place) for part, tensor in tensors.items()}
     return kind(**tensors, **batch)
