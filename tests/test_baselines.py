@@ -180,7 +180,7 @@ def test_a_method_trains_what_the_budget_allows_and_is_evaluated(opened, shared,
     assert not train(work, method)[0]["written"], "a current expert is not trained again"
 
 
-@pytest.mark.parametrize("method", ["seq-ft", "moe-lora"])
+@pytest.mark.parametrize("method", ["seq-ft", "moe-lora", "smolora"])
 def test_a_method_spends_the_default_budget_on_the_embedded_backbone(opened, tmp_path, method):
     work = opened(tmp_path)
     work = replace(work, settings=work.settings.updated(allocate=AllocateSettings()))
@@ -500,17 +500,21 @@ def test_a_dense_mixture_is_trained_further_with_its_gates(opened, tmp_path):
     work = opened(tmp_path)
     train(work, "moe-lora")
     first, second = (expert_of(work, "moe-lora", task) for task in tiny.TASKS)
-    for site, gate in first.gates.items():
-        for tensor in (gate, second.gates[site]):
+    gates = {
+        task: {site: own["gate"] for site, own in file.gates.items()}
+        for task, file in ((FIRST, first), (SECOND, second))
+    }
+    for site, gate in gates[FIRST].items():
+        for tensor in (gate, gates[SECOND][site]):
             assert float(tensor.abs().max()) > 0, "gates start at zero"
-        for old, new in zip((gate, *first.sites[site]), (second.gates[site], *second.sites[site]), strict=True):
+        for old, new in zip((gate, *first.sites[site]), (gates[SECOND][site], *second.sites[site]), strict=True):
             assert old.shape == new.shape and not torch.equal(old, new), "nothing is frozen"
     # At a learning rate near zero the second task's mixture equals the first one.
     still = opened(tmp_path, learning_rate=1e-30)
     train(still, "moe-lora", SECOND, force=True)
     again = expert_of(still, "moe-lora", SECOND)
     assert same(tensors_of(work, "moe-lora", FIRST), tensors_of(still, "moe-lora", SECOND))
-    assert all(torch.equal(first.gates[site], gate) for site, gate in again.gates.items())
+    assert all(torch.equal(gates[FIRST][site], own["gate"]) for site, own in again.gates.items())
 
 
 @pytest.mark.parametrize(
@@ -531,7 +535,7 @@ def test_the_rank_is_split_over_the_experts_that_the_budget_holds(opened, tmp_pa
     assert set(expert.sites) == set(expert.gates) == {site.name for site in sites}
     for site in sites:
         a, b = expert.sites[site.name]
-        assert (len(expert.gates[site.name]), len(a), b.shape[1]) == (parts, parts * rank, parts * rank)
+        assert (len(expert.gates[site.name]["gate"]), len(a), b.shape[1]) == (parts, parts * rank, parts * rank)
     widths, inputs = sum(s.in_features + s.out_features for s in sites), sum(s.in_features for s in sites)
     size, allowed = parts * (rank * widths + inputs), int(budget[7:-1]) * 1000
     assert sum(tensor.numel() for tensor in expert.parameters()) == size <= allowed

@@ -156,7 +156,7 @@ def test_a_folder_with_other_files_is_left_alone(exported, run):
 def test_a_dense_mixture_cannot_be_exported(exported, run):
     path = exported / "dmole-run" / "experts" / "moe-lora" / f"{TASK}.safetensors"
     expert = random_expert(load_backbone(str(exported / "backbone")), method="moe-lora")
-    gates = {site: torch.zeros(2, a.shape[1]) for site, (a, _) in expert.sites.items()}
+    gates = {site: {"gate": torch.zeros(2, a.shape[1])} for site, (a, _) in expert.sites.items()}
     write_expert(path, ExpertFile(expert.sites, expert.scale, expert.header, gates))
     for form in ("peft", "merged"):
         done = run("export", "--task", TASK, "--method", "moe-lora", "--format", form, "x", cwd=exported)

@@ -69,7 +69,7 @@ def routed(backbone):
     for name, modality in (("eyes", "vision"), ("tongue", "language"), ("dense", "")):
         chosen = [site for site in sites if modality in ("", site.modality)]
         matrices = {s.name: (drawn(4, s.in_features), drawn(s.out_features, 4)) for s in chosen}
-        gates = {} if modality else {s.name: drawn(2, s.in_features) for s in chosen}
+        gates = {} if modality else {s.name: {"gate": drawn(2, s.in_features)} for s in chosen}
         routed.add(name, Expert(matrices, scale=1.5, gates=gates))
     yield routed
     routed.close()
@@ -319,7 +319,7 @@ def expert(folder: Path, name: str) -> Expert:
     from dmole_cli.artifacts.expert import read_expert
 
     file = read_expert(folder / "dmole-run" / "experts" / f"{name}.safetensors")
-    return Expert(file.sites, file.scale, gates=file.gates)
+    return Expert(file.sites, file.scale, gates=file.gates, buffers=file.buffers)
 
 
 def samples_of(folder: Path, task: str) -> list[Sample]:

@@ -50,7 +50,7 @@ def dense(*, scale: float = 1.5, trainable: bool = True) -> Expert:
     a, b, gate = drawn(PARTS * RANK, INPUTS, seed=1), drawn(OUTPUTS, PARTS * RANK, seed=2), drawn(PARTS, INPUTS, seed=3)
     for tensor in (a, b, gate):
         tensor.requires_grad_(trainable)
-    return Expert({SITE: (a, b)}, scale, trainable=trainable, gates={SITE: gate})
+    return Expert({SITE: (a, b)}, scale, trainable=trainable, gates={SITE: {"gate": gate}})
 
 
 def attached(model: nn.Module, dropout: float = 0.0, **experts: Expert) -> RoutedExperts:
@@ -65,7 +65,7 @@ def attached(model: nn.Module, dropout: float = 0.0, **experts: Expert) -> Route
 
 def one_token(model: Model, expert: Expert, x: torch.Tensor) -> torch.Tensor:
     """W x + bias + scale * sum over parts of softmax(gate x)_p B_p A_p x, part by part."""
-    (a, b), gate = expert.sites[SITE], expert.gates[SITE]
+    (a, b), gate = expert.sites[SITE], expert.gates[SITE]["gate"]
     shares = torch.softmax(gate @ x, dim=0)
     y = model.layer.weight @ x + model.layer.bias
     for part in range(PARTS):
@@ -84,7 +84,7 @@ def test_a_mixture_is_a_loop_over_tokens_and_parts(middle):
         tokens = [one_token(model, expert, t) if names else model.layer(t) for t in sample.reshape(-1, INPUTS)]
         rows.append(torch.stack(tokens).view(*middle, OUTPUTS))
     expected = torch.stack(rows)
-    into = [x, *expert.sites[SITE], expert.gates[SITE]]
+    into = [x, *expert.parameters()]
     wanted = torch.autograd.grad((expected * expected.detach().cos()).sum(), into)
     with attached(model, mixed=expert).route(sets):
         found = model(x)
@@ -159,7 +159,7 @@ def test_a_mixture_survives_a_round_trip_through_its_file(tmp_path):
     expert, path = dense(trainable=False), tmp_path / "e.safetensors"
     write_expert(path, ExpertFile(expert.sites, expert.scale, Header.of(EXPERT), expert.gates))
     read = read_expert(path)
-    for mine, theirs in zip((*read.sites[SITE], read.gates[SITE]), expert.parameters(), strict=True):
+    for mine, theirs in zip((*read.sites[SITE], read.gates[SITE]["gate"]), expert.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     size = PARTS * RANK * (INPUTS + OUTPUTS) + PARTS * INPUTS
     assert (read.scale, read.parameters, read.header.facts["parameters"]) == (expert.scale, size, size)

@@ -165,7 +165,7 @@ def test_routes_and_dense_mixtures_are_no_part_of_a_record(case):
     """Batches with other routes replay the same steps; only matrices that are made anew would be captured again."""
     sites = [site for site in find_sites(case.backbone.model, "attention") if site.modality == "language"]
     drawn = tiny.draw_expert(sites, 4, scale=1.5, generator=torch.Generator().manual_seed(5), spread=0.4)
-    gates = {site.name: drawn.sites[site.name][0][:2] for site in sites}
+    gates = {site.name: {"gate": drawn.sites[site.name][0][:2]} for site in sites}
     case.routed.add("dense", Expert(drawn.sites, scale=1.5, gates=gates))
     decoder, plain = taped(case.backbone, case.routed), case.answers()
     for number in range(3):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
 
-from dmole_cli.experts.routing_plan import ActiveExperts, RowScales
+from dmole_cli.experts.routing_plan import RowScales
 
 
 @dataclass
@@ -28,6 +29,12 @@ class DenseMixture:
     gate: torch.Tensor
     scales: RowScales
     columns: slice
+    # Its tensors are the same for every batch, but for the scales, so that CUDA graphs can hold them.
+    fixed: ClassVar[bool] = True
+
+    def matrices(self) -> tuple[torch.Tensor, ...]:
+        """Every tensor but the scales."""
+        return self.a, self.b, self.gate
 
     def add_to(self, output: torch.Tensor, x: torch.Tensor, *, dropout: float = 0.0) -> torch.Tensor:
         """Return output [rows, ..., out] plus the weighted sum of the parts' outputs for x [rows, ..., in].
@@ -39,14 +46,3 @@ class DenseMixture:
         low = F.linear(F.dropout(x, dropout) if dropout else x, a.to(x.dtype))
         low = low * weights.repeat_interleave(len(a) // len(gate), dim=-1).to(x.dtype)
         return output + F.linear(low, b.to(x.dtype)).to(output.dtype)
-
-
-def plan_mixture(
-    site: str, name: str, active: ActiveExperts, modality: str, device: torch.device | None = None
-) -> DenseMixture:
-    """The mixture of an expert at a site, with its scales for the batch, on the device of the site."""
-    expert, device = active.experts[name], device or active.device
-    (a, b), gate = expert.sites[site], expert.gates[site]
-    if not expert.trainable:
-        a, b, gate = (matrix.to(device) for matrix in (a, b, gate))
-    return DenseMixture(a, b, gate, *active.scales([name], modality, device))

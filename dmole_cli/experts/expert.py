@@ -36,23 +36,28 @@ class Expert:
         sites: site -> (A [rank, in], B [out, rank]), float32.
         scale: alpha / rank.
         trainable: whether A and B take gradients.
-        gates: site -> [parts, in] where the expert is a dense mixture of that many parts: the ranks of A and B are split
-            evenly among the parts, in order, and every token weights the parts by a softmax over its gate logits.
+        gates: site -> name -> tensor where the expert is a mixture, which weighs parts of A and B: the ranks are split evenly
+            among the parts, in order. The names say which mixture it is (mixtures.py).
+        buffers: the same, of tensors that do not train.
         gradients: site -> where the backward pass writes the gradients of A and B; empty to leave them to autograd.
     """
 
     sites: dict[str, tuple[torch.Tensor, torch.Tensor]]
     scale: float
     trainable: bool = False
-    gates: dict[str, torch.Tensor] = field(default_factory=dict)
+    gates: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    buffers: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     gradients: dict[str, MatrixGradients] = field(default_factory=dict)
 
     def parameters(self) -> Iterator[torch.Tensor]:
-        """A and B of every site, and its gate if it has one, in a fixed order."""
+        """A and B of every site, and its gates if it has some, in a fixed order."""
         for site in sorted(self.sites):
-            yield from self.sites[site]
-            if site in self.gates:
-                yield self.gates[site]
+            yield from self.parameters_of(site)
+
+    def parameters_of(self, site: str) -> Iterator[torch.Tensor]:
+        """A and B of a site, and its gates in the order of their names."""
+        yield from self.sites[site]
+        yield from (gate for _, gate in sorted(self.gates.get(site, {}).items()))
 
 
 def load_expert(path: Path) -> Expert:
@@ -62,7 +67,7 @@ def load_expert(path: Path) -> Expert:
         ArtifactError: the file is missing, damaged or of another kind.
     """
     file = read_expert(path)
-    return Expert(file.sites, file.scale, gates=file.gates)
+    return Expert(file.sites, file.scale, gates=file.gates, buffers=file.buffers)
 
 
 def new_expert(

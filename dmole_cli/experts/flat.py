@@ -39,7 +39,7 @@ class FlatExpert:
         dtype: of the backbone's activations.
 
     Attributes:
-        matrices: A and B of every site, and its gate if it has one, in the order of `Expert.parameters`.
+        matrices: A and B of every site, and its gates if it has some, in the order of `Expert.parameters`.
         sizes: number of values of each matrix.
         pieces: parts that always have their gradients together; the optimizer's parameters are their values.
     """
@@ -50,7 +50,7 @@ class FlatExpert:
         number = {id(matrix): index for index, matrix in enumerate(self.matrices)}
         homes: dict[tuple[torch.device, str], list[int]] = {}
         for site in sorted(expert.sites):
-            own = [*expert.sites[site], *([expert.gates[site]] if site in expert.gates else [])]
+            own = list(expert.parameters_of(site))
             homes.setdefault((own[0].device, towers[site]), []).extend(number[id(matrix)] for matrix in own)
         self._transposed = {number[id(b)] for _, b in expert.sites.values()}
         self.pieces = [self._gathered(numbers, dtype) for numbers in homes.values()]
@@ -58,7 +58,7 @@ class FlatExpert:
         slots = {n: slot for piece in self.pieces for n, slot in self._slots(piece, piece.gradients)}
         self._sites: dict[str, MatrixGradients] = {}
         for site, (a, b) in expert.sites.items():
-            if site not in expert.gates:  # autograd computes the gradients of a dense mixture
+            if site not in expert.gates:  # autograd computes the gradients of a mixture
                 first, second = number[id(a)], number[id(b)]
                 sink = MatrixGradients(slots[first].view(a.shape), slots[second].view(b.shape[::-1]))
                 self._sites[site] = self._written[first] = self._written[second] = sink

@@ -28,7 +28,7 @@ class MergedExperts:
         W + scale B A in float32; in half precision, rounding would lose most of a B A that is small against W.
 
         Raises:
-            DmoleError: a host is not a plain linear layer in float32, or an expert is a dense mixture.
+            DmoleError: a host is not a plain linear layer in float32, or an expert is a mixture.
         """
         wanted = tuple(names)
         if wanted == self._names:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,12 +22,13 @@ from torch.nn import functional as F
 
 from dmole_cli.backbones.device import device_of, is_divided
 from dmole_cli.errors import DmoleError
-from dmole_cli.experts.dense_mixture import DenseMixture, plan_mixture
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.groups import is_plain, same_input
 from dmole_cli.experts.layer import add_experts, output_of
 from dmole_cli.experts.merging import MergedExperts
+from dmole_cli.experts.mixtures import Mixture, plan_mixture
 from dmole_cli.experts.routing_plan import ActiveExperts, GroupPlan, RowScales, Stacks, refresh
+from dmole_cli.experts.samples import BatchSamples
 
 
 @dataclass
@@ -36,19 +37,25 @@ class BatchPlan:
 
     Attributes:
         groups: site -> the active LoRA experts of the sites that share its input.
-        mixtures: site -> its active dense mixtures.
+        mixtures: site -> its active mixtures.
         scales: of every tower.
+        samples: of the batch, where these are known.
     """
 
     groups: dict[str, GroupPlan] = field(default_factory=dict)
-    mixtures: dict[str, list[DenseMixture]] = field(default_factory=dict)
+    mixtures: dict[str, list[Mixture]] = field(default_factory=dict)
     scales: list[RowScales] = field(default_factory=list)
+    samples: BatchSamples | None = None
 
     def matrices(self) -> list[torch.Tensor]:
         """Every tensor but the scales; the same objects in every plan of `route(..., every=True)`."""
         every = [matrix for plan in self.groups.values() for matrix in (plan.stack.a, *plan.stack.b)]
-        mixtures = [mixture for mixtures in self.mixtures.values() for mixture in mixtures]
-        return every + [matrix for mixture in mixtures for matrix in (mixture.a, mixture.b, mixture.gate)]
+        return every + [matrix for mixtures in self.mixtures.values() for own in mixtures for matrix in own.matrices()]
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the batch enters by its scales alone, so that CUDA graphs serve other batches, too."""
+        return all(mixture.fixed for mixtures in self.mixtures.values() for mixture in mixtures)
 
 
 class RoutedExperts:
@@ -74,7 +81,7 @@ class RoutedExperts:
         self._stacks = Stacks()
         self._merged = MergedExperts(model)
         self._plan = BatchPlan()
-        self._mixtures: dict[tuple[str, str, torch.device], DenseMixture] = {}
+        self._mixtures: dict[tuple[str, str, torch.device], Mixture] = {}
         # Of the sites of a model that is spread over devices.
         self._devices: dict[str, torch.device] = {}
 
@@ -109,7 +116,7 @@ class RoutedExperts:
         """Merge these experts, and only these, into the weights of their hosts; none restores the original weights.
 
         Raises:
-            DmoleError: a host is not a plain linear layer in float32, or an expert is a dense mixture.
+            DmoleError: a host is not a plain linear layer in float32, or an expert is a mixture.
         """
         self._merged.merge(names, self.experts)
 
@@ -138,6 +145,7 @@ class RoutedExperts:
         sets: Sequence[Iterable[str]],
         *,
         rows: Mapping[str, torch.Tensor | None] | None = None,
+        samples: BatchSamples | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         every: bool = False,
@@ -150,6 +158,7 @@ class RoutedExperts:
             sets: names of the experts of each sample; any number, also none.
             rows: modality -> sample index of each row of that tower's tensors [rows], where rows are not samples but tiles
                 or images.
+            samples: of the batch; needed by mixtures that choose their parts per sample.
             device: of the backbone; None for that of its first weight. Of a backbone that is spread over devices, every site has
                 its own.
             dtype: of its activations; experts stay float32 and are cast for the products. None for that of its first weight.
@@ -161,6 +170,7 @@ class RoutedExperts:
             self.experts,
             [tuple(names) for names in sets],
             rows=rows or {},
+            samples=samples,
             device=weight.device if device is None else torch.device(device),
             dtype=weight.dtype if dtype is None else dtype,
         )
@@ -178,6 +188,8 @@ class RoutedExperts:
         for scales in self._plan.scales:
             if scales.per_sample:
                 scales.values = scales.values[samples.to(scales.values.device)]
+        if self._plan.samples is not None:
+            self._plan.samples.keep(samples)
 
     def has_vision_expert(self, active: Iterable[Iterable[str]]) -> bool:
         """Whether any of these experts has a site in the vision encoder.
@@ -191,17 +203,20 @@ class RoutedExperts:
     @contextmanager
     def narrowed(self, samples: torch.Tensor) -> Iterator[None]:
         """Inside the block, reduce the batch to these samples [indices, each any number of times], as `keep` does."""
-        before = [(scales, scales.values) for scales in self._plan.scales]
+        before, own = [(scales, scales.values) for scales in self._plan.scales], self._plan.samples
+        kept = None if own is None else own.kept
         self.keep(samples)
         try:
             yield
         finally:
             for scales, values in before:
                 scales.values = values
+            if own is not None:
+                own.kept = kept
 
     @torch.no_grad()
     def _plan_batch(self, active: ActiveExperts, *, every: bool) -> BatchPlan:
-        plan, keep = BatchPlan(), every or active.device.type == "cuda"
+        plan, keep = BatchPlan(samples=active.samples), every or active.device.type == "cuda"
         if not self._groups:  # after experts have been attached
             others = [(site,) for site in self._hooks if site not in self._plain]
             self._groups = [*same_input(self._plain, self.model), *others]
@@ -225,15 +240,12 @@ class RoutedExperts:
         plan.scales = active.tables()
         return plan
 
-    def _mixture(self, site: str, name: str, active: ActiveExperts, device: torch.device | None) -> DenseMixture:
+    def _mixture(self, site: str, name: str, active: ActiveExperts, device: torch.device | None) -> Mixture:
         """The mixture of an expert at a site; a frozen one's matrices are moved to the device once, not per batch."""
         key = (site, name, device or active.device)
         known = self._mixtures.get(key)
-        if known is not None:
-            scales, columns = active.scales([name], self.modality_of(site), device)
-            return replace(known, scales=scales, columns=columns)
-        mixture = plan_mixture(site, name, active, self.modality_of(site), device)
-        if not self.experts[name].trainable:
+        mixture = plan_mixture(site, name, active, self.modality_of(site), device, known=known)
+        if known is None and not self.experts[name].trainable:
             self._mixtures[key] = mixture
         return mixture
 

@@ -18,6 +18,7 @@ import torch
 
 from dmole_cli.backbones.image_layouts import spread
 from dmole_cli.experts.expert import Expert, MatrixGradients
+from dmole_cli.experts.samples import BatchSamples
 
 REMEMBERED = 16  # selections of scales whose columns stay on the device
 
@@ -137,6 +138,7 @@ class ActiveExperts:
         rows: modality -> sample of each row of that tower, where rows are not samples.
         device: of the backbone.
         dtype: of its activations.
+        samples: of the batch, where they are known.
 
     Attributes:
         names: the experts that any sample uses.
@@ -151,8 +153,9 @@ class ActiveExperts:
         rows: Mapping[str, torch.Tensor | None],
         device: torch.device,
         dtype: torch.dtype,
+        samples: BatchSamples | None = None,
     ) -> None:
-        self.experts, self.rows, self.device, self.dtype = experts, rows, device, dtype
+        self.experts, self.rows, self.device, self.dtype, self.samples = experts, rows, device, dtype, samples
         chosen = [set(names) for names in sets]
         self.names: set[str] = set().union(*chosen)
         self.every = sorted(experts, key=lambda n: not experts[n].trainable)

@@ -20,6 +20,7 @@ from dmole_cli.backbones.backbone import Backbone, Encoded
 from dmole_cli.data.card import Generation
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
+from dmole_cli.experts.samples import batch_samples
 from dmole_cli.inference.decoding import Emit, generate_tokens, texts_of
 from dmole_cli.inference.pool import ExpertPool
 from dmole_cli.inference.static_decoding import static_decoder
@@ -243,7 +244,9 @@ class Answering:
     ) -> list[list[int]]:
         """The tokens of answers of one batch: with a decoder of one minimum length, and of merged experts the same ones."""
         self.pool.require(active)
-        inputs, rows = self.backbone.collate([one.encoded for one in asked], left=True)
+        encoded = [one.encoded for one in asked]
+        inputs, rows = self.backbone.collate(encoded, left=True)
+        samples = batch_samples(self.backbone, encoded, inputs)
         merges = self.trained.merges
         if merges:
             self.routed.merge(active[0])
@@ -251,7 +254,9 @@ class Answering:
         place: dict[str, Any] = {"device": self.backbone.device, "dtype": self.backbone.compute_dtype}
         with (
             torch.no_grad(),
-            self.routed.route(beside, rows=rows, **place, every=self.decoder is not None and not merges),
+            self.routed.route(
+                beside, rows=rows, samples=samples, **place, every=self.decoder is not None and not merges
+            ),
         ):
             return generate_tokens(
                 self.backbone,

@@ -30,6 +30,7 @@ from dmole_cli.backbones.vision_cache import VisionFeatureCache
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.experts.expert import load_expert
 from dmole_cli.experts.routed import RoutedExperts
+from dmole_cli.experts.samples import batch_samples
 from dmole_cli.inference.decoding import generate
 from dmole_cli.inference.keys import result_key
 from dmole_cli.inference.likelihood import answer_likelihoods
@@ -243,9 +244,9 @@ class BatchedInference:
                     inputs = vision.replace(inputs, encoded_batch)
                 beside = [() for _ in active] if self.merges else active
                 place: dict[str, Any] = {"device": backbone.device, "dtype": backbone.compute_dtype}
-                with routed.route(
-                    beside, rows=vision_rows, **place, every=attached.decoder is not None and not self.merges
-                ):
+                asked = batch_samples(backbone, encoded_batch, inputs)
+                every = attached.decoder is not None and not self.merges
+                with routed.route(beside, rows=vision_rows, samples=asked, **place, every=every):
                     found = compute(inputs, [pairs[p][0] for p in batches[number]], attached)
                 stored.add(number, [cache.pack(result) for result in found])
         results: dict[int, Result] = {}

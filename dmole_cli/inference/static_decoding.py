@@ -107,7 +107,8 @@ class StaticDecoder:
             The tokens with padding behind each answer [rows, longest] on the CPU. None if the batch cannot be decoded here;
             everything is then as it was before.
         """
-        if not self.enabled or limits.longest < 2 or not is_fixed(first):
+        fixed = is_fixed(first) and (self.routed is None or self.routed.plan.fixed)
+        if not self.enabled or limits.longest < 2 or not fixed:
             return None
         routes = [] if self.routed is None else [scales for scales in self.routed.plan.scales if scales.per_sample]
         before = [scales.values for scales in routes]

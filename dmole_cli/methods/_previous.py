@@ -55,5 +55,6 @@ def trainable_copy(context: LoadedContext, task: str) -> Expert:
         return matrix.to(place(site), copy=True).requires_grad_()
 
     sites = {site: (copied(site, a), copied(site, b)) for site, (a, b) in file.sites.items()}
-    gates = {site: copied(site, gate) for site, gate in file.gates.items()}
-    return Expert(sites, file.scale, trainable=True, gates=gates)
+    gates = {site: {name: copied(site, gate) for name, gate in own.items()} for site, own in file.gates.items()}
+    buffers = {site: {name: fixed.to(place(site)) for name, fixed in own.items()} for site, own in file.buffers.items()}
+    return Expert(sites, file.scale, trainable=True, gates=gates, buffers=buffers)

@@ -47,6 +47,6 @@ class MoeLora(Method):
         place = context.backbone.device_of
         expert = new_expert(shapes, scale=self.scale(context), generator=generator, device=place)
         expert.gates = {
-            s.name: torch.zeros(parts, s.in_features, device=place(s.name), requires_grad=True) for s in sites
+            s.name: {"gate": torch.zeros(parts, s.in_features, device=place(s.name), requires_grad=True)} for s in sites
         }
         return expert

@@ -199,7 +199,7 @@ def _write(plan: Plan, trained: Trained) -> dict[str, Any]:
     facts |= {"micro_batch": trained.micro_batch} if trained.micro_batch else {}
     shares = {} if trained.transfer_shares is None else {"transfer_shares": trained.transfer_shares}
     header = plan.header.with_facts(**facts, **shares)
-    write_expert(plan.path, ExpertFile(expert.sites, expert.scale, header, expert.gates))
+    write_expert(plan.path, ExpertFile(expert.sites, expert.scale, header, expert.gates, expert.buffers))
     if world().first:
         run.checkpoint(task, method).unlink(missing_ok=True)
     # The next task's training reads the expert, in every process.

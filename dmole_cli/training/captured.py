@@ -78,7 +78,7 @@ class CapturedSteps:
 
     def __init__(self, backbone: Backbone, routed: RoutedExperts, flat: FlatExpert, graphs: Graphs) -> None:
         self.backbone, self.routed, self.flat, self.graphs = backbone, routed, flat, graphs
-        # Autograd computes the gradients of dense mixtures, and dropout draws new random numbers in every step.
+        # Autograd computes the gradients of mixtures, and dropout draws new random numbers in every step.
         self.enabled = not flat.expert.gates and not routed.dropout
         self._shapes: dict[Any, Shape] = {}
         self._seen: Counter[Any] = Counter()

@@ -19,6 +19,7 @@ from dmole_cli.errors import DmoleError
 from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.flat import FlatExpert
 from dmole_cli.experts.routed import RoutedExperts
+from dmole_cli.experts.samples import batch_samples
 from dmole_cli.processes import world
 from dmole_cli.training.captured import captured_steps
 from dmole_cli.training.gradients import StepGradient
@@ -256,7 +257,9 @@ class Trainer:
         inputs, rows = batch.collated or backbone.collate(
             batch.encoded, left=False, few_lengths=self.captured is not None
         )
-        routes: dict[str, Any] = {"rows": rows, "device": backbone.device, "dtype": backbone.compute_dtype}
+        samples = batch_samples(backbone, batch.encoded, inputs)
+        place = {"device": backbone.device, "dtype": backbone.compute_dtype}
+        routes: dict[str, Any] = {"rows": rows, "samples": samples, **place}
         cached = self.cache is not None and not self.routed.has_vision_expert(batch.active)
         with self.flat.collecting():
             if self.captured is not None and not cached and self.penalty is None and not self.scaler.is_enabled():
