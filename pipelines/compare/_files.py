@@ -14,7 +14,7 @@ from typing import Any
 from dmole_cli.artifacts.files import write_text
 from dmole_cli.errors import DmoleError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 BARE = re.compile(r"[A-Za-z0-9_-]+")  # keys that TOML does not quote
 
 

@@ -18,7 +18,7 @@ from dmole_cli.data.card import task_name
 from dmole_cli.errors import DmoleError
 from dmole_cli.methods.base import load_method
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 PLAN, CONFIG = FOLDER / "plan.toml", FOLDER / "dmole.toml"
 MAIN = "main"
 STAGES = ("router", "allocate", "train", "evaluate")
