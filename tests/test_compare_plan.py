@@ -58,6 +58,7 @@ def test_every_method_runs_in_the_first_order_and_those_that_depend_on_it_in_the
     assert set(rows["A"]) == {*catalog.names("methods"), *plan["variants"]} and rows["A"][0] == "zero-shot"
     assert [row for row in rows["A"] if row not in rows["B"]] == ["finetune", "joint"]
     assert rows["B"] == [row for row in rows["A"] if row in rows["B"]]
+    assert rows_of_plan({**plan, "methods": ["not-written-yet", "seq-ft"]}) == ["seq-ft"]
     named = main_experiments({**plan, "second": {"B": ["seq-ft", "joint"]}}, orders=["B"], seeds=[0])
     assert [e.label for e in named] == ["joint", "seq-ft"]
     order = [(e.order, e.seed) for e in experiments]

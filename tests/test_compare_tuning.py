@@ -147,10 +147,24 @@ def test_bounds_end_an_axis():
     assert Axis(ANY, 2).beyond(3.8e-4, up=False) == 1.9e-4 and Axis(ANY, 10).beyond(1e6, up=True) == 1e7
 
 
+def test_a_weight_of_zero_needs_a_neighbour_with_the_options_of_the_best_trial():
+    axes = {"rate": Axis(ANY, 2), "weight": Axis(ANY, 10)}
+    search = Search((both(4, 1), both(4, 0), both(8, 0.1)), axes)
+    scores = {both(4, 1): 1.0, both(4, 0): 2.0, both(8, 0.1): 0.0}
+    assert search.next_trials(scores) == [both(2, 0), both(8, 0)], "a weight of 1 was tried"
+    scores |= {both(2, 0): 3.0, both(8, 0): 0.0}
+    assert search.next_trials(scores) == [both(1, 0), both(2, 0.1)], (
+        "no factor leads away from 0: the smallest value does"
+    )
+
+
 def test_whole_options_take_whole_steps():
     axis = Axis(Option(8.0, "", ge=1.0, whole=True), 1.2)
     assert [axis.beyond(8, up=True), axis.beyond(2, up=True), axis.beyond(2, up=False)] == [10, 3, 1]
     assert axis.beyond(1, up=False) is None
+    switch = Axis(Option(1.0, "", le=1.0, whole=True), 2)
+    assert (switch.beyond(0, up=True), switch.beyond(1, up=False)) == (1, 0)
+    assert switch.beyond(0, up=False) is None is switch.beyond(1, up=True)
 
 
 def test_a_trial_that_diverged_is_worse_than_all_others():

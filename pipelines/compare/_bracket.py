@@ -77,14 +77,20 @@ class Search:
         best = self.best(scores)
         if best is None:
             return []
-        found = []
+        own, found = [dict(trial) for trial in self.own(scores)], []
         for name, axis in self.axes.items():
             value = dict(best)[name]
-            tried = [dict(trial)[name] for trial in self.own(scores) if _without(trial, name) == _without(best, name)]
+            others = {**dict(best), name: None}
+            line = [trial[name] for trial in own if {**trial, name: None} == others]
             for up in (False, True):
-                is_edge = not any(other > value if up else other < value for other in tried)
-                if is_edge and (next_value := axis.beyond(value, up=up)) is not None:
-                    found.append(tuple((key, next_value if key == name else old) for key, old in best))
+                if any(tried > value if up else tried < value for tried in line):
+                    continue
+                further = axis.beyond(value, up=up)
+                if up and not value and further is None:
+                    # No factor leads away from 0, so the smallest value of another line does.
+                    further = min((trial[name] for trial in own if trial[name] > 0), default=None)
+                if further is not None:
+                    found.append(tuple((key, further if key == name else old) for key, old in best))
         return found
 
     def next_trials(self, scores: Scores) -> list[Trial]:
@@ -107,7 +113,3 @@ def rounded(value: float) -> float:
 def trial_of(options: Mapping[str, float], axes: Sequence[str]) -> Trial:
     """Options as a trial."""
     return tuple((name, float(f"{options[name]:g}")) for name in axes)
-
-
-def _without(trial: Trial, name: str) -> Trial:
-    return tuple(pair for pair in trial if pair[0] != name)
