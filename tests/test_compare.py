@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -21,15 +22,25 @@ from dmole_cli.commands.app import app
 
 ROOT = Path(__file__).parent.parent
 COMPARE = ROOT / "pipelines" / "compare"
+sys.path.append(str(COMPARE))  # its files are scripts and find each other beside them
+
+from _files import read_toml  # noqa: E402
+from _plan import PLAN  # noqa: E402
+from _trials import experiments_for, searches  # noqa: E402
+from tune import results_in  # noqa: E402
+
 ROWS, SEEDS = ("zero-shot", "mine"), (0, 1)
 ARGUMENTS = ["--methods", *ROWS, "broken", "--seeds", "0", "1", "--orders", "A"]
 GRID = """seed = 100
-order = "A"
+orders = ["B", "A"]
 choose = "last"
 tasks = 1
 sizes = { train = 16 }
-[trials]
-seq-ft = [{ learning_rate = 1e-9 }, { learning_rate = 1e-2 }]
+most = 9
+[trials.seq-ft]
+factors = { learning_rate = 1e39 }
+low = { learning_rate = 1e-9 }
+start = [{ learning_rate = 1e-2 }, { learning_rate = 1e-9 }]
 [like]
 v4 = "seq-ft"
 """
@@ -347,14 +358,26 @@ def test_d_mole_is_prepared_once_and_a_study_evaluates_the_same_experts(stream, 
 def test_trials_are_evaluated_on_validation_and_the_best_is_written(stream, start, tmp_path):
     folder = short(stream, tmp_path / "stream")
     (folder / "grid.toml").write_text(GRID, encoding="utf-8")
-    shown, _ = end(start(folder, "tune.py", "--grid", "grid.toml", "--config", "dmole.toml"), code=0)
+    arguments = ["--grid", "grid.toml", "--config", "dmole.toml", "--orders", "B"]
+    shown, log = end(start(folder, "tune.py", *arguments), code=0)
     means = [row for row in rows(folder, "tuning") if row["task"] == "mean"]
     found = {(row["options"], row["quantity"]): float(row["value"]) for row in means}
     lasts = [found[f"learning_rate={rate}", "last"] for rate in ("1e-09", "0.01")]
-    chosen = 1e-2 if lasts[1] > lasts[0] else 1e-9
-    (copied,) = [block.split("```")[0] for block in shown.split("```toml\n")[1:]]
-    assert tomllib.loads(copied) == {"method": {"seq-ft": {"learning_rate": chosen}, "v4": {"learning_rate": chosen}}}
-    runs = [path for path in (folder / "compared" / "A" / "seed-100" / "variants").iterdir()]
-    assert len(runs) == 2 and not [path for path in runs if (path / "evaluations").exists()]
-    logs = [(path / "logs/experts/seq-ft/colours.log").read_text(encoding="utf-8") for path in runs]
-    assert all("steps 4," in log for log in logs), "16 rows in batches of 8, twice"
+    assert lasts[1] >= lasts[0]
+    chosen = {"seq-ft": {"learning_rate": 1e-2}, "v4": {"learning_rate": 1e-2}}
+    options = folder / "dmole-options.toml"
+    assert tomllib.loads(options.read_text(encoding="utf-8")) == {"orders": {"B": {"method": chosen}}}
+    # The value above the best one makes the training diverge, which is no better; then the search has ended.
+    runs = {path.name: path for path in (folder / "compared" / "B" / "seed-100" / "variants").iterdir()}
+    diverged = "seq-ft-learning_rate=1e+37"
+    assert len(runs) == 3 and f"| seq-ft | {diverged[7:]} | diverged | – |" in shown
+    assert not [path for path in runs.values() if (path / "evaluations").exists()]
+    logs = {name: (path / "logs/experts/seq-ft/colours.log").read_text(encoding="utf-8") for name, path in runs.items()}
+    assert "nothing was written" in logs.pop(diverged)
+    assert all("steps 4," in log for log in logs.values()), "16 rows in batches of 8, twice"
+    assert len(jobs_in(log)) == 5, "two trials, and the training that diverges"
+    # The same command again has nothing to run, the diverged trial included.
+    grid, plan = tomllib.loads(GRID), read_toml(PLAN)
+    _, scores = results_in(folder / "compared", grid)
+    finished, new = experiments_for(plan, grid, searches(plan, grid, orders=["B"]), scores)
+    assert (len(finished), new) == (2, []) and sorted(scores["seq-ft", "B"].values())[0] == -math.inf

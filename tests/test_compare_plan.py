@@ -1,7 +1,6 @@
 """The comparison's plan, its record, the grid of trials, and the lines under the tables."""
 
 import csv
-import json
 import shlex
 import sys
 import tomllib
@@ -14,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 COMPARE = ROOT / "pipelines" / "compare"
 sys.path.append(str(COMPARE))  # its files are scripts and find each other beside them
 
+from _differences import ceiling  # noqa: E402
 from _engine import _alone_in, _delete_outdated  # noqa: E402
 from _files import read_toml, toml  # noqa: E402
 from _plan import (  # noqa: E402
@@ -26,11 +26,10 @@ from _plan import (  # noqa: E402
     rows_of_plan,
     study_experiments,
 )
+from _provenance import provenance  # noqa: E402
 from _results import Row  # noqa: E402
 from _sheets import Summary  # noqa: E402
 from _workflow import Comparison, write_workflow  # noqa: E402
-from table import ceiling, headline, provenance  # noqa: E402
-from tune import GRID, trials  # noqa: E402
 
 from dmole_cli import catalog  # noqa: E402
 from dmole_cli.commands.app import app  # noqa: E402
@@ -52,13 +51,16 @@ def test_the_bound_is_finetune_from_a_tasks_turn_on_and_zero_shot_before():
     assert ceiling(Summary(found[1:], []), "B", orders, plan) == [], "a zero-shot score is missing"
 
 
-def test_every_method_runs_in_the_first_order_and_the_named_ones_in_the_second():
+def test_every_method_runs_in_the_first_order_and_those_that_depend_on_it_in_the_second():
     plan = read_toml(PLAN)
     experiments = main_experiments(plan)
     rows = {order: [e.label for e in experiments if (e.order, e.seed) == (order, 0)] for order in plan["orders"]}
     assert set(rows["A"]) == {*catalog.names("methods"), *plan["variants"]} and rows["A"][0] == "zero-shot"
-    again = {"zero-shot", "d-mole", "d-mole-1.25", "seq-ft", "lwf-lora", "ewc-lora", "o-lora", "moe-lora"}
-    assert set(rows["B"]) == again
+    assert [row for row in rows["A"] if row not in rows["B"]] == ["finetune", "joint"]
+    assert rows["B"] == [row for row in rows["A"] if row in rows["B"]]
+    assert rows_of_plan({**plan, "methods": ["not-written-yet", "seq-ft"]}) == ["seq-ft"]
+    named = main_experiments({**plan, "second": {"B": ["seq-ft", "joint"]}}, orders=["B"], seeds=[0])
+    assert [e.label for e in named] == ["joint", "seq-ft"]
     order = [(e.order, e.seed) for e in experiments]
     assert list(dict.fromkeys(order)) == [(o, s) for o in ("A", "B") for s in (0, 1, 2)] and order == sorted(order)
     folders = [(e.folder, e.label if e.evaluate else e.method) for e in experiments]
@@ -120,8 +122,8 @@ def test_artifacts_depend_on_the_method_its_options_the_settings_and_the_cards(t
         return {job["made_from"] for job in jobs.values()}
 
     first = made_from()
-    assert len(first) == 1 and made_from(method={**usual["method"], "replay": {"share": 0.5}}) == first
-    assert made_from(method={**usual["method"], "seq-ft": {"learning_rate": 0.5}}) != first
+    assert len(first) == 1 and made_from(method={"replay": {"share": 0.5}}) == first
+    assert made_from(method={"seq-ft": {"learning_rate": 0.5}}) != first
     assert made_from(allocate={"budget": "1%"}) != first
     for name, same in (("replay", True), ("seq_ft", False), ("_shared", False)):
         (tmp_path / "methods" / f"{name}.py").write_text("x = 12\n", encoding="utf-8")
@@ -173,25 +175,6 @@ def test_one_process_at_a_time_runs_a_comparison(tmp_path):
         pass
 
 
-def test_every_method_has_the_same_number_of_trials_with_options_that_it_has():
-
-    from dmole_cli.methods.base import load_method
-
-    plan, grid = read_toml(PLAN), read_toml(GRID)
-    same_experts = {e.label for e in main_experiments(plan) if e.evaluate and not e.trained_apart}
-    untuned = {"zero-shot", *grid["like"], *same_experts}
-    assert set(grid["trials"]) | untuned == {*catalog.names("methods"), *plan["variants"]}
-    assert set(grid["like"].values()) <= set(grid["trials"]) and grid["seed"] not in plan["seeds"]
-    assert len({len(tried) for tried in grid["trials"].values()}) == 1 < len(next(iter(grid["trials"].values())))
-    for row, tried in grid["trials"].items():
-        method = load_method(plan["variants"].get(row, {"method": row})["method"])
-        for options in tried:
-            method.option_values(read_settings(CONFIG).updated(method={method.name: options}))
-        assert len({json.dumps(options, sort_keys=True) for options in tried}) == len(tried)
-    with pytest.raises(DmoleError, match="not every method has the same number of trials: a 1, b 2"):
-        trials(plan, {"trials": {"a": [{}], "b": [{}, {}]}})
-
-
 def test_the_commands_of_the_results_name_each_groups_own_seeds():
     seeds = {"main": (0, 1), "rank": (0,), "budget": (0,), "threshold": (1, 0)}
     experiments = [Experiment("d-mole", "d-mole", "A", s, group) for group, numbers in seeds.items() for s in numbers]
@@ -199,16 +182,6 @@ def test_the_commands_of_the_results_name_each_groups_own_seeds():
         "main threshold --seeds 0 1",
         "rank budget --seeds 0",
     ]
-
-
-def test_each_of_our_rows_is_compared_with_the_best_rival():
-    scores = {"seq-ft": 40.0, "moe-lora": 50.0, "d-mole": 55.0, "wide": 60.0, "joint": 90.0}
-    found = [Row(label, "A", 0, "mean", "last", value) for label, value in scores.items()]
-    plan = {"ours": ["d-mole", "wide", "not-run"], "rivals": ["seq-ft", "moe-lora", "lwf-lora"]}
-    first, second = headline(Summary(found, []), "A", plan)
-    assert first.startswith("Mean Last of d-mole relative to moe-lora,") and first.endswith(": +10.0 %.")
-    assert second.startswith("Mean Last of wide relative to moe-lora,") and second.endswith(": +20.0 %.")
-    assert headline(Summary(found[2:], []), "A", plan) == [], "no rival has run"
 
 
 def test_the_commands_know_the_options_of_variants_and_studies():
@@ -266,14 +239,14 @@ def test_the_first_row_of_a_study_stays_first_whatever_ran_before():
     record = Record()
     record.add(main_experiments(plan, rows=["d-mole", "v1"], seeds=[0]), {}, rows=rows_of_plan(plan))
     for studies in (["rank"], ["ablations"]):
-        record.add(study_experiments(plan, studies=studies), {}, rows=rows_of_plan(plan))
+        record.add(study_experiments(plan, studies=studies, seeds=[0]), {}, rows=rows_of_plan(plan))
     record.add(main_experiments(plan, rows=["zero-shot"], seeds=[1], orders=["A"]), {}, rows=rows_of_plan(plan))
     main = [(e.order, e.seed) for e in record.experiments if e.label == "d-mole" and e.group == "main"]
     assert main == [("A", 0), ("B", 0)]
     labels = {
         group: [e.label for e in record.experiments if e.group == group] for group in ("main", "ablations", "rank")
     }
-    assert labels["main"] == ["zero-shot", "v1", "d-mole", "d-mole"], "order B has no v1"
+    assert labels["main"] == ["zero-shot", "v1", "v1", "d-mole", "d-mole"], "each in both orders"
     assert labels["ablations"] == ["d-mole", "v1", "v2", "v3", "v4-routed", "v4"] and labels["rank"][0] == "d-mole"
 
 
@@ -312,7 +285,7 @@ def test_the_figures_of_the_docs_are_those_of_the_committed_tables():
     docs = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
     columns = [("A", "last"), ("A", "avg"), ("A", "bwt"), ("B", "last"), ("B", "avg")]
     names = {"d-mole": "**d-mole**", "d-mole-1.25": "d-mole, thresholds × 1.25"}
-    for method in rows_of_plan(read_toml(PLAN)):
+    for method in dict.fromkeys(method for _, method, *_ in table):
         assert written(docs, names.get(method, method)) == [score(o, method, "mean", q) for o, q in columns]
     ours, replay = ([float(table["A", m, "mean", q]["mean"]) for q in ("last", "avg")] for m in ("d-mole", "replay"))
     last, avg = (100 * (mean / other - 1) for mean, other in zip(ours, replay, strict=True))

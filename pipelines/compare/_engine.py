@@ -88,7 +88,7 @@ def _record(comparison: Comparison, experiments: Sequence[Experiment]) -> None:
         message = f"the experiments in {comparison.folder} are evaluated on the {record.split} split"
         raise DmoleError(message, f"use another folder, or --split {record.split}")
     comparison.write_configs()
-    record.split = comparison.split
+    record.split, record.config = comparison.split, comparison.source
     orders = {order: comparison.names(order) for order in comparison.plan["orders"]}
     record.add(experiments, orders, rows=rows_of_plan(comparison.plan))
     record.write(comparison.folder)

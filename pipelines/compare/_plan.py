@@ -16,8 +16,9 @@ from dmole_cli.artifacts.files import write_json
 from dmole_cli.artifacts.run import D_MOLE
 from dmole_cli.data.card import task_name
 from dmole_cli.errors import DmoleError
+from dmole_cli.methods.base import load_method
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 PLAN, CONFIG = FOLDER / "plan.toml", FOLDER / "dmole.toml"
 MAIN = "main"
 STAGES = ("router", "allocate", "train", "evaluate")
@@ -76,6 +77,17 @@ def rows_of_plan(plan: Mapping[str, Any]) -> list[str]:
     return [row for name in named for row in (others if name == "*" else [name])]
 
 
+def depends_on_order(method: str) -> bool:
+    """Whether a method's training or evaluation depends on the order of the tasks.
+
+    It does not where each task is trained alone, nor where all tasks are trained together in a random order.
+    """
+    try:
+        return load_method(method).protocol not in ("per-task", "joint")
+    except Exception:  # a new method's file may raise anything; it is reported when its jobs are made
+        return True
+
+
 def main_experiments(
     plan: Mapping[str, Any],
     *,
@@ -84,6 +96,8 @@ def main_experiments(
     orders: Sequence[str] | None = None,
 ) -> list[Experiment]:
     """The experiments of the main table: all rows of the first order seed by seed, then the other orders.
+
+    In the other orders, `*` stands for every row that depends on the order.
 
     Raises:
         DmoleError: a row or an order does not exist.
@@ -96,6 +110,8 @@ def main_experiments(
     found = []
     for order in plan["orders"]:
         included = every if order == first else plan.get("second", {}).get(order, [])
+        if "*" in included:
+            included = [row for row in every if depends_on_order(variants.get(row, {"method": row})["method"])]
         for seed in plan["seeds"] if seeds is None else seeds:
             found += [
                 variant_experiment(row, variants.get(row, {"method": row}), order=order, seed=seed)
@@ -108,7 +124,7 @@ def main_experiments(
 def study_experiments(
     plan: Mapping[str, Any], *, studies: Sequence[str] | None = None, seeds: Sequence[int] | None = None
 ) -> list[Experiment]:
-    """The experiments of the studies in the first order, study by study; by default with the first seed of the plan.
+    """The experiments of the studies in the first order, study by study; by default with all seeds of the plan.
 
     Raises:
         DmoleError: a study does not exist, or a variant has an unknown key.
@@ -118,7 +134,7 @@ def study_experiments(
     return [
         variant_experiment(variant["label"], variant, order=first, seed=seed, group=name)
         for name in (plan.get("studies", {}) if studies is None else studies)
-        for seed in (plan["seeds"][:1] if seeds is None else seeds)
+        for seed in (plan["seeds"] if seeds is None else seeds)
         for variant in plan["studies"][name]["variants"]
     ]
 
@@ -164,11 +180,13 @@ class Record:
         orders: name -> tasks.
         experiments: in the order of the plan.
         split: the split that is evaluated.
+        config: the configuration as it is given to run.py; empty for that of the first stream.
     """
 
     orders: dict[str, list[str]] = field(default_factory=dict)
     experiments: list[Experiment] = field(default_factory=list)
     split: str = "test"
+    config: str = ""
 
     def add(
         self, experiments: Sequence[Experiment], orders: Mapping[str, Sequence[str]], *, rows: Sequence[str] = ()
@@ -194,7 +212,8 @@ class Record:
     def write(self, folder: Path) -> None:
         """Write `plan.json`; its key for the experiments is `cells`, as in the folders of earlier versions."""
         cells = [asdict(experiment) for experiment in self.experiments]
-        write_json(folder / "plan.json", {"orders": self.orders, "cells": cells, "split": self.split})
+        config = {"config": self.config} if self.config else {}
+        write_json(folder / "plan.json", {"orders": self.orders, "cells": cells, "split": self.split, **config})
 
 
 def read_record(folder: Path) -> Record:
@@ -209,6 +228,8 @@ def read_record(folder: Path) -> Record:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         tables = [{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()} for c in content["cells"]]
-        return Record(content["orders"], [Experiment(**table) for table in tables], content["split"])
+        return Record(
+            content["orders"], [Experiment(**table) for table in tables], content["split"], content.get("config", "")
+        )
     except (ValueError, TypeError, KeyError) as error:
         raise DmoleError(f"{path} cannot be read: {error!r}", "delete it and start run.py again") from error

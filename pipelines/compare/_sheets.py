@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from _intervals import Gain, best_of, estimate, gain
 from _plan import Experiment
 from _results import ALL, MEAN, MEAN_WITHOUT, Row
 from rich import box
@@ -19,7 +20,8 @@ from dmole_cli.reports.tables import MISSING, TITLES, nats, points
 
 COUNTS = {"trained": "trainable_parameters", "stored": "stored_parameters"}
 SECONDS = {"prepare": "preparation_seconds", "train": "training_seconds", "evaluate": "evaluation_seconds"}
-SUMMARY_COLUMNS = ["method", "order", "task", "quantity", "mean", "deviation", "seeds", "planned"]
+SUMMARY_COLUMNS = ["method", "order", "task", "quantity", "mean", "deviation", "low", "high", "seeds", "planned"]
+BEST = "best rival"
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Summary:
     """Values by order, method, task and quantity, over the finished seeds."""
 
     def __init__(self, rows: Iterable[Row], experiments: Iterable[Experiment]) -> None:
-        self._values: dict[tuple[str, str, str, str], list[float]] = {}
+        self._values: dict[tuple[str, str, str, str], dict[int, float]] = {}
         for row in rows:
-            self._values.setdefault((row.order, row.method, row.task, row.quantity), []).append(row.value)
+            self._values.setdefault((row.order, row.method, row.task, row.quantity), {})[row.seed] = row.value
         self.planned = Counter((experiment.order, experiment.label) for experiment in experiments)
 
     def labels(self, order: str) -> list[str]:
@@ -46,7 +48,21 @@ class Summary:
 
     def values(self, order: str, label: str, task: str, quantity: str) -> list[float]:
         """One value for each finished seed."""
-        return self._values.get((order, label, task, quantity), [])
+        return list(self.by_seed(order, label, task, quantity).values())
+
+    def by_seed(self, order: str, label: str, task: str, quantity: str) -> dict[int, float]:
+        """Finished seed -> value."""
+        return self._values.get((order, label, task, quantity), {})
+
+    def gain(self, order: str, label: str, other: str, quantity: str, *, plan: Mapping[str, Any]) -> Gain | None:
+        """The mean score of a row relative to that of another one, or of the plan's best rival (`BEST`); None without scores."""
+        found: str | None = other
+        if other == BEST:
+            found = best_of({rival: self.by_seed(order, rival, MEAN, quantity) for rival in plan.get("rivals", ())})
+        if found is None or found == label:
+            return None
+        pair = (self.by_seed(order, name, MEAN, quantity) for name in (label, found))
+        return gain(*pair, other=found)
 
     def text(self, order: str, label: str, task: str, quantity: str) -> str:
         """Mean ± sample standard deviation, formatted."""
@@ -64,19 +80,15 @@ class Summary:
 
     def each(self) -> list[dict[str, Any]]:
         """A row (`SUMMARY_COLUMNS`) for every mean."""
-        return [
-            {
-                "method": label,
-                "order": order,
-                "task": task,
-                "quantity": quantity,
-                "mean": fmean(values),
-                "deviation": stdev(values) if len(values) > 1 else None,
-                "seeds": len(values),
-                "planned": self.planned[order, label],
-            }
-            for (order, label, task, quantity), values in self._values.items()
-        ]
+        found = []
+        for (order, label, task, quantity), by_seed in self._values.items():
+            values = list(by_seed.values())
+            known = estimate(values)
+            low, high = known.ends or (None, None)
+            row = {"method": label, "order": order, "task": task, "quantity": quantity, "mean": known.mean}
+            row |= {"deviation": stdev(values) if len(values) > 1 else None, "low": low, "high": high}
+            found.append({**row, "seeds": len(values), "planned": self.planned[order, label]})
+        return found
 
     def sheet(
         self, title: str, order: str, columns: Mapping[str, tuple[str, str]], counts: Mapping[str, str] | None = None
@@ -122,19 +134,6 @@ def _knowledge_sheets(summary: Summary, order: str, tasks: Sequence[str]) -> lis
         columns = {task: (task, quantity) for task in tasks} | {"mean": (MEAN, quantity)}
         found.append(summary.sheet(f"{title}: change since a task was trained, per task", order, columns))
     return found
-
-
-def study_sheet(summary: Summary, title: str, order: str, tasks: Sequence[str]) -> Sheet:
-    """The table of a study: Last per task, means, and the mean Last relative to that of the first row."""
-    columns = {task: (task, "last") for task in tasks}
-    columns |= {"Last": (MEAN, "last"), "Last w/o CIDEr": (MEAN_WITHOUT, "last"), "AVG": (MEAN, "avg")}
-    columns |= {"BWT": (MEAN, "bwt"), "routed right %": (MEAN, "routed_right")}
-    sheet = summary.sheet(title, order, columns, {"trained": COUNTS["trained"]})
-    means = [summary.values(order, row[0], MEAN, "last") for row in sheet.rows]
-    first = fmean(means[0]) if means and means[0] else 0.0
-    change = [f"{round(100 * (fmean(own) / first - 1), 1) + 0.0:+.1f}" if own and first else MISSING for own in means]
-    rows = [[*row, relative] for row, relative in zip(sheet.rows, change, strict=True)]
-    return Sheet(title, [*sheet.heading, "Last, rel. %"], rows)
 
 
 def markdown(sheets: Sequence[Sheet]) -> list[str]:

@@ -6,12 +6,13 @@ import json
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from _files import toml, write_lines
+from _options import Options, options_in, with_options
 from _plan import MAIN, Experiment, order_of
 from _results import cost_of
 
@@ -47,6 +48,8 @@ class Comparison:
         split: the split that is evaluated.
         diagonal: evaluate each task only after its own training and at the end, not after every task.
         likelihood: for the main table, also measure the likelihood of the reference answers, there and for the backbone.
+        options: table of the options that were chosen for the methods; those of the configuration take precedence.
+        source: the configuration as it is given to run.py; empty for that of the first stream.
     """
 
     folder: Path
@@ -55,6 +58,8 @@ class Comparison:
     split: str = "test"
     diagonal: bool = False
     likelihood: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
 
     def order(self, name: str) -> list[str]:
         """The tasks in an order of the plan, as the configuration lists them (names or paths of cards)."""
@@ -64,10 +69,17 @@ class Comparison:
         """The names of the tasks in an order of the plan."""
         return [task_name(task) for task in self.order(order)]
 
+    def method_options(self, order: str) -> dict[str, Options]:
+        """Row -> its options in one order."""
+        return {**options_in(self.options, order), **self.config.get("method", {})}
+
     def write_configs(self) -> None:
-        """Write the configuration of every order: the base configuration with the tasks in that order."""
+        """Write the configuration of every order: the base configuration with the tasks in that order and its options."""
+        variants = self.plan.get("variants", {})
         for order in self.plan["orders"]:
-            write_lines(self.folder / order / "dmole.toml", [toml({**self.config, "tasks": self.order(order)})])
+            own = {row: options for row, options in self.method_options(order).items() if row not in variants}
+            table = {**self.config, "tasks": self.order(order), **({"method": own} if own else {})}
+            write_lines(self.folder / order / "dmole.toml", [toml(table)])
 
     def jobs(self, experiment: Experiment) -> tuple[Experiment, Jobs]:
         """An experiment with the path of its result, and its jobs: artifact -> what it is made from, and the command.
@@ -77,6 +89,9 @@ class Comparison:
         Raises:
             DmoleError: the method's file cannot be used, or the plan gives arguments to a stage that the method does not have.
         """
+        options = self.method_options(experiment.order)
+        if experiment.label in self.plan.get("variants", {}) and experiment.label in options:
+            experiment = with_options(experiment, options[experiment.label])
         method, tasks = _method(experiment.method), self.names(experiment.order)
         trained = method.trained_tasks(tasks)
         has = {"router": method.uses_routers, "allocate": method.uses_allocation, "train": bool(trained)}
@@ -96,7 +111,8 @@ class Comparison:
             apart = words[0] == "evaluate" and experiment.trained_apart
             usual = f"{experiment.order}/seed-{experiment.seed}"
             first = _linked("generations", usual, experiment.folder) if apart else ""
-            jobs[str(path)] = _job(words, places, inputs, self._made_from(method, tasks), first)
+            made_from = self._made_from(method, tasks, options.get(method.name, {}))
+            jobs[str(path)] = _job(words, places, inputs, made_from, first)
             labels = [path.parts[-3]] if words[0] == "evaluate" else [method.name, f"{method.name}@*"]
             jobs[str(path)]["folders"] = [name for label in labels for name in self._evaluated(parts[2], label)]
         return replace(experiment, result=str(evaluation[0][0])), jobs
@@ -163,13 +179,13 @@ class Comparison:
                     jobs[str(path)] = _job(words, places, inputs, made_from, first)
         return jobs
 
-    def _made_from(self, method: Method, tasks: Sequence[str]) -> dict[str, Any]:
+    def _made_from(self, method: Method, tasks: Sequence[str], options: Options) -> dict[str, Any]:
         """What shapes an experiment beside its command: settings, the method's options and code, and the tasks' cards."""
-        shelf, options = PACKAGE / "methods", self.config.get("method", {}).get(method.name, {})
+        shelf = PACKAGE / "methods"
         files = [shelf / f"{method.name.replace('-', '_')}.py", *sorted(shelf.glob("_*.py"))]
         files += [_card(task).path for task in self.config.get("tasks", DEFAULT_TASKS)]
         digests = {path.name: digest_of_file(path) for path in files}
-        return {**self.config, "tasks": list(tasks), "method": options, "files": digests}
+        return {**self.config, "tasks": list(tasks), "method": dict(options), "files": digests}
 
 
 @cache

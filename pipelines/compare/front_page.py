@@ -1,7 +1,8 @@
-"""Write the table of the README from the committed results: `python pipelines/compare/front_page.py [--write]`.
+"""Write the figures of the README from the committed results: `python pipelines/compare/front_page.py [--write]`.
 
-Prints the section between the markers of README.md, and replaces it there with `--write`. The README's figures come from nowhere
-else; a test compares the two.
+Prints the section between the markers of README.md, and replaces it there with `--write`: what is above what, with confidence
+intervals, and the table of all methods, for every stream that has results. The README's figures come from nowhere else; a test
+compares the two.
 """
 
 from __future__ import annotations
@@ -9,25 +10,34 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
 
-from _files import read_toml
+from _differences import COMPARED, with_interval
+from _files import ROOT, read_toml
+from _intervals import Gain
+from _plan import FOLDER, PLAN, depends_on_order
+from _results import ALL, MEAN, Row
+from _sheets import BEST, Summary
 
 from dmole_cli.backbones.files import EMBEDDED
 from dmole_cli.methods.base import load_method
-from dmole_cli.reports.tables import MISSING, points
+from dmole_cli.reports.tables import MISSING, TITLES, points
 from dmole_cli.settings.model import RouterSettings
 
-FOLDER = Path(__file__).parent
-ROOT = FOLDER.parents[1]
 START, END = "<!-- figures of pipelines/compare/front_page.py -->", "<!-- end of these figures -->"
-MEAN, ALL = "mean", "all"
-COLUMNS = {
-    f"{title}, order {order}": (order, name)
-    for order in "AB"
-    for title, name in (("Last", "last"), ("AVG", "avg"), ("BWT", "bwt"))
+# The folder of a stream's results -> its title.
+STREAMS = {
+    FOLDER / "results": "",
+    FOLDER / "results" / "related": "**Second stream: related tasks** ([its tasks](docs/tasks.md))",
 }
+ORDERS = "AB"
+COLUMNS = {f"{TITLES[name]}, order {order}": (order, name) for order in ORDERS for name in ("last", "avg", "bwt")}
+FINETUNE = "finetune"
+WIDTH = 130
 # Rows whose label needs words. What is marked with † keeps samples of earlier tasks.
 NAMES = {
     "seq-ft": "sequential fine-tuning",
@@ -36,6 +46,9 @@ NAMES = {
     "ewc-lora": "EWC",
     "o-lora": "O-LoRA",
     "moe-lora": "mixture of LoRAs",
+    "hide-llava": "HiDe-LLaVA",
+    "smolora": "SMoLoRA",
+    "sefe": "SEFE",
     "replay": "replay †",
     "v1": "v1: language model only",
     "v2": "v2: vision encoder only",
@@ -46,20 +59,6 @@ NAMES = {
     "d-mole-1.25": "D-MoLE, thresholds × 1.25",
     "d-mole": "**D-MoLE**",
 }
-Key = tuple[str, str, str, str]  # method, order, task, quantity
-Cells = Mapping[Key, tuple[float, float | None]]  # mean and deviation
-
-
-def read_cells(path: Path) -> dict[Key, tuple[float, float | None]]:
-    """Means and deviations of a table.csv."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return {
-            (row["method"], row["order"], row["task"], row["quantity"]): (
-                float(row["mean"]),
-                float(row["deviation"]) if row["deviation"] else None,
-            )
-            for row in csv.DictReader(file)
-        }
 
 
 def router_parameters() -> int:
@@ -70,74 +69,167 @@ def router_parameters() -> int:
     return 2 * width * hidden + width + hidden
 
 
-def section(results: Path = FOLDER / "results") -> list[str]:
-    """The lines between the markers: what is relative to what, and the table."""
-    plan, cells = read_toml(FOLDER / "plan.toml"), read_cells(results / "table.csv")
-    default, tuned = "finetune-default", "finetune"
-    other = read_cells(results / f"{default}.csv")
-    lasts = {"default": other[default, "A", MEAN, "last"][0], "tuned": cells[tuned, "A", MEAN, "last"][0]}
-    worse, better = sorted(lasts, key=lasts.__getitem__)
-    if better == "default":
-        cells |= {(tuned, *key[1:]): value for key, value in other.items()}
-    names = {**NAMES, tuned: f"finetune, {better} rate ({worse} rate: {lasts[worse]:.1f})"}
-    labels = list(dict.fromkeys(method for method, *_ in cells))
-    lines = [*_relative(plan, cells), "", *_table(labels, names, plan, cells)]
-    return [*lines, "", *_notes()]
+def section(streams: Mapping[Path, str] = STREAMS) -> list[str]:
+    """The lines between the markers, for the streams that have results."""
+    plan, lines = read_toml(PLAN), list[str]()
+    for results, title in streams.items():
+        if (results / "results.csv").is_file():
+            lines += [*([title, ""] if title else []), *stream_section(results, plan), ""]
+    return [*lines, *_notes()]
 
 
-def _relative(plan: Mapping[str, list[str]], cells: Cells) -> list[str]:
-    """D-MoLE relative to the best rival in both orders, and to replay."""
-    ours = {order: cells["d-mole", order, MEAN, "last"][0] for order in "AB"}
-    best = {}
-    for order in "AB":
-        found = {
-            name: cells[name, order, MEAN, "last"][0] for name in plan["rivals"] if (name, order, MEAN, "last") in cells
-        }
-        best[order] = max(found.items(), key=lambda item: item[1])
-    gains = {order: 100 * (ours[order] / score - 1) for order, (_, score) in best.items()}
-    replay = cells["replay", "A", MEAN, "last"][0]
-    return [
-        f"In order A, D-MoLE's mean Last of {ours['A']:.1f} is {gains['A']:.0f} % above the best rival that keeps no old data "
-        f"({NAMES[best['A'][0]]}, {best['A'][1]:.1f}),",
-        f"and {100 * (ours['A'] / replay - 1):.0f} % above replay ({replay:.1f}), which trains again on a tenth of the samples "
-        "of every earlier task,",
-        "data that others may not be allowed to keep.",
-        f"In order B, it is {gains['B']:.0f} % above the best rival ({NAMES[best['B'][0]]}, {best['B'][1]:.1f}); replay was not "
-        "run there.",
-        "The rivals were tuned on the first three tasks of order A, so their options may suit other tasks and order B less well.",
-    ]
+def stream_section(results: Path, plan: Mapping[str, Any]) -> list[str]:
+    """The lines of one stream: sentences, differences, and the table of all methods."""
+    rows = _read(results / "results.csv")
+    summary, labels = Summary(rows, []), list(dict.fromkeys(row.method for row in rows))
+    older, texts = _older_finetune(results, summary)
+    sentences = [*_sentences(summary, plan), *_capacity(summary, plan), _tuning(results)]
+    lines = [*textwrap.wrap(" ".join(sentences), WIDTH, break_on_hyphens=False), "", *_gains(summary, plan), ""]
+    return lines + _table(labels, {**NAMES, **older}, plan, summary, texts)
 
 
-def _table(labels: list[str], names: Mapping[str, str], plan: Mapping[str, dict], cells: Cells) -> list[str]:
-    lines = [
-        f"| method | {' | '.join(COLUMNS)} | trained per task | stored |",
-        "|---" + "|---:" * (len(COLUMNS) + 2) + "|",
-    ]
-    for label in labels:
-        base = plan.get("variants", {}).get(label, {}).get("method", label)
-        routers = router_parameters() if load_method(base).uses_routers else 0
-        trained, stored = (cells[label, "A", ALL, f"{kind}_parameters"][0] for kind in ("trainable", "stored"))
-        scores = [_text(cells.get((label, order, MEAN, name))) for order, name in COLUMNS.values()]
-        counts = [f"{trained + routers:,.0f}", f"{stored:,.0f}"]
-        lines.append(f"| {' | '.join([names.get(label, label), *scores, *counts])} |")
+def _read(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        return [Row(**{**row, "seed": int(row["seed"]), "value": float(row["value"])}) for row in rows]
+
+
+def _sentences(summary: Summary, plan: Mapping[str, Any]) -> list[str]:
+    """D-MoLE relative to the best rival and to replay, in both orders."""
+    ours, texts = plan["ours"][0], []
+    for order in ORDERS:
+        rival, replay = (summary.gain(order, ours, other, "last", plan=plan) for other in (BEST, "replay"))
+        if rival is None:
+            continue
+        mean = fmean(summary.values(order, ours, MEAN, "last"))
+        text = f"In order {order}, D-MoLE's mean Last of {mean:.1f} is {_above(rival)} the best rival that keeps no old data "
+        text += f"({NAMES.get(rival.other, rival.other)}, {_with_mean(summary, order, rival)})"
+        if replay is None:
+            texts.append(f"{text}; replay was not run there.")
+        else:
+            texts.append(f"{text}, and {_above(replay)} replay ({_with_mean(summary, order, replay)}).")
+    old_data = "Replay trains again on a tenth of the samples of every earlier task, data that others may not be allowed to keep."
+    return [*texts, old_data]
+
+
+def _above(found: Gain) -> str:
+    relative = found.relative or 0.0
+    return f"{abs(relative):.0f} % {'above' if relative >= 0 else 'below'}"
+
+
+def _with_mean(summary: Summary, order: str, found: Gain) -> str:
+    mean = f"{fmean(summary.values(order, found.other, MEAN, 'last')):.1f}"
+    return mean if found.difference.excludes_zero else f"{mean}; the interval of the difference contains 0"
+
+
+def _capacity(summary: Summary, plan: Mapping[str, Any]) -> list[str]:
+    """What D-MoLE trains and stores, its routers included, beside the most that a rival or replay does."""
+    trained, stored = _parameters(summary, plan["ours"][0], plan)
+    rivals = [row for row in (*plan["rivals"], "replay") if summary.values("A", row, MEAN, "last")]
+    most = [max(counts) for counts in zip(*(_parameters(summary, row, plan) for row in rivals), strict=True)]
+    text = f"With its routers, D-MoLE trains {trained:,.0f} parameters per task and stores {stored:,.0f} after the last one"
+    return (
+        [f"{text}; the rivals and replay train at most {most[0]:,.0f} and store at most {most[1]:,.0f}."]
+        if most
+        else []
+    )
+
+
+def _parameters(summary: Summary, label: str, plan: Mapping[str, Any]) -> tuple[float, float]:
+    """Trained for a task, with the router, and stored in the end."""
+    routers = router_parameters() if load_method(_method(label, plan)).uses_routers else 0
+    trained, stored = (max(summary.values("A", label, ALL, f"{kind}_parameters")) for kind in ("trainable", "stored"))
+    return trained + routers, stored
+
+
+def _method(label: str, plan: Mapping[str, Any]) -> str:
+    return plan.get("variants", {}).get(label, {"method": label})["method"]
+
+
+def _tuning(results: Path) -> str:
+    """How the options of the methods were chosen; the trials of earlier versions have no order."""
+    path = results / "tuning.csv"
+    if not path.is_file():
+        return "The options of the methods are those that were chosen on the first stream."
+    if "order" in path.read_text(encoding="utf-8").partition("\n")[0].split(","):
+        return "Every method was tuned on validation, in each order, until one more step of any of its options was no better."
+    return "The rivals were tuned on the first three tasks of order A; their options may suit other tasks and order B less well."
+
+
+def _older_finetune(results: Path, summary: Summary) -> tuple[dict[str, str], dict[tuple[str, str, str], str]]:
+    """Names and scores of finetune where the trials of an earlier version chose a worse learning rate than the default one."""
+    path = results / "finetune-default.csv"
+    if not path.is_file():
+        return {}, {}
+    with path.open(encoding="utf-8", newline="") as file:
+        (mean, deviation) = next(
+            (float(r["mean"]), float(r["deviation"])) for r in csv.DictReader(file) if r["task"] == MEAN
+        )
+    tuned = fmean(summary.values("A", FINETUNE, MEAN, "last"))
+    if tuned >= mean:
+        return {FINETUNE: f"finetune, tuned rate (default rate: {mean:.1f})"}, {}
+    text = f"{points(mean)} ± {points(deviation)}"
+    return {FINETUNE: f"finetune, default rate (tuned rate: {tuned:.1f})"}, {(FINETUNE, "A", "last"): text}
+
+
+def _gains(summary: Summary, plan: Mapping[str, Any]) -> list[str]:
+    """The paired differences of D-MoLE to the best rival and to the rows of `against`."""
+    places = [(order, name) for order in ORDERS for name in COMPARED]
+    lines = _heading(["D-MoLE's difference to", *(f"{TITLES[name]}, order {order}" for order, name in places)])
+    for other in (BEST, *plan.get("against", ())):
+        found = [summary.gain(order, plan["ours"][0], other, name, plan=plan) for order, name in places]
+        texts = [MISSING if one is None else with_interval(one.difference, sign=True) for one in found]
+        if other == BEST:
+            names = [NAMES.get(one.other, one.other) if one else "" for one in found]
+            texts = [f"{text} ({name})" if name else text for text, name in zip(texts, names, strict=True)]
+        if any(one is not None for one in found):
+            lines.append(_line([NAMES.get(other, "the best rival"), *texts]))
     return lines
 
 
-def _text(cell: tuple[float, float | None] | None) -> str:
-    if cell is None:
-        return MISSING
-    mean, deviation = cell
-    return points(mean) + (f" ± {points(deviation)}" if deviation else "")
+def _table(
+    labels: Sequence[str],
+    names: Mapping[str, str],
+    plan: Mapping[str, Any],
+    summary: Summary,
+    texts: Mapping[tuple[str, str, str], str],
+) -> list[str]:
+    lines = _heading(["method", *COLUMNS, "trained per task", "stored"])
+    for label in labels:
+        # What does not depend on the order was run in the first one.
+        alike = not depends_on_order(_method(label, plan))
+        cells = []
+        for order, name in COLUMNS.values():
+            place = "A" if alike else order
+            cells.append(texts.get((label, place, name)) or _text(summary.values(place, label, MEAN, name)))
+        counts = [f"{count:,.0f}" for count in _parameters(summary, label, plan)]
+        lines.append(_line([names.get(label, label), *cells, *counts]))
+    return lines
+
+
+def _text(values: Sequence[float]) -> str:
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return points(fmean(values)) + (f" ± {points(deviation)}" if deviation else "") if values else MISSING
+
+
+def _heading(names: Sequence[str]) -> list[str]:
+    return [_line(names), "|---" + "|---:" * (len(names) - 1) + "|"]
+
+
+def _line(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
 
 
 def _notes() -> list[str]:
-    return [
+    text = (
+        "Differences are in points, over pairs of the same seed, with 95 % confidence intervals (Student's t); one that contains "
+        "0 shows no difference. "
         f"Trained per task: with the router ({router_parameters():,} parameters) where the method has one. Stored: all numbers "
-        "that predictions and further",
-        "training need beside the backbone, without samples. † Replay also stores samples of earlier tasks. v1 to v4 are "
-        "[ablations](docs/methods.md).",
-        "Order A is that of the task list, order B its reverse; – was not run, or is not defined.",
-    ]
+        "that predictions and further training need beside the backbone, without samples. † Replay also stores samples of "
+        "earlier tasks. v1 to v4 are [ablations](docs/methods.md). Order A is that of the task list, order B its reverse, on "
+        "which finetune and joint do not depend; – was not run, or is not defined."
+    )
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
 
 
 def main() -> None:

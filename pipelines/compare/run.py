@@ -7,6 +7,7 @@ same command is run again; several processes may work in one folder at once.
     python pipelines/compare/run.py runs/compare --methods mine --force                # rerun from the training on
     python pipelines/compare/run.py runs/compare --only studies                        # ablations of D-MoLE
     python pipelines/compare/run.py runs/chosen --only rank --split validation         # to choose something
+    python pipelines/compare/run.py runs/related --config pipelines/compare/related.toml  # another stream
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from _engine import add_options, engine_options, run_experiments
-from _files import read_toml
+from _files import read_toml, shown_path
+from _options import options_for, read_options
 from _plan import CONFIG, MAIN, PLAN, Experiment, main_experiments, study_experiments
 from _program import exit_with, reported_errors
 from _workflow import Comparison
@@ -29,7 +31,15 @@ def main() -> None:
     options = _options()
     with reported_errors():
         plan, config = read_toml(options.plan), read_toml(options.config)
-        comparison = Comparison(options.folder, plan, config, split=options.split, likelihood=options.likelihood)
+        comparison = Comparison(
+            options.folder,
+            plan,
+            config,
+            split=options.split,
+            likelihood=options.likelihood,
+            options=read_options(options.options or options_for(options.config)),
+            source="" if options.config.resolve() == CONFIG else shown_path(options.config),
+        )
         experiments = chosen_experiments(plan, options)
         failed = run_experiments(comparison, experiments, force=options.force, options=engine_options(options))
         shown = {experiment.group for experiment in experiments}
@@ -66,6 +76,7 @@ def _options() -> argparse.Namespace:
     )
     add("--plan", type=Path, default=PLAN, help="experiments [pipelines/compare/plan.toml]")
     add("--config", type=Path, default=CONFIG, help="tasks and settings [pipelines/compare/dmole.toml]")
+    add("--options", type=Path, metavar="FILE", help="the methods' options [NAME-options.toml beside NAME.toml]")
     add("--results", type=Path, metavar="DIR", help="output folder of the tables [FOLDER/results]")
     add("--force", action="store_true", help="rerun the chosen experiments, from their training on")
     add_options(parser)

@@ -7,34 +7,37 @@ and studies.csv, and versions.json. Missing results are shown as missing.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from _differences import ceiling, gain_sheet, interval_sheet, study_sheet
 from _files import read_toml, write_csv, write_lines
-from _plan import MAIN, PLAN, Experiment, Record, read_record
+from _plan import MAIN, PLAN, Record, read_record
 from _program import reported_errors
-from _results import MEAN, Row, rows_of
-from _sheets import SUMMARY_COLUMNS, Sheet, Summary, main_sheets, markdown, show, study_sheet
+from _provenance import provenance
+from _results import Row, rows_of
+from _sheets import SUMMARY_COLUMNS, Sheet, Summary, main_sheets, markdown, show
 from rich.console import Console
 from rich.text import Text
 
 from dmole_cli.artifacts.files import write_json
-from dmole_cli.artifacts.provenance import versions
 from dmole_cli.errors import DmoleError
 from dmole_cli.reports.collect import KNOWLEDGE
 from dmole_cli.reports.continual import AVERAGES, FORMULAS
-from dmole_cli.reports.tables import CAPPED, TITLES, UNITS, points
+from dmole_cli.reports.tables import CAPPED, UNITS
 
-PACKAGES = ("torch", "transformers", "numpy", "pillow", "safetensors", "pyarrow")
+BEST_RIVAL = (
+    "Best rival: the highest mean of those of {} that have run; they use neither old data nor the identity of the task."
+)
 NOTES = [
     *FORMULAS.values(),
     *AVERAGES.values(),
     "Mean ± sample standard deviation over the seeds; (n=2): only two of the planned seeds have finished; –: no value.",
+    "95 % confidence intervals are those of Student's t distribution over the seeds, for differences over pairs of the same "
+    "seed. They are about other seeds of the training, not about other test samples or tasks.",
     UNITS,
     CAPPED,
     "w/o CIDEr: mean over the tasks that are not scored with CIDEr.",
@@ -77,7 +80,7 @@ def write_results(
             results, record, {name: rows[name] for name in studies}, plan, console, studies if shown is None else shown
         )
     console.print(*(Text(note, style="dim") for note in NOTES), sep="\n")
-    write_json(results / "versions.json", provenance(record.experiments))
+    write_json(results / "versions.json", provenance(record.experiments, folder.resolve().name, record.config))
     print(f"written: {results}", file=sys.stderr)
 
 
@@ -89,7 +92,10 @@ def _write_main(
     for order in (order for order in record.orders if any(experiment.order == order for experiment in experiments)):
         title = f"Order {order}: {' → '.join(record.orders[order])}"
         sheets = main_sheets(summary, order, record.orders[order])
-        comments = [*headline(summary, order, plan), *ceiling(summary, order, record.orders, plan)]
+        gains = gain_sheet(summary, order, plan)
+        sheets[1:1] = [interval_sheet(summary, order), *([gains] if gains else [])]
+        comments = [BEST_RIVAL.format(", ".join(plan["rivals"]))] if gains else []
+        comments += ceiling(summary, order, record.orders, plan)
         lines += [f"## {title}", "", *markdown(sheets), *(line for text in comments for line in (text, ""))]
         _print(console, title, sheets, comments)
     write_lines(results / "table.md", [*lines, "## What the columns mean", "", *(f"- {note}" for note in NOTES)])
@@ -114,7 +120,10 @@ def _write_studies(
         lines += markdown(sheets)
         values += [{"study": name, **asdict(row)} for row in rows[name]]
         _print(console if name in shown else None, "", sheets, [])
-    lines += ["Last, rel. %: the mean Last relative to the first row's.", ""]
+    lines += [
+        "Last, rel. %: the mean Last relative to the first row's; difference: in points, over the same seeds.",
+        "",
+    ]
     write_lines(results / "studies.md", [*lines, *(f"- {note}" for note in NOTES)])
     write_csv(results / "studies.csv", values, ["study", *(f.name for f in fields(Row))])
 
@@ -126,81 +135,6 @@ def _print(console: Console | None, title: str, sheets: Sequence[Sheet], comment
         show(sheets, console)
         for line in comments:
             console.print(Text(line))
-
-
-def headline(summary: Summary, order: str, plan: Mapping[str, Any]) -> list[str]:
-    """Mean Last and AVG of the plan's own rows relative to those of the best rival."""
-    lines = []
-    for name in ("last", "avg"):
-        rivals = {r: fmean(v) for r in plan.get("rivals", ()) if (v := summary.values(order, r, MEAN, name))}
-        if not rivals or max(rivals.values()) <= 0:
-            continue
-        best = max(rivals, key=rivals.__getitem__)
-        for row in plan.get("ours", ()):
-            if own := summary.values(order, row, MEAN, name):
-                gain = 100 * (fmean(own) / rivals[best] - 1)
-                lines.append(
-                    f"Mean {TITLES[name]} of {row} relative to {best}, the best of {', '.join(rivals)}: {gain:+.1f} %."
-                )
-    return lines
-
-
-def ceiling(summary: Summary, order: str, orders: Mapping[str, Sequence[str]], plan: Mapping[str, Any]) -> list[str]:
-    """AVG of an ideal method, relative to that of the best rival.
-
-    The ideal method has the score of the plan's `bound.before` on each task until its turn, and that of `bound.after` from then
-    on. If the pretrained backbone already solves much of the tasks, even this is little more than what a method that hardly
-    changes the backbone reaches. The scores of both rows do not depend on the order, so those of any order are used.
-    """
-    bound = plan.get("bound")
-    rivals = [fmean(v) for r in plan.get("rivals", ()) if (v := summary.values(order, r, MEAN, "avg"))]
-    if not bound or not rivals or max(rivals) <= 0:
-        return []
-    before, after = bound["before"], bound["after"]
-    scores = [
-        [[v for name in orders for v in summary.values(name, label, task, "last")] for label in (before, after)]
-        for task in orders[order]
-    ]
-    if not all(values for pair in scores for values in pair):
-        return []
-    known = [(fmean(low), fmean(high)) for low, high in scores]
-    count = len(known)
-    top = fmean((low * turn + high * (count - turn)) / count for turn, (low, high) in enumerate(known))
-    floor, gain = fmean(low for low, _ in known), 100 * (top / max(rivals) - 1)
-    return [
-        f"AVG of {before} is {points(floor)}. With the score of {before} on every task until its turn and that of {after} from "
-        f"then on, AVG would be {points(top)}: {gain:+.1f} % relative to the best rival."
-    ]
-
-
-def provenance(experiments: Sequence[Experiment]) -> dict[str, Any]:
-    """The commands that reproduce the results, the commit and the versions; no times and no paths."""
-    seeds: dict[str, set[int]] = {}
-    for experiment in experiments:
-        seeds.setdefault(experiment.group, set()).add(experiment.seed)
-    groups_by_seeds: dict[str, list[str]] = {}
-    for group, numbers in seeds.items():
-        groups_by_seeds.setdefault(" ".join(map(str, sorted(numbers))), []).append(group)
-    commands = [
-        f"python pipelines/compare/run.py runs/compare --only {' '.join(groups)} --seeds {numbers}"
-        for numbers, groups in groups_by_seeds.items()
-    ]
-    return {
-        "commands": commands,
-        "commit": _commit(),
-        "python": sys.version.split()[0],
-        "packages": versions(*PACKAGES),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the code, with a + if it has uncommitted changes; None outside of a repository."""
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=PLAN.parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def main() -> None:

@@ -1,33 +1,38 @@
-"""Choose every method's hyperparameters on the validation splits: `python pipelines/compare/tune.py runs/tune`.
+"""Choose every method's options on the validation splits: `python pipelines/compare/tune.py runs/tune`.
 
-Each method has the same number of trials (grid.toml). They run and resume like the experiments of the comparison, with another
-seed; the test splits are not used. Writes tuning.csv and tuning.md, and prints the tables for dmole.toml and plan.toml.
+Every method starts with the same number of trials (grid.toml), in every order of the tasks. Further trials follow until the best
+one is at no edge: one more step of any option, in either direction, is no better. The trials run and resume like the experiments
+of the comparison, with another seed; the test splits are not used. Writes tuning.csv and tuning.md, and the chosen options to a
+file beside the configuration, which run.py reads.
+
+    python pipelines/compare/tune.py runs/tune --methods seq-ft replay --orders B     # a part
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import math
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from _bracket import Scores, Search, Trial
 from _engine import add_options, engine_options, run_experiments
-from _files import read_toml, toml, write_csv, write_lines
-from _plan import CONFIG, PLAN, Experiment, read_record, variant_experiment
+from _files import read_toml, write_csv, write_lines
+from _options import arguments, options_beside, read_options, updated, write_options
+from _plan import CONFIG, PLAN, Experiment, depends_on_order, read_record
 from _program import exit_with, reported_errors
 from _results import MEAN, Row, rows_of
 from _sheets import Sheet, markdown
+from _trials import GROUP, Place, experiments_for, scores_of, searches, smaller, trial_in
 from _workflow import Comparison
 
-from dmole_cli.data.card import load_card
-from dmole_cli.errors import DmoleError
 from dmole_cli.reports.tables import MISSING, points
-from dmole_cli.settings.model import DEFAULT_TASKS
 
 GRID = Path(__file__).with_name("grid.toml")
-GROUP = "tuning"
 SHOWN = ("last", "bwt")
+COLUMNS = ["method", "order", "options", "task", "quantity", "value"]
 
 
 def main() -> None:
@@ -37,131 +42,142 @@ def main() -> None:
         grid, plan = read_toml(options.grid), read_toml(options.plan)
         config = smaller(read_toml(options.config), grid, options.folder)
         comparison = Comparison(options.folder, plan, config, split="validation", diagonal=True)
-        experiments = trials(plan, grid, methods=options.methods)
-        failed = run_experiments(comparison, experiments, options=engine_options(options))
-        rows = rows_of(options.folder, read_record(options.folder), group=GROUP)
-        write_tuning(options.results or options.folder / "results", plan, grid, rows)
-    exit_with(failed, of=len(experiments), what="trials")
+        chosen = searches(plan, grid, rows=options.methods, orders=options.orders)
+        failed = run_trials(comparison, grid, chosen, engine=engine_options(options))
+        found = searches(plan, grid)
+        rows, scores = results_in(options.folder, grid)
+        results = options.results or options.folder / "results"
+        write_csv(results / "tuning.csv", table_of(options.folder, rows), COLUMNS)
+        text = report_of(grid, found, scores, rows)
+        write_lines(results / "tuning.md", text)
+        print("\n".join(text))
+        path = options.options or options_beside(options.config)
+        table = read_options(path if path.is_file() else None)
+        write_options(path, updated(table, choices(plan, grid, found, scores)))
+        print(f"written: {results}, {path}", file=sys.stderr)
+        if failed:
+            print(f"trials that failed: {'; '.join(map(str, failed))}", file=sys.stderr)
+        left = [f"{row}, order {order}" for row, order in chosen if not ended(found, scores, (row, order))]
+    exit_with(left, of=len(chosen), what="searches")
 
 
-def trials(
-    plan: Mapping[str, Any], grid: Mapping[str, Any], *, methods: Sequence[str] | None = None
+def run_trials(
+    comparison: Comparison, grid: Mapping[str, Any], found: Mapping[Place, Search], *, engine: list[str]
 ) -> list[Experiment]:
-    """The trials as experiments: the first trial of every method, then the second ones, and so on.
+    """Run trials until no search has another one; returns those that failed for another reason than divergence.
 
-    Raises:
-        DmoleError: methods have different numbers of trials, or a method is not in the grid.
+    Finished trials are run as well: nothing is computed again, but those that were made from something else are refused.
     """
-    table = grid["trials"]
-    if len({len(row) for row in table.values()}) != 1:
-        counts = ", ".join(f"{name} {len(row)}" for name, row in table.items())
-        raise DmoleError(f"not every method has the same number of trials: {counts}", "fix [trials] of the grid")
-    if unknown := [name for name in methods or () if name not in table]:
-        raise DmoleError(f"not in the grid: {', '.join(unknown)}", f"choose of: {', '.join(table)}")
-    found = []
-    for number in range(len(next(iter(table.values())))):
-        for name in methods or table:
-            usual = variant_experiment(
-                label(name, table[name][number]),
-                plan.get("variants", {}).get(name, {"method": name}),
-                order=grid["order"],
-                seed=grid["seed"],
-                group=GROUP,
-            )
-            found.append(replace(usual, train=settings(table[name][number])))
-    return found
+    failed: dict[str, Experiment] = {}
+    _, scores = results_in(comparison.folder, grid)
+    old, new = experiments_for(comparison.plan, grid, found, scores)
+    while True:
+        for experiment in run_experiments(comparison, [*old, *new], options=engine):
+            failed[str(experiment)] = experiment
+        _, scores = results_in(comparison.folder, grid)
+        failed = {name: one for name, one in failed.items() if not _has_score(one, scores)}
+        old, new = experiments_for(comparison.plan, grid, found, scores)
+        new = [experiment for experiment in new if str(experiment) not in failed]
+        if not new:
+            return list(failed.values())
 
 
-def label(name: str, options: Mapping[str, float]) -> str:
-    """The label of a trial; contains its options, so that the grid may change without renaming finished trials."""
-    return "-".join([name, *settings(options)[1::2]])
+def _has_score(experiment: Experiment, scores: Mapping[Place, Scores]) -> bool:
+    place, trial = trial_in(experiment)
+    return trial in scores.get(place, {})
 
 
-def settings(options: Mapping[str, float]) -> tuple[str, ...]:
-    """A method's options as arguments of `train-task`."""
-    return tuple(word for name, value in options.items() for word in ("--set", f"{name}={value:g}"))
+def results_in(folder: Path, grid: Mapping[str, Any]) -> tuple[list[Row], dict[Place, dict[Trial, float]]]:
+    """The rows of all finished trials in a folder, and their scores."""
+    record = read_record(folder)
+    rows = rows_of(folder, record, group=GROUP)
+    return rows, scores_of(folder, record, rows, quantity=grid["choose"])
 
 
-def smaller(config: Mapping[str, Any], grid: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The configuration of the trials: without tuned options and unseen tasks, with the grid's numbers of tasks and samples."""
-    table = {key: value for key, value in config.items() if key not in ("method", "unseen")}
-    tasks = list(table.get("tasks", DEFAULT_TASKS))[: grid.get("tasks") or None]
-    sizes = {split: rows for split, rows in grid.get("sizes", {}).items() if rows}
-    return {**table, "unseen": [], "tasks": [_smaller_card(task, sizes, folder) for task in tasks] if sizes else tasks}
+def ended(found: Mapping[Place, Search], scores: Mapping[Place, Scores], place: Place) -> bool:
+    """Whether a search has chosen its options."""
+    return found[place].chosen(scores.get(place, {})) is not None
 
 
-def _smaller_card(task: str, sizes: Mapping[str, int], folder: Path) -> str:
-    """Write a copy of a task's card with other sizes; paths in it still lead to the same data."""
-    card = load_card(task)
-    table = read_toml(card.path)
-    data = {key: _absolute(value, card.path.parent) for key, value in table.get("data", {}).items()}
-    path = folder / "cards" / f"{card.name}.toml"
-    write_lines(path, [toml({**table, "data": data, "sizes": {**table.get("sizes", {}), **sizes}})])
-    return str(path)
+def choices(
+    plan: Mapping[str, Any],
+    grid: Mapping[str, Any],
+    found: Mapping[Place, Search],
+    scores: Mapping[Place, Scores],
+) -> dict[tuple[str, str | None], dict[str, float]]:
+    """(row, order) -> the options that were chosen, for rows of the grid and those that are like them.
+
+    The order is None for a row that does not depend on it.
+    """
+    chosen: dict[tuple[str, str | None], dict[str, float]] = {}
+    for (row, order), search in found.items():
+        if (trial := search.chosen(scores.get((row, order), {}))) is not None:
+            method = plan.get("variants", {}).get(row, {"method": row})["method"]
+            for name in (row, *(like for like, other in grid.get("like", {}).items() if other == row)):
+                chosen[name, order if depends_on_order(method) else None] = dict(trial)
+    return chosen
 
 
-def _absolute(value: Any, folder: Path) -> Any:
-    """A path relative to the card's folder as an absolute path; other values unchanged."""
-    exists = isinstance(value, str) and bool(value) and (folder / value).exists()
-    return str((folder / value).resolve()) if exists else value
+def table_of(folder: Path, rows: list[Row]) -> list[dict[str, Any]]:
+    """The rows of tuning.csv."""
+    trials = {e.label: trial_in(e) for e in read_record(folder).experiments if e.group == GROUP}
+    return [
+        {
+            "method": trials[row.method][0][0],
+            "order": row.order,
+            "options": " ".join(arguments(dict(trials[row.method][1]))[1::2]),
+            "task": row.task,
+            "quantity": row.quantity,
+            "value": row.value,
+        }
+        for row in rows
+    ]
 
 
-def write_tuning(results: Path, plan: Mapping[str, Any], grid: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Write tuning.csv and tuning.md, and print tuning.md, which ends with the tables to copy."""
-    columns = ["method", "trial", "options", "task", "quantity", "value"]
-    places = {label(name, o): (name, n, o) for name, tried in grid["trials"].items() for n, o in enumerate(tried)}
-    values, found = [], {}
-    for row in (row for row in rows if row.method in places):
-        name, number, options = places[row.method]
-        own = {"method": name, "trial": number, "options": " ".join(settings(options)[1::2])}
-        values.append({**own, "task": row.task, "quantity": row.quantity, "value": row.value})
-        if row.task == MEAN:
-            found[name, number, row.quantity] = row.value
-    best = {name: _best(found, name, grid) for name in grid["trials"]}
-    lines = [f"# Trials on the validation splits, seed {grid['seed']}, order {grid['order']}", ""]
-    lines += markdown([_sheet(grid, found, best)])
-    lines += [f"Chosen (*): the highest mean {grid['choose'].capitalize()}. For dmole.toml:", "", "```toml"]
-    chosen = {name: grid["trials"][name][number] for name, number in best.items() if number is not None}
-    methods = {name: options for name, options in chosen.items() if name not in plan.get("variants", {})}
-    methods |= {name: chosen[other] for name, other in grid.get("like", {}).items() if other in chosen}
-    lines += [toml({"method": methods}).strip(), "```", ""]
-    if variants := {name: options for name, options in chosen.items() if name not in methods}:
-        lines += ["For [variants] of plan.toml:", "", "```toml"]
-        lines += [toml({"variants": {n: {"train": list(settings(o))} for n, o in variants.items()}}).strip(), "```", ""]
-    write_csv(results / "tuning.csv", values, columns)
-    write_lines(results / "tuning.md", lines)
-    print("\n".join(lines))
+def report_of(
+    grid: Mapping[str, Any], found: Mapping[Place, Search], scores: Mapping[Place, Scores], rows: list[Row]
+) -> list[str]:
+    """tuning.md: for every order the trials of each method, with the chosen one."""
+    lines = [f"# Trials on the validation splits, seed {grid['seed']}", ""]
+    values = {(row.method, row.order, row.quantity): row.value for row in rows if row.task == MEAN}
+    for order in grid["orders"]:
+        sheet = Sheet(f"Order {order}: means over the tasks", ["method", "options", "Last", "BWT"], [])
+        for (name, own_order), search in found.items():
+            if own_order == order:
+                sheet.rows.extend(_lines(name, order, search, scores.get((name, order), {}), values))
+        lines += markdown([sheet])
+    lines += [
+        f"Chosen (*): the highest mean {grid['choose'].capitalize()}, once one more step of any option is no better.",
+        "(?): the best so far, of a search that has not ended. Methods that do not depend on the order have trials in one.",
+    ]
+    return lines
 
 
-def _best(found: Mapping[tuple[str, int, str], float], name: str, grid: Mapping[str, Any]) -> int | None:
-    """The trial with the highest score, the earlier one of equal ones; None unless all trials have finished."""
-    numbers = range(len(grid["trials"][name]))
-    if any((name, number, grid["choose"]) not in found for number in numbers):
-        return None
-    return max(numbers, key=lambda number: (found[name, number, grid["choose"]], -number))
-
-
-def _sheet(
-    grid: Mapping[str, Any], found: Mapping[tuple[str, int, str], float], best: Mapping[str, int | None]
-) -> Sheet:
-    rows = []
-    for name, tried in grid["trials"].items():
-        for number, options in enumerate(tried):
-            values = [found.get((name, number, quantity)) for quantity in SHOWN]
-            star = " *" if best[name] == number else ""
-            scores = [MISSING if value is None else points(value) for value in values]
-            rows.append([name + star, ", ".join(settings(options)[1::2]), *scores])
-    return Sheet("Means over the tasks", ["method", "options", "Last", "BWT"], rows)
+def _lines(
+    name: str, order: str, search: Search, scores: Scores, values: Mapping[tuple[str, str, str], float]
+) -> list[list[str]]:
+    best, mark = search.best(scores), " *" if search.chosen(scores) else " (?)"
+    lines = []
+    for trial, score in search.own(scores).items():
+        words = arguments(dict(trial))[1::2]
+        found = [values.get(("-".join([name, *words]), order, quantity)) for quantity in SHOWN]
+        texts = [MISSING if value is None else points(value) for value in found]
+        texts = ["diverged", MISSING] if score == -math.inf else texts
+        lines.append([name + (mark if trial == best else ""), ", ".join(words), *texts])
+    return lines
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of the trials; created if needed")
-    parser.add_argument("--methods", nargs="+", metavar="ROW", help="rows of the grid [all]")
-    parser.add_argument("--grid", type=Path, default=GRID, help="trials [pipelines/compare/grid.toml]")
-    parser.add_argument("--plan", type=Path, default=PLAN, help="orders and variants [pipelines/compare/plan.toml]")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="tasks and settings [pipelines/compare/dmole.toml]")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="output folder of the tables [FOLDER/results]")
+    add = parser.add_argument
+    add("folder", type=Path, help="folder of the trials; created if needed")
+    add("--methods", nargs="+", metavar="ROW", help="rows of the grid [all]")
+    add("--orders", nargs="+", metavar="NAME", help="orders of the tasks, by their names in the plan [all]")
+    add("--grid", type=Path, default=GRID, help="trials [pipelines/compare/grid.toml]")
+    add("--plan", type=Path, default=PLAN, help="orders and variants [pipelines/compare/plan.toml]")
+    add("--config", type=Path, default=CONFIG, help="tasks and settings [pipelines/compare/dmole.toml]")
+    add("--options", type=Path, metavar="FILE", help="file of the chosen options [NAME-options.toml beside NAME.toml]")
+    add("--results", type=Path, metavar="DIR", help="output folder of the tables [FOLDER/results]")
     add_options(parser)
     return parser.parse_args()
 

@@ -1,0 +1,115 @@
+"""Which trial of a method comes next, as a function of the finished ones alone; nothing is trained here.
+
+The search starts with the trials of the grid. Afterwards, the best trial needs a neighbour on both sides of every option, with
+the other options as they are: where one is missing, the value beyond is tried. If that is better, it is the best trial, and needs
+neighbours itself. The search has ended when no trial is missing: then one more step in any direction is no better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dmole_cli.methods.base import Option
+
+# The value of every option of a trial, by name, in the order of the axes.
+Trial = tuple[tuple[str, float], ...]
+# The score of every finished trial; minus infinity for one whose training has diverged.
+Scores = Mapping[Trial, float]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The values of one option.
+
+    Attributes:
+        option: with the bounds that the method gives it.
+        factor: the value beyond the last one is this times as large, or as small.
+        low, high: bounds of the search, within those of the option.
+    """
+
+    option: Option
+    factor: float
+    low: float = 0.0
+    high: float = math.inf
+
+    def beyond(self, value: float, *, up: bool) -> float | None:
+        """The next value in one direction; None at the end of the axis."""
+        found = rounded(value * self.factor if up else value / self.factor)
+        if self.option.whole:
+            found = max(value + 1, round(found)) if up else min(value - 1, round(found))
+        found = max(found, self.low, self.option.ge) if not up else min(found, self.high, self.option.le)
+        moved = found > value if up else found < value
+        return found if moved and self.option.accepts(found) else None
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search for the options of one method.
+
+    Attributes:
+        start: the trials of the grid, in its order.
+        axes: by the option's name.
+        most: number of trials after which the search ends in any case.
+    """
+
+    start: tuple[Trial, ...]
+    axes: Mapping[str, Axis]
+    most: int = 30
+
+    def own(self, scores: Scores) -> dict[Trial, float]:
+        """The finished trials that have the options of this search, the start first."""
+        names = tuple(self.axes)
+        found = {trial: score for trial, score in scores.items() if tuple(name for name, _ in trial) == names}
+        ordered = [*(trial for trial in self.start if trial in found), *sorted(found.keys() - set(self.start))]
+        return {trial: found[trial] for trial in ordered}
+
+    def best(self, scores: Scores) -> Trial | None:
+        """The trial with the highest score, of equal ones the earlier one; None until the start has finished."""
+        own = self.own(scores)
+        if any(trial not in own for trial in self.start) or max(own.values()) == -math.inf:
+            return None
+        return max(own, key=own.__getitem__)
+
+    def missing_neighbours(self, scores: Scores) -> list[Trial]:
+        """The trials beside the best one that have not finished, one for each direction in which it is at an edge."""
+        best = self.best(scores)
+        if best is None:
+            return []
+        own, found = [dict(trial) for trial in self.own(scores)], []
+        for name, axis in self.axes.items():
+            value = dict(best)[name]
+            others = {**dict(best), name: None}
+            line = [trial[name] for trial in own if {**trial, name: None} == others]
+            for up in (False, True):
+                if any(tried > value if up else tried < value for tried in line):
+                    continue
+                further = axis.beyond(value, up=up)
+                if up and not value and further is None:
+                    # No factor leads away from 0, so the smallest value of another line does.
+                    further = min((trial[name] for trial in own if trial[name] > 0), default=None)
+                if further is not None:
+                    found.append(tuple((key, further if key == name else old) for key, old in best))
+        return found
+
+    def next_trials(self, scores: Scores) -> list[Trial]:
+        """The trials to run now, independent of each other; none if the search has ended."""
+        own = self.own(scores)
+        if left := [trial for trial in self.start if trial not in own]:
+            return left
+        return self.missing_neighbours(scores)[: max(0, self.most - len(own))]
+
+    def chosen(self, scores: Scores) -> Trial | None:
+        """The best trial once it has all its neighbours; None before."""
+        return None if self.missing_neighbours(scores) else self.best(scores)
+
+
+def rounded(value: float) -> float:
+    """A value to three digits, so that repeated steps stay readable."""
+    return float(f"{value:.3g}")
+
+
+def trial_of(options: Mapping[str, float], axes: Sequence[str]) -> Trial:
+    """Options as a trial."""
+    return tuple((name, float(f"{options[name]:g}")) for name in axes)
