@@ -22,7 +22,7 @@ from dmole_cli.serving.engine import Engine
 from dmole_cli.serving.errors import RequestError, invalid
 from dmole_cli.serving.images import MEGAPIXEL, ImageSources, is_remote
 from dmole_cli.serving.metrics import Metrics
-from dmole_cli.settings.model import ServeSettings
+from dmole_cli.settings.serve import ServeSettings
 
 CHARACTERS = 20  # of a text that can be a token: longer texts are refused before they are tokenised
 MEBIBYTE = 1 << 20
