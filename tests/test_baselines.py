@@ -38,7 +38,10 @@ from dmole_cli.training.loop import Batch, Schedule, Step, train_expert
 FIRST, SECOND = tiny.TASKS
 THIRD = tiny.UNSEEN
 BUDGET = 3000
-UNIFORM = ("seq-ft", "finetune", "joint", "replay", "ewc-lora", "lwf-lora", "o-lora", "seq-ft-merge", "v4", "v4-routed")
+UNIFORM = (
+    *("seq-ft", "finetune", "joint", "replay", "ewc-lora", "lwf-lora", "o-lora", "seq-ft-merge"),
+    *("hide-llava", "v4", "v4-routed"),
+)
 PLACED = ("d-mole", "v1", "v2", "v3")
 
 

@@ -23,6 +23,10 @@ REFERENCES = {
         "C. Chen et al. CoIN: A Benchmark of Continual Instruction tuNing for Multimodel Large Language Model. 2024. "
         "arXiv:2403.08350"
     ),
+    "https://arxiv.org/abs/2503.12941": (
+        "H. Guo et al. HiDe-LLaVA: Hierarchical Decoupling for Continual Instruction Tuning of Multimodal Large Language Model. "
+        "ACL 2025. arXiv:2503.12941"
+    ),
 }
 
 
