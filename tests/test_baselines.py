@@ -39,8 +39,9 @@ FIRST, SECOND = tiny.TASKS
 THIRD = tiny.UNSEEN
 BUDGET = 3000
 UNIFORM = (
-    "seq-ft", "finetune", "joint", "replay", "ewc-lora", "lwf-lora", "o-lora", "seq-ft-merge", "sefe", "v4", "v4-routed",
-)  # fmt: skip
+    *("seq-ft", "finetune", "joint", "replay", "ewc-lora", "lwf-lora", "o-lora", "seq-ft-merge"),
+    *("hide-llava", "sefe", "v4", "v4-routed"),
+)
 PLACED = ("d-mole", "v1", "v2", "v3")
 
 

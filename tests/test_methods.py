@@ -238,7 +238,7 @@ def test_the_overlap_of_row_spaces_by_hand():
     ("method", "expected"),
     [
         *((name, ("b",)) for name in ("seq-ft", "ewc-lora", "lwf-lora", "moe-lora", "replay", "joint")),
-        *((name, ("a", "b")) for name in ("o-lora", "seq-ft-merge", "sefe")),
+        *((name, ("a", "b")) for name in ("o-lora", "seq-ft-merge", "hide-llava", "sefe")),
         ("finetune", ("a",)),
     ],
 )

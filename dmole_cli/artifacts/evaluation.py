@@ -26,7 +26,7 @@ class Answer:
         references: accepted answers.
         score: the metric's value for this sample (0..1; CIDEr 0..10).
         active: active experts, lowest reconstruction loss first.
-        losses: reconstruction loss under each router, in the order of the stream.
+        losses: reconstruction loss under each router, in the order of the stream; of weighted experts, the distance to each task.
         details: JSON of what metrics need beyond the references, so that a stored file can be scored again.
         images: the sample's images, in their order: paths as its record has them, or names of other sources.
     """

@@ -2,6 +2,8 @@
 
 y = W x + sum over the sample's experts e at this site of (alpha / rank) B_e A_e x      (D-MoLE, arXiv 2506.11672, section 4.1)
 
+A method may weight them: each term then has a factor, which is the sample's own (weighting.py).
+
 The module tree of the backbone, its names and its weights stay unchanged. A plan is made once per batch (routing_plan.py), and
 one pair of matrix products per site then serves the whole batch (layer.py). While experts are attached, a frozen linear module in
 memory computes its output together with its experts, and with the sites that share its input. At every other module (fused
@@ -155,7 +157,8 @@ class RoutedExperts:
         A backward pass that recomputes activations must run inside the block, too.
 
         Args:
-            sets: names of the experts of each sample; any number, also none.
+            sets: names of the experts of each sample; any number, also none. A mapping from their names to numbers weights them:
+                its number is a factor on what an expert adds.
             rows: modality -> sample index of each row of that tower's tensors [rows], where rows are not samples but tiles
                 or images.
             samples: of the batch; needed by mixtures that choose their parts per sample.
@@ -168,7 +171,7 @@ class RoutedExperts:
         before, weight = self._plan, next(self.model.parameters())
         active = ActiveExperts(
             self.experts,
-            [tuple(names) for names in sets],
+            sets,
             rows=rows or {},
             samples=samples,
             device=weight.device if device is None else torch.device(device),

@@ -134,7 +134,7 @@ class ActiveExperts:
 
     Args:
         experts: name -> expert, all attached ones.
-        sets: names of each sample's experts.
+        sets: names of each sample's experts, or a mapping from their names to their weights.
         rows: modality -> sample of each row of that tower, where rows are not samples.
         device: of the backbone.
         dtype: of its activations.
@@ -156,12 +156,13 @@ class ActiveExperts:
         samples: BatchSamples | None = None,
     ) -> None:
         self.experts, self.rows, self.device, self.dtype, self.samples = experts, rows, device, dtype, samples
-        chosen = [set(names) for names in sets]
+        # An expert without a weight counts as a whole.
+        chosen = [names if isinstance(names, Mapping) else dict.fromkeys(names, 1) for names in sets]
         self.names: set[str] = set().union(*chosen)
         self.every = sorted(experts, key=lambda n: not experts[n].trainable)
         self._index = {name: column for column, name in enumerate(self.every)}
-        # [samples, experts]: alpha / rank of a sample's own experts, 0 for the others.
-        self._scales = torch.tensor([[experts[n].scale * (n in names) for n in self.every] for names in chosen])
+        # [samples, experts]: weight x alpha / rank of a sample's own experts, 0 for the others.
+        self._scales = torch.tensor([[experts[n].scale * names.get(n, 0) for n in self.every] for names in chosen])
         self._columns: dict[tuple[str, torch.device], tuple[RowScales, list[int]]] = {}
 
     def scales(

@@ -1,7 +1,7 @@
 """Cached batch inference under a method's experts.
 
-A prediction or a likelihood depends on the backbone, the sample, the sample's active experts and the request (generation
-settings, or answers to score).
+A prediction or a likelihood depends on the backbone, the sample, the sample's active experts with their weights, and the request
+(generation settings, or answers to score).
 It is cached in the run directory under a digest of exactly these, so that of all entries of the score matrix only
 distinct keys are computed, whatever methods, positions and tasks are evaluated.
 
@@ -31,19 +31,26 @@ from dmole_cli.data.tasks import Tasks
 from dmole_cli.experts.expert import load_expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.experts.samples import batch_samples
+from dmole_cli.experts.weighting import AttachedParts, Weighting
 from dmole_cli.inference.decoding import generate
-from dmole_cli.inference.keys import result_key
+from dmole_cli.inference.keys import result_key, weighted_by
 from dmole_cli.inference.likelihood import answer_likelihoods
 from dmole_cli.inference.static_decoding import StaticDecoder, static_decoder
 from dmole_cli.processes import world
 from dmole_cli.progress import Track
 from dmole_cli.settings.model import Settings
 
-# A sample's index, and its active experts.
-Pair = tuple[int, tuple[str, ...]]
-# Pairs that were computed by this process; the order of the experts does not matter.
-NewPairs = set[tuple[int, frozenset[str]]]
+# A sample's index, its active experts, and their weights; no weights where all of them count alike.
+Pair = tuple[int, tuple[str, ...], tuple[float, ...]]
+# Pairs that were computed by this process, as `unordered` gives them.
+NewPairs = set[tuple[int, frozenset[Any]]]
 Result = TypeVar("Result")
+
+
+def unordered(pair: Pair) -> tuple[int, frozenset[Any]]:
+    """A pair whose experts are in no order."""
+    index, active, weights = pair
+    return index, frozenset(zip(active, weights, strict=True) if weights else active)
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,13 @@ class Attached:
 
     Attributes:
         routed: the experts.
+        parts: of weighted experts, the parts that are attached in their place.
         vision: cache of frozen vision features.
         decoder: generates with fixed shapes, None where shapes follow the batch.
     """
 
     routed: RoutedExperts
+    parts: AttachedParts | None
     vision: VisionFeatureCache
     decoder: StaticDecoder | None
 
@@ -107,6 +116,7 @@ class BatchedInference:
         run: the run directory.
         force: recompute cached results.
         track: shows progress.
+        weighting: how the experts of some trained tasks are weighted; None for a method whose active experts count alike.
     """
 
     task: str
@@ -118,6 +128,7 @@ class BatchedInference:
     run: Run
     force: bool
     track: Track
+    weighting: Callable[[tuple[str, ...]], Weighting] | None = None
 
     @property
     def split(self) -> str:
@@ -144,7 +155,7 @@ class BatchedInference:
         """The likelihoods of given answers for each pair, from the cache where possible, and the pairs that were computed.
 
         Args:
-            pairs: sample indices with active experts.
+            pairs: sample indices with active experts and their weights.
             answers: the answers to score, for each sample of the split.
         """
         backbone, rows = self.model.load(), self.settings.evaluate.batch_size
@@ -168,16 +179,25 @@ class BatchedInference:
     def _keys(self, pairs: Iterable[Pair], request: Callable[[int], Any]) -> dict[Pair, str]:
         """The cache key of each pair; `request` returns a sample's generation settings, or answers to score, as JSON."""
         wanted = list(dict.fromkeys(pairs))
-        names = sorted({name for _, active in wanted for name in active})
+        names = sorted({name for _, active, _ in wanted for name in active})
         digests = {name: digest_of_file(self.run.expert(name, self.method)) for name in names}
         samples, image_digests = self.data.samples(self.task, self.split), self.data.image_digests
         model = (self.model.fingerprint, self.model.precision)
 
-        def key(index: int, active: tuple[str, ...]) -> str:
+        options = {own: weighting.options for own, weighting in self._weightings(wanted).items()}
+
+        def key(index: int, active: tuple[str, ...], weights: tuple[float, ...]) -> str:
             experts = [digests[name] for name in active]
-            return result_key(*model, request(index), samples[index], experts, image_digests)
+            weighted = weighted_by(experts, weights, options[active]) if active in options else None
+            return result_key(*model, request(index), samples[index], experts, image_digests, weighted=weighted)
 
         return {pair: key(*pair) for pair in wanted}
+
+    def _weightings(self, pairs: Iterable[Pair]) -> dict[tuple[str, ...], Weighting]:
+        """The weighting of each set of active experts; empty where these count alike."""
+        if self.weighting is None:
+            return {}
+        return {active: self.weighting(active) for active in sorted({active for _, active, _ in pairs if active})}
 
     def _cached(
         self, keys: Mapping[Pair, str], cache: ResultCache[Result], compute: Compute[Result]
@@ -195,7 +215,7 @@ class BatchedInference:
                     results = self._in_batches(pairs, batches, compute, cache, stored)
                     found = dict(zip(missing, results, strict=True))
                     cache.add(found, self.model.fingerprint)
-                    computed = {(index, frozenset(active)) for index, active in pairs}
+                    computed = set(map(unordered, pairs))
             known |= found
         return {pair: known[key] for pair, key in keys.items()}, computed
 
@@ -209,7 +229,9 @@ class BatchedInference:
         """Positions of the pairs, in batches of the same experts and of similar prompt length."""
         lengths = self.model.load().lengths(self.data.samples(self.task, self.split), with_answer=False)
         order = sorted(range(len(pairs)), key=lambda p: (pairs[p][1], lengths[pairs[p][0]], pairs[p][0]))
-        return _batches(order, [active for _, active in pairs], self.settings.evaluate.batch_size, separate=self.merges)
+        return _batches(
+            order, [active for _, active, _ in pairs], self.settings.evaluate.batch_size, separate=self.merges
+        )
 
     def _in_batches(
         self,
@@ -229,7 +251,7 @@ class BatchedInference:
         with self._attached(pairs) as attached:
             routed, vision = attached.routed, attached.vision
             rows = [[pairs[p][0] for p in batches[number]] for number in own]
-            again = len({index for index, _ in pairs}) < len(pairs)
+            again = len({index for index, *_ in pairs}) < len(pairs)
             size = self.settings.sample_cache * 2**20 if again else 0
             encoded = encoded_batches(
                 backbone, samples, rows, with_answer=False, workers=self.settings.workers, cache=size
@@ -237,7 +259,7 @@ class BatchedInference:
             label = f"evaluate {self.task} ({self.method})"
             for number, encoded_batch in zip(own, self.track(encoded, label, len(own)), strict=True):
                 inputs, vision_rows = backbone.collate(encoded_batch, left=True)
-                active = [pairs[p][1] for p in batches[number]]
+                active = [_route(pairs[p], attached.parts) for p in batches[number]]
                 if self.merges:
                     routed.merge(active[0])
                 if not routed.has_vision_expert(active):
@@ -258,21 +280,32 @@ class BatchedInference:
     def _attached(self, pairs: Sequence[Pair]) -> Iterator[Attached]:
         """The backbone with all experts of these pairs attached, and what goes with them."""
         backbone = self.model.load()
-        routed = RoutedExperts(backbone.model, backbone.modality_of)
-        for name in sorted({name for _, active in pairs for name in active}):
-            routed.add(name, load_expert(self.run.expert(name, self.method)))
+        routed, parts = RoutedExperts(backbone.model, backbone.modality_of), None
+        names = sorted({name for _, active, _ in pairs for name in active})
+        experts = {name: load_expert(self.run.expert(name, self.method)) for name in names}
+        if weightings := self._weightings(pairs):
+            parts = AttachedParts(weightings, experts, backbone.model)
+            experts = {name: part.expert for name, part in parts.parts.items()}
+        for name, expert in experts.items():
+            routed.add(name, expert)
         # Useful only where a sample is visited twice without an active expert in the vision encoder.
-        frozen = [index for index, active in pairs if not routed.has_vision_expert([active])]
+        frozen = [pair[0] for pair in pairs if not routed.has_vision_expert([_route(pair, parts)])]
         limit = self.settings.vision_cache * 2**20 if len(set(frozen)) < len(frozen) else 0
         cache = VisionFeatureCache(backbone, folder=self.run.root / "cache", limit=limit)
         decoder = static_decoder(backbone, routed) if self.settings.cuda_graphs else None
         try:
-            yield Attached(routed, cache, decoder)
+            yield Attached(routed, parts, cache, decoder)
         finally:
             if decoder is not None:
                 decoder.close()
             routed.close()
             cache.close()
+
+
+def _route(pair: Pair, parts: AttachedParts | None) -> tuple[str, ...] | dict[str, float]:
+    """What a sample passes through: names of attached experts, or of their parts with weights."""
+    _, active, weights = pair
+    return active if parts is None or not active else parts.route(active, weights)
 
 
 def _batches(order: list[int], active: list[tuple[str, ...]], size: int, *, separate: bool) -> list[list[int]]:

@@ -16,7 +16,7 @@ from dmole_cli.artifacts.likelihood import Likelihood, Likelihoods, write_likeli
 from dmole_cli.artifacts.provenance import Header
 from dmole_cli.data.choices import Choices, choices_of
 from dmole_cli.data.sample import Sample
-from dmole_cli.inference.batched import BatchedInference, NewPairs
+from dmole_cli.inference.batched import BatchedInference, NewPairs, Pair, unordered
 from dmole_cli.metrics.base import score_answers
 
 
@@ -26,11 +26,18 @@ class Assignment:
 
     Attributes:
         active: names of each sample's active experts.
-        losses: reconstruction loss of each sample under each router.
+        losses: reconstruction loss of each sample under each router; where experts are weighted, its distance to each task.
+        weights: of each sample's active experts; none where these count alike.
     """
 
     active: list[tuple[str, ...]]
     losses: list[list[float]]
+    weights: list[tuple[float, ...]]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """What each sample's result depends on beside the sample."""
+        return list(zip(range(len(self.active)), self.active, self.weights, strict=True))
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,11 @@ class Computed:
 def evaluations(inference: BatchedInference, pending: Pending) -> list[Computed]:
     """The evaluation of each entry."""
     card, samples = inference.data.card(inference.task), inference.data.samples(inference.task, inference.split)
-    found, computed = inference.predictions(pair for _, assigned in pending for pair in enumerate(assigned.active))
+    found, computed = inference.predictions(pair for _, assigned in pending for pair in assigned.pairs)
     references, details = [list(s.references) for s in samples], [dict(s.details) for s in samples]
     entries = []
     for file, assigned in pending:
-        predictions = [found[pair] for pair in enumerate(assigned.active)]
+        predictions = [found[pair] for pair in assigned.pairs]
         scores = score_answers(card.metric, predictions, references=references, details=details)
         columns = (predictions, references, scores.samples, assigned.active, assigned.losses, details)
         rows = [
@@ -98,13 +105,13 @@ def likelihoods(inference: BatchedInference, pending: Pending) -> list[Computed]
     """The likelihoods of each entry."""
     card, samples = inference.data.card(inference.task), inference.data.samples(inference.task, inference.split)
     choices = [choices_of(card, sample) for sample in samples]
-    pairs = (pair for _, assigned in pending for pair in enumerate(assigned.active))
+    pairs = (pair for _, assigned in pending for pair in assigned.pairs)
     found, computed = inference.likelihoods(pairs, answers=[choice.answers for choice in choices])
     entries = []
     for file, assigned in pending:
         rows = [
             likelihood_row(sample, choice, found[pair], pair[1])
-            for sample, choice, pair in zip(samples, choices, enumerate(assigned.active), strict=True)
+            for sample, choice, pair in zip(samples, choices, assigned.pairs, strict=True)
         ]
         ranked = [row.ranked_first for row in rows if row.ranked_first is not None]
         new = _count_new(assigned, computed)
@@ -135,6 +142,6 @@ def likelihood_row(sample: Sample, choices: Choices, found: Likelihoods, active:
 
 def _count_new(assigned: Assignment, computed: NewPairs) -> int:
     """Number of results that were computed for this entry; results that several entries share count for the first."""
-    new = {(i, frozenset(active)) for i, active in enumerate(assigned.active)} & computed
+    new = set(map(unordered, assigned.pairs)) & computed
     computed -= new
     return len(new)

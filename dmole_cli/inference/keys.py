@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ def result_key(
     sample: Sample,
     experts: Iterable[str],
     image_digests: Mapping[Path, str] | ImageDigests,
+    *,
+    weighted: Any = None,
 ) -> str:
     """The key of one result.
 
@@ -28,7 +30,21 @@ def result_key(
         sample: the sample.
         experts: digests of the files of its active experts, in any order.
         image_digests: digests of image files.
+        weighted: where experts are weighted, what `weighted_by` gives.
     """
     images = [sample.sources, [image_digests[file] for file in sample.files]]
     about = [sample.sample_id, sample.question, *images, sorted(experts)]
+    if weighted is not None:
+        about.append(weighted)
     return digest_of([fingerprint, precision, request, *about])
+
+
+def weighted_by(experts: Sequence[str], weights: Sequence[float], options: Mapping[str, float]) -> Any:
+    """What a result of weighted experts depends on beside their files, as a JSON value.
+
+    Args:
+        experts: digests of the files of the active experts.
+        weights: of these experts.
+        options: of the weighting.
+    """
+    return [[list(pair) for pair in zip(experts, weights, strict=True)], dict(options)]

@@ -19,6 +19,11 @@ def require_one_expert_per_task(rules: Method, tasks: Sequence[str], task: str) 
     Raises:
         DmoleError: the method trains one expert through all tasks, stores more than it, or trains nothing at this task.
     """
+    if rules.weighted:
+        raise DmoleError(
+            f"method {rules.name} weights the experts of all tasks by what it stores of each of them",
+            "choose a method with one expert per task, like d-mole or finetune",
+        )
     if rules.continues or rules.has_memory:
         raise DmoleError(
             f"method {rules.name} trains one expert sequentially through all tasks, which is not the expert of a single task",

@@ -27,6 +27,10 @@ REFERENCES = {
         "J. Chen, R. Cong, Y. Zhao, H. Yang, G. Hu, H. H. S. Ip, S. Kwong. SEFE: Superficial and Essential Forgetting "
         "Eliminator for Multimodal Continual Instruction Tuning. ICML 2025. arXiv:2505.02486"
     ),
+    "https://arxiv.org/abs/2503.12941": (
+        "H. Guo et al. HiDe-LLaVA: Hierarchical Decoupling for Continual Instruction Tuning of Multimodal Large Language Model. "
+        "ACL 2025. arXiv:2503.12941"
+    ),
 }
 
 

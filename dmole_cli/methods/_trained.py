@@ -30,6 +30,13 @@ def experts_in_use(rules: Method, trained: Sequence[str], task: str, chosen: Eva
     return used
 
 
+def routing_files(rules: Method, run: Run, task: str) -> list[Path]:
+    """Artifacts of a trained task by which experts are chosen or weighted: its router, or what the method stored of it."""
+    if rules.uses_routers:
+        return [run.router(task)]
+    return [run.memory(task, rules.name)] if rules.weighted else []
+
+
 def refuse_unused_routing(rules: Method, chosen: EvaluateSettings) -> None:
     """Refuse routing options for a method that has no routers.
 
@@ -45,7 +52,9 @@ def refuse_unused_routing(rules: Method, chosen: EvaluateSettings) -> None:
 def digests_of_used(
     rules: Method, settings: Settings, run: Run, *, after: int, task: str, fingerprint: str, data: DataDigests
 ) -> dict[str, str]:
-    """Digests of the experts and routers that predictions may use, under their names in headers; refuses stale ones.
+    """Digests of what predictions may use, under their names in headers; refuses stale artifacts.
+
+    These are experts, routers, and of weighted experts what the method stored of their tasks.
 
     Args:
         rules: the method.
@@ -69,5 +78,5 @@ def digests_of_used(
             raise MissingArtifact(path, f"method {rules.name} has not been trained on the first {after} task(s)")
     # Also those that the used ones were trained from.
     require_stream(rules, settings, run, used if rules.protocol == "per-task" else trained)
-    routers = [run.router(name) for name in used if rules.uses_routers]
-    return check_inputs(run, [*experts, *routers], fingerprint=fingerprint, data=data)
+    routing = [path for name in used for path in routing_files(rules, run, name)]
+    return check_inputs(run, [*experts, *routing], fingerprint=fingerprint, data=data)

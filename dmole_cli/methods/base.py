@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dmole_cli.data.card import TaskCard
     from dmole_cli.experts.expert import Expert
     from dmole_cli.experts.routed import RoutedExperts
+    from dmole_cli.experts.weighting import Weighting
     from dmole_cli.settings.model import AllocateSettings, Settings
     from dmole_cli.training.loop import Penalty
 
@@ -134,7 +135,8 @@ class Method:
         shaping: options that shape a new expert, and cannot change while it is trained further.
         merges: active experts are merged into the backbone's weights instead of computed beside them.
         continues: the previous task's expert is trained further; otherwise every task starts with a new one.
-        has_memory: `remember` returns tensors, which are stored for the next task's training.
+        has_memory: `remember` returns tensors, which are stored for the next task's training, or for `weighting`.
+        weighted: active experts are weighted for each sample by `weighting`, from what `remember` stored of each task.
         protocol: one of `PROTOCOLS`.
         is_main: D-MoLE itself: listed last in reports, and its artifacts have no folder of their own.
     """
@@ -150,6 +152,7 @@ class Method:
     merges: ClassVar[bool] = False
     continues: ClassVar[bool] = False
     has_memory: ClassVar[bool] = False
+    weighted: ClassVar[bool] = False
     protocol: ClassVar[str] = "sequential"
     is_main: ClassVar[bool] = False
 
@@ -254,8 +257,15 @@ class Method:
         return None
 
     def remember(self, context: LoadedContext, training: Training) -> dict[str, torch.Tensor]:
-        """Named tensors for `Training.memory` of the next task, computed after training; used where `has_memory`."""
+        """Named tensors for `Training.memory` of the next task, computed after training; used where `has_memory`.
+
+        Where experts are `weighted`, the routing features of the task's samples are there (`run.features(task)`).
+        """
         return {}
+
+    def weighting(self, run: Run, tasks: Sequence[str]) -> Weighting | None:
+        """How the experts of the tasks trained so far are weighted for each test sample: None, all active ones count alike."""
+        return None
 
     def entries(self, tasks: Sequence[str], unseen: Sequence[str]) -> list[Entry]:
         """Entries of the score matrix to evaluate: all stages, 0 (the pretrained backbone) included, times all tasks."""
@@ -315,6 +325,10 @@ def load_method(name: str) -> Method:
         raise DmoleError(f"{file} has no paper", "set `paper` to a link to the paper of the method")
     if kind.has_memory != (kind.remember is not Method.remember):
         raise DmoleError(f"{file}: `has_memory` and `remember` do not agree", "define both of them, or neither")
+    if kind.weighted != (kind.weighting is not Method.weighting) or (kind.weighted and not kind.has_memory):
+        raise DmoleError(
+            f"{file}: `weighted` and `weighting` do not agree", "define both of them and `remember`, or neither"
+        )
     if kind.protocol not in PROTOCOLS:
         raise DmoleError(f"{file}: unknown protocol '{kind.protocol}'", f"choose one of: {', '.join(PROTOCOLS)}")
     method = kind()

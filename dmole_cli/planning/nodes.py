@@ -9,7 +9,7 @@ from pathlib import Path
 from dmole_cli.artifacts.kinds import D_MOLE, EVALUATION, LIKELIHOOD, RESCORED
 from dmole_cli.artifacts.labels import base_method, labelled
 from dmole_cli.methods._previous import previous_artifacts
-from dmole_cli.methods._trained import experts_in_use
+from dmole_cli.methods._trained import experts_in_use, routing_files
 from dmole_cli.methods.base import Entry, TaskContext
 from dmole_cli.settings.model import EvaluateSettings, Settings
 from dmole_cli.verification.chains import LINKS, Chain, chains_of
@@ -137,5 +137,5 @@ def _entry(inspection: Inspection, path: Path, call: Call, after: int) -> Node:
     run, settings, rules = inspection.run, inspection.settings, inspection.rules(call.label)
     used = experts_in_use(rules, settings.tasks[:after], call.task, call.evaluate(settings))
     experts = [run.expert(task, rules.name) for task in used]
-    routers = [run.router(task) for task in used if rules.uses_routers]
-    return Node(path, call, (*experts, *routers), ((call.task, call.split),), after)
+    routing = [path for task in used for path in routing_files(rules, run, task)]
+    return Node(path, call, (*experts, *routing), ((call.task, call.split),), after)

@@ -41,7 +41,7 @@ MEANS = (*QUANTITIES, *AVERAGES)
 SCORES = tuple(name for name in MEANS if name not in DIFFERENCES)
 
 # Folders of the artifacts that are needed for evaluation.
-STORED = ("experts", "routers")
+STORED = ("experts", "routers", "memories")
 # Values per task from likelihoods, each a mean over samples, with the explanation below their table.
 KNOWLEDGE = {
     "log_likelihood": "log-likelihood of the reference answer, its end included, per token; the best of several references",
@@ -304,7 +304,7 @@ class _Reporting:
             return None
         names = {name for e in last.values() for name in e.inputs if name.partition("/")[0] in STORED}
         memory = self.run.memory(self.tasks[-1], base_method(self.label))
-        paths = [*map(self.run.path_of, sorted(names)), *([memory] if memory.exists() else [])]
+        paths = {*map(self.run.path_of, names), *([memory] if memory.exists() else [])}
         return sum(map(count_elements, paths)) if all(path.exists() for path in paths) else None
 
 

@@ -85,6 +85,11 @@ def trained(method: str = D_MOLE, *, settings: Settings, data: Tasks, model: Laz
         raise DmoleError(
             f"method {method} has a model for each task, and no rule that chooses one", "choose a method with routers"
         )
+    if rules.weighted:
+        raise DmoleError(
+            f"method {method} weights the experts of each sample, which only `dmole evaluate` computes",
+            "choose a method with routers",
+        )
     _require_routing(rules, settings)
     after = trained_tasks(rules, settings, run)
     tasks = settings.tasks[:after]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from dmole_cli.artifacts.costs import measured
 from dmole_cli.artifacts.headers import is_current
 from dmole_cli.artifacts.kinds import D_MOLE, EVALUATION, LIKELIHOOD, Kind
@@ -19,6 +21,7 @@ from dmole_cli.backbones.lazy_model import LazyModel
 from dmole_cli.data.card import TaskCard
 from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
+from dmole_cli.experts.weighting import Weighting
 from dmole_cli.inference.batched import BatchedInference
 from dmole_cli.inference.entries import Assignment, Computed, EntryFile, Pending, evaluations, likelihoods
 from dmole_cli.methods._trained import digests_of_used, refuse_unused_routing, trained_tasks
@@ -98,6 +101,12 @@ class _Parts:
     model: LazyModel
     run: Run
 
+    def weighting(self, tasks: Sequence[str]) -> Weighting:
+        """How the experts of some trained tasks are weighted."""
+        found = self.rules.weighting(self.run, tasks)
+        assert found is not None, "asked only of a method that weights experts"
+        return found
+
 
 def evaluate(
     method: str = D_MOLE,
@@ -171,12 +180,14 @@ def _evaluate_task(
     # Likelihoods alone are separate work: the seconds of predictions are compared.
     work = OUTPUTS[0].stage if pending[OUTPUTS[0].stage] else OUTPUTS[1].stage
     cost = "-".join([work, *([] if split == "test" else [split]), label])
+    weighting = parts.weighting if rules.weighted else None
     inference = BatchedInference(
-        task, rules.name, rules.merges, settings, parts.data, parts.model, run, force=force, track=track
+        task, rules.name, rules.merges, settings, parts.data, parts.model, run, force, track, weighting
     )
     with measured(run.cost(cost, task), parts.model.counts, adding=True):
         losses = world().share(_router_losses(parts, task, missing[-1], track)) if rules.uses_routers else None
-        assigned = {number: _assignment(parts, task, number, losses) for number in missing}
+        distances = world().share(_distances(parts, task, missing, track)) if rules.weighted else {}
+        assigned = {number: _assignment(parts, task, number, losses, distances.get(number)) for number in missing}
         computed = {
             output: output.compute(inference, [(file, assigned[file.after]) for file in files])
             for output in outputs
@@ -215,15 +226,29 @@ def _router_losses(parts: _Parts, task: str, after: int, track: Track) -> dict[s
     trained, run = parts.settings.tasks[:after], parts.run
     if not trained:
         return {}
-    split, backbone = parts.settings.evaluate.split, parts.model.load()
-    features = routing_features(
-        task, split, data=parts.data, backbone=backbone, run=run, track=track, workers=parts.settings.workers
-    )
+    features = _features(parts, task, track)
     found = {}
     for name in trained:
         router = read_router(run.router(name))
         found[name] = (router.threshold, from_tensors(router.tensors, decoder=router.decoder).losses(features).tolist())
     return found
+
+
+def _distances(parts: _Parts, task: str, after: Sequence[int], track: Track) -> dict[int, list[list[float]]]:
+    """Number of trained tasks -> distances of the evaluated samples to them [samples][tasks], where experts are weighted."""
+    stages = [number for number in after if number]
+    if not stages:
+        return {}
+    features, stream = _features(parts, task, track), parts.settings.tasks
+    return {number: parts.weighting(stream[:number]).distances(features).tolist() for number in stages}
+
+
+def _features(parts: _Parts, task: str, track: Track) -> torch.Tensor:
+    """Routing features of the evaluated samples."""
+    split, backbone, workers = parts.settings.evaluate.split, parts.model.load(), parts.settings.workers
+    return routing_features(
+        task, split, data=parts.data, backbone=backbone, run=parts.run, track=track, workers=workers
+    )
 
 
 def _routing(
@@ -233,7 +258,13 @@ def _routing(
     return Routing(trained, task, losses, thresholds, chosen.routing, chosen.batch_size)
 
 
-def _assignment(parts: _Parts, task: str, after: int, found: dict[str, tuple[float, list[float]]] | None) -> Assignment:
+def _assignment(
+    parts: _Parts,
+    task: str,
+    after: int,
+    found: dict[str, tuple[float, list[float]]] | None,
+    distances: list[list[float]] | None,
+) -> Assignment:
     trained, chosen = parts.settings.tasks[:after], parts.settings.evaluate
     samples = parts.data.samples(task, chosen.split)
     columns = [found[name][1] for name in trained] if found else []
@@ -242,4 +273,7 @@ def _assignment(parts: _Parts, task: str, after: int, found: dict[str, tuple[flo
     active: list[tuple[str, ...]] = [() for _ in samples]
     if after:
         active = parts.rules.active_experts(_routing(parts, trained, task, losses, thresholds))
-    return Assignment(active, losses)
+    if distances is None:
+        return Assignment(active, losses, [() for _ in samples])
+    weighting = parts.weighting(trained)
+    return Assignment(active, distances, [weighting.weights(row) for row in distances])

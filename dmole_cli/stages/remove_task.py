@@ -139,7 +139,8 @@ def _refuse_continued(task: str, settings: Settings, run: Run) -> None:
     later = settings.tasks[settings.position(task) :]
     for rules, trained in _trained(settings, run):
         after = [name for name in later if name in trained]
-        through = rules.protocol == "joint" or ((rules.continues or rules.has_memory) and after)
+        remembers = rules.has_memory and not rules.weighted
+        through = rules.protocol == "joint" or ((rules.continues or remembers) and after)
         if through and trained:
             first = f", or remove {after[-1]} first: dmole experts remove {after[-1]}" if after else ""
             raise DmoleError(

@@ -35,6 +35,7 @@ from dmole_cli.methods._stream import require_stream, with_removed_inputs
 from dmole_cli.methods.base import LoadedContext, TaskContext, Training, load_method
 from dmole_cli.processes import world
 from dmole_cli.progress import Track, quiet
+from dmole_cli.routing.features import routing_features
 from dmole_cli.settings.model import Settings
 from dmole_cli.training.batches import Active, MicroBatches, counts_of, micro_batches
 from dmole_cli.training.checkpoints import Checkpoints
@@ -243,6 +244,10 @@ def _train(plan: Plan, data: Tasks, model: LazyModel, track: Track) -> Trained:
         generator = torch.Generator().manual_seed(seed_for(settings.seed, task, "expert"))
         expert = rules.new_expert(context, generator) if previous is None else trainable_copy(context, previous)
         memory = read_memory(run.memory(previous, rules.name)) if previous and rules.has_memory else {}
+        if rules.weighted:  # `remember` reads them
+            routing_features(
+                task, "train", data=data, backbone=backbone, run=run, track=track, workers=settings.workers
+            )
         transfer = rules.transfer_experts(context)
         order = training_order(context, plan.recipe, transfer)
         voted = rules.voted_experts(context, order)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmole_cli.artifacts.errors import ArtifactError
 from dmole_cli.artifacts.evaluation import Answer, read_evaluation
@@ -26,6 +26,9 @@ from dmole_cli.metrics.base import Scores, score_answers
 from dmole_cli.verification.inspection import Found, Inspection
 from dmole_cli.verification.links import contradiction
 from dmole_cli.verification.settings import chosen_routing
+
+if TYPE_CHECKING:
+    from dmole_cli.experts.weighting import Weighting
 
 # A score is the same arithmetic on the same texts; a reconstruction loss depends on how a library sums.
 SCORE, LOSS, LIKELY = 1e-9, 1e-4, 1e-4
@@ -137,6 +140,9 @@ class Scoring:
                 expected = self._router_losses(path, self._features(found))
                 if expected and not _close([row[position] for row in losses], expected):
                     return f"{LOSSES} under {path}"
+        elif rules.weighted:
+            if wrong := self._distant(found, losses):
+                return wrong
         elif any(losses):
             return f"method {rules.name} has no routers, and a row has losses"
         active: list[tuple[str, ...]] = [() for _ in rows]
@@ -148,6 +154,25 @@ class Scoring:
                 stated, chosen_ones = (", ".join(names) or "none" for names in (row.active, expected_active))
                 return f"sample {row.sample_id} has the active experts {stated}; its losses choose {chosen_ones}"
         return ""
+
+    def _distant(self, found: Found, losses: Sequence[Sequence[float]]) -> str:
+        """Where experts are weighted, the distances of samples follow from features and from what was stored of the tasks."""
+        weighting, path = self._weighting(found), self._features(found)
+        count = found.after
+        if any(len(row) != count for row in losses):
+            return f"a row does not have {count} distances"
+        if weighting is None or not path.is_file() or self._inspection.is_broken(path):
+            return ""
+        from dmole_cli.artifacts.features import read_features
+
+        expected = weighting.distances(read_features(path)[1]).flatten().tolist()
+        return "" if _close([value for row in losses for value in row], expected) else LOSSES
+
+    def _weighting(self, found: Found) -> Weighting | None:
+        """How the experts of an entry are weighted; None where they count alike."""
+        inspection = self._inspection
+        rules = inspection.rules(found.label)
+        return rules.weighting(inspection.run, inspection.settings.tasks[: found.after]) if found.after else None
 
     def _features(self, found: Found) -> Path:
         return self._inspection.run.features(found.task, found.split)
@@ -170,8 +195,9 @@ class Scoring:
         run, request = self._inspection.run, self._inspection.data.card(found.task).generation.model_dump()
         path = run.generations(found.task, found.split)
         cached = self._cached(path, read_generations)
+        key = self._keys(found, header)
         for sample, row in zip(samples, rows, strict=True) if cached else ():
-            answer = cached.get(self._key(found, header, request, sample, row.active), row.prediction)
+            answer = cached.get(key(request, sample, row.active, row.losses), row.prediction)
             if answer != row.prediction:
                 return f"sample {row.sample_id} has the prediction {row.prediction!r}, and {path} has {answer!r}"
         return ""
@@ -181,16 +207,18 @@ class Scoring:
         from dmole_cli.inference.entries import likelihood_row
 
         inspection = self._inspection
-        evaluation = inspection.run.path(EVALUATION, **found.values)
+        evaluation, losses = inspection.run.path(EVALUATION, **found.values), [list[float]()] * len(rows)
         if evaluation.is_file() and not inspection.is_broken(evaluation):
             answers, made = self._read(evaluation)
+            losses = [row.losses for row in answers]
             if made.inputs == header.inputs and [row.active for row in answers] != [row.active for row in rows]:
                 return f"its active experts are not those of {evaluation}"
         card = inspection.data.card(found.task)
         cached = self._cached(inspection.run.likelihood_cache(found.task, found.split), read_likelihood_cache)
-        for sample, row in zip(samples, rows, strict=True) if cached else ():
+        key = self._keys(found, header)
+        for sample, row, own in zip(samples, rows, losses, strict=True) if cached else ():
             choices = choices_of(card, sample)
-            known: Likelihoods | None = cached.get(self._key(found, header, list(choices.answers), sample, row.active))
+            known: Likelihoods | None = cached.get(key(list(choices.answers), sample, row.active, own))
             if known is not None and not _same(likelihood_row(sample, choices, known, row.active), row):
                 return f"the likelihood of sample {row.sample_id} does not follow from the cache of likelihoods"
         return ""
@@ -202,13 +230,22 @@ class Scoring:
             self._answers[path] = read(path) if usable else {}
         return self._answers[path]
 
-    def _key(self, found: Found, header: Header, request: Any, sample: Sample, active: Sequence[str]) -> str:
-        from dmole_cli.inference.keys import result_key
+    def _keys(self, found: Found, header: Header) -> Callable[[Any, Sample, Sequence[str], Sequence[float]], str]:
+        """Gives the key of a cached result, from the request, the sample, its active experts and its losses."""
+        from dmole_cli.inference.keys import result_key, weighted_by
 
         run, method = self._inspection.run, self._inspection.rules(found.label).name
-        experts = [header.inputs[run.name_of(run.expert(name, method))] for name in active]
-        precision = str(header.settings["precision"])
-        return result_key(header.backbone, precision, request, sample, experts, self._inspection.data.image_digests)
+        precision, weighting = str(header.settings["precision"]), self._weighting(found)
+
+        def key(request: Any, sample: Sample, active: Sequence[str], losses: Sequence[float]) -> str:
+            experts = [header.inputs[run.name_of(run.expert(name, method))] for name in active]
+            weighted = None
+            if weighting is not None and losses:
+                weighted = weighted_by(experts, weighting.weights(losses), weighting.options)
+            images = self._inspection.data.image_digests
+            return result_key(header.backbone, precision, request, sample, experts, images, weighted=weighted)
+
+        return key
 
 
 def _same(expected: Likelihood, row: Likelihood) -> bool:

@@ -22,7 +22,7 @@ from dmole_cli.artifacts.labels import labelled
 from dmole_cli.artifacts.provenance import DATA_PREFIX, Header
 from dmole_cli.data.card import TaskCard
 from dmole_cli.errors import DmoleError
-from dmole_cli.methods._trained import experts_in_use
+from dmole_cli.methods._trained import experts_in_use, routing_files
 from dmole_cli.methods.base import Method
 from dmole_cli.settings.model import EvaluateSettings
 from dmole_cli.verification.inspection import Found, Inspection
@@ -160,7 +160,7 @@ def _check_experts(inspection: Inspection, found: Found) -> None:
         return
     used = used_experts(rules, found, stream)
     names = {run.name_of(run.expert(name, rules.name)) for name in used}
-    names |= {run.name_of(run.router(name)) for name in used if rules.uses_routers}
+    names |= {run.name_of(path) for name in used for path in routing_files(rules, run, name)}
     own = f"{DATA_PREFIX}{found.task}/{found.split}"
     if differing := sorted({*names, own} ^ set(found.header.inputs)):
         what = "its header names {}" if differing[0] in found.header.inputs else "its header does not name {}"
