@@ -135,7 +135,7 @@ def shown(estimate: Mapping[str, Any] | None) -> str:
     if estimate is None:
         return "–"
     half = estimate["half_width"]
-    return f"{estimate['mean']:.1f}" + ("" if half is None else f" ± {half:.1f}")
+    return f"{estimate['mean']:.1f}" + (f" ± {half:.1f}" if half else "")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -192,7 +192,7 @@ def measured(options: argparse.Namespace) -> tuple[dict[str, dict[Key, dict[str,
     routed = [Routed(work) for work in works]
     reports = [collect(work.run, tasks=tasks, split=options.split) for work in works]
     pairs = []
-    for run, other in zip(options.runs, options.without, strict=bool(options.without)):
+    for run, other in zip(options.runs, options.without, strict=False):
         both = [
             collect(Run(root, options.shared), tasks=tasks, methods=[options.method], split=options.split)[0]
             for root in (run, other)
@@ -204,8 +204,7 @@ def measured(options: argparse.Namespace) -> tuple[dict[str, dict[Key, dict[str,
         "scores": estimates([scores(one) for one in reports]),
         "transfer": estimates(pairs),
     }
-    unseen = works[0].settings.unseen
-    return found, (*tasks, *unseen)
+    return found, (*tasks, *works[0].settings.unseen)
 
 
 def main() -> None:
@@ -220,6 +219,8 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if len(options.without) not in (0, len(options.runs)):
+        parser.error("--without needs as many run directories as there are runs, in the same order")
     found, names = measured(options)
     if options.json:
         parts = {part: [{"of": list(key), **one} for key, one in values.items()] for part, values in found.items()}
