@@ -74,12 +74,12 @@ def _mean_box(rows: Sequence[Sample]) -> str:
 
 def main(names: Sequence[str]) -> None:
     """Print a row for each of the named tasks; by default for all that have an entry for `chance` in their card."""
-    print(f"{'task':12} {'train':>6} {'test':>6} {'chance':>8} {'question_only':>14}")
+    print(f"{'task':22} {'train':>6} {'test':>6} {'chance':>8} {'question_only':>14}")
     for name in names or [name for name in task_names() if load_card(name).reading.chance >= 0]:
         card = load_card(name)
         train, validation, test = (samples(card, split) for split in ("train", "validation", "test"))
         blind, text = chance(card, train, test), question_only(card, train, validation, test)
-        print(f"{name:12} {len(train):6d} {len(test):6d} {blind:8.1f} {text:14.1f}", flush=True)
+        print(f"{name:22} {len(train):6d} {len(test):6d} {blind:8.1f} {text:14.1f}", flush=True)
 
 
 if __name__ == "__main__":

