@@ -1,0 +1,68 @@
+"""Routing between related tasks, as pipelines/related/measure.py reports it, on the tiny stream."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from dmole_cli.artifacts.run import Run
+from dmole_cli.cli.workspace import workspace
+from dmole_cli.reports.collect import collect
+from dmole_cli.settings.reading import read_settings
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines" / "related"))
+import measure
+
+FIRST, SECOND = tiny.TASKS
+
+
+def test_a_sample_joins_the_earlier_expert_whose_router_accepts_it(here):
+    routed = measure.Routed(workspace(read_settings(Path("dmole.toml")), Run(Path("dmole-run"))))
+    joined = measure.joins(routed, [0, 1e6])
+    assert joined == {(SECOND, "0", FIRST): 0, (SECOND, "1e+06", FIRST): 100}
+    losses = routed.losses(SECOND, "train")
+    routed.thresholds[0] = sorted(row[0] for row in losses)[len(losses) // 4]
+    quarter = measure.joins(routed, [1])[SECOND, "1", FIRST]
+    assert quarter == pytest.approx(100 * (len(losses) // 4) / len(losses))
+
+
+def test_every_sample_has_one_first_expert_or_none(here):
+    routed = measure.Routed(workspace(read_settings(Path("dmole.toml")), Run(Path("dmole-run"))))
+    found = measure.confusion(routed, [0, 1, 1e6], "test")
+    for task in (*routed.tasks, *routed.unseen):
+        for factor in ("0", "1", "1e+06"):
+            assert sum(share for key, share in found.items() if key[:2] == (task, factor)) == pytest.approx(100)
+        assert found[task, "0", measure.NONE] == 100 and found[task, "1e+06", measure.NONE] == 0
+    assert all(found[task, "1", task] > 50 for task in routed.tasks)
+
+
+def test_the_effect_of_transfer_is_that_on_the_tasks_after_the_first(here):
+    report = collect(Run(Path("dmole-run")), tasks=tiny.TASKS, methods=["d-mole"])[0]
+    effect = measure.transfer((report, report), {FIRST: 64, SECOND: 64})
+    assert effect == {("64", name, moment): 0 for name in (SECOND, "mean") for moment in ("learnt", "last")}
+    assert {key[0] for key in measure.transfer((report, report), dict.fromkeys(tiny.TASKS, 1280))} == {"large"}
+
+
+def test_intervals_are_students_over_the_runs():
+    one = {("a",): 1.0, ("b",): 5.0}
+    found = measure.estimates([one, {("a",): 2.0}, {("a",): 3.0}])
+    assert set(found) == {("a",)}, "not every run has the other"
+    assert measure.shown(found["a",]) == "2.0 ± 2.5"
+    assert measure.shown(measure.estimates([one])["a",]) == "1.0"
+
+
+def test_the_script_prints_every_table_and_the_numbers(here, monkeypatch, capsys):
+    words = ["measure.py", "dmole-run", "--without", "dmole-run", "--config", "dmole.toml", "--factors", "1"]
+    monkeypatch.setattr("sys.argv", words)
+    measure.main()
+    shown = capsys.readouterr().out
+    heads = [line.split("|")[1].strip() for line in shown.splitlines() if line.startswith("| ")]
+    for head in ("joins", "first expert, x 1", "Last", "with - without transfer"):
+        assert head in heads
+    monkeypatch.setattr("sys.argv", [*words, "--json"])
+    measure.main()
+    parts = json.loads(capsys.readouterr().out)
+    assert {"joins", "confusion", "scores", "transfer"} == set(parts)
+    assert parts["joins"][0]["of"] == [SECOND, "1", FIRST] and parts["joins"][0]["runs"] == 1
