@@ -171,8 +171,11 @@ def table(work: Workspace, seeds: Sequence[int]) -> dict[str, dict[str, list[lis
 
 def shown(column: str, values: Sequence[Sequence[float]]) -> str:
     """The percentages of a column at all factors."""
+    lowest = column == "own"
     texts = [
-        f"{fmean(shares):.1f}" + (f" ({min(shares):.1f})" if column == "own" else "") for shares in values if shares
+        f"{round(fmean(shares), 1):g}" + (f" ({round(min(shares), 1):g})" if lowest else "")
+        for shares in values
+        if shares
     ]
     return " / ".join(texts) or "–"
 

@@ -6,6 +6,10 @@ from statistics import NormalDist
 import pytest
 import torch
 
+from dmole_cli.artifacts.kinds import ROUTER
+from dmole_cli.artifacts.provenance import Header
+from dmole_cli.settings.model import RouterSettings
+from dmole_cli.stages.train_router import build_router
 from pipelines import thresholds
 from pipelines.thresholds import RULES, Known, active_experts, measures
 
@@ -21,6 +25,13 @@ def test_the_script_prints_a_row_per_rule_with_the_values_at_all_factors(fresh, 
         assert all(len(values) == len(thresholds.FACTORS) for values in shares)
         own, changed = shares[0], shares[-1]
         assert own == sorted(own) and changed[2] == 0, "larger factors accept more; changes are relative to factor 1"
+
+
+def test_the_threshold_of_a_router_is_a_multiple_of_its_quantile():
+    features = torch.rand(60, 8, generator=torch.Generator().manual_seed(0))
+    for settings, factor in ((RouterSettings(epochs=2), 2), (RouterSettings(epochs=2, threshold_scale=1.25), 1.25)):
+        router, _ = build_router(features, settings, task="a", layout=[{"width": 8}], header=Header.of(ROUTER))
+        assert router.threshold == pytest.approx(factor * router.quantiles["0.99"])
 
 
 def test_thresholds_follow_from_the_losses_by_each_rule():
