@@ -2,7 +2,7 @@
 
 The routers of the stream are trained in three forms in which some of them accept samples of other tasks:
 
-- `wide`: the threshold of the first task's router is multiplied by `WIDE`;
+- `wide`: the threshold of the first task's router is `WIDE` times the 0.99 quantile of its losses, not once as of all others;
 - `mixed`: samples of the next two tasks, `MIXED` of each, are among the training samples of the first task;
 - `random`: all routers start at random, as in the reference implementation, and stop after a few epochs.
 
@@ -45,7 +45,7 @@ from dmole_cli.stages.train_router import build_balanced_router, build_router
 
 CONFIG = Path(__file__).with_name("sequence") / "dmole.toml"
 CASES = ("wide", "mixed", "random")
-WIDE = 5.0
+WIDE, NARROW = 5.0, 1.0  # thresholds of the spoilt router and of the others, over the 0.99 quantile of the losses
 MIXED = 300
 COLUMNS = ("largest", "entropy", "own", "others", "none", "accepted", "loss")
 
@@ -65,7 +65,7 @@ def plain_routers(
 ) -> dict[str, tuple[RouterFile, torch.Tensor, RouterSettings]]:
     """The routers of a case, with the features and the settings that trained them; `trained` is filled with routers."""
     first, *others = train
-    routers = {}
+    routers, chosen = {}, chosen.updated(threshold_scale=NARROW)
     for task, rows in train.items():
         form = chosen.updated(start="random") if case == "random" else chosen
         if task == first and case == "wide":

@@ -2,7 +2,8 @@
 
 Trains all routers with a sigmoid and with a linear decoder, initialized so that it reconstructs the mean of the features, or
 randomly as in the reference. Applies each router to every task's validation split: the share of samples that it accepts, and
-how often a sample's own task is among the two nearest that accept it. `--scales` repeats this with all thresholds multiplied.
+how often a sample's own task is among the two nearest that accept it. Thresholds are the 0.99 quantile of the losses, multiplied
+by each of `--scales`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FORMS = [(decoder, start) for decoder in ("sigmoid", "linear") for start in ("me
 
 def train(run: Path, decoder: str, start: str, *, epochs: int, config: Path) -> list[dict]:
     """Train the routers of one form; returns the command's JSON output, an object per router."""
-    options = {"decoder": decoder, "start": start, "epochs": epochs, "run": run, "config": config}
+    options = {"decoder": decoder, "start": start, "epochs": epochs, "threshold-scale": 1, "run": run, "config": config}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "dmole_cli", "train-router", *words, "--force", "--json"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder for a run directory per form")
     parser.add_argument("--epochs", type=int, default=1000, help="maximum number of epochs [1000]")
     parser.add_argument(
-        "--scales", nargs="+", type=float, default=[1.0], metavar="FACTOR", help="factors of all thresholds [1]"
+        "--scales", nargs="+", type=float, default=[1.0], metavar="FACTOR", help="thresholds over that quantile [1]"
     )
     parser.add_argument("--config", type=Path, default=CONFIG)
     options = parser.parse_args()

@@ -17,14 +17,16 @@ from dmole_cli.routing.balance import Balance, accepted_share, balance_for, fit_
 
 FIRST, SECOND = tiny.TASKS
 # With such a threshold, the router of the first task accepts the samples of the second one.
-WIDE = ("--threshold-scale", "4")
+WIDE = "threshold_scale = 4.0"
 
 
 @pytest.fixture(scope="module")
 def wide(finished, run, tmp_path_factory):
     """A stream whose first router accepts the samples of both tasks, with 40 requests, of which the first expert took 38."""
     folder = shutil.copytree(finished, tmp_path_factory.mktemp("wide") / "run")
-    tiny.succeed("train-router", *WIDE, "--force", cwd=folder, run=run)
+    config = folder / "dmole.toml"
+    config.write_text(config.read_text(encoding="utf-8").replace(tiny.NARROW, WIDE), encoding="utf-8")
+    tiny.succeed("train-router", "--force", cwd=folder, run=run)
     for part in ("evaluations", "generations", "experts", "training"):
         shutil.rmtree(folder / "dmole-run" / part)
     tiny.succeed("train-task", "--epochs", "1", cwd=folder, run=run)

@@ -26,6 +26,7 @@ TEMPLATE = (
 )
 COLOURS = {"red": (220, 30, 30), "green": (30, 190, 60), "blue": (40, 60, 220), "yellow": (220, 220, 40)}
 TASKS, UNSEEN = ("colours", "halves"), "brightness"
+NARROW = "threshold_scale = 1.0"  # the features of a random backbone are so close that the default accepts other tasks
 PROCESSOR = {
     "patch_size": PATCH,
     "vision_feature_select_strategy": "full",
@@ -187,7 +188,7 @@ def write_stream(folder: Path, *, seed: int = 0, settings: str = "") -> Path:
     (folder / "dmole.toml").write_text(
         f'backbone = "backbone"\ndevice = "cpu"\ntasks = [{listed}]\nunseen = ["tasks/{UNSEEN}.toml"]\n'
         '[profile]\nportion = 0.4\nbatch_size = 4\n[allocate]\nbudget = "4%"\nrank = 4\nalpha = 8.0\n'
-        f"[router]\nepochs = 60\n{settings}",
+        f"[router]\nepochs = 60\n{NARROW}\n{settings}",
         encoding="utf-8",
     )
     return folder

@@ -143,8 +143,9 @@ class RouterSettings(Section):
     batch_size: int = setting(1024, "samples per step", ge=1)
     patience: int = setting(10, "epochs without a lower training loss before training stops", ge=1)
     held_out: float = setting(0.1, "share of the samples held out for the threshold", gt=0, le=0.5)
-    quantile: float = setting(0.99, "quantile of the held-out losses that becomes the threshold", ge=0, le=1)
-    threshold_scale: float = setting(1.0, "factor on that quantile", gt=0)
+    quantile: float = setting(0.99, "quantile of the held-out losses that the threshold is a multiple of", ge=0, le=1)
+    # Of the rules that docs/method.md compares (Routers), the one whose routes depend least on the exact threshold.
+    threshold_scale: float = setting(2.0, "threshold over that quantile; 1 is the edge of the task's own losses", gt=0)
     # Independent of the run's seed: a router depends on backbone and task alone.
     seed: int = setting(0, "seed of the autoencoder", option="--router-seed")
 

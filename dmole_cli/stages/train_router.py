@@ -149,7 +149,7 @@ def build_router(
 ) -> tuple[RouterFile, int]:
     """Fit an autoencoder to features [samples, width], and its threshold to held-out ones; returns it and the epochs run."""
     seed = seed_for(chosen.seed, task, "router")
-    fitted, tested = _divided(features, chosen, seed)
+    fitted, tested = divided(features, chosen, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         autoencoder = Autoencoder(features.shape[1], hidden=chosen.hidden, decoder=chosen.decoder)
@@ -183,7 +183,7 @@ def build_balanced_router(
         samples without and with the term: of the router's own task on held-out samples, of the others on training samples.
     """
     seed = seed_for(chosen.seed, task, "router")
-    fitted, tested = _divided(features, chosen, seed)
+    fitted, tested = divided(features, chosen, task)
     autoencoder = from_tensors({name: tensor.clone() for name, tensor in plain.tensors.items()}, decoder=plain.decoder)
     autoencoder.train().requires_grad_()
     epochs = fit_balanced(autoencoder, fitted, others, term, chosen, margin=plain.threshold, seed=seed)
@@ -196,8 +196,9 @@ def build_balanced_router(
     return router, {"epochs": epochs, "accepted": accepted}
 
 
-def _divided(features: torch.Tensor, chosen: RouterSettings, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features that train the autoencoder, and held-out ones for the threshold."""
+def divided(features: torch.Tensor, chosen: RouterSettings, task: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of a task that train its autoencoder, and held-out ones for the threshold."""
+    seed = seed_for(chosen.seed, task, "router")
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
     held_out = max(1, round(len(features) * chosen.held_out))
     return features[order[held_out:]], features[order[:held_out]]
