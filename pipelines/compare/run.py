@@ -37,6 +37,7 @@ def main() -> None:
             config,
             split=options.split,
             likelihood=options.likelihood,
+            diagonal=options.diagonal,
             options=read_options(options.options or options_for(options.config)),
             source="" if options.config.resolve() == CONFIG else shown_path(options.config),
         )
@@ -73,6 +74,11 @@ def _options() -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="also measure likelihoods of the reference answers, which do not depend on the answer's format [yes]",
+    )
+    add(
+        "--diagonal",
+        action="store_true",
+        help="evaluate each task only after its own training and at the end: no AVG, FWT",
     )
     add("--plan", type=Path, default=PLAN, help="experiments [pipelines/compare/plan.toml]")
     add("--config", type=Path, default=CONFIG, help="tasks and settings [pipelines/compare/dmole.toml]")
