@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self, get_args
@@ -93,11 +94,20 @@ class Source:
 
     def card(self, task: str) -> TaskCard:
         """The card of a task."""
-        return load_card(self.settings.tasks[self.tasks.index(task)])
+        return load_card(self.entry(task))
 
-    def rows(self, card: TaskCard) -> int:
-        """Number of training rows."""
-        root = self.settings.data_root
+    def entry(self, task: str) -> str:
+        """The name of a task of this package, or else the path of its card."""
+        return self.settings.tasks[self.tasks.index(task)]
+
+    def data_root(self, task: str) -> str | None:
+        """The folder at which relative paths in a card start that is a copy of the task's."""
+        named = not self.entry(task).endswith(".toml")
+        return self.settings.data_root or (None if named else str(Path(self.entry(task)).parent))
+
+    def rows(self, task: str, card: TaskCard) -> int:
+        """Number of training rows of a card, the task's own or a copy."""
+        root = self.data_root(task)
         return len(samples(card, "train", data_root=Path(root) if root else None))
 
 
@@ -134,48 +144,43 @@ class Cell:
 
     def measure(self, split: str, routings: Sequence[str]) -> None:
         """Train and evaluate what is not current."""
-        card, root = self._card()
+        card = self._card()
         for arm, transfer in ARMS.items():
             config = self.run(arm).root.with_suffix(".toml")
-            write_text(config, as_toml(self._settings(arm, card, root, transfer=transfer)))
+            write_text(config, as_toml(self._settings(arm, card)))
             self._link(arm)
             where = ("--task", self.task, "--config", str(config), "--run", str(self.run(arm).root))
             for command in ("profile", "allocate", "train-router", "train-task"):
                 dmole(command, *where)
             after = len(self.stream)
             stages = (after - 1, after) if transfer else (after,)  # before its training, both arms are the same
-            chosen = {"--stage": map(str, stages), "--split": [split], "--routing": routings}
-            dmole(
-                "evaluate",
-                *where,
-                *(word for name, values in chosen.items() for value in values for word in (name, value)),
-            )
+            chosen = [("--stage", str(stage)) for stage in stages] + [("--routing", mode) for mode in routings]
+            dmole("evaluate", *where, "--split", split, *chain(*chosen))
 
-    def _card(self) -> tuple[Path, str]:
-        """Write the card; returns its path and the folder of its data."""
+    def _card(self) -> Path:
+        """Write the card."""
         original, path = self.source.card(self.task), self.place / "card.toml"
-        root = self.source.settings.data_root or str(original.path.resolve().parent)
-        visits = self.source.rows(original) * original.recipe.repeats
+        visits = self.source.rows(self.task, original) * original.recipe.repeats
         if visits % self.rows:
             message = f"{self.task} visits {visits} training rows, which is no multiple of {self.rows}"
             raise DmoleError(message, f"pass --rows numbers that divide {visits}")
-        named = {"name": self.task, "like": str(original.path.resolve())}
+        named = {"name": self.task, "like": self.source.entry(self.task)}
         lines = [f"{key} = {json.dumps(text, ensure_ascii=False)}" for key, text in named.items()]
         lines += ["[recipe]", f"repeats = {visits // self.rows}", "[sizes]", f"train = {self.rows}"]
         write_text(path, "\n".join([*lines, ""]))
-        if (found := len(samples(load_card(path), "train", data_root=Path(root)))) < self.rows:
+        if (found := self.source.rows(self.task, load_card(path))) < self.rows:
             raise DmoleError(f"{self.task} has {found} training rows, not {self.rows}", "pass smaller --rows")
-        return path, root
+        return path
 
-    def _settings(self, arm: str, card: Path, root: str, *, transfer: bool) -> Settings:
+    def _settings(self, arm: str, card: Path) -> Settings:
         given = self.source.settings
         return given.updated(
             tasks=(*given.tasks[: len(self.stream) - 1], str(card)),
             unseen=(),
             seed=self.source.seed,
-            data_root=root,
+            data_root=self.source.data_root(self.task),
             shared=str(self.run(arm).shared),
-            train=given.train.updated(transfer=transfer),
+            train=given.train.updated(transfer=ARMS[arm]),
         )
 
     def _link(self, arm: str) -> None:
@@ -286,11 +291,14 @@ def main() -> None:
         sources = [Source.read(root) for root in options.runs]
         if len({source.seed for source in sources}) < len(sources):
             parser.error("two of the runs have the same seed")
-        if len({(source.run.shared, source.tasks) for source in sources if source.run.shared}) > 1:
-            parser.error("the runs are not of one stream with one shared folder")
-        first = sources[0]
-        small = [task for task in first.tasks[1:] if first.rows(first.card(task)) <= LARGE]
-        found = measured(sources, options, [task_name(task) for task in options.tasks] if options.tasks else small)
+        if len({source.tasks for source in sources}) > 1 or len({source.run.shared for source in sources}) > 1:
+            parser.error("the runs have not the same tasks and the same shared folder")
+        later = sources[0].tasks[1:]
+        small = [task for task in later if sources[0].rows(task, sources[0].card(task)) <= LARGE]
+        tasks = [task_name(task) for task in options.tasks] if options.tasks else small
+        if wrong := set(tasks) - set(later):
+            parser.error(f"not a later task of the runs: {', '.join(sorted(wrong))}")
+        found = measured(sources, options, tasks)
     except DmoleError as error:
         sys.exit(f"error: {error.message}\n  -> {error.hint}")
     if options.json:
