@@ -4,9 +4,12 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import tiny
 
+from dmole_cli.artifacts.headers import header_of
+from dmole_cli.artifacts.kinds import EXPERT
 from dmole_cli.artifacts.run import Run
 from dmole_cli.cli.workspace import workspace
 from dmole_cli.reports.collect import collect
@@ -14,6 +17,7 @@ from dmole_cli.settings.reading import read_settings
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines" / "related"))
 import measure
+import sizes
 
 FIRST, SECOND = tiny.TASKS
 
@@ -66,3 +70,51 @@ def test_the_script_prints_every_table_and_the_numbers(here, monkeypatch, capsys
     parts = json.loads(capsys.readouterr().out)
     assert {"joins", "confusion", "scores", "transfer"} == set(parts)
     assert parts["joins"][0]["of"] == [SECOND, "1", FIRST] and parts["joins"][0]["runs"] == 1
+
+
+def test_transfer_is_measured_at_every_number_of_rows_with_the_same_steps(here, monkeypatch, capsys):
+    tiny.shorten(here, epochs=1)
+    (here / "shared").mkdir()
+    for folder in ("profiles", "features", "routers"):  # as the runs of several seeds share them
+        (here / "dmole-run" / folder).rename(here / "shared" / folder)
+    record = here / "dmole-run" / "run.toml"
+    record.write_text(
+        record.read_text(encoding="utf-8").replace("\n[", '\nshared = "../shared"\n[', 1), encoding="utf-8"
+    )
+    before = tiny.files_of(here / "dmole-run") | tiny.files_of(here / "shared")
+    words = ["sizes.py", "cells", "dmole-run", "--split", "test", "--routing", "top-2", "oracle", "--rows", "10"]
+    monkeypatch.setattr("sys.argv", words)
+    sizes.main()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert ["scores", "before", "without", "with", "difference"] in lines
+    assert {line[0] for line in lines} >= {f"top-2 {SECOND} 10", f"oracle {SECOND} 10", "top-2 mean 10"}
+    made = tiny.files_of(here / "cells")
+    monkeypatch.setattr("sys.argv", [*words, "20", "--json"])
+    sizes.main()
+    numbers = json.loads(capsys.readouterr().out)
+    assert tiny.files_of(here / "dmole-run") | tiny.files_of(here / "shared") == before
+    assert tiny.files_of(here / "cells").items() >= made.items()
+    for rows in ("10", "20"):
+        cell = here / "cells" / f"{SECOND}-{rows}" / "seed-0"
+        logs = [cell / arm / "training" / "d-mole" / f"{SECOND}.parquet" for arm in sizes.ARMS]
+        assert [pq.read_table(log).num_rows for log in logs] == [5, 5], "40 visits in batches of 8"
+        headers = [header_of(Run(cell / arm).expert(SECOND), EXPERT) for arm in sizes.ARMS]
+        assert [header.settings["transfer"] for header in headers] == [False, True]
+    found = {tuple(one["of"]): one["mean"] for one in numbers["scores"] + numbers["active"]}
+    for rows in ("10", "20"):
+        key = ("oracle", SECOND, rows)
+        assert found[*key, "difference"] == found[*key, "with"] - found[*key, "without"]
+        assert found[*key, "own"] == 100
+        assert sum(found["top-2", SECOND, rows, kind] for kind in sizes.ACTIVE) == pytest.approx(100)
+
+
+def test_samples_are_told_apart_by_whether_their_transfer_expert_is_active_beside_the_own():
+    active = [["own", "a"], ["a", "own"], ["own"], ["a"], ["a", "b"], ["own", "b"], [], ["b"]]
+    found = sizes.active_shares(active, "own", {"a"})
+    assert found == {"own and transfer": 25, "own": 12.5, "transfer": 12.5, "other": 50}
+
+
+def test_rows_that_change_the_number_of_steps_are_refused(here, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["sizes.py", "cells", "dmole-run", "--rows", "15"])
+    with pytest.raises(SystemExit, match="no multiple of 15"):
+        sizes.main()
