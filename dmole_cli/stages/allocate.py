@@ -238,7 +238,9 @@ def _rest(profiled: Profiled, chosen: AllocateSettings, placed: Placement) -> di
     ways, highest = [], chosen.max_rank if chosen.rank == AUTO else int(chosen.rank)
     if placed.unit == "parameters" and (rank := placed.budget * highest // placed.capacity) > highest:
         same = f"--rank {rank} --alpha {chosen.scale * rank:.10g} --force (the same alpha / rank)"
-        ways.append(f"--max-rank {rank} --force" if chosen.rank == AUTO else same)
+        # Beyond the singular values of a profile, a higher rank gains nothing.
+        higher = f"{'--utility log ' if uses_spectrum(chosen) else ''}--max-rank {rank} --force"
+        ways.append(higher if chosen.rank == AUTO else same)
     if profiled.header is None or profiled.header.settings.get("sites") != "linear":
         ways.append("a profile of more sites (dmole profile --sites linear)")
     return {"unused": placed.budget - placed.spent, **({"to_use_the_rest": " or ".join(ways)} if ways else {})}
