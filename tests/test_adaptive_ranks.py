@@ -122,6 +122,22 @@ def test_a_spectrum_pays_for_the_ranks_that_it_has():
     assert spectrum_utility((1.0, 3.0))(1) == 3.0
 
 
+def test_the_capacity_is_what_the_spectra_pay_for():
+    """So that the rest of a larger budget is reported, and what one tower cannot spend goes to the other one."""
+    sites = [SiteScore("v", "vision", 10, 3.0), SiteScore("l", "language", 10, 1.0)]
+    spectra = {"v": (1.0, 0.0), "l": (1.0,) * 9}
+    found = placed(sites, "params:100", spectra=spectra)
+    assert found.ranks == {"v": 1, "l": 9} and found.capacity == 100
+    assert placed(sites, "params:100", spectra=spectra, max_rank=4).capacity == 50
+    with pytest.raises(DmoleError, match="no singular value of any site is above 0"):
+        placed(sites, "params:100", spectra={"v": (0.0,), "l": (0.0,)})
+
+
+def test_sites_of_another_tower_do_not_make_scores_count():
+    sites = [SiteScore("v", "vision", 10, 3.0), SiteScore("l", "language", 10, 0.0)]
+    assert placed(sites, "params:60", modalities=("language",)).ranks == {"l": 6}
+
+
 # --- the spectrum of a profile ---
 
 
@@ -179,12 +195,17 @@ def test_ranks_pass_through_the_stages(ranked, here, run):
     assert json.loads(placement.stdout)[TASK]["rank_pattern"] == config["rank_pattern"]
 
 
-def test_a_changed_rank_is_found(ranked):
-    path = ranked.allocation(TASK)
+def test_other_rules_than_those_of_the_run_and_a_changed_rank_are_found(ranked):
+    """Headers have `max_rank` and `utility` only where they are not the defaults, which are those of the run here."""
+    path, record = ranked.allocation(TASK), ranked.root / "run.toml"
+    lines = record.read_text(encoding="utf-8").splitlines(keepends=True)
+    record.write_text("".join(line for line in lines if not line.startswith(("max_rank", "utility"))), encoding="utf-8")
+    (said,) = (said for said in problems(ranked) if said.startswith(str(path)))
+    assert said.endswith("is stale: max_rank 3 -> 32; rank auto -> 4; utility spectrum -> log")
     text = path.read_text(encoding="utf-8")
     site, rank = next(iter(json.loads(text)["ranks"].items()))
     path.write_text(text.replace(f'"{site}": {rank}', f'"{site}": {rank + 1}'), encoding="utf-8")
-    assert any(str(path) in said for said in problems(ranked))
+    assert any(said.startswith(f"{path} is damaged") for said in problems(ranked)), problems(ranked)
 
 
 def test_options_that_would_have_no_effect_are_refused(here, run):

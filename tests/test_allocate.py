@@ -107,6 +107,15 @@ def test_a_budget_above_all_sites_says_how_much_is_used_and_how_to_use_the_rest(
     assert "linear" not in opened(budget="99%")[0].get("to_use_the_rest", "")
 
 
+def test_ranks_that_are_too_low_for_the_budget_say_which_highest_rank_uses_it(opened, embedded):
+    opened.write()
+    width, chosen = widths(embedded), {"rank": "auto", "budget": f"params:{5 * widths(embedded) // 2}"}
+    facts, _ = opened(**chosen, max_rank=2)
+    assert facts["parameters"] == 2 * width and facts["to_use_the_rest"].startswith("--max-rank 3 --force or")
+    facts, _ = opened(**chosen, max_rank=3)
+    assert facts["parameters"] > 2.4 * width and "unused" not in facts
+
+
 def test_a_budget_that_is_spent_says_so(opened):
     opened.write()
     facts, document = opened(budget="sites:50%")

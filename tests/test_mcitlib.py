@@ -171,7 +171,7 @@ def test_a_table_that_is_no_text_is_refused(screens: Path) -> None:
         samples(card, "test", data_root=screens)
     other = screens / "mine.toml"
     other.write_text('like = "mllm_acl/gui_agent"\n[data]\ntest_annotations = "Ability_data/APP_test/test.json"\n')
-    with pytest.raises(DmoleError, match=r"test\.json is no table"):
+    with pytest.raises(DmoleError, match=r"test\.json is not a table"):
         samples(load_card(other), "test", data_root=screens)
 
 

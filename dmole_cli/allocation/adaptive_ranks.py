@@ -68,12 +68,19 @@ class RankRules:
         """Site -> utility of its rank. If no site has a score above zero, all of them count the same.
 
         Raises:
-            DmoleError: a site has no spectrum, or one that is not finite.
+            DmoleError: a site has no spectrum, or one that is not finite; or all spectra are 0.
         """
         if self.spectra:
+            if not any(any(self._spectrum(site.name)) for site in sites):
+                raise DmoleError("no singular value of any site is above 0", "profile the task again")
             return {site.name: spectrum_utility(self._spectrum(site.name)) for site in sites}
         equal = not any(site.score for site in sites)
         return {site.name: log_utility(1.0 if equal else site.score) for site in sites}
+
+    def highest_rank(self, name: str) -> int:
+        """The highest rank that a site can get: a spectrum pays for no more ranks than it has values above 0."""
+        values = self.spectra.get(name)
+        return self.max_rank if values is None else min(self.max_rank, sum(value > 0 for value in values))
 
     def _spectrum(self, name: str) -> Sequence[float]:
         values = self.spectra.get(name, ())
@@ -164,7 +171,10 @@ def allocate_ranks(
     """
     check_sites(sites, vision_floor=vision_floor, modalities=modalities)
     candidates = {name: [site for site in sites if site.modality == name] for name in MODALITIES if name in modalities}
-    capacities = {name: rules.max_rank * sum(site.parameters for site in own) for name, own in candidates.items()}
+    utilities = rules.utilities([site for own in candidates.values() for site in own])
+    capacities = {
+        name: sum(rules.highest_rank(site.name) * site.parameters for site in own) for name, own in candidates.items()
+    }
     total = rank_budget(budget, sites, backbone_parameters=backbone_parameters, reference_rank=rules.reference_rank)
     smallest = min(site.parameters for own in candidates.values() for site in own)
     if total < smallest:
@@ -172,7 +182,6 @@ def allocate_ranks(
     usable = min(total, sum(capacities.values()))
     shares = shares_of(candidates, capacities=capacities, curriculum=curriculum)
     parts = split(usable, shares=shares, capacities=capacities, vision_floor=vision_floor if curriculum else 0.0)
-    utilities = rules.utilities(sites)
     rankable = {
         name: [Rankable(site.name, site.parameters, utilities[site.name]) for site in own]
         for name, own in candidates.items()
@@ -183,7 +192,8 @@ def allocate_ranks(
     everything = [site for own in rankable.values() for site in own]
     left = usable - sum(ranks.get(site.name, 0) * site.width for site in everything)
     ranks = raise_ranks(everything, budget=left, max_rank=rules.max_rank, start=ranks)
-    return _placement(sites, ranks, candidates, shares=shares, parts=parts, total=total, rules=rules)
+    capacity = sum(capacities.values())
+    return _placement(sites, ranks, candidates, shares=shares, parts=parts, total=total, capacity=capacity)
 
 
 def rank_budget(budget: Budget, sites: Sequence[SiteScore], *, backbone_parameters: int, reference_rank: int) -> int:
@@ -201,7 +211,7 @@ def _placement(
     shares: Mapping[str, float],
     parts: Mapping[str, int],
     total: int,
-    rules: RankRules,
+    capacity: int,
 ) -> Placement:
     figures = {}
     for name, own in candidates.items():
@@ -220,7 +230,7 @@ def _placement(
         chosen=chosen_names,
         unit="parameters",
         budget=total,
-        capacity=rules.max_rank * sum(site.parameters for own in candidates.values() for site in own),
+        capacity=capacity,
         sites=len(chosen_names),
         parameters=sum(part.parameters for part in figures.values()),
         ranks={name: ranks[name] for name in chosen_names},

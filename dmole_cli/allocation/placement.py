@@ -184,7 +184,7 @@ def spread_rank(sites_dims: Sequence[tuple[int, int]], *, budget_parameters: int
 
 
 def check_sites(sites: Sequence[SiteScore], *, vision_floor: float, modalities: Sequence[str]) -> None:
-    """Refuse sites that cannot be ranked.
+    """Reject invalid sites, floors and modalities.
 
     Raises:
         DmoleError: as `allocate`.

@@ -39,6 +39,8 @@ class _Document(BaseModel):
         if len(set(self.sites)) != len(self.sites):
             raise ValueError("a site is listed twice")
         if self.rank != "auto":
+            if self.scale is not None or self.ranks is not None:
+                raise ValueError("with one rank for all sites, it has neither a scale nor ranks")
             return self
         if self.scale is None or self.ranks is None or list(self.ranks) != self.sites:
             raise ValueError("with rank auto, it has a scale and the rank of each site")

@@ -87,9 +87,8 @@ def _require_same(
     spent, uniform = int(document["spent"]["parameters"]), parameters // per_rank * per_rank
     if document["budget"] == chosen.budget and abs(uniform - spent) > per_rank:
         hint = f"train it with --budget params:{spent}"
-        if rank != AUTO and len(document["sites"]) == len(
-            sites
-        ):  # the budget holds more than experts of this rank on all sites
+        # The budget holds more than experts of this rank on all sites.
+        if rank != AUTO and len(document["sites"]) == len(sites):
             higher = parameters // per_rank
             hint += (
                 f", or allocate at a higher rank: --rank {higher} --alpha {scale_of(document) * higher:.10g} --force"

@@ -235,10 +235,13 @@ def _rest(profiled: Profiled, chosen: AllocateSettings, placed: Placement) -> di
     """How to use the rest of a budget that is larger than experts on all sites; empty for other budgets."""
     if placed.budget <= placed.capacity:
         return {}
-    ways, highest = [], chosen.max_rank if chosen.rank == AUTO else int(chosen.rank)
-    if placed.unit == "parameters" and (rank := placed.budget * highest // placed.capacity) > highest:
-        same = f"--rank {rank} --alpha {chosen.scale * rank:.10g} --force (the same alpha / rank)"
-        ways.append(f"--max-rank {rank} --force" if chosen.rank == AUTO else same)
+    ways, fixed = [], chosen.reference_rank
+    if chosen.rank == AUTO:
+        # The lowest one at which the sites can take it all; beyond the singular values of a profile, a higher rank gains nothing.
+        rank = -(-placed.budget * chosen.max_rank // placed.capacity)
+        ways.append(f"{'--utility log ' if uses_spectrum(chosen) else ''}--max-rank {rank} --force")
+    elif placed.unit == "parameters" and (rank := placed.budget * fixed // placed.capacity) > fixed:
+        ways.append(f"--rank {rank} --alpha {chosen.scale * rank:.10g} --force (the same alpha / rank)")
     if profiled.header is None or profiled.header.settings.get("sites") != "linear":
         ways.append("a profile of more sites (dmole profile --sites linear)")
     return {"unused": placed.budget - placed.spent, **({"to_use_the_rest": " or ".join(ways)} if ways else {})}

@@ -24,12 +24,14 @@ from dmole_cli.data.card import TaskCard
 from dmole_cli.errors import DmoleError
 from dmole_cli.methods._trained import experts_in_use, routing_files
 from dmole_cli.methods.base import Method
-from dmole_cli.settings.model import EvaluateSettings
+from dmole_cli.settings.model import AllocateSettings, EvaluateSettings
 from dmole_cli.verification.inspection import Found, Inspection
 from dmole_cli.verification.links import contradiction
 
 # A setting that the machine may choose; its value in headers is then not compared.
 AUTO = "auto"
+# Settings that shape an allocation, and that its header has only where they are not the defaults.
+UNRECORDED = {name: AllocateSettings.model_fields[name].default for name in ("max_rank", "utility")}
 
 
 def check_settings(inspection: Inspection, found: Found) -> None:
@@ -73,13 +75,14 @@ def _expected(inspection: Inspection, found: Found) -> tuple[int | None, dict[st
 
 def _changes(header: Header, expected: Mapping[str, Any]) -> list[str]:
     made, wanted = header.as_dict()["settings"], json.loads(json.dumps(expected))
-    return [f"{key} {made.get(key)} -> {wanted[key]}" for key in sorted(wanted) if made.get(key) != wanted[key]]
+    found = {key: made.get(key, UNRECORDED.get(key)) for key in sorted(wanted)}
+    return [f"{key} {value} -> {wanted[key]}" for key, value in found.items() if value != wanted[key]]
 
 
 def _of_allocation(inspection: Inspection, found: Found) -> dict[str, Any]:
     configured = inspection.settings.allocate
     chosen = inspection.rules(found.label).allocation_settings(configured)
-    expected = {**chosen.for_header(), "modalities": list(chosen.modalities)}
+    expected = {**UNRECORDED, **chosen.for_header(), "modalities": list(chosen.modalities)}
     if chosen.modalities != configured.modalities:
         # The ablation spends the budget at a rank that follows from the profile, at the same alpha / rank.
         expected = {key: value for key, value in expected.items() if key not in ("rank", "alpha", "max_rank")}

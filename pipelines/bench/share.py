@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dmole_cli.artifacts.allocation import ranks_of, scale_of
 from dmole_cli.backbones.batches import encoded_batches
 from dmole_cli.data.seeds import seed_for
 from dmole_cli.experts.expert import new_expert
@@ -44,13 +45,13 @@ def training(stream: StreamRun, task: str, *, steps: int) -> tuple[Variant, int]
     ]
     document = stream.allocation(task)
     shapes: dict[str, tuple[int, int, int]] = {}
-    for site in document["sites"]:
+    for site, rank in ranks_of(document).items():
         host: Any = backbone.model.get_submodule(site)
-        shapes[site] = (document["rank"], host.in_features, host.out_features)
+        shapes[site] = (rank, host.in_features, host.out_features)
 
     def run() -> list[float]:
         generator = torch.Generator().manual_seed(seed_for(seed, task, "expert"))
-        expert = new_expert(shapes, scale=document["alpha"] / document["rank"], generator=generator)
+        expert = new_expert(shapes, scale=scale_of(document), generator=generator)
         routed = attached(backbone, {task: expert})
         try:
             figures = train_expert(

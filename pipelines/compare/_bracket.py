@@ -2,7 +2,8 @@
 
 The search starts with the trials of the grid. Afterwards, the best trial needs a neighbour on both sides of every option, with
 the other options as they are: where one is missing, the value beyond is tried. If that is better, it is the best trial, and needs
-neighbours itself. The search has ended when no trial is missing: then one more step in any direction is no better.
+neighbours itself. The search has ended when no trial is missing: then the best trial is at no edge of what was tried. Neighbours
+from the grid may be more than one step of the axis away.
 """
 
 from __future__ import annotations

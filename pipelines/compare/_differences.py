@@ -57,12 +57,11 @@ def study_sheet(summary: Summary, title: str, order: str, tasks: Sequence[str]) 
 
 
 def _change(own: Mapping[int, float], first: Mapping[int, float], *, first_label: str) -> list[str]:
-    """The relative change of the mean since the first row, and the paired difference to it."""
+    """The relative change of the mean since the first row, and the difference to it, both over the seeds of both rows."""
     found = gain(own, first, other=first_label)
-    if found is None or not fmean(first.values()):
+    if found is None or found.relative is None:
         return [MISSING, MISSING]
-    relative = 100 * (fmean(own.values()) / fmean(first.values()) - 1)
-    return [f"{round(relative, 1) + 0.0:+.1f}", with_interval(found.difference, sign=True)]
+    return [f"{round(found.relative, 1) + 0.0:+.1f}", with_interval(found.difference, sign=True)]
 
 
 def ceiling(summary: Summary, order: str, orders: Mapping[str, Sequence[str]], plan: Mapping[str, Any]) -> list[str]:

@@ -38,7 +38,8 @@ def searches(
     Rows of the grid whose methods do not exist are left out.
 
     Raises:
-        DmoleError: rows have different numbers of trials, or a row, an order, a key or an option does not exist.
+        DmoleError: rows have different numbers of trials; a row, an order, a key or an option does not exist; or a variant trains
+            with arguments that its trials would not have.
     """
     table = grid["trials"]
     if len({len(row["start"]) for row in table.values()}) != 1:
@@ -55,12 +56,23 @@ def searches(
     for order in [name for name in grid["orders"] if not orders or name in orders]:
         for name in [name for name in available if not rows or name in rows]:
             if depends_on_order(_method(plan, name)) or order == grid["orders"][0]:
+                _check_variant(name, plan.get("variants", {}).get(name, {}), table[name]["factors"])
                 found[name, order] = _search(name, _method(plan, name), table[name], most=grid["most"])
     return found
 
 
 def _method(plan: Mapping[str, Any], name: str) -> str:
     return plan.get("variants", {}).get(name, {"method": name})["method"]
+
+
+def _check_variant(name: str, variant: Mapping[str, Any], factors: Mapping[str, float]) -> None:
+    """Reject arguments of a variant's training that are not options of its trials, which take the place of all of them."""
+    words = list(map(str, variant.get("train", ())))
+    if lost := [word for word in words if word != "--set" and word.partition("=")[0] not in factors]:
+        raise DmoleError(
+            f"the trials of {name} would train without {' '.join(lost)}, which the plan gives to its training",
+            f"add the option to `factors` and `start` of [trials.{name}], or take {name} out of the grid",
+        )
 
 
 def _search(name: str, method: str, row: Mapping[str, Any], *, most: int) -> Search:

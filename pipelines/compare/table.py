@@ -121,7 +121,7 @@ def _write_studies(
         values += [{"study": name, **asdict(row)} for row in rows[name]]
         _print(console if name in shown else None, "", sheets, [])
     lines += [
-        "Last, rel. %: the mean Last relative to the first row's; difference: in points, over the same seeds.",
+        "Last, rel. %: the mean Last relative to the first row's; difference: in points. Both over the same seeds.",
         "",
     ]
     write_lines(results / "studies.md", [*lines, *(f"- {note}" for note in NOTES)])

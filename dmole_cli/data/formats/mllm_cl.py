@@ -81,7 +81,7 @@ def _answered_rows(table: Path, *, columns: Sequence[str]) -> Iterator[tuple[int
         DmoleError: the table cannot be read, or has no column `answer`.
     """
     if table.suffix not in SEPARATORS:
-        raise DmoleError(f"{table} is no table", f"a table ends in {' or '.join(SEPARATORS)}")
+        raise DmoleError(f"{table} is not a table", f"a table ends in {' or '.join(SEPARATORS)}")
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
