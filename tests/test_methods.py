@@ -20,6 +20,7 @@ from dmole_cli.experts.expert import Expert
 from dmole_cli.experts.routed import RoutedExperts
 from dmole_cli.methods._overlap import row_overlap
 from dmole_cli.methods.base import Method, Routing, load_method
+from dmole_cli.routing.rules import as_trained, top_candidates
 from dmole_cli.settings.model import Settings
 from dmole_cli.settings.reading import read_settings
 
@@ -232,6 +233,28 @@ def test_the_overlap_of_row_spaces_by_hand():
 
 
 # --- who answers ---
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ((0.1, 0.5, 0.5), ("a",)),  # the first task was trained without another expert
+        ((0.2, 0.1, 0.5), ("b", "a")),
+        ((0.2, 0.5, 0.1), ("c", "a")),
+        ((0.3, 0.2, 0.1), ("c", "b")),  # in training, the nearest of both was active
+        ((0.1, 0.2, 0.3), ("a",)),  # where top-2 activates b, too
+        ((0.5, 0.5, 0.1), ("c",)),
+        ((0.5, 0.5, 0.5), ()),
+    ],
+)
+def test_a_sample_has_the_experts_that_were_trained_together(losses, expected):
+    method, thresholds = load_method("d-mole"), [0.4] * 3
+    routing = Routing(("a", "b", "c"), "a", [losses], thresholds, "as-trained", 8)
+    assert method.active_experts(routing) == [expected]
+    for count in (1, 2, 3):  # what training chooses for a sample of the last of these tasks is what it gets at test
+        before = top_candidates(losses[: count - 1], thresholds[: count - 1], most=1)
+        if top_candidates(losses[:count], thresholds[:count], most=1) == [count - 1]:
+            assert as_trained(losses[:count], thresholds[:count]) == [count - 1, *before]
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,8 @@ class RoutedMixture(Method):
         return overlap_penalty(context, training, weight=context.options["orthogonal"])
 
     def active_experts(self, routing: Routing) -> list[tuple[str, ...]]:
-        """The nearest tasks whose threshold accepts a sample, at most two; the other modes are diagnoses."""
-        from dmole_cli.routing.rules import batch_vote, top_candidates
+        """The nearest tasks whose threshold accepts a sample, at most two; other modes are other rules, or diagnoses."""
+        from dmole_cli.routing.rules import as_trained, batch_vote, top_candidates
 
         tasks, rows, thresholds = routing.tasks, routing.losses, routing.thresholds
         if routing.mode == "oracle":
@@ -88,6 +88,8 @@ class RoutedMixture(Method):
         if routing.mode == "batch-vote":
             batches = [rows[i : i + routing.batch_size] for i in range(0, len(rows), routing.batch_size)]
             return [tuple(tasks[t] for t in batch_vote(batch, thresholds)) for batch in batches for _ in batch]
+        if routing.mode == "as-trained":
+            return [tuple(tasks[t] for t in as_trained(row, thresholds)) for row in rows]
         most = 1 if routing.mode == "top-1" else 2
         return [tuple(tasks[t] for t in top_candidates(row, thresholds, most=most)) for row in rows]
 

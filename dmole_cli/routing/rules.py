@@ -18,6 +18,21 @@ def top_candidates(losses: Sequence[float], thresholds: Sequence[float], *, most
     return sorted(candidates, key=lambda t: losses[t])[:most]
 
 
+def as_trained(losses: Sequence[float], thresholds: Sequence[float]) -> list[int]:
+    """The nearest candidate, with the expert that was active beside it when it was trained on samples like this one.
+
+    That is the nearest candidate among the tasks before it: the transfer expert of training (section 4.3). Unlike the two nearest
+    candidates, a sample never activates an expert beside a later one that was trained without it, so that a later task changes
+    the answers to those samples only that its router takes over. The rule is ours.
+
+    Returns:
+        At most two tasks, numbered from 0 in the order of training.
+    """
+    nearest = top_candidates(losses, thresholds, most=1)
+    before = nearest[0] if nearest else 0
+    return nearest + top_candidates(losses[:before], thresholds[:before], most=1)
+
+
 def batch_vote(losses: Sequence[Sequence[float]], thresholds: Sequence[float]) -> list[int]:
     """Route a whole batch as the reference implementation does in evaluation: each sample votes for its nearest candidate.
 

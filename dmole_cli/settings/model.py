@@ -218,7 +218,7 @@ class EvaluateSettings(Section):
         64, "samples per batch; only the routing batch-vote depends on it", in_header="never", ge=1
     )
     # Both are recorded for methods that have routers.
-    routing: Literal["top-2", "top-1", "batch-vote", "oracle", "always-all"] = setting(
+    routing: Literal["top-2", "top-1", "as-trained", "batch-vote", "oracle", "always-all"] = setting(
         "top-2", "rule that chooses a sample's active experts", in_header="never"
     )
     threshold_scale: float = setting(1.0, "factor on every router's threshold", in_header="never", ge=0)

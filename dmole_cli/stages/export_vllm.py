@@ -148,7 +148,7 @@ def _most(method: str, settings: Settings) -> int:
     routing = settings.evaluate.routing
     if routing not in MOST:
         raise DmoleError(
-            f"the routing {routing} does not choose the experts of a sample by its losses alone",
+            f"the exported router does not have the routing {routing}",
             f"choose one of: {', '.join(MOST)}",
         )
     return MOST[routing]
