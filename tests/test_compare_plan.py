@@ -197,7 +197,7 @@ def test_the_commands_know_the_options_of_variants_and_studies():
         shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
         assert options and [word for word in options if word not in shown] == []
     studies = {"threshold", "ablations", "budget", "rank", "decoder", "score", "transfer", "dropout", "routing"}
-    assert {e.group for e in experiments} == {"main", *studies, "threshold-wide", "tight"}
+    assert {e.group for e in experiments} == {"main", *studies, "quantile", "tight", "ranks", "utilities"}
 
 
 def test_a_stage_uses_the_arguments_that_the_plan_gives_it(tmp_path):
@@ -215,23 +215,25 @@ def test_a_stage_uses_the_arguments_that_the_plan_gives_it(tmp_path):
 
 
 def test_every_budget_of_the_plan_can_be_spent_at_its_rank():
-    from dmole_cli.allocation.placement import SiteScore, allocate
+    from dmole_cli.allocation.by_settings import place_sites
+    from dmole_cli.allocation.placement import SiteScore
     from dmole_cli.backbones.loading import load_backbone
     from dmole_cli.backbones.sites import find_sites
-    from dmole_cli.settings.budget import parse_budget
+    from dmole_cli.settings.reading import with_options
 
     config = read_settings(CONFIG)
-    backbone, usual = load_backbone(config.backbone), config.allocate
+    backbone = load_backbone(config.backbone)
     sites = find_sites(backbone.model, config.profile.sites)
+    scores = [SiteScore(site.name, site.modality, site.expert_parameters(1), 1.0) for site in sites]
+    spectra = {site.name: (2.0, 1.0) for site in sites}
     arguments = {e.label: e.allocate for e in study_experiments(read_toml(PLAN)) if e.allocate}
-    assert {"budget-4%", "rank-4"} <= set(arguments)
+    assert {"budget-4%", "rank-4", "rank-auto", "spectrum-0.5%"} <= set(arguments)
     for label, words in arguments.items():
-        given = {"--budget": usual.budget, "--rank": usual.rank, **dict(zip(words[::2], words[1::2], strict=True))}
-        rank = int(given["--rank"])
-        scores = [SiteScore(site.name, site.modality, site.expert_parameters(rank), 1.0) for site in sites]
-        budget = parse_budget(given["--budget"])
-        placement = allocate(scores, budget=budget, backbone_parameters=backbone.parameters, rank=rank)
-        assert placement.sites, label
+        options = {f"allocate.{key[2:]}": value for key, value in zip(words[::2], words[1::2], strict=True)}
+        options |= {key: float(value) for key, value in options.items() if key == "allocate.alpha"}
+        chosen = with_options(config, options).allocate
+        placed = place_sites(scores, chosen, backbone_parameters=backbone.parameters, spectra=spectra)
+        assert placed.sites, label
 
 
 def test_the_first_row_of_a_study_stays_first_whatever_ran_before():
