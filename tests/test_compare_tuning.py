@@ -126,6 +126,30 @@ def test_a_search_ends_where_no_step_of_one_option_is_better(peak):
             assert score(**{**dict(best), name: value}) <= scores[best]
 
 
+def test_a_neighbour_is_at_most_one_step_away():
+    search = Search((rate(1000), rate(10), rate(1e5)), {"rate": Axis(ANY, 10)})
+    scores, rounds = finished(search, lambda rate: -abs(math.log(rate / 1000)))
+    assert rounds[1:] == [[rate(100), rate(1e4)]] and search.chosen(scores) == rate(1000)
+    nearer = Search((rate(1), rate(0.33), rate(2.5)), {"rate": Axis(ANY, 3)})
+    scores, rounds = finished(nearer, lambda rate: -abs(rate - 1))
+    assert len(rounds) == 1 and nearer.chosen(scores) == rate(1), "less than a step, but for rounding"
+    scores, rounds = finished(nearer, lambda rate: -abs(rate - 0.33))
+    assert rounds[1:] == [[rate(0.11)]] and nearer.chosen(scores) == rate(0.33)
+
+
+def test_equal_scores_end_a_search_in_both_directions():
+    for score, chosen in ((lambda rate: -max(rate, 0.3), 0.25), (lambda rate: min(rate, 10), 16)):
+        search = one_axis(4, 1, 2)
+        scores, rounds = finished(search, score)
+        assert search.chosen(scores) == rate(chosen) and len(rounds) == 4
+
+
+def test_the_largest_number_of_trials_leaves_room_for_neighbours():
+    grid = read_toml(GRID)
+    for (row, _), search in searches(read_toml(PLAN), grid).items():
+        assert len(search.start) + 2 * len(search.axes) < search.most, row
+
+
 def test_the_order_in_which_trials_finished_does_not_matter():
     search = one_axis(4, 1, 2)
     scores, _ = finished(search, lambda rate: min(rate, 8))
@@ -152,8 +176,10 @@ def test_a_weight_of_zero_needs_a_neighbour_with_the_options_of_the_best_trial()
     axes = {"rate": Axis(ANY, 2), "weight": Axis(ANY, 10)}
     search = Search((both(4, 1), both(4, 0), both(8, 0.1)), axes)
     scores = {both(4, 1): 1.0, both(4, 0): 2.0, both(8, 0.1): 0.0}
-    assert search.next_trials(scores) == [both(2, 0), both(8, 0)], "a weight of 1 was tried"
-    scores |= {both(2, 0): 3.0, both(8, 0): 0.0}
+    assert search.next_trials(scores) == [both(2, 0), both(8, 0), both(4, 0.1)], (
+        "the weight of 1 is not the smallest one"
+    )
+    scores |= {both(2, 0): 3.0, both(8, 0): 0.0, both(4, 0.1): 0.0}
     assert search.next_trials(scores) == [both(1, 0), both(2, 0.1)], (
         "no factor leads away from 0: the smallest value does"
     )

@@ -1,9 +1,9 @@
 """Choose every method's options on the validation splits: `python pipelines/compare/tune.py runs/tune`.
 
-Every method starts with the same number of trials (grid.toml), in every order of the tasks. Further trials follow until the best
-one is at no edge: one more step of any option, in either direction, is no better. The trials run and resume like the experiments
-of the comparison, with another seed; the test splits are not used. Writes tuning.csv and tuning.md, and the chosen options to a
-file beside the configuration, which run.py reads.
+Every method starts with the same number of trials (grid.toml), in every order of the tasks. Further trials follow until a value
+at most one step away, on either side of each option of the best trial, is no better. The trials run and resume like the
+experiments of the comparison, with another seed; the test splits are not used. Writes tuning.csv and tuning.md, and the chosen
+options to a file beside the configuration, which run.py reads.
 
     python pipelines/compare/tune.py runs/tune --methods seq-ft replay --orders B     # a part
 """
@@ -147,7 +147,7 @@ def report_of(
                 sheet.rows.extend(_lines(name, order, search, scores.get((name, order), {}), values))
         lines += markdown([sheet])
     lines += [
-        f"Chosen (*): the highest mean {grid['choose'].capitalize()}, once one more step of any option is no better.",
+        f"Chosen (*): the highest mean {grid['choose'].capitalize()}, once no step of an option, in either direction, is better.",
         "(?): the best so far, of a search that has not ended. Methods that do not depend on the order have trials in one.",
     ]
     return lines
