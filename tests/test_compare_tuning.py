@@ -16,7 +16,7 @@ sys.path.append(str(COMPARE))  # its files are scripts and find each other besid
 from _bracket import Axis, Search, Trial, trial_of  # noqa: E402
 from _differences import gain_sheet, interval_sheet, study_sheet, with_interval  # noqa: E402
 from _files import read_toml  # noqa: E402
-from _intervals import Estimate, estimate, gain  # noqa: E402
+from _intervals import Estimate, best_of, estimate, gain  # noqa: E402
 from _options import (  # noqa: E402
     arguments,
     from_arguments,
@@ -30,7 +30,7 @@ from _options import (  # noqa: E402
 )
 from _plan import CONFIG, PLAN, Experiment, Record, main_experiments  # noqa: E402
 from _results import MEAN, Row  # noqa: E402
-from _sheets import Summary  # noqa: E402
+from _sheets import BEST, Summary  # noqa: E402
 from _trials import experiment_of, experiments_for, searches, trial_in  # noqa: E402
 from _workflow import Comparison  # noqa: E402
 from tune import GRID, choices, report_of  # noqa: E402
@@ -430,6 +430,17 @@ def test_each_of_our_rows_is_compared_with_the_best_rival_and_with_the_rows_of_t
     assert found["moe-lora"] == "49.0 [36.3, 61.7]"
     table = {row["method"]: row for row in summary.each()}
     assert (table["moe-lora"]["low"], table["moe-lora"]["high"]) == pytest.approx((36.29, 61.71), abs=0.01)
+
+
+def test_one_seed_with_high_scores_does_not_make_a_best_rival():
+    scores = {"lucky": {1: 52.0}, "steady": {0: 40.0, 1: 55.0, 2: 41.0}, "d-mole": {0: 50.0, 1: 60.0, 2: 51.0}}
+    rows = [Row(label, "A", seed, MEAN, "last", value) for label, own in scores.items() for seed, value in own.items()]
+    summary, plan = Summary(rows, []), {"rivals": ["lucky", "steady", "not-run"]}
+    found = summary.gain("A", "d-mole", BEST, "last", plan=plan)
+    assert found.other == "steady" and found.means == (60.0, 55.0) and found.difference == Estimate(5.0, None, 1)
+    assert best_of({"lucky": {1: 52.0}, "steady": {0: 40.0}}) is None, "no seed in common"
+    assert best_of({"a": {0: 1.0, 1: 9.0}, "b": {0: 2.0, 1: 3.0}}, among=[0, 7]) == ("b", {0: 2.0})
+    assert best_of({"a": {}}) is None
 
 
 def test_an_interval_shows_on_which_side_of_zero_it_ends():

@@ -136,6 +136,27 @@ def test_a_second_stream_with_results_has_a_section_of_its_own(tmp_path) -> None
     assert second.count("| **D-MoLE** |") == 1 and second.count("| method |") == 1
 
 
+def test_means_are_those_of_the_seeds_of_the_gain_beside_them(tmp_path) -> None:
+    """The best rival has two seeds, replay has one, and a row was run in order B only."""
+    with (RESULTS / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    seeds = {"d-mole": "012", "lwf-lora": "01", "replay": "2", "ewc-lora": "012"}
+    kept = [row for row in rows if row["seed"] in seeds.get(row["method"], "")]
+    kept = [row for row in kept if (row["method"], row["order"]) != ("ewc-lora", "A")]
+    with (tmp_path / "results.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(kept)
+    text = " ".join(" ".join(section({tmp_path: ""})).split())
+    ours, rival, replay = (values(name, "A", "mean", "last") for name in ("d-mole", "lwf-lora", "replay"))
+    gain = 100 * (fmean(ours[:2]) / fmean(rival[:2]) - 1)
+    assert f"D-MoLE's mean Last of {fmean(ours[:2]):.1f} is {gain:.0f} % above the best rival" in text
+    assert f"(LwF, {fmean(rival[:2]):.1f} (n=2)" in text
+    assert f"{100 * (ours[2] / replay[2] - 1):.0f} % above replay ({replay[2]:.1f} (n=1)" in text
+    assert f", where D-MoLE has {ours[2]:.1f})." in text and "(n=2): over two seeds" in text
+    assert re.search(r"\| EWC \| – \| – \| – \| [\d.]+ .* \| [\d,]+ \| [\d,]+ \|", text), "counts of order B"
+
+
 def test_finetune_has_the_better_of_its_two_rates() -> None:
     with (RESULTS / "finetune-default.csv").open(encoding="utf-8", newline="") as file:
         default = {row["task"]: float(row["mean"]) for row in csv.DictReader(file)}
