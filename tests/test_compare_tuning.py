@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 COMPARE = ROOT / "pipelines" / "compare"
 sys.path.append(str(COMPARE))  # its files are scripts and find each other beside them
 
+import tune  # noqa: E402
 from _bracket import Axis, Search, Trial, trial_of  # noqa: E402
 from _differences import gain_sheet, interval_sheet, study_sheet, with_interval  # noqa: E402
 from _files import read_toml  # noqa: E402
@@ -33,7 +34,7 @@ from _results import MEAN, Row  # noqa: E402
 from _sheets import BEST, Summary  # noqa: E402
 from _trials import experiment_of, experiments_for, searches, trial_in  # noqa: E402
 from _workflow import Comparison  # noqa: E402
-from tune import GRID, choices, report_of  # noqa: E402
+from tune import COLUMNS, GRID, choices, report_of, results_in, table_of  # noqa: E402
 
 from dmole_cli import catalog  # noqa: E402
 from dmole_cli.errors import DmoleError  # noqa: E402
@@ -302,6 +303,49 @@ def test_choices_are_made_for_each_order_and_for_the_rows_that_are_like_others()
     text = "\n".join(report_of(grid, found, scores, []))
     assert "| seq-ft * | learning_rate=0.0015 |" in text and "| joint * | learning_rate=0.008 |" in text
     assert text.index("Order A") < text.index("joint *") < text.index("Order B") < text.rindex("seq-ft *")
+
+
+def test_the_table_of_the_trials_names_the_choices_of_searches_that_have_ended(tmp_path):
+    plan, grid = read_toml(PLAN), read_toml(GRID)
+    found = searches(plan, grid, rows=["seq-ft"])
+    experiments = [experiment_of(plan, grid, place, trial) for place, own in found.items() for trial in own.start]
+    Record(experiments=experiments).write(tmp_path)
+    trials = [(experiment, *trial_in(experiment)) for experiment in experiments]
+    peaks = {"A": 1.5e-3, "B": 1.2e-2}  # at the upper edge of the start in order B
+    scores = {place: {} for place in found}
+    for _, place, trial in trials:
+        scores[place][trial] = -abs(math.log(dict(trial)["learning_rate"] / peaks[place[1]]))
+    rows = [Row(e.label, e.order, 100, MEAN, "last", scores[place][trial]) for e, place, trial in trials]
+    table = table_of(tmp_path, rows, found, scores)
+    assert len(table) == len(rows) and set(table[0]) == set(COLUMNS)
+    chosen = [(row["method"], row["order"], row["options"]) for row in table if row["chosen"] == "yes"]
+    assert chosen == [("seq-ft", "A", "learning_rate=0.0015")]
+    assert {row["chosen"] for row in table} == {"yes", "no"}
+
+
+def test_trials_that_diverged_run_again_with_force_only(tmp_path, monkeypatch):
+    plan, grid = read_toml(PLAN), read_toml(GRID)
+    found, place = searches(plan, grid, rows=["seq-ft"], orders=["A"]), ("seq-ft", "A")
+    experiment = experiment_of(plan, grid, place, found[place].start[0])
+    Record(experiments=[experiment]).write(tmp_path)
+    log = tmp_path / experiment.folder / "logs" / "experts" / "seq-ft" / "task.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("error: the loss is not finite;\n  nothing was written", encoding="utf-8")
+    called = []
+    # All trials fail at once, but the training is not what this is about.
+    monkeypatch.setattr(
+        tune, "run_experiments", lambda *given, **options: called.append((given[1], options)) or given[1]
+    )
+    comparison = Comparison(tmp_path, plan, read_toml(CONFIG), split="validation")
+    failed = tune.run_trials(comparison, grid, found, engine=[])
+    assert (
+        experiment not in failed
+        and len(failed) == 5
+        and results_in(tmp_path, grid)[1][place] == {found[place].start[0]: -math.inf}
+    )
+    failed = tune.run_trials(comparison, grid, found, engine=[], force=True)
+    assert experiment in failed and len(failed) == 6 and results_in(tmp_path, grid)[1] == {}
+    assert [options["force"] for _, options in called] == [False, True]
 
 
 def test_options_are_stored_by_order_and_a_new_choice_takes_the_place_of_older_ones(tmp_path):

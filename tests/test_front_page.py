@@ -15,8 +15,9 @@ RESULTS = COMPARE / "results"
 sys.path.append(str(COMPARE))  # its files are scripts and find each other beside them
 
 from _files import read_toml  # noqa: E402
-from front_page import END, START, router_parameters, section  # noqa: E402
+from front_page import END, START, _tuning, router_parameters, section  # noqa: E402
 
+PLAN = read_toml(COMPARE / "plan.toml")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FIGURES = README.split(START)[1].split(END)[0].strip()
 # Of the first stream: the differences, then all methods.
@@ -119,6 +120,22 @@ def test_how_the_options_were_chosen_is_that_of_the_committed_trials() -> None:
             == 3
         )
         assert "tuned on the first three tasks of order A" in text
+
+
+def test_searches_that_have_not_ended_are_counted(tmp_path) -> None:
+    rows = [("seq-ft", "A", "yes"), ("seq-ft", "A", "no"), ("seq-ft", "B", "no"), ("finetune", "A", "yes")]
+    tuned = {"seq-ft", "finetune", "v4", "zero-shot"}
+    assert _tuning(tmp_path, tuned, PLAN).endswith("chosen on the first stream.")
+    for rows_left, expected in (
+        (rows, "but for 1 of 3 searches, which have not ended"),
+        (rows[:1], "but for 2 of 3 searches"),
+    ):
+        lines = ["method,order,chosen", *map(",".join, rows_left)]
+        (tmp_path / "tuning.csv").write_text("\n".join(lines), encoding="utf-8")
+        assert expected in _tuning(tmp_path, tuned, PLAN)
+    lines = ["method,order,chosen", *map(",".join, rows), "seq-ft,B,yes"]
+    (tmp_path / "tuning.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert _tuning(tmp_path, tuned, PLAN).endswith("in each order, until a step of any of their options was no better.")
 
 
 def test_a_second_stream_with_results_has_a_section_of_its_own(tmp_path) -> None:

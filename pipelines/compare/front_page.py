@@ -11,7 +11,7 @@ import argparse
 import csv
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -22,6 +22,7 @@ from _intervals import Gain
 from _plan import FOLDER, PLAN, depends_on_order
 from _results import ALL, MEAN, Row
 from _sheets import BEST, Summary
+from _trials import GRID, searches
 
 from dmole_cli.backbones.files import EMBEDDED
 from dmole_cli.methods.base import load_method
@@ -84,7 +85,7 @@ def stream_section(results: Path, plan: Mapping[str, Any]) -> list[str]:
     rows = _read(results / "results.csv")
     summary, labels = Summary(rows, []), list(dict.fromkeys(row.method for row in rows))
     older, texts = _older_finetune(results, summary)
-    sentences = [*_sentences(summary, plan), *_capacity(summary, plan), _tuning(results)]
+    sentences = [*_sentences(summary, plan), *_capacity(summary, plan), _tuning(results, labels, plan)]
     lines = [*textwrap.wrap(" ".join(sentences), WIDTH, break_on_hyphens=False), "", *_gains(summary, plan), ""]
     return lines + _table(labels, {**NAMES, **older}, plan, summary, texts)
 
@@ -154,14 +155,25 @@ def _method(label: str, plan: Mapping[str, Any]) -> str:
     return plan.get("variants", {}).get(label, {"method": label})["method"]
 
 
-def _tuning(results: Path) -> str:
-    """How the options of the methods were chosen; the trials of earlier versions have no order."""
+def _tuning(results: Path, labels: Collection[str], plan: Mapping[str, Any]) -> str:
+    """How the options of the methods were chosen, and how many searches have not ended; earlier trials have no order."""
     path = results / "tuning.csv"
     if not path.is_file():
         return "The options of the methods are those that were chosen on the first stream."
-    if "order" in path.read_text(encoding="utf-8").partition("\n")[0].split(","):
-        return "Every method was tuned on validation, in each order, until one more step of any of its options was no better."
-    return "The rivals were tuned on the first three tasks of order A; their options may suit other tasks and order B less well."
+    with path.open(encoding="utf-8", newline="") as file:
+        trials = list(csv.DictReader(file))
+    if not trials or "order" not in trials[0]:
+        text = "The rivals were tuned on the first three tasks of order A"
+        return f"{text}; their options may suit other tasks and order B less well."
+    ended = {(row["method"], row["order"]) for row in trials if row.get("chosen") == "yes"}
+    places = [place for place in searches(plan, read_toml(GRID)) if place[0] in labels]
+    text = "The methods were tuned on validation, in each order, until a step of any of their options was no better"
+    if not (left := [place for place in places if place not in ended]):
+        return f"{text}."
+    return (
+        f"{text}, but for {len(left)} of {len(places)} searches, which have not ended: these methods have the default "
+        "options or those of an earlier search."
+    )
 
 
 def _older_finetune(results: Path, summary: Summary) -> tuple[dict[str, str], dict[tuple[str, str, str], str]]:
