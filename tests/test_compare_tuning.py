@@ -143,6 +143,8 @@ def test_equal_scores_end_a_search_in_both_directions():
         search = one_axis(4, 1, 2)
         scores, rounds = finished(search, score)
         assert search.chosen(scores) == rate(chosen) and len(rounds) == 4
+    scores, rounds = finished(one_axis(4, 1, 2), lambda rate: 0)
+    assert search.chosen(scores) == rate(4) and rounds[1:] == [[rate(8)]], "the first trial has the default values"
 
 
 def test_the_largest_number_of_trials_leaves_room_for_neighbours():

@@ -77,7 +77,7 @@ class Search:
         if any(trial not in own for trial in self.start) or (top := max(own.values())) == -math.inf:
             return None
         highest = [trial for trial, score in own.items() if score == top]
-        return min(highest, key=lambda trial: (trial not in self.start, len(self._missing_beside(trial, own))))
+        return min(highest, key=lambda trial: 0 if trial in self.start else 1 + len(self._missing_beside(trial, own)))
 
     def missing_neighbours(self, scores: Scores) -> list[Trial]:
         """The trials beside the best one that have not finished, one for each direction without a neighbour."""
