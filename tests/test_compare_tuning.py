@@ -13,10 +13,11 @@ ROOT = Path(__file__).parent.parent
 COMPARE = ROOT / "pipelines" / "compare"
 sys.path.append(str(COMPARE))  # its files are scripts and find each other beside them
 
+import tune  # noqa: E402
 from _bracket import Axis, Search, Trial, trial_of  # noqa: E402
 from _differences import gain_sheet, interval_sheet, study_sheet, with_interval  # noqa: E402
 from _files import read_toml  # noqa: E402
-from _intervals import Estimate, estimate, gain  # noqa: E402
+from _intervals import Estimate, best_of, estimate, gain  # noqa: E402
 from _options import (  # noqa: E402
     arguments,
     from_arguments,
@@ -30,10 +31,10 @@ from _options import (  # noqa: E402
 )
 from _plan import CONFIG, PLAN, Experiment, Record, main_experiments  # noqa: E402
 from _results import MEAN, Row  # noqa: E402
-from _sheets import Summary  # noqa: E402
+from _sheets import BEST, Summary  # noqa: E402
 from _trials import experiment_of, experiments_for, searches, trial_in  # noqa: E402
 from _workflow import Comparison  # noqa: E402
-from tune import GRID, choices, report_of  # noqa: E402
+from tune import COLUMNS, GRID, choices, report_of, results_in, table_of  # noqa: E402
 
 from dmole_cli import catalog  # noqa: E402
 from dmole_cli.errors import DmoleError  # noqa: E402
@@ -126,6 +127,32 @@ def test_a_search_ends_where_no_step_of_one_option_is_better(peak):
             assert score(**{**dict(best), name: value}) <= scores[best]
 
 
+def test_a_neighbour_is_at_most_one_step_away():
+    search = Search((rate(1000), rate(10), rate(1e5)), {"rate": Axis(ANY, 10)})
+    scores, rounds = finished(search, lambda rate: -abs(math.log(rate / 1000)))
+    assert rounds[1:] == [[rate(100), rate(1e4)]] and search.chosen(scores) == rate(1000)
+    nearer = Search((rate(1), rate(0.33), rate(2.5)), {"rate": Axis(ANY, 3)})
+    scores, rounds = finished(nearer, lambda rate: -abs(rate - 1))
+    assert len(rounds) == 1 and nearer.chosen(scores) == rate(1), "less than a step, but for rounding"
+    scores, rounds = finished(nearer, lambda rate: -abs(rate - 0.33))
+    assert rounds[1:] == [[rate(0.11)]] and nearer.chosen(scores) == rate(0.33)
+
+
+def test_equal_scores_end_a_search_in_both_directions():
+    for score, chosen in ((lambda rate: -max(rate, 0.3), 0.25), (lambda rate: min(rate, 10), 16)):
+        search = one_axis(4, 1, 2)
+        scores, rounds = finished(search, score)
+        assert search.chosen(scores) == rate(chosen) and len(rounds) == 4
+    scores, rounds = finished(one_axis(4, 1, 2), lambda rate: 0)
+    assert search.chosen(scores) == rate(4) and rounds[1:] == [[rate(8)]], "the first trial has the default values"
+
+
+def test_the_largest_number_of_trials_leaves_room_for_neighbours():
+    grid = read_toml(GRID)
+    for (row, _), search in searches(read_toml(PLAN), grid).items():
+        assert len(search.start) + 2 * len(search.axes) < search.most, row
+
+
 def test_the_order_in_which_trials_finished_does_not_matter():
     search = one_axis(4, 1, 2)
     scores, _ = finished(search, lambda rate: min(rate, 8))
@@ -152,8 +179,10 @@ def test_a_weight_of_zero_needs_a_neighbour_with_the_options_of_the_best_trial()
     axes = {"rate": Axis(ANY, 2), "weight": Axis(ANY, 10)}
     search = Search((both(4, 1), both(4, 0), both(8, 0.1)), axes)
     scores = {both(4, 1): 1.0, both(4, 0): 2.0, both(8, 0.1): 0.0}
-    assert search.next_trials(scores) == [both(2, 0), both(8, 0)], "a weight of 1 was tried"
-    scores |= {both(2, 0): 3.0, both(8, 0): 0.0}
+    assert search.next_trials(scores) == [both(2, 0), both(8, 0), both(4, 0.1)], (
+        "the weight of 1 is not the smallest one"
+    )
+    scores |= {both(2, 0): 3.0, both(8, 0): 0.0, both(4, 0.1): 0.0}
     assert search.next_trials(scores) == [both(1, 0), both(2, 0.1)], (
         "no factor leads away from 0: the smallest value does"
     )
@@ -276,6 +305,49 @@ def test_choices_are_made_for_each_order_and_for_the_rows_that_are_like_others()
     text = "\n".join(report_of(grid, found, scores, []))
     assert "| seq-ft * | learning_rate=0.0015 |" in text and "| joint * | learning_rate=0.008 |" in text
     assert text.index("Order A") < text.index("joint *") < text.index("Order B") < text.rindex("seq-ft *")
+
+
+def test_the_table_of_the_trials_names_the_choices_of_searches_that_have_ended(tmp_path):
+    plan, grid = read_toml(PLAN), read_toml(GRID)
+    found = searches(plan, grid, rows=["seq-ft"])
+    experiments = [experiment_of(plan, grid, place, trial) for place, own in found.items() for trial in own.start]
+    Record(experiments=experiments).write(tmp_path)
+    trials = [(experiment, *trial_in(experiment)) for experiment in experiments]
+    peaks = {"A": 1.5e-3, "B": 1.2e-2}  # at the upper edge of the start in order B
+    scores = {place: {} for place in found}
+    for _, place, trial in trials:
+        scores[place][trial] = -abs(math.log(dict(trial)["learning_rate"] / peaks[place[1]]))
+    rows = [Row(e.label, e.order, 100, MEAN, "last", scores[place][trial]) for e, place, trial in trials]
+    table = table_of(tmp_path, rows, found, scores)
+    assert len(table) == len(rows) and set(table[0]) == set(COLUMNS)
+    chosen = [(row["method"], row["order"], row["options"]) for row in table if row["chosen"] == "yes"]
+    assert chosen == [("seq-ft", "A", "learning_rate=0.0015")]
+    assert {row["chosen"] for row in table} == {"yes", "no"}
+
+
+def test_trials_that_diverged_run_again_with_force_only(tmp_path, monkeypatch):
+    plan, grid = read_toml(PLAN), read_toml(GRID)
+    found, place = searches(plan, grid, rows=["seq-ft"], orders=["A"]), ("seq-ft", "A")
+    experiment = experiment_of(plan, grid, place, found[place].start[0])
+    Record(experiments=[experiment]).write(tmp_path)
+    log = tmp_path / experiment.folder / "logs" / "experts" / "seq-ft" / "task.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("error: the loss is not finite;\n  nothing was written", encoding="utf-8")
+    called = []
+    # All trials fail at once, but the training is not what this is about.
+    monkeypatch.setattr(
+        tune, "run_experiments", lambda *given, **options: called.append((given[1], options)) or given[1]
+    )
+    comparison = Comparison(tmp_path, plan, read_toml(CONFIG), split="validation")
+    failed = tune.run_trials(comparison, grid, found, engine=[])
+    assert (
+        experiment not in failed
+        and len(failed) == 5
+        and results_in(tmp_path, grid)[1][place] == {found[place].start[0]: -math.inf}
+    )
+    failed = tune.run_trials(comparison, grid, found, engine=[], force=True)
+    assert experiment in failed and len(failed) == 6 and results_in(tmp_path, grid)[1] == {}
+    assert [options["force"] for _, options in called] == [False, True]
 
 
 def test_options_are_stored_by_order_and_a_new_choice_takes_the_place_of_older_ones(tmp_path):
@@ -404,6 +476,17 @@ def test_each_of_our_rows_is_compared_with_the_best_rival_and_with_the_rows_of_t
     assert found["moe-lora"] == "49.0 [36.3, 61.7]"
     table = {row["method"]: row for row in summary.each()}
     assert (table["moe-lora"]["low"], table["moe-lora"]["high"]) == pytest.approx((36.29, 61.71), abs=0.01)
+
+
+def test_one_seed_with_high_scores_does_not_make_a_best_rival():
+    scores = {"lucky": {1: 52.0}, "steady": {0: 40.0, 1: 55.0, 2: 41.0}, "d-mole": {0: 50.0, 1: 60.0, 2: 51.0}}
+    rows = [Row(label, "A", seed, MEAN, "last", value) for label, own in scores.items() for seed, value in own.items()]
+    summary, plan = Summary(rows, []), {"rivals": ["lucky", "steady", "not-run"]}
+    found = summary.gain("A", "d-mole", BEST, "last", plan=plan)
+    assert found.other == "steady" and found.means == (60.0, 55.0) and found.difference == Estimate(5.0, None, 1)
+    assert best_of({"lucky": {1: 52.0}, "steady": {0: 40.0}}) is None, "no seed in common"
+    assert best_of({"a": {0: 1.0, 1: 9.0}, "b": {0: 2.0, 1: 3.0}}, among=[0, 7]) == ("b", {0: 2.0})
+    assert best_of({"a": {}}) is None
 
 
 def test_an_interval_shows_on_which_side_of_zero_it_ends():

@@ -15,8 +15,9 @@ RESULTS = COMPARE / "results"
 sys.path.append(str(COMPARE))  # its files are scripts and find each other beside them
 
 from _files import read_toml  # noqa: E402
-from front_page import END, START, router_parameters, section  # noqa: E402
+from front_page import END, START, _tuning, router_parameters, section  # noqa: E402
 
+PLAN = read_toml(COMPARE / "plan.toml")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FIGURES = README.split(START)[1].split(END)[0].strip()
 # Of the first stream: the differences, then all methods.
@@ -121,6 +122,22 @@ def test_how_the_options_were_chosen_is_that_of_the_committed_trials() -> None:
         assert "tuned on the first three tasks of order A" in text
 
 
+def test_searches_that_have_not_ended_are_counted(tmp_path) -> None:
+    rows = [("seq-ft", "A", "yes"), ("seq-ft", "A", "no"), ("seq-ft", "B", "no"), ("finetune", "A", "yes")]
+    tuned = {"seq-ft", "finetune", "v4", "zero-shot"}
+    assert _tuning(tmp_path, tuned, PLAN).endswith("chosen on the first stream.")
+    for rows_left, expected in (
+        (rows, "but for 1 of 3 searches, which have not ended"),
+        (rows[:1], "but for 2 of 3 searches"),
+    ):
+        lines = ["method,order,chosen", *map(",".join, rows_left)]
+        (tmp_path / "tuning.csv").write_text("\n".join(lines), encoding="utf-8")
+        assert expected in _tuning(tmp_path, tuned, PLAN)
+    lines = ["method,order,chosen", *map(",".join, rows), "seq-ft,B,yes"]
+    (tmp_path / "tuning.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert _tuning(tmp_path, tuned, PLAN).endswith("in each order, until a step of any of their options was no better.")
+
+
 def test_a_second_stream_with_results_has_a_section_of_its_own(tmp_path) -> None:
     with (RESULTS / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.reader(file) if row[0] in ("method", "d-mole", "seq-ft", "replay")]
@@ -134,6 +151,27 @@ def test_a_second_stream_with_results_has_a_section_of_its_own(tmp_path) -> None
     assert "the best rival that keeps no old data (sequential fine-tuning," in second
     assert "options of the methods are those that were chosen on the first stream" in second
     assert second.count("| **D-MoLE** |") == 1 and second.count("| method |") == 1
+
+
+def test_means_are_those_of_the_seeds_of_the_gain_beside_them(tmp_path) -> None:
+    """The best rival has two seeds, replay has one, and a row was run in order B only."""
+    with (RESULTS / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    seeds = {"d-mole": "012", "lwf-lora": "01", "replay": "2", "ewc-lora": "012"}
+    kept = [row for row in rows if row["seed"] in seeds.get(row["method"], "")]
+    kept = [row for row in kept if (row["method"], row["order"]) != ("ewc-lora", "A")]
+    with (tmp_path / "results.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(kept)
+    text = " ".join(" ".join(section({tmp_path: ""})).split())
+    ours, rival, replay = (values(name, "A", "mean", "last") for name in ("d-mole", "lwf-lora", "replay"))
+    gain = 100 * (fmean(ours[:2]) / fmean(rival[:2]) - 1)
+    assert f"D-MoLE's mean Last of {fmean(ours[:2]):.1f} is {gain:.0f} % above the best rival" in text
+    assert f"(LwF, {fmean(rival[:2]):.1f} (n=2)" in text
+    assert f"{100 * (ours[2] / replay[2] - 1):.0f} % above replay ({replay[2]:.1f} (n=1)" in text
+    assert f", where D-MoLE has {ours[2]:.1f})." in text and "(n=2): over two seeds" in text
+    assert re.search(r"\| EWC \| – \| – \| – \| [\d.]+ .* \| [\d,]+ \| [\d,]+ \|", text), "counts of order B"
 
 
 def test_finetune_has_the_better_of_its_two_rates() -> None:

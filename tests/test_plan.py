@@ -10,6 +10,7 @@ import torch
 from builders import every_family, family  # noqa: F401 - a fixture
 from PIL import Image
 
+from dmole_cli.artifacts.allocation import read_allocation, write_allocation
 from dmole_cli.artifacts.run import Run
 from dmole_cli.backbones.backbone import Backbone
 from dmole_cli.backbones.loading import load_backbone
@@ -195,6 +196,19 @@ def test_bytes_are_those_of_the_files(finished, backbone):
         assert disk[kind]["files"] == len(files)
         assert disk[kind]["bytes"] == pytest.approx(sum(file.stat().st_size for file in files), rel=0.2), kind
     assert disk["in all"]["bytes"] == sum(row["bytes"] for kind, row in disk.items() if kind != "in all")
+
+
+def test_an_allocation_counts_for_a_plan_with_the_same_settings_only(copy, backbone):
+    inputs = opened(copy, backbone)
+    document, header = read_allocation(inputs.run.allocation(TASK))
+    placed = {"vision": 1, "language": 1}
+    sites = [next(site.name for site in inputs.sites if site.modality == name) for name in placed]
+    write_allocation(inputs.run.allocation(TASK), {**document, "sites": sites}, header)
+    assert list(inputs.shapes(TASK)) == sites, "whose sites no budget would give"
+    chosen = inputs.settings.allocate
+    for change in ({"rank": 2}, {"vision_floor": 0.5}, {"max_rank": 5}, {"utility": "spectrum"}):
+        other = opened(copy, backbone, allocate=chosen.updated(**change))
+        assert list(other.shapes(TASK)) != sites, change
 
 
 def test_figures_are_scaled_to_the_work_and_borrowed_between_tasks(copy, backbone):

@@ -72,6 +72,19 @@ def test_the_script_prints_every_table_and_the_numbers(here, monkeypatch, capsys
     assert parts["joins"][0]["of"] == [SECOND, "1", FIRST] and parts["joins"][0]["runs"] == 1
 
 
+def test_a_method_that_was_not_evaluated_is_named(here, monkeypatch, capsys):
+    words = ["measure.py", "dmole-run", "--config", "dmole.toml", "--factors", "1", "--method", "v1"]
+    monkeypatch.setattr("sys.argv", [*words, "--without", "dmole-run"])
+    with pytest.raises(SystemExit, match="v1 has no evaluations of the test split to compare in both dmole-run and"):
+        measure.main()
+    monkeypatch.setattr("sys.argv", words)
+    measure.main()
+    assert "with - without transfer" not in capsys.readouterr().out
+    (here / "dmole-run" / "routers" / f"{FIRST}.safetensors").unlink()
+    with pytest.raises(SystemExit, match="error: "):
+        measure.main()
+
+
 def test_transfer_is_measured_at_every_number_of_rows_with_the_same_steps(here, monkeypatch, capsys):
     tiny.shorten(here, epochs=1)
     (here / "shared").mkdir()

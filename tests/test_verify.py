@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import tiny
+from verified import problems
 
-from dmole_cli.artifacts.kinds import EVALUATION, KINDS
+from dmole_cli.artifacts.kinds import EVALUATION, EXPERT, KINDS, PROFILE
 from dmole_cli.artifacts.run import Run
 from dmole_cli.artifacts.tables import read_table
 from pipelines.stress._place import restore, snapshot
@@ -107,6 +109,31 @@ def test_the_first_cause_is_named_first_and_its_command_repairs_the_chain(copy, 
         assert len(typed) <= 3
     assert {words.split()[2] for words in typed} == {"profile", "evaluate", "train-task"}
     assert tiny.files_of(root) == before
+
+
+def test_settings_that_headers_have_only_where_they_are_set_are_compared(stained):
+    """None of them is set in the run, so its expected settings alone do not name them."""
+    run = Run(stained / "dmole-run")
+    profile, expert, other = run.profile(FIRST), run.expert(SECOND, "d-mole"), run.expert(SECOND, "seq-ft")
+    for path, kind, made in (
+        (profile, PROFILE, {"per_sample": True, "spectrum": True, "max_length": 9}),
+        (expert, EXPERT, {"max_length": 9, "training_vote": "batch"}),
+        (other, EXPERT, {"max_length": 9}),
+    ):
+        reseal(path, kind, header=lambda header, made=made: replace(header, settings={**header.settings, **made}))
+    said = problems(run)
+    for path, changes in (
+        (profile, "max_length 9 -> 0; per_sample True -> False; spectrum True -> False"),
+        (expert, "max_length 9 -> 0; training_vote batch -> sample"),
+        (other, "max_length 9 -> 0"),
+    ):
+        assert f"{path} is stale: {changes}" in said
+    record = run.root / "run.toml"
+    record.write_text(record.read_text(encoding="utf-8") + "\n[train]\nmax_length = 9\n", encoding="utf-8")
+    said = problems(run)
+    assert f"{expert} is stale: training_vote batch -> sample" in said
+    assert not any(one.startswith(f"{other} is stale") for one in said)
+    assert any(one.endswith("is stale: max_length 0 -> 9") for one in said), "an artifact that was made without it"
 
 
 def test_missing_data_and_unknown_files_are_broken_links(stained):

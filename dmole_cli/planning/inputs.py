@@ -60,7 +60,8 @@ class PlanInputs:
     def shapes(self, task: str) -> dict[str, tuple[int, int, int]]:
         """Site -> (rank, inputs, outputs) of a task's expert.
 
-        The sites are those of its allocation, else of the budget, else all of the chosen modalities.
+        The sites are those of its allocation if that was made with these settings, else of the budget, else all of the chosen
+        modalities.
         """
         ranks = self._ranks(task)
         return {s.name: (ranks[s.name], s.in_features, s.out_features) for s in self.sites if s.name in ranks}
@@ -70,7 +71,8 @@ class PlanInputs:
         path = self.run.allocation(task)
         if path.exists():
             document, made = read_allocation(path)
-            if made.backbone == self.model.fingerprint and document["rank"] == chosen.rank:
+            own = {**chosen.for_header(), "modalities": list(chosen.modalities)}
+            if made.backbone == self.model.fingerprint and made.settings == own:
                 return ranks_of(document)
         try:
             return self.placed(chosen.budget).ranks

@@ -73,6 +73,11 @@ class Section(BaseModel):
                 found[name] = value
         return found
 
+    def when_set(self) -> dict[str, Any]:
+        """The settings that `for_header` leaves out where they have their defaults, all of them."""
+        names = [name for name, field in type(self).model_fields.items() if extra_of(field)["in_header"] == "when set"]
+        return {name: getattr(self, name) for name in names}
+
 
 def extra_of(field: FieldInfo) -> Mapping[str, Any]:
     """The attributes that only `setting()` declares; their defaults for a field declared without it."""

@@ -24,14 +24,20 @@ from dmole_cli.data.card import TaskCard
 from dmole_cli.errors import DmoleError
 from dmole_cli.methods._trained import experts_in_use, routing_files
 from dmole_cli.methods.base import Method
-from dmole_cli.settings.model import AllocateSettings, EvaluateSettings
+from dmole_cli.settings.declare import Section
+from dmole_cli.settings.model import AllocateSettings, EvaluateSettings, ProfileSettings, TrainSettings
 from dmole_cli.verification.inspection import Found, Inspection
 from dmole_cli.verification.links import contradiction
 
 # A setting that the machine may choose; its value in headers is then not compared.
 AUTO = "auto"
-# Settings that shape an allocation, and that its header has only where they are not the defaults.
-UNRECORDED = {name: AllocateSettings.model_fields[name].default for name in ("max_rank", "utility")}
+# The values of settings that headers have only where they are not the defaults.
+UNRECORDED = {
+    **ProfileSettings().when_set(),
+    **AllocateSettings().when_set(),
+    **TrainSettings().when_set(),
+    "training_vote": TrainSettings().training_vote,
+}
 
 
 def check_settings(inspection: Inspection, found: Found) -> None:
@@ -60,10 +66,10 @@ def _expected(inspection: Inspection, found: Found) -> tuple[int | None, dict[st
     assert header is not None
     precision = {} if settings.precision == AUTO or settings.dtype != "float32" else {"precision": settings.precision}
     if found.kind is PROFILE:
-        limit = {"max_length": settings.train.max_length} if settings.train.max_length else {}
-        return settings.profile.seed, {**settings.profile.for_header(), **limit, **precision}
+        limit = {"max_length": settings.train.max_length}
+        return settings.profile.seed, {**_complete(settings.profile), **limit, **precision}
     if found.kind is ROUTER:
-        return settings.router.seed, settings.router.for_header()
+        return settings.router.seed, _complete(settings.router)
     if found.kind is ALLOCATION:
         return None, _of_allocation(inspection, found)
     if found.kind is EXPERT:
@@ -79,10 +85,15 @@ def _changes(header: Header, expected: Mapping[str, Any]) -> list[str]:
     return [f"{key} {value} -> {wanted[key]}" for key, value in found.items() if value != wanted[key]]
 
 
+def _complete(section: Section) -> dict[str, Any]:
+    """The settings of a section that shape what its stage writes, also those that headers have only where they are set."""
+    return {**section.when_set(), **section.for_header()}
+
+
 def _of_allocation(inspection: Inspection, found: Found) -> dict[str, Any]:
     configured = inspection.settings.allocate
     chosen = inspection.rules(found.label).allocation_settings(configured)
-    expected = {**UNRECORDED, **chosen.for_header(), "modalities": list(chosen.modalities)}
+    expected = {**_complete(chosen), "modalities": list(chosen.modalities)}
     if chosen.modalities != configured.modalities:
         # The ablation spends the budget at a rank that follows from the profile, at the same alpha / rank.
         expected = {key: value for key, value in expected.items() if key not in ("rank", "alpha", "max_rank")}
@@ -107,7 +118,10 @@ def _of_expert(inspection: Inspection, found: Found) -> dict[str, Any]:
         rows=row_counts(task, shares, data=data),
         own_epochs=rules.protocol == "joint",
     )
-    return {"method": rules.name, **recipe.settings, **rules.header_settings(settings), "options": options}
+    expected = {**settings.train.when_set(), **recipe.settings, **rules.header_settings(settings), "options": options}
+    if expected.get("transfer"):  # without transfer experts, there is no vote
+        expected["training_vote"] = settings.train.training_vote
+    return {"method": rules.name, **expected}
 
 
 def _of_evaluation(inspection: Inspection, found: Found) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Which trial of a method comes next, as a function of the finished ones alone; nothing is trained here.
 
 The search starts with the trials of the grid. Afterwards, the best trial needs a neighbour on both sides of every option, with
-the other options as they are: where one is missing, the value beyond is tried. If that is better, it is the best trial, and needs
-neighbours itself. The search has ended when no trial is missing: then the best trial is at no edge of what was tried. Neighbours
-from the grid may be more than one step of the axis away.
+the other options as they are: a trial whose value is at most one step of the axis away. Where one is missing, the value one step
+away is tried. If that is better, it is the best trial, and needs neighbours itself. The search has ended when none is missing.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from dmole_cli.methods.base import Option
 Trial = tuple[tuple[str, float], ...]
 # The score of every finished trial; minus infinity for one whose training has diverged.
 Scores = Mapping[Trial, float]
+# Values that differ by less than this share are the same step: 0.33 and 1 are a factor of 3 apart.
+ROUNDING = 0.02
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Axis:
     high: float = math.inf
 
     def beyond(self, value: float, *, up: bool) -> float | None:
-        """The next value in one direction; None at the end of the axis."""
+        """The value one step away in one direction; None at the end of the axis."""
         found = rounded(value * self.factor if up else value / self.factor)
         if self.option.whole:
             found = max(value + 1, round(found)) if up else min(value - 1, round(found))
@@ -67,31 +68,33 @@ class Search:
         return {trial: found[trial] for trial in ordered}
 
     def best(self, scores: Scores) -> Trial | None:
-        """The trial with the highest score, of equal ones the earlier one; None until the start has finished."""
+        """The trial with the highest score; None until the start has finished.
+
+        Of equal ones, it is the earlier one of the start, else the one with the fewest missing neighbours, so that equal scores
+        end a search.
+        """
         own = self.own(scores)
-        if any(trial not in own for trial in self.start) or max(own.values()) == -math.inf:
+        if any(trial not in own for trial in self.start) or (top := max(own.values())) == -math.inf:
             return None
-        return max(own, key=own.__getitem__)
+        highest = [trial for trial, score in own.items() if score == top]
+        return min(highest, key=lambda trial: 0 if trial in self.start else 1 + len(self._missing_beside(trial, own)))
 
     def missing_neighbours(self, scores: Scores) -> list[Trial]:
-        """The trials beside the best one that have not finished, one for each direction in which it is at an edge."""
+        """The trials beside the best one that have not finished, one for each direction without a neighbour."""
         best = self.best(scores)
-        if best is None:
-            return []
-        own, found = [dict(trial) for trial in self.own(scores)], []
+        return [] if best is None else self._missing_beside(best, self.own(scores))
+
+    def _missing_beside(self, trial: Trial, finished: Scores) -> list[Trial]:
+        tried, own, found = [dict(other) for other in finished], dict(trial), []
         for name, axis in self.axes.items():
-            value = dict(best)[name]
-            others = {**dict(best), name: None}
-            line = [trial[name] for trial in own if {**trial, name: None} == others]
+            line = [other[name] for other in tried if {**other, name: None} == {**own, name: None}]
             for up in (False, True):
-                if any(tried > value if up else tried < value for tried in line):
-                    continue
-                further = axis.beyond(value, up=up)
-                if up and not value and further is None:
+                further = axis.beyond(own[name], up=up)
+                if up and not own[name] and further is None:
                     # No factor leads away from 0, so the smallest value of another line does.
-                    further = min((trial[name] for trial in own if trial[name] > 0), default=None)
-                if further is not None:
-                    found.append(tuple((key, further if key == name else old) for key, old in best))
+                    further = min((other[name] for other in tried if other[name] > 0), default=None)
+                if further is not None and not any(_is_between(own[name], value, further) for value in line):
+                    found.append(tuple((key, further if key == name else old) for key, old in trial))
         return found
 
     def next_trials(self, scores: Scores) -> list[Trial]:
@@ -104,6 +107,13 @@ class Search:
     def chosen(self, scores: Scores) -> Trial | None:
         """The best trial once it has all its neighbours; None before."""
         return None if self.missing_neighbours(scores) else self.best(scores)
+
+
+def _is_between(start: float, value: float, end: float) -> bool:
+    """Whether a value lies between the start, which is excluded, and the end."""
+    if value == start:
+        return False
+    return min(start, end) <= value <= max(start, end) or math.isclose(value, end, rel_tol=ROUNDING)
 
 
 def rounded(value: float) -> float:

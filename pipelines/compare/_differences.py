@@ -72,8 +72,9 @@ def ceiling(summary: Summary, order: str, orders: Mapping[str, Sequence[str]], p
     changes the backbone reaches. The scores of both rows do not depend on the order, so those of any order are used.
     """
     bound = plan.get("bound")
-    rivals = [fmean(v) for r in plan.get("rivals", ()) if (v := summary.values(order, r, MEAN, "avg"))]
-    if not bound or not rivals or max(rivals) <= 0:
+    rival = summary.best_rival(order, "avg", plan=plan)
+    base = fmean(rival[1].values()) if rival else 0.0
+    if not bound or base <= 0:
         return []
     before, after = bound["before"], bound["after"]
     scores = [
@@ -85,7 +86,7 @@ def ceiling(summary: Summary, order: str, orders: Mapping[str, Sequence[str]], p
     known = [(fmean(low), fmean(high)) for low, high in scores]
     count = len(known)
     top = fmean((low * turn + high * (count - turn)) / count for turn, (low, high) in enumerate(known))
-    floor, gain = fmean(low for low, _ in known), 100 * (top / max(rivals) - 1)
+    floor, gain = fmean(low for low, _ in known), 100 * (top / base - 1)
     return [
         f"AVG of {before} is {points(floor)}. With the score of {before} on every task until its turn and that of {after} from "
         f"then on, AVG would be {points(top)}: {gain:+.1f} % relative to the best rival."

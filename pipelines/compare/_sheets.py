@@ -55,14 +55,22 @@ class Summary:
         return self._values.get((order, label, task, quantity), {})
 
     def gain(self, order: str, label: str, other: str, quantity: str, *, plan: Mapping[str, Any]) -> Gain | None:
-        """The mean score of a row relative to that of another one, or of the plan's best rival (`BEST`); None without scores."""
-        found: str | None = other
+        """The mean score of a row relative to that of another one; None without seeds that both have.
+
+        With `BEST`, the other one is the best of the plan's rivals, over the seeds that the row and all rivals with scores have.
+        """
+        ours = self.by_seed(order, label, MEAN, quantity)
+        found: tuple[str, Mapping[int, float]] | None = other, self.by_seed(order, other, MEAN, quantity)
         if other == BEST:
-            found = best_of({rival: self.by_seed(order, rival, MEAN, quantity) for rival in plan.get("rivals", ())})
-        if found is None or found == label:
-            return None
-        pair = (self.by_seed(order, name, MEAN, quantity) for name in (label, found))
-        return gain(*pair, other=found)
+            found = self.best_rival(order, quantity, plan=plan, among=ours)
+        return gain(ours, found[1], other=found[0]) if found and found[0] != label else None
+
+    def best_rival(
+        self, order: str, quantity: str, *, plan: Mapping[str, Any], among: Iterable[int] | None = None
+    ) -> tuple[str, dict[int, float]] | None:
+        """The plan's rival with the highest mean, and its scores by seed; see `best_of`."""
+        rivals = {rival: self.by_seed(order, rival, MEAN, quantity) for rival in plan.get("rivals", ())}
+        return best_of(rivals, among=among)
 
     def text(self, order: str, label: str, task: str, quantity: str) -> str:
         """Mean ± sample standard deviation, formatted."""

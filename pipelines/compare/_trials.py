@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from dmole_cli.methods.base import COMMON_OPTIONS, load_method
 from dmole_cli.settings.model import DEFAULT_TASKS
 
 GROUP = "tuning"
+GRID = Path(__file__).with_name("grid.toml")
 KEYS = ("start", "factors", "low", "high")
 # What `train-task` says when a loss, a gradient or an expert is no longer finite.
 DIVERGED = "nothing was written"
@@ -123,11 +124,20 @@ def scores_of(folder: Path, record: Record, rows: Sequence[Row], *, quantity: st
 
 def has_diverged(folder: Path, experiment: Experiment) -> bool:
     """Whether the training of a trial has ended because a value was not finite."""
-    if (folder / experiment.result).is_file():
-        return False
+    return not (folder / experiment.result).is_file() and bool(_logs_of_divergence(folder, experiment))
+
+
+def _logs_of_divergence(folder: Path, experiment: Experiment) -> list[Path]:
     logs = (folder / experiment.folder / "logs" / "experts").rglob("*.log")
-    texts = (path.read_text(encoding="utf-8", errors="replace") for path in logs)
-    return any(DIVERGED in " ".join(text.split()) for text in texts)
+    return [path for path in logs if DIVERGED in " ".join(path.read_text(encoding="utf-8", errors="replace").split())]
+
+
+def forget_divergence(folder: Path, record: Record, places: Container[Place]) -> None:
+    """Delete the logs by which trials of these searches count as diverged, so that they run again."""
+    for experiment in record.experiments:
+        if experiment.group == GROUP and trial_in(experiment)[0] in places:
+            for path in _logs_of_divergence(folder, experiment):
+                path.unlink()
 
 
 def experiments_for(

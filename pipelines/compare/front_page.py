@@ -11,7 +11,7 @@ import argparse
 import csv
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -22,6 +22,7 @@ from _intervals import Gain
 from _plan import FOLDER, PLAN, depends_on_order
 from _results import ALL, MEAN, Row
 from _sheets import BEST, Summary
+from _trials import GRID, searches
 
 from dmole_cli.backbones.files import EMBEDDED
 from dmole_cli.methods.base import load_method
@@ -38,6 +39,7 @@ ORDERS = "AB"
 COLUMNS = {f"{TITLES[name]}, order {order}": (order, name) for order in ORDERS for name in ("last", "avg", "bwt")}
 FINETUNE = "finetune"
 WIDTH = 130
+FEWER = "(n=2): over two seeds, the others have not finished; the best rival is that over the seeds of D-MoLE and all rivals. "
 # Rows whose label needs words. What is marked with † keeps samples of earlier tasks.
 NAMES = {
     "seq-ft": "sequential fine-tuning",
@@ -75,7 +77,7 @@ def section(streams: Mapping[Path, str] = STREAMS) -> list[str]:
     for results, title in streams.items():
         if (results / "results.csv").is_file():
             lines += [*([title, ""] if title else []), *stream_section(results, plan), ""]
-    return [*lines, *_notes()]
+    return [*lines, *_notes(fewer=any("(n=" in line for line in lines))]
 
 
 def stream_section(results: Path, plan: Mapping[str, Any]) -> list[str]:
@@ -83,7 +85,7 @@ def stream_section(results: Path, plan: Mapping[str, Any]) -> list[str]:
     rows = _read(results / "results.csv")
     summary, labels = Summary(rows, []), list(dict.fromkeys(row.method for row in rows))
     older, texts = _older_finetune(results, summary)
-    sentences = [*_sentences(summary, plan), *_capacity(summary, plan), _tuning(results)]
+    sentences = [*_sentences(summary, plan), *_capacity(summary, plan), _tuning(results, labels, plan)]
     lines = [*textwrap.wrap(" ".join(sentences), WIDTH, break_on_hyphens=False), "", *_gains(summary, plan), ""]
     return lines + _table(labels, {**NAMES, **older}, plan, summary, texts)
 
@@ -101,13 +103,13 @@ def _sentences(summary: Summary, plan: Mapping[str, Any]) -> list[str]:
         rival, replay = (summary.gain(order, ours, other, "last", plan=plan) for other in (BEST, "replay"))
         if rival is None:
             continue
-        mean = fmean(summary.values(order, ours, MEAN, "last"))
-        text = f"In order {order}, D-MoLE's mean Last of {mean:.1f} is {_above(rival)} the best rival that keeps no old data "
-        text += f"({NAMES.get(rival.other, rival.other)}, {_with_mean(summary, order, rival)})"
+        text = f"In order {order}, D-MoLE's mean Last of {rival.means[0]:.1f} is {_above(rival)} the best rival that keeps no "
+        text += f"old data ({NAMES.get(rival.other, rival.other)}, {_with_mean(rival, plan)})"
         if replay is None:
             texts.append(f"{text}; replay was not run there.")
         else:
-            texts.append(f"{text}, and {_above(replay)} replay ({_with_mean(summary, order, replay)}).")
+            own = "" if replay.means[0] == rival.means[0] else f", where D-MoLE has {replay.means[0]:.1f}"
+            texts.append(f"{text}, and {_above(replay)} replay ({_with_mean(replay, plan)}{own}).")
     old_data = "Replay trains again on a tenth of the samples of every earlier task, data that others may not be allowed to keep."
     return [*texts, old_data]
 
@@ -117,43 +119,61 @@ def _above(found: Gain) -> str:
     return f"{abs(relative):.0f} % {'above' if relative >= 0 else 'below'}"
 
 
-def _with_mean(summary: Summary, order: str, found: Gain) -> str:
-    mean = f"{fmean(summary.values(order, found.other, MEAN, 'last')):.1f}"
+def _with_mean(found: Gain, plan: Mapping[str, Any]) -> str:
+    """The other row's mean over the seeds that both have."""
+    mean = f"{found.means[1]:.1f}{_fewer(found.difference.seeds, plan)}"
     return mean if found.difference.excludes_zero else f"{mean}; the interval of the difference contains 0"
+
+
+def _fewer(seeds: int, plan: Mapping[str, Any]) -> str:
+    """The number of seeds where it is not that of the plan."""
+    return f" (n={seeds})" if seeds < len(plan["seeds"]) else ""
 
 
 def _capacity(summary: Summary, plan: Mapping[str, Any]) -> list[str]:
     """What D-MoLE trains and stores, its routers included, beside the most that a rival or replay does."""
-    trained, stored = _parameters(summary, plan["ours"][0], plan)
-    rivals = [row for row in (*plan["rivals"], "replay") if summary.values("A", row, MEAN, "last")]
-    most = [max(counts) for counts in zip(*(_parameters(summary, row, plan) for row in rivals), strict=True)]
-    text = f"With its routers, D-MoLE trains {trained:,.0f} parameters per task and stores {stored:,.0f} after the last one"
-    return (
-        [f"{text}; the rivals and replay train at most {most[0]:,.0f} and store at most {most[1]:,.0f}."]
-        if most
-        else []
-    )
+    ours = _parameters(summary, plan["ours"][0], plan)
+    rivals = [found for row in (*plan["rivals"], "replay") if (found := _parameters(summary, row, plan))]
+    if not ours or not rivals:
+        return []
+    trained, stored = (max(counts) for counts in zip(*rivals, strict=True))
+    text = f"With its routers, D-MoLE trains {ours[0]:,.0f} parameters per task and stores {ours[1]:,.0f} after the last one"
+    return [f"{text}; the rivals and replay train at most {trained:,.0f} and store at most {stored:,.0f}."]
 
 
-def _parameters(summary: Summary, label: str, plan: Mapping[str, Any]) -> tuple[float, float]:
-    """Trained for a task, with the router, and stored in the end."""
+def _parameters(summary: Summary, label: str, plan: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Trained for a task, with the router, and stored in the end, of the first order that has the row; None without one."""
     routers = router_parameters() if load_method(_method(label, plan)).uses_routers else 0
-    trained, stored = (max(summary.values("A", label, ALL, f"{kind}_parameters")) for kind in ("trainable", "stored"))
-    return trained + routers, stored
+    for order in ORDERS:
+        found = [summary.values(order, label, ALL, f"{kind}_parameters") for kind in ("trainable", "stored")]
+        if all(found):
+            return max(found[0]) + routers, max(found[1])
+    return None
 
 
 def _method(label: str, plan: Mapping[str, Any]) -> str:
     return plan.get("variants", {}).get(label, {"method": label})["method"]
 
 
-def _tuning(results: Path) -> str:
-    """How the options of the methods were chosen; the trials of earlier versions have no order."""
+def _tuning(results: Path, labels: Collection[str], plan: Mapping[str, Any]) -> str:
+    """How the options of the methods were chosen, and how many searches have not ended; earlier trials have no order."""
     path = results / "tuning.csv"
     if not path.is_file():
         return "The options of the methods are those that were chosen on the first stream."
-    if "order" in path.read_text(encoding="utf-8").partition("\n")[0].split(","):
-        return "Every method was tuned on validation, in each order, until one more step of any of its options was no better."
-    return "The rivals were tuned on the first three tasks of order A; their options may suit other tasks and order B less well."
+    with path.open(encoding="utf-8", newline="") as file:
+        trials = list(csv.DictReader(file))
+    if not trials or "order" not in trials[0]:
+        text = "The rivals were tuned on the first three tasks of order A"
+        return f"{text}; their options may suit other tasks and order B less well."
+    ended = {(row["method"], row["order"]) for row in trials if row.get("chosen") == "yes"}
+    places = [place for place in searches(plan, read_toml(GRID)) if place[0] in labels]
+    text = "The methods were tuned on validation, in each order, until a step of any of their options was no better"
+    if not (left := [place for place in places if place not in ended]):
+        return f"{text}."
+    return (
+        f"{text}, but for {len(left)} of {len(places)} searches, which have not ended: these methods have the default "
+        "options or those of an earlier search."
+    )
 
 
 def _older_finetune(results: Path, summary: Summary) -> tuple[dict[str, str], dict[tuple[str, str, str], str]]:
@@ -178,7 +198,10 @@ def _gains(summary: Summary, plan: Mapping[str, Any]) -> list[str]:
     lines = _heading(["D-MoLE's difference to", *(f"{TITLES[name]}, order {order}" for order, name in places)])
     for other in (BEST, *plan.get("against", ())):
         found = [summary.gain(order, plan["ours"][0], other, name, plan=plan) for order, name in places]
-        texts = [MISSING if one is None else with_interval(one.difference, sign=True) for one in found]
+        texts = [
+            MISSING if one is None else with_interval(one.difference, sign=True) + _fewer(one.difference.seeds, plan)
+            for one in found
+        ]
         if other == BEST:
             names = [NAMES.get(one.other, one.other) if one else "" for one in found]
             texts = [f"{text} ({name})" if name else text for text, name in zip(texts, names, strict=True)]
@@ -201,15 +224,18 @@ def _table(
         cells = []
         for order, name in COLUMNS.values():
             place = "A" if alike else order
-            cells.append(texts.get((label, place, name)) or _text(summary.values(place, label, MEAN, name)))
-        counts = [f"{count:,.0f}" for count in _parameters(summary, label, plan)]
+            cells.append(texts.get((label, place, name)) or _text(summary.values(place, label, MEAN, name), plan))
+        known = _parameters(summary, label, plan)
+        counts = [f"{count:,.0f}" for count in known] if known else [MISSING, MISSING]
         lines.append(_line([names.get(label, label), *cells, *counts]))
     return lines
 
 
-def _text(values: Sequence[float]) -> str:
+def _text(values: Sequence[float], plan: Mapping[str, Any]) -> str:
+    if not values:
+        return MISSING
     deviation = stdev(values) if len(values) > 1 else 0.0
-    return points(fmean(values)) + (f" ± {points(deviation)}" if deviation else "") if values else MISSING
+    return points(fmean(values)) + (f" ± {points(deviation)}" if deviation else "") + _fewer(len(values), plan)
 
 
 def _heading(names: Sequence[str]) -> list[str]:
@@ -220,10 +246,10 @@ def _line(texts: Sequence[str]) -> str:
     return f"| {' | '.join(texts)} |"
 
 
-def _notes() -> list[str]:
+def _notes(*, fewer: bool) -> list[str]:
     text = (
         "Differences are in points, over pairs of the same seed, with 95 % confidence intervals (Student's t); one that contains "
-        "0 shows no difference. "
+        f"0 shows no difference. {FEWER if fewer else ''}"
         f"Trained per task: with the router ({router_parameters():,} parameters) where the method has one. Stored: all numbers "
         "that predictions and further training need beside the backbone, without samples. † Replay also stores samples of "
         "earlier tasks. v1 to v4 are [ablations](docs/methods.md). Order A is that of the task list, order B its reverse, on "

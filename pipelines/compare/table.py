@@ -30,7 +30,8 @@ from dmole_cli.reports.continual import AVERAGES, FORMULAS
 from dmole_cli.reports.tables import CAPPED, UNITS
 
 BEST_RIVAL = (
-    "Best rival: the highest mean of those of {} that have run; they use neither old data nor the identity of the task."
+    "Best rival: the highest mean of those of {} that have run, over the seeds that all of them have; they use neither old data "
+    "nor the identity of the task."
 )
 NOTES = [
     *FORMULAS.values(),

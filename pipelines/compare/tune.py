@@ -1,11 +1,12 @@
 """Choose every method's options on the validation splits: `python pipelines/compare/tune.py runs/tune`.
 
-Every method starts with the same number of trials (grid.toml), in every order of the tasks. Further trials follow until the best
-one is at no edge: one more step of any option, in either direction, is no better. The trials run and resume like the experiments
-of the comparison, with another seed; the test splits are not used. Writes tuning.csv and tuning.md, and the chosen options to a
-file beside the configuration, which run.py reads.
+Every method starts with the same number of trials (grid.toml), in every order of the tasks. Further trials follow until a value
+at most one step away, on either side of each option of the best trial, is no better. The trials run and resume like the
+experiments of the comparison, with another seed; the test splits are not used. Writes tuning.csv and tuning.md, and the chosen
+options to a file beside the configuration, which run.py reads.
 
     python pipelines/compare/tune.py runs/tune --methods seq-ft replay --orders B     # a part
+    python pipelines/compare/tune.py runs/tune --methods seq-ft --force               # again, trials that diverged included
 """
 
 from __future__ import annotations
@@ -25,14 +26,23 @@ from _plan import CONFIG, PLAN, Experiment, depends_on_order, read_record
 from _program import exit_with, reported_errors
 from _results import MEAN, Row, rows_of
 from _sheets import Sheet, markdown
-from _trials import GROUP, Place, experiments_for, scores_of, searches, smaller, trial_in
+from _trials import (
+    GRID,
+    GROUP,
+    Place,
+    experiments_for,
+    forget_divergence,
+    scores_of,
+    searches,
+    smaller,
+    trial_in,
+)
 from _workflow import Comparison
 
 from dmole_cli.reports.tables import MISSING, points
 
-GRID = Path(__file__).with_name("grid.toml")
 SHOWN = ("last", "bwt")
-COLUMNS = ["method", "order", "options", "task", "quantity", "value"]
+COLUMNS = ["method", "order", "options", "chosen", "task", "quantity", "value"]
 
 
 def main() -> None:
@@ -43,11 +53,11 @@ def main() -> None:
         config = smaller(read_toml(options.config), grid, options.folder)
         comparison = Comparison(options.folder, plan, config, split="validation", diagonal=True)
         chosen = searches(plan, grid, rows=options.methods, orders=options.orders)
-        failed = run_trials(comparison, grid, chosen, engine=engine_options(options))
+        failed = run_trials(comparison, grid, chosen, engine=engine_options(options), force=options.force)
         found = searches(plan, grid)
         rows, scores = results_in(options.folder, grid)
         results = options.results or options.folder / "results"
-        write_csv(results / "tuning.csv", table_of(options.folder, rows), COLUMNS)
+        write_csv(results / "tuning.csv", table_of(options.folder, rows, found, scores), COLUMNS)
         text = report_of(grid, found, scores, rows)
         write_lines(results / "tuning.md", text)
         print("\n".join(text))
@@ -62,18 +72,27 @@ def main() -> None:
 
 
 def run_trials(
-    comparison: Comparison, grid: Mapping[str, Any], found: Mapping[Place, Search], *, engine: list[str]
+    comparison: Comparison,
+    grid: Mapping[str, Any],
+    found: Mapping[Place, Search],
+    *,
+    engine: list[str],
+    force: bool = False,
 ) -> list[Experiment]:
     """Run trials until no search has another one; returns those that failed for another reason than divergence.
 
-    Finished trials are run as well: nothing is computed again, but those that were made from something else are refused.
+    Finished trials are run as well: nothing is computed again, but those that were made from something else are refused. With
+    `force`, all trials of these searches run again from their training on, also those that diverged.
     """
     failed: dict[str, Experiment] = {}
+    if force:
+        forget_divergence(comparison.folder, read_record(comparison.folder), found)
     _, scores = results_in(comparison.folder, grid)
     old, new = experiments_for(comparison.plan, grid, found, scores)
     while True:
-        for experiment in run_experiments(comparison, [*old, *new], options=engine):
+        for experiment in run_experiments(comparison, [*old, *new], force=force, options=engine):
             failed[str(experiment)] = experiment
+        force = False
         _, scores = results_in(comparison.folder, grid)
         failed = {name: one for name, one in failed.items() if not _has_score(one, scores)}
         old, new = experiments_for(comparison.plan, grid, found, scores)
@@ -118,14 +137,18 @@ def choices(
     return chosen
 
 
-def table_of(folder: Path, rows: list[Row]) -> list[dict[str, Any]]:
-    """The rows of tuning.csv."""
+def table_of(
+    folder: Path, rows: list[Row], found: Mapping[Place, Search], scores: Mapping[Place, Scores]
+) -> list[dict[str, Any]]:
+    """The rows of tuning.csv; `chosen` is `yes` for the trial that a search which has ended has chosen."""
     trials = {e.label: trial_in(e) for e in read_record(folder).experiments if e.group == GROUP}
+    chosen = {place: search.chosen(scores.get(place, {})) for place, search in found.items()}
     return [
         {
-            "method": trials[row.method][0][0],
+            "method": (name := trials[row.method][0][0]),
             "order": row.order,
             "options": " ".join(arguments(dict(trials[row.method][1]))[1::2]),
+            "chosen": "yes" if chosen.get((name, row.order)) == trials[row.method][1] else "no",
             "task": row.task,
             "quantity": row.quantity,
             "value": row.value,
@@ -147,7 +170,7 @@ def report_of(
                 sheet.rows.extend(_lines(name, order, search, scores.get((name, order), {}), values))
         lines += markdown([sheet])
     lines += [
-        f"Chosen (*): the highest mean {grid['choose'].capitalize()}, once one more step of any option is no better.",
+        f"Chosen (*): the highest mean {grid['choose'].capitalize()}, once no step of an option, in either direction, is better.",
         "(?): the best so far, of a search that has not ended. Methods that do not depend on the order have trials in one.",
     ]
     return lines
@@ -178,6 +201,7 @@ def _options() -> argparse.Namespace:
     add("--config", type=Path, default=CONFIG, help="tasks and settings [pipelines/compare/dmole.toml]")
     add("--options", type=Path, metavar="FILE", help="file of the chosen options [NAME-options.toml beside NAME.toml]")
     add("--results", type=Path, metavar="DIR", help="output folder of the tables [FOLDER/results]")
+    add("--force", action="store_true", help="rerun the trials of the chosen searches, also those that diverged")
     add_options(parser)
     return parser.parse_args()
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from scipy.stats import t as student
 from dmole_cli.artifacts.router import read_router
 from dmole_cli.artifacts.run import Run
 from dmole_cli.cli.workspace import Workspace, workspace
+from dmole_cli.errors import DmoleError
 from dmole_cli.reports.collect import MethodReport, collect
 from dmole_cli.routing.autoencoder import from_tensors
 from dmole_cli.routing.features import routing_features
@@ -185,7 +187,11 @@ def flat_table(
 
 
 def measured(options: argparse.Namespace) -> tuple[dict[str, dict[Key, dict[str, Any]]], tuple[str, ...]]:
-    """All parts over all runs, and the names of the tasks."""
+    """All parts over all runs, and the names of the tasks.
+
+    Raises:
+        DmoleError: routers are missing; or there is nothing to compare with a run of `--without`.
+    """
     settings = read_settings(options.config)
     works = [workspace(settings, Run(root, options.shared)) for root in options.runs]
     tasks = works[0].settings.tasks
@@ -194,11 +200,18 @@ def measured(options: argparse.Namespace) -> tuple[dict[str, dict[Key, dict[str,
     reports = [collect(work.run, tasks=tasks, split=options.split) for work in works]
     pairs = []
     for run, other in zip(options.runs, options.without, strict=False):
-        both = [
+        first, second = (
             collect(Run(root, options.shared), tasks=tasks, methods=[options.method], split=options.split)[0]
             for root in (run, other)
-        ]
-        pairs.append(transfer((both[0], both[1]), rows))
+        )
+        pairs.append(transfer((first, second), rows))
+        if not pairs[-1]:
+            message = (
+                f"{options.method} has no evaluations of the {options.split} split to compare in both {run} and {other}"
+            )
+            words = f"--method {options.method} --split {options.split} --stage all"
+            commands = dict.fromkeys(f"dmole evaluate --run {root} {words}" for root in (run, other))
+            raise DmoleError(message, "; ".join(commands))
     found = {
         "joins": estimates([joins(one, options.factors) for one in routed]),
         "confusion": estimates([confusion(one, options.factors, options.split) for one in routed]),
@@ -222,7 +235,10 @@ def main() -> None:
     options = parser.parse_args()
     if len(options.without) not in (0, len(options.runs)):
         parser.error("--without needs as many run directories as there are runs, in the same order")
-    found, names = measured(options)
+    try:
+        found, names = measured(options)
+    except DmoleError as error:
+        sys.exit(f"error: {error.message}\n  -> {error.hint}")
     if options.json:
         parts = {part: [{"of": list(key), **one} for key, one in values.items()] for part, values in found.items()}
         print(json.dumps(parts, indent=1))
