@@ -26,8 +26,8 @@ BY_SENSITIVITY = (
 )
 BY_GAIN = (
     "The ranks of the task's allocation with rank auto: they start at 0, and the next one goes to the site of the tower where it "
-    "gains most per parameter, until the share of the budget that the curriculum gave the tower is spent; what both towers leave "
-    "goes to further ranks of either. A site of rank 0 has no expert."
+    "gains most per parameter by the site's sensitivity, until the share of the budget that the curriculum gave the tower is "
+    "spent; what both towers leave goes to further ranks of either. A site of rank 0 has no expert."
 )
 DEFINITION_SITES = "{rules} Several sites of the same kind in one block share a rectangle{sums}; grey: no expert."
 READING_BLOCKS = "Read a column from top to bottom: a block's number grows whenever a task places experts in it."
