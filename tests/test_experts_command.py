@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,11 @@ def test_the_list(here, capsys, monkeypatch):
     show_experts(rows, usage)
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80 and "49.4 MB" in shown and "10 % of them" in shown
+    # Ranks are listed where those of an expert differ.
+    assert "ranks" not in shown and second.ranks == (4, 4)
+    show_experts([replace(second, ranks=(1, 22)), second, rows[1]], usage)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80 and "ranks" in shown and "1–22" in shown
 
 
 def test_a_removed_expert_is_listed_and_a_stale_one_says_why(here):

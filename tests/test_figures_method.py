@@ -186,6 +186,64 @@ def test_architecture_counts_the_experts_of_every_block(run: Run) -> None:
     assert next(architecture.figures(source(run))).note == "Allocated, but not trained yet: captions."
 
 
+def put_ranks(run: Run, task: str, ranks: dict[str, int]) -> None:
+    """An allocation with rank auto."""
+    document = {"task": task, "budget": "2%", "rank": "auto", "alpha": 4.0, "scale": 0.5, "spent": {}, "modalities": {}}
+    write_allocation(run.allocation(task), {**document, "sites": list(ranks), "ranks": ranks}, Header.of(ALLOCATION))
+
+
+def test_architecture_shows_ranks_that_differ(run: Run) -> None:
+    fixed = list(architecture.figures(source(run)))
+    put_ranks(run, "shapes", {"v.0.v": 2, "v.1.v": 2, "l.0.q": 2})
+    # The same pictures and numbers; only the rule is another one, for this task.
+    for before, after in zip(fixed, architecture.figures(source(run)), strict=True):
+        assert before.name != "architecture-vision" or svg(after) == svg(before)
+        assert replace(after, definition="", draw=before.draw) == replace(before, definition="")
+    assert "shapes: The ranks" in next(architecture.figures(source(run))).definition
+    put_ranks(run, "shapes", {"v.0.v": 3, "v.1.v": 12, "l.0.q": 1})
+    vision, language, blocks = architecture.figures(source(run))
+    assert vision.numbers["site"] == fixed[0].numbers["site"] and vision.numbers["rank"] == [3, 12, 2, 2]
+    assert vision.alternative.endswith("of 4 candidates: shapes 2 (ranks 3 to 12), captions 2 (rank 2).")
+    assert language.alternative.endswith("shapes 1 (rank 1), captions 0.")
+    written = Counter(text for text, _ in texts_of(vision))
+    assert written["12"] == 2 and {"3", "2", "rank"} <= written.keys(), "the highest rank also stands at the scale"
+    assert blocks.numbers == {
+        "after": ["1 shapes", "2 captions"], "vision 0": [3, 7], "vision 1": [12, 12], "language 0": [1, 1],
+    }  # fmt: skip
+    assert "highest sum of ranks after the last: vision block 1 (12)" in blocks.alternative
+    legible(vision)
+    legible(blocks)
+    put_ranks(run, "captions", {"v.0.q": 1, "v.0.v": 4})
+    assert architecture.BY_SENSITIVITY not in next(architecture.figures(source(run))).definition
+    header = Header.of(PROFILE, backbone="b", facts={"backbone_parameters": 100})
+    shared = [site(f"l.0.experts.{n}.up", "language", 0, 1.0) for n in range(2)]
+    for task in TASKS:
+        write_profile(run.profile(task), shared, header)
+    put_ranks(run, "captions", {row.site: rank for row, rank in zip(shared, (5, 30), strict=True)})
+    figure, _ = architecture.figures(source(run))
+    assert figure.numbers["rank"] == [5, 30] and "35" in [text for text, _ in texts_of(figure)]
+
+
+def test_a_figure_of_many_ranks_has_shades_without_numbers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_ranks(run, "shapes", {"v.0.v": 3, "v.1.v": 7})
+    monkeypatch.setattr(architecture, "NUMBERS", 3)
+    vision, *_ = architecture.figures(source(run))
+    assert {text for text, _ in texts_of(vision)} == {
+        "q",
+        "v",
+        *TASKS,
+        "0",
+        "1",
+        "2",
+        "4",
+        "6",
+        "7",
+        "block",
+        "task",
+        "rank",
+    }
+
+
 def test_activation_by_stage(run: Run) -> None:
     stages, training = activation.figures(source(run))
     rows = list(zip(*stages.numbers.values(), strict=True))

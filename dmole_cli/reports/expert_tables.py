@@ -9,14 +9,21 @@ from dmole_cli.artifacts.usage import Activation
 from dmole_cli.reports.experts import ExpertRow
 from dmole_cli.reports.layout import Grid, show, show_line
 
-HEADINGS = ("", "expert", "sites\nv + l", "parameters", "size", "score", "training\ntransfer", "active", "state")
+HEADINGS = (
+    "", "expert", "sites\nv + l", "ranks", "parameters", "size", "score", "training\ntransfer", "active", "state",
+)  # fmt: skip
+RANKS = HEADINGS.index("ranks")
 
 
 def show_experts(rows: Sequence[ExpertRow], usage: Activation) -> None:
-    """Print a line per expert, and what is wrong with those that are unusable."""
-    grid = Grid("", HEADINGS, keys=2, left=frozenset({8}))
+    """Print a line per expert, and what is wrong with those that are unusable; ranks if they differ within any expert."""
+    columns = list(range(len(HEADINGS)))
+    if all(row.ranks is None or row.ranks[0] == row.ranks[1] for row in rows):
+        columns.remove(RANKS)
+    grid = Grid("", [HEADINGS[column] for column in columns], keys=2, left=frozenset({len(columns) - 1}))
     for row in rows:
-        grid.add_row(str(row.position or "–"), row.task, *_cells(row), _state(row))
+        cells = (str(row.position or "–"), row.task, *_cells(row), _state(row))
+        grid.add_row(*(cells[column] for column in columns))
     show(grid)
     for row in rows:
         if row.why:
@@ -30,10 +37,12 @@ def show_experts(rows: Sequence[ExpertRow], usage: Activation) -> None:
 
 def _cells(row: ExpertRow) -> list[str]:
     if row.parameters is None or row.bytes is None:
-        return ["–"] * 6
+        return ["–"] * (len(HEADINGS) - 3)
     sites = f"{row.sites.get('vision', 0)} + {row.sites.get('language', 0)}"
+    ranks = "–".join(map(str, dict.fromkeys(row.ranks or ()))) or "–"
     return [
         sites,
+        ranks,
         f"{row.parameters:,}",
         size(row.bytes),
         "–" if row.score is None else f"{row.score:.1f}",

@@ -46,6 +46,7 @@ class ExpertRow:
         score, metric, after: the latest evaluation of its task, in points, and after how many tasks it was.
         active: number of requests in which it was active.
         activation: the same as a share (0..1) of all requests; None without requests.
+        ranks: the lowest and the highest rank of its sites; None where there is no expert.
     """
 
     task: str
@@ -62,6 +63,7 @@ class ExpertRow:
     after: int | None = None
     active: int = 0
     activation: float | None = None
+    ranks: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,11 @@ class Shelf:
     def _contents(self, run: Run, path: Path, expert: ExpertFile) -> dict[str, Any]:
         origin = "imported" if is_imported(expert.header) else "bundle" if is_from_bundle(run, path) else "trained"
         shares = expert.header.facts.get("transfer_shares")
+        ranks = [a.shape[0] for a, _ in expert.sites.values()]
         return {
             "origin": origin,
             "sites": self._sites(run, path.stem, expert),
+            "ranks": (min(ranks), max(ranks)) if ranks else None,
             "parameters": expert.parameters,
             "bytes": path.stat().st_size,
             "transfer": dict(shares) if isinstance(shares, Mapping) else None,
