@@ -27,7 +27,10 @@ def test_a_file_of_the_shelf_has_the_required_interface(name):
     found = load_format(name)
     assert found.__doc__ and found.load.__doc__
     assert list(inspect.signature(found.load).parameters) == ["card", "split", "data_root"]
-    assert all(type(default) in (str, int, float, bool) for default in found.OPTIONS.values())
+    plain = [value for value in found.OPTIONS.values() if not isinstance(value, tuple)]
+    assert all(type(default) in (str, int, float, bool) for default in plain)
+    lists = [value for value in found.OPTIONS.values() if isinstance(value, tuple)]
+    assert all(isinstance(text, str) for texts in lists for text in texts)
     if name in ANNOTATION_FILES:
         assert found.FILLS_PROMPT is True
         assert found.recognise(Source(Path("a.json"), records=({"nothing": "known"},))) is None

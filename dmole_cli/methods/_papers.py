@@ -23,13 +23,17 @@ REFERENCES = {
         "C. Chen et al. CoIN: A Benchmark of Continual Instruction tuNing for Multimodel Large Language Model. 2024. "
         "arXiv:2403.08350"
     ),
-    "https://arxiv.org/abs/2505.02486": (
-        "J. Chen, R. Cong, Y. Zhao, H. Yang, G. Hu, H. H. S. Ip, S. Kwong. SEFE: Superficial and Essential Forgetting "
-        "Eliminator for Multimodal Continual Instruction Tuning. ICML 2025. arXiv:2505.02486"
+    "https://arxiv.org/abs/2411.13949": (
+        "Z. Wang, C. Che, Q. Wang, Y. Li, Z. Shi, M. Wang. SMoLoRA: Exploring and Defying Dual Catastrophic Forgetting in "
+        "Continual Visual Instruction Tuning. ICCV 2025. arXiv:2411.13949"
     ),
     "https://arxiv.org/abs/2503.12941": (
         "H. Guo et al. HiDe-LLaVA: Hierarchical Decoupling for Continual Instruction Tuning of Multimodal Large Language Model. "
         "ACL 2025. arXiv:2503.12941"
+    ),
+    "https://arxiv.org/abs/2505.02486": (
+        "J. Chen, R. Cong, Y. Zhao, H. Yang, G. Hu, H. H. S. Ip, S. Kwong. SEFE: Superficial and Essential Forgetting "
+        "Eliminator for Multimodal Continual Instruction Tuning. ICML 2025. arXiv:2505.02486"
     ),
 }
 
