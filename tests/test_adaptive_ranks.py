@@ -84,6 +84,8 @@ def test_the_budget_is_spent_and_never_exceeded(seed):
     assert found.parameters > 5000 - min(widths.values()), "no further rank fits"
     assert found.chosen == tuple(found.ranks) == tuple(site.name for site in sites if site.name in found.ranks)
     assert sum(part.parameters for part in found.modalities.values()) == found.parameters
+    assert sum(part.budget for part in found.modalities.values()) == found.budget
+    assert all(part.parameters <= part.budget for part in found.modalities.values())
     assert found.modalities["vision"].parameters >= 0.25 * 5000 - 160
 
 

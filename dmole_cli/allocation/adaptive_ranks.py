@@ -214,15 +214,16 @@ def _placement(
     capacity: int,
 ) -> Placement:
     figures = {}
+    spent = {name: sum(ranks.get(s.name, 0) * s.parameters for s in own) for name, own in candidates.items()}
+    # What one modality leaves may pay for ranks of the other one.
+    moved = {name: max(0, spent[name] - parts[name]) for name in candidates}
     for name, own in candidates.items():
         chosen = [site for site in own if site.name in ranks]
-        spent = sum(ranks[site.name] * site.parameters for site in chosen)
         figures[name] = ModalityPlacement(
             share=shares[name],
-            # What one modality leaves may pay for ranks of the other one.
-            budget=max(parts[name], spent),
+            budget=parts[name] + moved[name] - sum(excess for other, excess in moved.items() if other != name),
             sites=len(chosen),
-            parameters=spent,
+            parameters=spent[name],
             cutoff=min((site.score for site in chosen), default=None),
         )
     chosen_names = tuple(site.name for site in sites if site.name in ranks)
