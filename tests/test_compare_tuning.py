@@ -17,7 +17,7 @@ import tune  # noqa: E402
 from _bracket import Axis, Search, Trial, trial_of  # noqa: E402
 from _differences import gain_sheet, interval_sheet, study_sheet, with_interval  # noqa: E402
 from _files import read_toml  # noqa: E402
-from _intervals import Estimate, best_of, estimate, gain  # noqa: E402
+from _intervals import best_of, gain  # noqa: E402
 from _options import (  # noqa: E402
     arguments,
     from_arguments,
@@ -39,6 +39,7 @@ from tune import COLUMNS, GRID, choices, report_of, results_in, table_of  # noqa
 from dmole_cli import catalog  # noqa: E402
 from dmole_cli.errors import DmoleError  # noqa: E402
 from dmole_cli.methods.base import Option, load_method  # noqa: E402
+from dmole_cli.reports.estimates import Estimate, estimate  # noqa: E402
 
 ANY = Option(0.0, "a number of at least 0")
 

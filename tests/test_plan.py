@@ -198,6 +198,16 @@ def test_bytes_are_those_of_the_files(finished, backbone):
     assert disk["in all"]["bytes"] == sum(row["bytes"] for kind, row in disk.items() if kind != "in all")
 
 
+def test_an_allocation_with_ranks_by_sensitivity_lists_every_site_twice(copy, backbone, run):
+    fixed = opened(copy, backbone)
+    ranked = opened(copy, backbone, allocate=fixed.settings.allocate.updated(rank="auto", max_rank=8))
+    tiny.succeed("allocate", "--rank", "auto", "--max-rank", 8, "--force", cwd=copy, run=run)
+    files = list(ranked.run.root.glob("allocations/*.json"))
+    (row,) = (row for row in disk_rows(ranked, work_of(ranked, backbone)) if row["kind"] == "allocation")
+    names = [len(name) for file in files for name in json.loads(file.read_text())["ranks"]]
+    assert row["files"] == len(files) and row["bytes"] > 2 * sum(names) + 2000 * len(files)
+
+
 def test_an_allocation_counts_for_a_plan_with_the_same_settings_only(copy, backbone):
     inputs = opened(copy, backbone)
     document, header = read_allocation(inputs.run.allocation(TASK))

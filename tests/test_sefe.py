@@ -275,3 +275,12 @@ def test_sefe_on_the_command_line(fresh, run):
     assert (report["method"], report["stored_parameters"]) == ("sefe", trained), "masks are not stored"
     assert not call("verify")["problems"]
     tiny.succeed("status", cwd=fresh, run=run)
+
+
+def test_a_method_that_loses_a_training_sample_is_refused(stream, backbone, tmp_path, monkeypatch):
+    work = opened(stream, backbone, tmp_path)
+    monkeypatch.setattr(type(load_method("sefe")), "training_samples", lambda self, context, samples, card: samples[1:])
+    rows = len(work.data.samples(FIRST, "train"))
+    with pytest.raises(DmoleError, match=f"of method sefe makes {rows - 1} samples of {rows}") as caught:
+        train_task(FIRST, method="sefe", **work.parts)
+    assert "as many samples" in caught.value.hint and not work.run.expert(FIRST, "sefe").exists()

@@ -92,7 +92,7 @@ def read_spectra(path: Path) -> dict[str, tuple[float, ...]]:
     """Site -> the largest singular values of its gradient, of a valid profile; empty where it has none.
 
     Raises:
-        ArtifactError: the file cannot be read, or the column `spectrum` is no list of finite numbers of 0 or more.
+        ArtifactError: the file cannot be read, or the column `spectrum` is not a list of finite numbers of 0 or more.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -105,7 +105,7 @@ def read_spectra(path: Path) -> dict[str, tuple[float, ...]]:
             table = file.read(columns=["site", "spectrum"])
         rows = {row["site"]: tuple(map(float, row["spectrum"])) for row in table.to_pylist()}
     except (pa.ArrowException, OSError, TypeError, ValueError) as error:
-        raise DamagedArtifact(path, f"the column spectrum of {path} cannot be read: {first_line(error)}") from error
+        raise DamagedArtifact(path, f"the column spectrum of {path} is invalid: {first_line(error)}") from error
     if any(not math.isfinite(value) or value < 0 for values in rows.values() for value in values):
         raise DamagedArtifact(path, f"the column spectrum of {path} has values that are negative or not finite")
     return rows

@@ -123,18 +123,21 @@ def refuse_unused_in_allocation(typed: Mapping[str, str], configured: AllocateSe
     """
     used = rules.allocation_settings(configured)
     decided = {key for key in type(configured).model_fields if getattr(used, key) != getattr(configured, key)}
-    reasons = {f"allocate.{key}": f"method {rules.name} decides it itself" for key in decided}
-    if len(used.modalities) == 1:
-        alone = f"experts are placed in one modality, {used.modalities[0]}"
-        reasons = {"allocate.curriculum": alone, "allocate.vision_floor": alone} | reasons
-    elif not used.curriculum:
-        reasons = {"allocate.vision_floor": "the floor belongs to the curriculum, which is switched off"} | reasons
+    reasons: dict[str, tuple[str, str]] = {}  # setting -> why it has no effect, and the hint
     if used.rank != AUTO:
-        fixed = f"all experts have rank {used.rank}"
-        reasons = {"allocate.max_rank": fixed, "allocate.utility": fixed} | reasons
-    for path, reason in reasons.items():
+        fixed = (f"all experts have rank {used.rank}", "leave it out, or add --rank auto")
+        reasons |= {"allocate.max_rank": fixed, "allocate.utility": fixed}
+    if len(used.modalities) == 1:
+        alone = (f"experts are placed in one modality, {used.modalities[0]}", "leave it out")
+        reasons |= {"allocate.curriculum": alone, "allocate.vision_floor": alone}
+    elif not used.curriculum:
+        reasons["allocate.vision_floor"] = (
+            "the floor belongs to the curriculum, which is switched off",
+            "leave it out",
+        )
+    reasons |= {f"allocate.{key}": (f"method {rules.name} decides it itself", "leave it out") for key in decided}
+    for path, (reason, hint) in reasons.items():
         if path in typed:
-            hint = "leave it out, or add --rank auto" if reason.startswith("all experts") else "leave it out"
             raise DmoleError(f"{typed[path]} has no effect: {reason}", hint)
 
 

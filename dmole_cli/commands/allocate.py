@@ -130,7 +130,7 @@ def _lines(outcome: Outcome) -> list[str]:
     spent = facts["sites"] if facts["unit"] == "sites" else facts["parameters"]
     lines = [f"{spent:,} of {facts['budget']:,} {facts['unit']} of the budget are used ({100 * facts['used']:.1f} %)"]
     if "unused" in facts:
-        lines[0] += ": all candidate sites have experts of the highest rank"
+        lines[0] += ": the candidate sites take no more"
     if "to_use_the_rest" in facts:
         lines.append(f"to use the rest: {facts['to_use_the_rest']}")
     if left_out := facts.get("left_out"):

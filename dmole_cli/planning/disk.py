@@ -32,6 +32,7 @@ from dmole_cli.data.sample import Sample
 from dmole_cli.planning.inputs import PlanInputs
 from dmole_cli.planning.work import TaskWork
 from dmole_cli.routing.autoencoder import Autoencoder
+from dmole_cli.settings.model import AUTO
 
 ROWS = 512  # rows of a table that is written to see its size
 BYTES_PER_PARAMETER = 4  # experts and routers are float32, in training and on disk
@@ -48,7 +49,7 @@ def disk_rows(inputs: PlanInputs, work: Sequence[TaskWork]) -> list[dict[str, An
     """
     trained, width = [item for item in work if item.trains], _feature_width(inputs)
     header, shapes = BYTES_PER_HEADER, [inputs.shapes(item.task) for item in trained]
-    experts = [sum(rank * (width + out) for rank, width, out in own.values()) for own in shapes]
+    experts = [sum(rank * (fan_in + fan_out) for rank, fan_in, fan_out in own.values()) for own in shapes]
     router = Autoencoder(width, hidden=inputs.settings.router.hidden)
     routers = sum(parameter.numel() for parameter in router.parameters())
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +63,8 @@ def disk_rows(inputs: PlanInputs, work: Sequence[TaskWork]) -> list[dict[str, An
             (EVALUATION, sum(i.entries for i in work), sum(i.entries * size.evaluation(i, len(trained)) for i in work)),
             (GENERATIONS, len(work), sum(size.generations(i) for i in work)),
         ]
-    sites = sum(len(json.dumps(site)) + 4 for own in shapes for site in own)
+    lists = 2 if inputs.settings.allocate.rank == AUTO else 1  # the sites, and the rank of each
+    sites = lists * sum(len(json.dumps(site)) + 4 for own in shapes for site in own)
     found = [
         *tables,
         (ALLOCATION, len(trained), sites + header * len(trained)),

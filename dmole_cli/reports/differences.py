@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dmole_cli.metrics.base import load_metric
+from dmole_cli.reports.estimates import LEVEL
 from dmole_cli.reports.experiments import Experiment, Spread, spread
 
 if TYPE_CHECKING:
     import numpy as np
 
-RESAMPLES, LEVEL = 1000, 0.95
+RESAMPLES = 1000
 BATCH = 2**22  # values that are resampled at once, 32 MiB
 SHOWN = ("last", "avg", "bwt")  # means of the report that are compared over seeds
 

@@ -46,7 +46,7 @@ class ExpertRow:
         score, metric, after: the latest evaluation of its task, in points, and after how many tasks it was.
         active: number of requests in which it was active.
         activation: the same as a share (0..1) of all requests; None without requests.
-        ranks: the lowest and the highest rank of its sites; None where there is no expert.
+        ranks: the lowest and the highest rank of its sites; None without an expert.
     """
 
     task: str

@@ -21,9 +21,9 @@ def top_candidates(losses: Sequence[float], thresholds: Sequence[float], *, most
 def as_trained(losses: Sequence[float], thresholds: Sequence[float]) -> list[int]:
     """The nearest candidate, with the expert that was active beside it when it was trained on samples like this one.
 
-    That is the nearest candidate among the tasks before it: the transfer expert of training (section 4.3). Unlike the two nearest
-    candidates, a sample never activates an expert beside a later one that was trained without it, so that a later task changes
-    the answers to those samples only that its router takes over. The rule is ours.
+    That is the nearest candidate among the tasks before it: the transfer expert of training (section 4.3). A later expert, which
+    did not exist when the nearest one was trained, is never active beside it. So a later task changes only the answers to those
+    samples whose nearest candidate it becomes. The rule is ours.
 
     Returns:
         At most two tasks, numbered from 0 in the order of training.

@@ -238,7 +238,9 @@ def _train(plan: Plan, data: Tasks, model: LazyModel, track: Track) -> Trained:
     with measured(run.cost(f"train-task-{rules.name}", task), model.counts) as cost:
         given = training_samples(task, plan.shares, data=data, seed=settings.seed)
         samples = rules.training_samples(plan.context, given, data.card(task).read_as("train"))
-        assert len(samples) == len(given), f"training_samples of {rules.name} must not change the number of samples"
+        if len(samples) != len(given):
+            message = f"training_samples of method {rules.name} makes {len(samples)} samples of {len(given)}"
+            raise DmoleError(message, "return as many samples, in the same order, from the method's training_samples")
         context = LoadedContext(rules, run, settings, plan.context.options, task, samples, backbone)
         previous = rules.previous_task(settings.tasks, task)
         generator = torch.Generator().manual_seed(seed_for(settings.seed, task, "expert"))

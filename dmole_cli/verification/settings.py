@@ -119,7 +119,7 @@ def _of_expert(inspection: Inspection, found: Found) -> dict[str, Any]:
         own_epochs=rules.protocol == "joint",
     )
     expected = {**settings.train.when_set(), **recipe.settings, **rules.header_settings(settings), "options": options}
-    if expected.get("transfer"):  # without transfer experts, there is no vote
+    if expected.get("transfer"):  # a vote needs transfer experts
         expected["training_vote"] = settings.train.training_vote
     return {"method": rules.name, **expected}
 

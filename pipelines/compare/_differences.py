@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from _intervals import Estimate, estimate, gain
+from _intervals import gain
 from _results import MEAN, MEAN_WITHOUT
 from _sheets import BEST, COUNTS, Sheet, Summary
 
+from dmole_cli.reports.estimates import Estimate, estimate
 from dmole_cli.reports.tables import MISSING, TITLES, points
 
 COMPARED = ("last", "avg")  # means of which differences are shown

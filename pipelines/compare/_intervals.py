@@ -1,33 +1,12 @@
-"""Means over seeds with confidence intervals, and paired differences of two rows."""
+"""Paired differences of two rows over the seeds, and the best row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 
-from dmole_cli.reports.differences import LEVEL
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds.
-
-    Attributes:
-        mean: over the seeds.
-        ends: of the 95 % confidence interval of Student's t distribution; None for one seed.
-        seeds: number of seeds.
-    """
-
-    mean: float
-    ends: tuple[float, float] | None
-    seeds: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval is on one side of zero."""
-        return self.ends is not None and (self.ends[0] > 0 or self.ends[1] < 0)
+from dmole_cli.reports.estimates import Estimate, estimate
 
 
 @dataclass(frozen=True)
@@ -47,19 +26,8 @@ class Gain:
     means: tuple[float, float]
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of one or more values, with its confidence interval."""
-    from scipy.stats import t
-
-    mean, count = fmean(values), len(values)
-    if count == 1:
-        return Estimate(mean, None, 1)
-    half = float(t.ppf((1 + LEVEL) / 2, count - 1)) * stdev(values) / sqrt(count)
-    return Estimate(mean, (mean - half, mean + half), count)
-
-
 def gain(ours: Mapping[int, float], theirs: Mapping[int, float], *, other: str) -> Gain | None:
-    """Compare two rows over the seeds that both have; None if there is no such seed.
+    """Compare two rows over the seeds that both have; None without such seeds.
 
     Args:
         ours: seed -> score.

@@ -47,7 +47,7 @@ def read_options(path: Path | None) -> dict[str, Any]:
     """Read a file of options; empty for None.
 
     Raises:
-        DmoleError: the file cannot be read, or has an unknown key.
+        DmoleError: the file is unreadable, or has an unknown key.
     """
     table = read_toml(path) if path else {}
     tables = {"": table, **{f"orders.{name}.": own for name, own in table.get("orders", {}).items()}}

@@ -77,6 +77,12 @@ def rows_of_plan(plan: Mapping[str, Any]) -> list[str]:
     return [row for name in named for row in (others if name == "*" else [name])]
 
 
+def variant_of(plan: Mapping[str, Any], row: str) -> Mapping[str, Any]:
+    """The plan's table of a row of the main table, with its method; for a row that is no variant, this is all."""
+    variant = plan.get("variants", {}).get(row, {"method": row})
+    return {"method": D_MOLE, **variant}
+
+
 def depends_on_order(method: str) -> bool:
     """Whether a method's training or evaluation depends on the order of the tasks.
 
@@ -106,15 +112,14 @@ def main_experiments(
     _check_names("method", rows or (), every)
     _check_names("order", orders or (), list(plan["orders"]))
     first = next(iter(plan["orders"]))
-    variants = plan.get("variants", {})
     found = []
     for order in plan["orders"]:
         included = every if order == first else plan.get("second", {}).get(order, [])
         if "*" in included:
-            included = [row for row in every if depends_on_order(variants.get(row, {"method": row})["method"])]
+            included = [row for row in every if depends_on_order(variant_of(plan, row)["method"])]
         for seed in plan["seeds"] if seeds is None else seeds:
             found += [
-                variant_experiment(row, variants.get(row, {"method": row}), order=order, seed=seed)
+                variant_experiment(row, variant_of(plan, row), order=order, seed=seed)
                 for row in every
                 if row in included
             ]

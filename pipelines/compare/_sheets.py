@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from _intervals import Gain, best_of, estimate, gain
+from _intervals import Gain, best_of, gain
 from _plan import Experiment
 from _results import ALL, MEAN, MEAN_WITHOUT, Row
 from rich import box
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dmole_cli.reports.estimates import estimate
 from dmole_cli.reports.tables import MISSING, TITLES, nats, points
 
 COUNTS = {"trained": "trainable_parameters", "stored": "stored_parameters"}

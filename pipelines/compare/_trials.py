@@ -11,7 +11,7 @@ from typing import Any
 from _bracket import Axis, Scores, Search, Trial, trial_of
 from _files import read_toml, toml, write_lines
 from _options import arguments, from_arguments
-from _plan import Experiment, Record, depends_on_order, rows_of_plan, variant_experiment
+from _plan import Experiment, Record, depends_on_order, rows_of_plan, variant_experiment, variant_of
 from _results import MEAN, Row
 
 from dmole_cli.data.card import load_card
@@ -56,14 +56,11 @@ def searches(
     found = {}
     for order in [name for name in grid["orders"] if not orders or name in orders]:
         for name in [name for name in available if not rows or name in rows]:
-            if depends_on_order(_method(plan, name)) or order == grid["orders"][0]:
-                _check_variant(name, plan.get("variants", {}).get(name, {}), table[name]["factors"])
-                found[name, order] = _search(name, _method(plan, name), table[name], most=grid["most"])
+            variant = variant_of(plan, name)
+            if depends_on_order(variant["method"]) or order == grid["orders"][0]:
+                _check_variant(name, variant, table[name]["factors"])
+                found[name, order] = _search(name, variant["method"], table[name], most=grid["most"])
     return found
-
-
-def _method(plan: Mapping[str, Any], name: str) -> str:
-    return plan.get("variants", {}).get(name, {"method": name})["method"]
 
 
 def _check_variant(name: str, variant: Mapping[str, Any], factors: Mapping[str, float]) -> None:
@@ -97,8 +94,8 @@ def experiment_of(plan: Mapping[str, Any], grid: Mapping[str, Any], place: Place
     """A trial as an experiment; its label contains the options, so that the grid may change without renaming finished trials."""
     name, order = place
     words = arguments(dict(trial))
-    variant = plan.get("variants", {}).get(name, {"method": name})
-    usual = variant_experiment("-".join([name, *words[1::2]]), variant, order=order, seed=grid["seed"], group=GROUP)
+    label = "-".join([name, *words[1::2]])
+    usual = variant_experiment(label, variant_of(plan, name), order=order, seed=grid["seed"], group=GROUP)
     return replace(usual, train=words)
 
 

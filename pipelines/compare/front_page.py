@@ -19,7 +19,7 @@ from typing import Any
 from _differences import COMPARED, with_interval
 from _files import ROOT, read_toml
 from _intervals import Gain
-from _plan import FOLDER, PLAN, depends_on_order
+from _plan import FOLDER, PLAN, depends_on_order, variant_of
 from _results import ALL, MEAN, Row
 from _sheets import BEST, Summary
 from _trials import GRID, searches
@@ -143,16 +143,12 @@ def _capacity(summary: Summary, plan: Mapping[str, Any]) -> list[str]:
 
 def _parameters(summary: Summary, label: str, plan: Mapping[str, Any]) -> tuple[float, float] | None:
     """Trained for a task, with the router, and stored in the end, of the first order that has the row; None without one."""
-    routers = router_parameters() if load_method(_method(label, plan)).uses_routers else 0
+    routers = router_parameters() if load_method(variant_of(plan, label)["method"]).uses_routers else 0
     for order in ORDERS:
         found = [summary.values(order, label, ALL, f"{kind}_parameters") for kind in ("trainable", "stored")]
         if all(found):
             return max(found[0]) + routers, max(found[1])
     return None
-
-
-def _method(label: str, plan: Mapping[str, Any]) -> str:
-    return plan.get("variants", {}).get(label, {"method": label})["method"]
 
 
 def _tuning(results: Path, labels: Collection[str], plan: Mapping[str, Any]) -> str:
@@ -220,7 +216,7 @@ def _table(
     lines = _heading(["method", *COLUMNS, "trained per task", "stored"])
     for label in labels:
         # What does not depend on the order was run in the first one.
-        alike = not depends_on_order(_method(label, plan))
+        alike = not depends_on_order(variant_of(plan, label)["method"])
         cells = []
         for order, name in COLUMNS.values():
             place = "A" if alike else order

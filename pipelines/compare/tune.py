@@ -22,7 +22,7 @@ from _bracket import Scores, Search, Trial
 from _engine import add_options, engine_options, run_experiments
 from _files import read_toml, write_csv, write_lines
 from _options import arguments, options_beside, read_options, updated, write_options
-from _plan import CONFIG, PLAN, Experiment, depends_on_order, read_record
+from _plan import CONFIG, PLAN, Experiment, depends_on_order, read_record, variant_of
 from _program import exit_with, reported_errors
 from _results import MEAN, Row, rows_of
 from _sheets import Sheet, markdown
@@ -131,7 +131,7 @@ def choices(
     chosen: dict[tuple[str, str | None], dict[str, float]] = {}
     for (row, order), search in found.items():
         if (trial := search.chosen(scores.get((row, order), {}))) is not None:
-            method = plan.get("variants", {}).get(row, {"method": row})["method"]
+            method = variant_of(plan, row)["method"]
             for name in (row, *(like for like, other in grid.get("like", {}).items() if other == row)):
                 chosen[name, order if depends_on_order(method) else None] = dict(trial)
     return chosen

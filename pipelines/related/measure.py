@@ -22,16 +22,15 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
-
-from scipy.stats import t as student
 
 from dmole_cli.artifacts.router import read_router
 from dmole_cli.artifacts.run import Run
 from dmole_cli.cli.workspace import Workspace, workspace
 from dmole_cli.errors import DmoleError
 from dmole_cli.reports.collect import MethodReport, collect
+from dmole_cli.reports.estimates import estimate
 from dmole_cli.routing.autoencoder import from_tensors
 from dmole_cli.routing.features import routing_features
 from dmole_cli.routing.rules import top_candidates
@@ -127,18 +126,18 @@ def estimates(runs: Sequence[Values]) -> dict[Key, dict[str, Any]]:
     for key in runs[0] if runs else ():
         values = [run[key] for run in runs if key in run]
         if len(values) == len(runs):
-            count = len(values)
-            half = float(student.ppf(0.975, count - 1)) * stdev(values) / count**0.5 if count > 1 else None
-            found[key] = {"mean": fmean(values), "half_width": half, "runs": count}
+            over = estimate(values)
+            half = (over.ends[1] - over.ends[0]) / 2 if over.ends else None
+            found[key] = {"mean": over.mean, "half_width": half, "runs": over.seeds}
     return found
 
 
-def shown(estimate: Mapping[str, Any] | None) -> str:
+def shown(found: Mapping[str, Any] | None) -> str:
     """Mean ± half-width."""
-    if estimate is None:
+    if found is None:
         return "–"
-    half = estimate["half_width"]
-    return f"{estimate['mean']:.1f}" + (f" ± {half:.1f}" if half else "")
+    half = found["half_width"]
+    return f"{found['mean']:.1f}" + (f" ± {half:.1f}" if half else "")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -155,7 +154,7 @@ def join_table(
     for task in dict.fromkeys(key[0] for key in found):
         cells = []
         for factor in factors:
-            to = {key[2]: estimate for key, estimate in found.items() if key[:2] == (task, factor)}
+            to = {key[2]: one for key, one in found.items() if key[:2] == (task, factor)}
             named = [f"{short[name]} {shown(one)}" for name, one in to.items() if one["mean"] >= 1]
             total = sum(one["mean"] for one in to.values())
             cells.append(f"{total:.1f}" + (f" ({', '.join(named)})" if named else ""))
@@ -199,7 +198,8 @@ def measured(options: argparse.Namespace) -> tuple[dict[str, dict[Key, dict[str,
     routed = [Routed(work) for work in works]
     reports = [collect(work.run, tasks=tasks, split=options.split) for work in works]
     pairs = []
-    for run, other in zip(options.runs, options.without, strict=False):
+    # Without `--without` there are no pairs; otherwise `main` has checked that there is one for every run.
+    for run, other in zip(options.runs[: len(options.without)], options.without, strict=True):
         first, second = (
             collect(Run(root, options.shared), tasks=tasks, methods=[options.method], split=options.split)[0]
             for root in (run, other)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The stream of related tasks (docs/tasks.md) on the embedded backbone: D-MoLE with and without transfer, then routing and transfer.
 #
-#     bash pipelines/related/run.sh              # seeds 0 to 2, into runs/related-0 ...; about half an hour a seed on two cores
+#     bash pipelines/related/run.sh              # seeds 0 to 2, into runs/related-0 ...
 #     bash pipelines/related/run.sh 3 4          # other seeds
 #
 # When the script is started again, finished work is skipped.

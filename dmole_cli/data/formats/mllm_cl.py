@@ -78,7 +78,7 @@ def _answered_rows(table: Path, *, columns: Sequence[str]) -> Iterator[tuple[int
     """Yield (number of the row, those of its columns that are not empty) of each row with an answer.
 
     Raises:
-        DmoleError: the table cannot be read, or has no column `answer`.
+        DmoleError: the table is unreadable, or has no column `answer`.
     """
     if table.suffix not in SEPARATORS:
         raise DmoleError(f"{table} is not a table", f"a table ends in {' or '.join(SEPARATORS)}")
